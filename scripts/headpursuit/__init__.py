@@ -1,0 +1,1 @@
+"""The library behind the workflow's scripts: importable and testable without Snakemake."""

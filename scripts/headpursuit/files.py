@@ -1,0 +1,101 @@
+"""Files that appear whole or not at all, and seeds that depend on identity alone."""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+
+class UserError(Exception):
+    """A mistake or lack that the user can mend; shown as one message, without a traceback."""
+
+
+@contextmanager
+def atomic(path: str | Path) -> Iterator[Path]:
+    """Yield a path beside ``path`` to write to; it takes ``path``'s place when the block ends well."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
+    os.close(handle)
+    part = Path(name)
+    try:
+        yield part
+        part.chmod(0o644)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write UTF-8 text atomically."""
+    with atomic(path) as part:
+        part.write_text(text, encoding="utf-8", newline="\n")
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write indented JSON atomically, keys in the order given."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_parquet(
+    path: str | Path, table: pa.Table, metadata: Mapping[str, Any] | None = None
+) -> None:
+    """Write a table atomically; each metadata value is stored as JSON in the schema."""
+    if metadata:
+        encoded = {key: json.dumps(value) for key, value in metadata.items()}
+        table = table.replace_schema_metadata({**(table.schema.metadata or {}), **encoded})
+    with atomic(path) as part:
+        pq.write_table(table, part)
+
+
+def read_parquet(path: str | Path, columns: list[str]) -> pa.Table:
+    """Read ``columns`` of a table.
+
+    Raises:
+        UserError: if the file is not Parquet or lacks a column.
+    """
+    try:
+        schema = pq.read_schema(path)
+        missing = [name for name in columns if name not in schema.names]
+        if missing:
+            raise UserError(
+                f"{path}: no column {', '.join(missing)}; it has {', '.join(schema.names)}. "
+                "Delete the file and run again to have it rebuilt."
+            )
+        return pq.read_table(path, columns=columns)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise UserError(
+            f"{path}: not a readable Parquet file ({error}). Delete it and run again."
+        ) from error
+
+
+def parquet_metadata(path: str | Path) -> dict[str, Any]:
+    """Return the JSON metadata that :func:`write_parquet` stored."""
+    stored = pq.read_schema(path).metadata or {}
+    return {
+        key.decode(): json.loads(value)
+        for key, value in stored.items()
+        if key not in (b"pandas", b"ARROW:schema")
+    }
+
+
+def sha256(path: str | Path) -> str:
+    """Return a file's SHA-256 in hexadecimal."""
+    with Path(path).open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def seed_for(seed: int, *identity: str | int) -> int:
+    """Return a 63-bit seed from the config's seed and the identity of what is random.
+
+    It depends on nothing else, so neither the order of jobs nor their number moves a result.
+    """
+    text = json.dumps([seed, *identity])
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) >> 1
