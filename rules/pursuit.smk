@@ -1,0 +1,29 @@
+# Rankings of heads.
+
+
+rule rank_heads:
+    """Rank all heads by what the selection words' tokens say of their writes."""
+    input:
+        activations=rules.cache_activations.output,
+        dictionary="<results>/dictionaries/{dataset}.csv",
+        model=MODEL_FILES,
+    output:
+        "<results>/rankings/{dataset}/{method}.csv",
+    log:
+        "<logs>/rank_heads/{dataset}/{method}.log",
+    benchmark:
+        "<benchmarks>/rank_heads/{dataset}/{method}.tsv"
+    conda:
+        "../envs/model.yaml"
+    threads: config["compute"]["threads"]
+    resources:
+        mem_mb=MODEL_MB,
+        runtime=240,
+        gpu=GPU,
+    params:
+        model=MODEL,
+        device=config["compute"]["device"],
+        pursuit=config["pursuit"],
+        code=code_hash("rank_heads"),
+    script:
+        "../scripts/rank_heads.py"

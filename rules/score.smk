@@ -1,0 +1,67 @@
+# The metrics.
+
+
+rule measure_expected:
+    """The words' probability at the baseline's own positions under every condition."""
+    input:
+        prompts="<results>/prompts/{dataset}.parquet",
+        responses="<results>/generations/{dataset}/baseline.parquet",
+        words="<results>/words/{dataset}.csv",
+        dictionary="<results>/dictionaries/{dataset}.csv",
+        heads=collect(
+            "<results>/heads/{{dataset}}/{condition}.csv",
+            condition=intervened_conditions(config["heads"]),
+        ),
+        model=MODEL_FILES,
+    output:
+        "<results>/expected/{dataset}.parquet",
+    log:
+        "<logs>/measure_expected/{dataset}.log",
+    benchmark:
+        "<benchmarks>/measure_expected/{dataset}.tsv"
+    conda:
+        "../envs/model.yaml"
+    threads: config["compute"]["threads"]
+    resources:
+        mem_mb=MODEL_MB,
+        runtime=720,
+        gpu=GPU,
+    params:
+        model=MODEL,
+        device=config["compute"]["device"],
+        conditions=intervened_conditions(config["heads"]),
+        alpha=config["heads"]["alpha"],
+        batch_tokens=config["score"]["batch_tokens"],
+        code=code_hash("measure_expected"),
+    script:
+        "../scripts/measure_expected.py"
+
+
+rule score_words:
+    """Both metrics, by word and by prompt."""
+    input:
+        words="<results>/words/{dataset}.csv",
+        baseline="<results>/generations/{dataset}/baseline.parquet",
+        intervened=collect(
+            "<results>/generations/{{dataset}}/{condition}.parquet",
+            condition=generated_conditions(config["heads"]),
+        ),
+        expected="<results>/expected/{dataset}.parquet",
+    output:
+        by_word="<results>/scores/{dataset}.parquet",
+        by_prompt="<results>/scores/{dataset}.per_prompt.parquet",
+    log:
+        "<logs>/score_words/{dataset}.log",
+    benchmark:
+        "<benchmarks>/score_words/{dataset}.tsv"
+    conda:
+        "../envs/tables.yaml"
+    resources:
+        mem_mb=4000,
+        runtime=60,
+    params:
+        conditions=generated_conditions(config["heads"]),
+        matching=MATCHING,
+        code=code_hash("score_words"),
+    script:
+        "../scripts/score_words.py"

@@ -1,0 +1,36 @@
+"""Cache the pooled input of every layer's attention output projection."""
+
+import json
+
+from headpursuit.activations import pooled_inputs, pooled_positions, write_cache
+from headpursuit.files import parquet_metadata, read_parquet
+from headpursuit.models import open_model
+from headpursuit.rule import run_rule
+
+
+def main(snakemake):
+    """Write a Parquet file a layer: sample_id, layer and z."""
+    params, spec = snakemake.params, snakemake.params.activations
+    prompts = read_parquet(snakemake.input.prompts, ["prompt_id", "token_ids"])
+    responses = None
+    if spec["positions"] == "response":
+        columns = ["prompt_id", "sample", "token_ids"]
+        responses = read_parquet(snakemake.input.responses, columns)
+    names, rows, where = pooled_positions(prompts, responses, spec["positions"])
+    decoder, tokenizer, provenance = open_model(snakemake.input.model, params.model, params.device)
+    metadata = {
+        "model": provenance,
+        "heads": decoder.n_heads,
+        "positions": spec["positions"],
+        "samples": len(rows),
+        "tokens": sum(map(len, rows)),
+        "pooled_tokens": sum(part.stop - part.start for part in where),
+        "prompts": parquet_metadata(snakemake.input.prompts),
+    }
+    pooled = pooled_inputs(decoder, rows, where, tokenizer.pad_token_id, spec["batch_tokens"])
+    encoded = {key: json.dumps(value) for key, value in metadata.items()}
+    write_cache(snakemake.output, pooled, names, spec["dtype"], encoded)
+
+
+if __name__ == "__main__":
+    run_rule(main, snakemake)

@@ -1,0 +1,172 @@
+"""The activation cache: what each head's slice of the output projection reads, pooled."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from headpursuit.files import UserError, atomic, parquet_metadata, read_parquet
+from headpursuit.generate import pad, plan_batches
+from headpursuit.models import Decoder, projection_inputs
+
+# Rows held back before they are written; it bounds the memory whatever the number of samples.
+ROW_GROUP = 256
+
+
+def pooled_positions(
+    prompts: pa.Table, responses: pa.Table | None, positions: str
+) -> tuple[list[str], list[list[int]], list[slice]]:
+    """Return what is read and which positions of it are averaged.
+
+    Args:
+        prompts: table with prompt_id and token_ids.
+        responses: the baseline's responses with prompt_id, sample and token_ids; only read for
+            ``response``, where empty responses are left out.
+        positions: ``prompt``, ``last`` or ``response``.
+
+    Returns:
+        Sample ids, token ids and positions of each sample.
+
+    Raises:
+        UserError: if no sample is left.
+    """
+    ids = dict(zip(prompts["prompt_id"].to_pylist(), prompts["token_ids"].to_pylist(), strict=True))
+    if positions == "response":
+        names, rows, where = [], [], []
+        for record in responses.select(["prompt_id", "sample", "token_ids"]).to_pylist():
+            prompt, response = ids[record["prompt_id"]], record["token_ids"]
+            if response:
+                names.append(f"{record['prompt_id']}/{record['sample']}")
+                rows.append(prompt + response)
+                where.append(slice(len(prompt), len(prompt) + len(response)))
+    else:
+        names, rows = list(ids), list(ids.values())
+        where = [slice(0 if positions == "prompt" else len(r) - 1, len(r)) for r in rows]
+    if not rows:
+        raise UserError("Every response is empty, so there are no response positions to average.")
+    return names, rows, where
+
+
+@torch.inference_mode()
+def pooled_inputs(
+    decoder: Decoder,
+    rows: Sequence[Sequence[int]],
+    where: Sequence[slice],
+    pad_id: int,
+    batch_tokens: int,
+) -> Iterator[tuple[list[int], int, Tensor]]:
+    """Run the model and average each layer's projection input over each sample's positions.
+
+    The average over positions commutes with the projection, so the heads' averaged writes can be
+    had from it (docs/files.md, activations).
+
+    Yields:
+        (indices of the samples, layer, float32 z of samples x (heads * head_dim)), a batch and
+        layer at a time.
+    """
+    layers = range(len(decoder.layers))
+    model = decoder.model.base_model  # the logits are not needed
+    with projection_inputs(decoder, layers) as inputs:
+        for batch in tqdm(plan_batches([len(r) for r in rows], batch_tokens), unit="batch"):
+            # Padding is on the right, where causal attention never looks.
+            ids, mask = pad([rows[i] for i in batch], pad_id, left=False, device=decoder.device)
+            model(input_ids=ids, attention_mask=mask, use_cache=False)
+            weights = torch.zeros(ids.shape, device=decoder.device)
+            for row, i in enumerate(batch):
+                weights[row, where[i]] = 1 / (where[i].stop - where[i].start)
+            for layer in layers:
+                yield batch, layer, torch.einsum("bp,bpk->bk", weights, inputs[layer].float())
+            inputs.clear()
+
+
+def write_cache(
+    paths: Sequence[Path],
+    pooled: Iterable[tuple[list[int], int, Tensor]],
+    names: Sequence[str],
+    dtype: str,
+    metadata: Mapping[str, str],
+) -> None:
+    """Write the pooled inputs, one file a layer, in row groups as they come.
+
+    Args:
+        paths: a file for each layer.
+        pooled: of :func:`pooled_inputs`.
+        names: sample ids.
+        dtype: ``float32`` or ``float16``.
+        metadata: stored in each schema, values already text.
+
+    Raises:
+        UserError: at the first value that is not finite, naming layer and sample.
+    """
+    with ExitStack() as stack:
+        parts = [stack.enter_context(atomic(path)) for path in paths]
+        writers: dict[int, pq.ParquetWriter] = {}
+        waiting: dict[int, list[tuple[list[int], np.ndarray]]] = {i: [] for i in range(len(paths))}
+
+        def flush(layer: int) -> None:
+            batches = waiting[layer]
+            if not batches:
+                return
+            z = np.concatenate([values for _, values in batches])
+            samples = [names[i] for indices, _ in batches for i in indices]
+            table = _layer_table(samples, layer, z, metadata)
+            if layer not in writers:
+                writers[layer] = stack.enter_context(
+                    pq.ParquetWriter(
+                        parts[layer], table.schema, use_dictionary=False, compression="none"
+                    )
+                )
+            writers[layer].write_table(table, row_group_size=len(table))
+            batches.clear()
+
+        for indices, layer, z in pooled:
+            values = z.cpu().numpy().astype(dtype)
+            bad = ~np.isfinite(values).all(axis=1)
+            if bad.any():
+                raise UserError(
+                    f"Layer {layer}, sample {names[indices[int(bad.argmax())]]}: an activation is "
+                    f"not finite in {dtype}. If the model runs in float16, try bfloat16 or float32."
+                )
+            waiting[layer].append((indices, values))
+            if sum(len(own) for own, _ in waiting[layer]) >= ROW_GROUP:
+                flush(layer)
+        for layer in waiting:
+            flush(layer)
+        for writer in writers.values():
+            writer.close()  # the footer must be there before the file is renamed
+
+
+def _layer_table(
+    samples: list[str], layer: int, z: np.ndarray, metadata: Mapping[str, str]
+) -> pa.Table:
+    values = pa.FixedSizeListArray.from_arrays(pa.array(z.ravel()), z.shape[1])
+    layers = pa.array(np.full(len(samples), layer, dtype=np.int16))
+    table = pa.table({"sample_id": samples, "layer": layers, "z": values})
+    return table.replace_schema_metadata(dict(metadata))
+
+
+def read_layer(path: str | Path) -> tuple[list[str], np.ndarray, dict[str, Any]]:
+    """Read one layer of a cache.
+
+    Returns:
+        Sample ids, z as float32 of samples x heads x head_dim, and the file's metadata.
+
+    Raises:
+        UserError: if the file is damaged or a value is not finite.
+    """
+    table = read_parquet(path, ["sample_id", "z"])
+    metadata = parquet_metadata(path)
+    values = table["z"].combine_chunks().flatten().to_numpy().astype(np.float32)
+    z = values.reshape(len(table), metadata["heads"], -1)
+    finite = np.isfinite(z).all(axis=(1, 2))
+    names = table["sample_id"].to_pylist()
+    if not finite.all():
+        raise UserError(f"{path}: sample {names[int((~finite).argmax())]} is not finite.")
+    return names, z, metadata

@@ -1,0 +1,146 @@
+"""The config: what is wrong with it, said all at once and before anything runs."""
+
+import difflib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import ValidationError
+
+from headpursuit.files import UserError
+
+SCHEMA = Path(__file__).parents[2] / "schemas" / "config.schema.yaml"
+
+
+def check_config(config: Mapping[str, Any]) -> None:
+    """Check a config against the schema and against itself.
+
+    Raises:
+        UserError: one message that lists everything wrong: the key, what is wrong with it, and
+            what would be right.
+    """
+    schema = yaml.safe_load(SCHEMA.read_text(encoding="utf-8"))
+    errors = sorted(Draft202012Validator(schema).iter_errors(config), key=lambda e: list(e.path))
+    problems = [line for error in errors for line in _describe(error)]
+    # What refers to other keys is only looked at where those keys are sound.
+    problems = problems or list(_inconsistencies(config))
+    if problems:
+        listed = "\n".join(f"  - {problem}" for problem in problems)
+        raise UserError(f"The config cannot run:\n{listed}")
+
+
+def _describe(error: ValidationError) -> Iterator[str]:
+    key = ".".join(str(part) for part in error.absolute_path)
+    if error.validator == "additionalProperties" and isinstance(error.instance, Mapping):
+        known = list(error.schema.get("properties", {}))
+        for name in error.instance:
+            if name not in known:
+                near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
+                hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
+                yield f"{f'{key}.{name}' if key else name}: unknown key; {hint}"
+    elif error.validator == "required":
+        name = error.message.split("'")[1]  # jsonschema gives one error for each missing key
+        what = error.schema.get("properties", {}).get(name, {}).get("description", "")
+        yield f"{f'{key}.{name}' if key else name}: missing. {what}".strip()
+    else:
+        what = error.schema.get("description", "") if isinstance(error.schema, Mapping) else ""
+        yield f"{key or error.message}: {_complaint(error)}. {what}".strip()
+
+
+def _complaint(error: ValidationError) -> str:
+    value, wanted = error.instance, error.validator_value
+    match error.validator:
+        case "type":
+            kinds = wanted if isinstance(wanted, list) else [wanted]
+            return f"{value!r} is not {' or '.join(map(_article, kinds))}"
+        case "enum":
+            return f"{value!r} is not one of {', '.join(map(str, wanted))}"
+        case "minimum" | "exclusiveMinimum":
+            return f"{value!r} is too small (at least {wanted})"
+        case "maximum" | "exclusiveMaximum":
+            return f"{value!r} is too large (at most {wanted})"
+        case _:
+            return error.message
+
+
+def _article(kind: str) -> str:
+    names = {"integer": "a whole number", "null": "null", "object": "a mapping", "array": "a list"}
+    return names.get(kind, f"a {kind}")
+
+
+def _inconsistencies(config: Mapping[str, Any]) -> Iterator[str]:
+    """What no schema can see: keys that name other keys, and numbers that bound each other."""
+    known = config["sources"]
+
+    def no_source(key: str, name: str | None) -> Iterator[str]:
+        if name not in known:
+            yield f"{key}: {name!r} is not under sources; there are {', '.join(known)}"
+
+    model = config["text"]["model"]
+    if model not in config["models"]:
+        yield f"text.model: {model!r} is not under models; there are {', '.join(config['models'])}"
+    else:
+        yield from no_source(f"models.{model}.source", config["models"][model]["source"])
+        yield from _head_problems(config["heads"], config["models"][model], model)
+    for name in config["text"]["datasets"]:
+        if name not in config["datasets"]:
+            there = ", ".join(config["datasets"])
+            yield f"text.datasets: {name!r} is not under datasets; there are {there}"
+        else:
+            yield from no_source(f"datasets.{name}.source", config["datasets"][name]["source"])
+    if config["words"]["file"] is None and config["labeller"]["backend"] == "lexicon":
+        lexicon = config["labeller"]["lexicon"]
+        yield from no_source("labeller.lexicon.source", lexicon["source"])
+        if lexicon["files"] is None:
+            yield "labeller.lexicon.files: missing. Pattern of files inside the source."
+
+
+def _head_problems(heads: Mapping[str, Any], model: Mapping[str, Any], name: str) -> Iterator[str]:
+    first, last = candidate_layers(heads, model)
+    if last >= model["layers"]:
+        yield f"heads.last_layer: {last}, but the last layer of {name} is {model['layers'] - 1}"
+    elif first > last:
+        yield f"heads.first_layer: {first} comes after the last candidate layer, {last}"
+    else:
+        there = (last - first + 1) * model["heads"]
+        for k in heads["k"]:
+            if 2 * k > there:
+                yield (
+                    f"heads.k: {k} heads and as many disjoint random ones do not fit into the "
+                    f"{there} heads of {name}'s layers {first} to {last}; at most {there // 2}"
+                )
+    if heads["count_draws"] > heads["draws"]:
+        yield f"heads.count_draws: {heads['count_draws']} is more than heads.draws, {heads['draws']}"
+
+
+def candidate_layers(heads: Mapping[str, Any], model: Mapping[str, Any]) -> tuple[int, int]:
+    """Return the first and last candidate layer, both included."""
+    last = heads["last_layer"]
+    return heads["first_layer"], model["layers"] - 1 if last is None else last
+
+
+def condition_name(method: str, k: int, draw: int | None = None) -> str:
+    """Return a condition's name: ``somp-k16``, ``random-k16-d03``."""
+    return f"{method}-k{k}" + ("" if draw is None else f"-d{draw:02d}")
+
+
+def random_conditions(heads: Mapping[str, Any], draws: int) -> list[str]:
+    """Return the names of the first ``draws`` random controls of each k."""
+    return [condition_name("random", k, d) for k in heads["k"] for d in range(draws)]
+
+
+def selected_conditions(heads: Mapping[str, Any]) -> list[str]:
+    """Return the names of the conditions whose heads a ranking selects."""
+    return [condition_name(method, k) for method in heads["methods"] for k in heads["k"]]
+
+
+def intervened_conditions(heads: Mapping[str, Any]) -> list[str]:
+    """Return every condition but the baseline."""
+    return selected_conditions(heads) + random_conditions(heads, heads["draws"])
+
+
+def generated_conditions(heads: Mapping[str, Any]) -> list[str]:
+    """Return the conditions, baseline apart, under which responses are generated."""
+    return selected_conditions(heads) + random_conditions(heads, heads["count_draws"])

@@ -1,0 +1,149 @@
+"""The `expected` metric: the probability of words, teacher-forced, under every condition."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from headpursuit.generate import pad, plan_batches
+from headpursuit.heads import Head
+from headpursuit.models import Decoder, layer_outputs, replayed, scaled_heads
+
+
+def covered_words(words: pd.DataFrame, dictionary: pd.DataFrame) -> dict[str, list[int]]:
+    """Return the token ids whose probability is a word's: its one-token forms that start a word.
+
+    Words without such a form have an empty list; `expected` cannot see them.
+    """
+    starts = dictionary[dictionary["starts_word"].astype(bool)]
+    ids = starts.groupby("word")["token_id"].unique()
+    return {word: [int(i) for i in ids.get(word, [])] for word in words["word"]}
+
+
+@torch.inference_mode()
+def measure_expected(
+    decoder: Decoder,
+    pad_id: int,
+    prompts: pa.Table,
+    responses: pa.Table,
+    words: Mapping[str, Sequence[int]],
+    conditions: Mapping[str, Sequence[Head]],
+    alpha: float,
+    batch_tokens: int,
+) -> pa.Table:
+    """Measure the probability that each word gets at the positions of the baseline's responses.
+
+    The responses are teacher-forced: every condition reads the same tokens, so nothing is sampled
+    and all conditions are measured at the same positions. Layers below a condition's first scaled
+    head give what they gave in the plain pass, and are not computed again.
+
+    Args:
+        decoder: the model.
+        pad_id: padding token.
+        prompts: table with prompt_id and token_ids.
+        responses: the baseline's, with prompt_id, sample and token_ids.
+        words: word to its token ids (:func:`covered_words`).
+        conditions: condition to its heads; the baseline, without heads, is added.
+        alpha: what the heads' writes are multiplied by.
+        batch_tokens: tokens of a batch, padding included.
+
+    Returns:
+        Table with condition, prompt_id, sample, positions (response tokens), nll (negative
+        log-likelihood of the response, nats, summed) and mass (for each word, in the order of
+        ``words``, its probability summed over the positions).
+    """
+    ids = dict(zip(prompts["prompt_id"].to_pylist(), prompts["token_ids"].to_pylist(), strict=True))
+    records = responses.select(["prompt_id", "sample", "token_ids"]).to_pylist()
+    rows = [ids[r["prompt_id"]] + r["token_ids"] for r in records]
+    starts = [len(ids[r["prompt_id"]]) for r in records]
+    tokens = torch.tensor([i for own in words.values() for i in own], device=decoder.device)
+    owner = torch.tensor([w for w, own in enumerate(words.values()) for _ in own])
+
+    out = []
+    for batch in tqdm(plan_batches([len(r) for r in rows], batch_tokens), unit="batch"):
+        inputs, mask = pad([rows[i] for i in batch], pad_id, left=False, device=decoder.device)
+        scored = torch.zeros_like(mask, dtype=torch.bool)
+        for row, i in enumerate(batch):
+            # The logits at a position speak of the next token.
+            scored[row, starts[i] - 1 : len(rows[i]) - 1] = True
+        target = inputs.roll(-1, dims=1)[scored]
+        row_of = scored.nonzero()[:, 0]
+        with layer_outputs(decoder) as plain:
+            logits = scored_logits(decoder, inputs, mask, scored)
+        for condition, heads in {"baseline": [], **conditions}.items():
+            if heads:
+                below = plain[: min(layer for layer, _ in heads)]
+                with scaled_heads(decoder, heads, alpha), replayed(decoder, below):
+                    logits = scored_logits(decoder, inputs, mask, scored)
+            nll, mass = word_mass(logits, target, row_of, len(batch), tokens, owner, len(words))
+            out += [
+                {
+                    "condition": condition,
+                    **{key: records[i][key] for key in ("prompt_id", "sample")},
+                    "positions": len(rows[i]) - starts[i],
+                    "nll": float(nll[row]),
+                    "mass": mass[row].tolist(),
+                }
+                for row, i in enumerate(batch)
+            ]
+    table = pa.Table.from_pylist(out)
+    order = {name: n for n, name in enumerate(["baseline", *conditions])}
+    keys = pa.array([order[name] for name in table["condition"].to_pylist()])
+    by = [("order", "ascending"), ("prompt_id", "ascending"), ("sample", "ascending")]
+    return table.append_column("order", keys).sort_by(by).drop_columns("order")
+
+
+def scored_logits(decoder: Decoder, inputs: Tensor, mask: Tensor, scored: Tensor) -> Tensor:
+    """Return the logits of the positions that ``scored`` marks, positions x vocabulary.
+
+    The unembedding is the widest product of the model; it is computed for these positions only.
+    """
+    head = decoder.model.get_output_embeddings()
+    handle = head.register_forward_pre_hook(lambda module, args: (args[0][scored],))
+    try:
+        return decoder.model(input_ids=inputs, attention_mask=mask, use_cache=False).logits
+    finally:
+        handle.remove()
+
+
+def word_mass(
+    logits: Tensor,
+    target: Tensor,
+    row_of: Tensor,
+    n_rows: int,
+    tokens: Tensor,
+    owner: Tensor,
+    n_words: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Sum the log-likelihood of the targets and the words' probabilities over each row.
+
+    Args:
+        logits: positions x vocabulary.
+        target: the token that follows each position.
+        row_of: the row of the batch that each position belongs to.
+        n_rows: rows of the batch.
+        tokens: token ids of all words.
+        owner: the word of each of them.
+        n_words: number of words.
+
+    Returns:
+        nll (rows) in nats, and mass (rows x words), both float64.
+    """
+    # In blocks: a float32 copy of all logits would be the largest thing in memory.
+    nll = np.zeros(n_rows)
+    mass = np.zeros((n_rows, n_words))
+    for part in torch.arange(len(logits), device=logits.device).split(1024):
+        scores = logits[part].float()
+        norm = scores.logsumexp(-1, keepdim=True)
+        surprise = norm[:, 0] - scores.gather(-1, target[part, None])[:, 0]
+        probability = (scores[:, tokens] - norm).exp()
+        rows = row_of[part].cpu().numpy()
+        np.add.at(nll, rows, surprise.double().cpu().numpy())
+        by_word = np.zeros((len(part), n_words))
+        np.add.at(by_word.T, owner.numpy(), probability.double().cpu().numpy().T)
+        np.add.at(mass, rows, by_word)
+    return nll, mass

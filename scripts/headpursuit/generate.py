@@ -1,0 +1,226 @@
+"""Responses: batched generation whose outcome depends on the prompt, not on the batch."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+from tqdm import tqdm
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    TemperatureLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from headpursuit.files import seed_for
+from headpursuit.models import Decoder
+
+log = logging.getLogger(__name__)
+
+SCHEMA = pa.schema(
+    {
+        "prompt_id": pa.string(),
+        "sample": pa.int32(),
+        "response": pa.string(),
+        "n_tokens": pa.int32(),
+        "stop_reason": pa.string(),
+        "token_ids": pa.list_(pa.int32()),
+    }
+)
+
+
+def plan_batches(lengths: Sequence[int], batch_tokens: int, extra: int = 0) -> list[list[int]]:
+    """Group sequences of similar length so that a padded batch holds at most ``batch_tokens``.
+
+    Args:
+        lengths: tokens of each sequence.
+        batch_tokens: limit of rows x (longest row + extra); a batch has one row at the least.
+        extra: tokens that each row will gain.
+
+    Returns:
+        Lists of indices into ``lengths``; every index once, longest batches first, so that a
+        lack of memory shows at the start.
+    """
+    batches: list[list[int]] = []
+    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        width = lengths[batches[-1][0]] + extra if batches else 0
+        if not batches or (len(batches[-1]) + 1) * width > batch_tokens:
+            batches.append([])
+        batches[-1].append(index)
+    return batches
+
+
+def pad(rows: Sequence[Sequence[int]], pad_id: int, left: bool, device) -> tuple[Tensor, Tensor]:
+    """Return token ids and attention mask, rows x longest row."""
+    width = max(map(len, rows))
+    ids = np.full((len(rows), width), pad_id, dtype=np.int64)
+    mask = np.zeros((len(rows), width), dtype=np.int64)
+    for i, row in enumerate(rows):
+        where = slice(width - len(row), width) if left else slice(0, len(row))
+        ids[i, where], mask[i, where] = row, 1
+    return torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device)
+
+
+class InverseCdf(LogitsProcessor):
+    """Samples each row with its own stream of uniform numbers, by inverting the distribution.
+
+    It leaves one token possible, so that greedy decoding takes it. A response then depends on
+    its prompt and sample number alone, and not on which others share its batch; and since the
+    numbers do not depend on the condition, an intervention is compared with its baseline on
+    common random numbers.
+    """
+
+    def __init__(self, uniforms: Tensor):
+        """Take uniform numbers in [0, 1), rows x steps."""
+        self.uniforms, self.step = uniforms, 0
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Return scores (rows x vocabulary) that are -inf but for the sampled token."""
+        cumulative = scores.softmax(-1, dtype=torch.float32).cumsum(-1, dtype=torch.float64)
+        target = self.uniforms[:, self.step, None] * cumulative[:, -1:]
+        token = torch.searchsorted(cumulative, target, right=True).clamp_max(scores.shape[-1] - 1)
+        self.step += 1
+        return torch.full_like(scores, -torch.inf).scatter_(-1, token, 0.0)
+
+
+def uniforms(seed: int, prompt_id: str, sample: int, steps: int) -> np.ndarray:
+    """Return the uniform numbers of one response, from its identity alone."""
+    return np.random.default_rng(seed_for(seed, prompt_id, sample)).random(steps)
+
+
+def generate(
+    decoder: Decoder,
+    tokenizer,
+    prompts: pa.Table,
+    settings: dict[str, Any],
+    seed: int,
+    journal: Path,
+    identity: Any,
+) -> pa.Table:
+    """Generate the responses of all prompts.
+
+    Args:
+        decoder: the model, with its heads already scaled where that is wanted.
+        tokenizer: its tokenizer.
+        prompts: table with prompt_id and token_ids.
+        settings: the config's ``generation``.
+        seed: the config's seed.
+        journal: file that keeps finished batches, so that a killed job goes on where it was.
+        identity: whatever else decides the responses (model, heads, alpha); a journal of another
+            identity is not used.
+
+    Returns:
+        Table of :data:`SCHEMA`, in the order of the prompts, then samples.
+    """
+    ids = prompts["token_ids"].to_pylist()
+    names = prompts["prompt_id"].to_pylist()
+    jobs = [(i, sample) for i in range(len(ids)) for sample in range(settings["samples"])]
+    steps = settings["max_new_tokens"]
+    batches = plan_batches([len(ids[i]) for i, _ in jobs], settings["batch_tokens"], steps)
+    fingerprint = hashlib.sha256(
+        json.dumps([identity, settings, seed, names, ids], sort_keys=True).encode()
+    ).hexdigest()
+    done = read_journal(journal, fingerprint)
+    if done:
+        log.info("%d of %d batches are in the journal", len(done), len(batches))
+    records: list[dict | None] = [None] * len(jobs)
+    with journal.open("a", encoding="utf-8") as handle:
+        for number, batch in enumerate(tqdm(batches, desc=journal.stem.lstrip("."), unit="batch")):
+            if number not in done:
+                rows = [jobs[j] for j in batch]
+                numbers = [uniforms(seed, names[i], sample, steps) for i, sample in rows]
+                done[number] = generate_batch(
+                    decoder, tokenizer, [ids[i] for i, _ in rows], np.stack(numbers), settings
+                )
+                print(json.dumps({"batch": number, "token_ids": done[number]}), file=handle)
+                handle.flush()
+            for j, (tokens, stop) in zip(batch, done[number], strict=True):
+                records[j] = {
+                    "prompt_id": names[jobs[j][0]],
+                    "sample": jobs[j][1],
+                    "response": tokenizer.decode(tokens, skip_special_tokens=True),
+                    "n_tokens": len(tokens),
+                    "stop_reason": stop,
+                    "token_ids": tokens,
+                }
+    return pa.Table.from_pylist(records, schema=SCHEMA)
+
+
+def read_journal(journal: Path, fingerprint: str) -> dict[int, list]:
+    """Return the finished batches of a journal; start it anew if it is of another identity.
+
+    A last line that a kill tore is cut off.
+    """
+    journal.parent.mkdir(parents=True, exist_ok=True)
+    lines = journal.read_text(encoding="utf-8").splitlines(True) if journal.exists() else []
+    header = json.dumps({"fingerprint": fingerprint}) + "\n"
+    whole = [line for line in lines if line.endswith("\n")]
+    if whole[:1] != [header]:
+        whole = [header]
+    journal.write_text("".join(whole), encoding="utf-8")
+    entries = (json.loads(line) for line in whole[1:])
+    return {entry["batch"]: entry["token_ids"] for entry in entries}
+
+
+@torch.inference_mode()
+def generate_batch(
+    decoder: Decoder,
+    tokenizer,
+    prompts: Sequence[Sequence[int]],
+    numbers: np.ndarray,
+    settings: dict[str, Any],
+) -> list[tuple[list[int], str]]:
+    """Generate one response for each row of token ids.
+
+    Args:
+        decoder: the model.
+        tokenizer: for its padding token.
+        prompts: token ids of each row.
+        numbers: uniform numbers for sampling, rows x max_new_tokens.
+        settings: the config's ``generation``.
+
+    Returns:
+        For each row its new token ids, without the end token, and why it stopped: ``eos`` or
+        ``length``.
+    """
+    ids, mask = pad(prompts, tokenizer.pad_token_id, left=True, device=decoder.device)
+    stops = end_tokens(decoder, tokenizer)
+    processors = LogitsProcessorList()
+    if settings["temperature"] > 0:
+        processors.append(TemperatureLogitsWarper(float(settings["temperature"])))
+        if settings["top_p"] < 1:
+            processors.append(TopPLogitsWarper(settings["top_p"]))
+        processors.append(InverseCdf(torch.from_numpy(numbers).to(decoder.device)))
+    # Only what is said here: a model's own generation defaults must not slip in.
+    decoder.model.generation_config = GenerationConfig(
+        do_sample=False,
+        max_new_tokens=settings["max_new_tokens"],
+        eos_token_id=stops,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    new = decoder.model.generate(input_ids=ids, attention_mask=mask, logits_processor=processors)[
+        :, ids.shape[1] :
+    ].tolist()
+    return [_until_stop(row, stops) for row in new]
+
+
+def end_tokens(decoder: Decoder, tokenizer) -> list[int]:
+    """Return the ids that end a response: the model's own and the tokenizer's."""
+    declared = decoder.model.config.eos_token_id
+    declared = declared if isinstance(declared, list) else [declared]
+    return sorted({i for i in [*declared, tokenizer.eos_token_id] if i is not None})
+
+
+def _until_stop(row: list[int], stops: Sequence[int]) -> tuple[list[int], str]:
+    for position, token in enumerate(row):
+        if token in stops:
+            return row[:position], "eos"
+    return row, "length"

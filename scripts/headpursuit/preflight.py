@@ -1,0 +1,262 @@
+"""What a run needs and this machine may lack, found out before hours are spent on it.
+
+Everything that is lacking is told at once, each with its way out. torch is only used if it is
+there: the check also runs in the light environment that starts the workflow.
+"""
+
+import os
+import shutil
+import subprocess
+from collections import defaultdict
+from math import sqrt
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from headpursuit.config import generated_conditions
+from headpursuit.files import UserError
+from headpursuit.sources import bare_url, bytes_to_come, source_files, used_sources
+
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+LARGE = 1e9  # parameters; from here on a run without a GPU takes days
+PROMPTS = 3000  # assumed of a data set taken whole; the paper's two have fewer
+GIB = 2**30
+
+
+def preflight(config: dict, resources: Path, results: Path) -> dict:
+    """Check that a run can succeed here, and return what was found.
+
+    Raises:
+        UserError: if something is lacking: one message with all of it, each with its way out.
+    """
+    lacks: list[str] = []
+    notes: list[str] = []
+    device = check_device(config, lacks, notes)
+    sources = check_sources(config, Path(resources), lacks)
+    to_come = sum(found["bytes_to_come"] or 0 for found in sources.values())
+    needs = [(Path(resources), to_come), (Path(results), results_bytes(config))]
+    report = {
+        "run": config["run"],
+        "device": device,
+        "sources": sources,
+        "disk": check_disk(needs, lacks),
+        "labeller": check_labeller(config, lacks, notes),
+        "notes": notes,
+    }
+    if lacks:
+        listed = "\n".join(f"  {number}. {lack}" for number, lack in enumerate(lacks, start=1))
+        raise UserError(f"The run {config['run']!r} cannot start here yet:\n{listed}")
+    return report
+
+
+# Device and memory
+
+
+def check_device(config: dict, lacks: list[str], notes: list[str]) -> dict:
+    """Check that there is a device with enough memory for the model."""
+    compute, model = config["compute"], config["models"][config["text"]["model"]]
+    if not compute["check_device"]:
+        notes.append("compute.check_device is false: neither device nor memory were looked at")
+        return {"checked": False}
+    gpu = {"kind": "none"} if compute["device"] == "cpu" else find_gpu(notes)
+    if compute["device"] == "cuda" and gpu["kind"] == "none":
+        lacks.append(
+            "compute.device is cuda, but no CUDA GPU is visible here. "
+            "Check nvidia-smi and CUDA_VISIBLE_DEVICES, or set compute.device: auto."
+        )
+        return {"checked": True, **gpu}
+    if gpu["kind"] == "none":
+        return _check_cpu(config, model, lacks, notes)
+    needed, free = model_bytes(config), gpu.get("free_bytes")
+    if free is not None and free < needed:
+        lacks.append(_memory_message(config, gpu["name"], needed, free))
+    return {"checked": True, "needed_bytes": needed, **gpu}
+
+
+def model_bytes(config: dict) -> int:
+    """Estimate the memory of the model at work: weights, a fifth on top, and the cache."""
+    model = config["models"][config["text"]["model"]]
+    size = BYTES[model["dtype"]]
+    # Keys and values of one batch, where four query heads share each (grouped-query attention).
+    cache = config["generation"]["batch_tokens"] * 2 * model["layers"] * _width(model) * size / 4
+    return int(model["parameters"] * size * 1.2 + cache)
+
+
+def find_gpu(notes: list[str]) -> dict[str, Any]:
+    """Look for a GPU with torch, or with nvidia-smi where there is no torch."""
+    try:
+        import torch
+    except (ImportError, OSError):  # OSError: a torch whose libraries don't load
+        notes.append("torch is not in this environment: nvidia-smi was asked for the GPU")
+        return _ask_nvidia_smi()
+    if torch.cuda.is_available():
+        free, _ = torch.cuda.mem_get_info()
+        return {"kind": "cuda", "name": torch.cuda.get_device_name(), "free_bytes": free}
+    if _ask_nvidia_smi()["kind"] != "none":
+        notes.append(
+            f"nvidia-smi is here, but torch {torch.__version__} sees no GPU: "
+            "is it a build without CUDA, or one newer than the driver?"
+        )
+    return {"kind": "none"}
+
+
+def _ask_nvidia_smi() -> dict[str, Any]:
+    program = shutil.which("nvidia-smi")
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if program is None or visible in ("", "-1"):
+        return {"kind": "none"}
+    command = [program, "--query-gpu=memory.free,name", "--format=csv,noheader,nounits"]
+    try:
+        command += ["-i", visible] if visible else []
+        said = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+        free, name = said.stdout.splitlines()[0].split(", ", maxsplit=1)
+    except (OSError, subprocess.SubprocessError, IndexError, ValueError):
+        return {"kind": "unknown", "name": "a GPU that nvidia-smi can't describe"}
+    mebibytes = int(free) if free.isdigit() else None  # MIG slices give [N/A]
+    return {"kind": "cuda", "name": name, "free_bytes": mebibytes and mebibytes * 2**20}
+
+
+def _check_cpu(config: dict, model: dict, lacks: list[str], notes: list[str]) -> dict:
+    compute = config["compute"]
+    if compute["device"] == "auto" and model["parameters"] > LARGE and not compute["allow_cpu"]:
+        lacks.append(
+            f"There is no GPU here, and {config['text']['model']} has "
+            f"{model['parameters'] / 1e9:.1f} billion parameters. Run the demo: make demo; or "
+            "insist: set compute.allow_cpu: true in the config."
+        )
+    if model["dtype"] != "float32":
+        notes.append(f"{model['dtype']} is slow on most CPUs; float32 takes more memory")
+    needed, free = model_bytes(config), psutil.virtual_memory().available
+    if free < needed:
+        lacks.append(_memory_message(config, "this machine", needed, free))
+    return {"checked": True, "kind": "cpu", "needed_bytes": needed, "free_bytes": free}
+
+
+def _memory_message(config: dict, where: str, needed: int, free: int) -> str:
+    name = config["text"]["model"]
+    halve = f"models.{name}.dtype: bfloat16 (half of it), "
+    return (
+        f"{name} needs about {needed / GIB:.1f} GiB of memory and {where} has {free / GIB:.1f} "
+        "GiB free. Free some, take a larger machine, or set "
+        f"{halve if config['models'][name]['dtype'] == 'float32' else ''}"
+        "a smaller generation.batch_tokens or a smaller text.model."
+    )
+
+
+def _width(model: dict) -> float:
+    # A decoder layer has about 12 d^2 parameters; the config doesn't carry d itself.
+    return sqrt(model["parameters"] / (12 * model["layers"]))
+
+
+# Disk
+
+
+def results_bytes(config: dict) -> int:
+    """Estimate what a run writes: the activation cache, the texts, a converted model."""
+    model, generation = config["models"][config["text"]["model"]], config["generation"]
+    samples = generation["samples"]
+    prompts = sum(
+        config["datasets"][name]["sample"] or PROMPTS for name in config["text"]["datasets"]
+    )
+    rows = prompts * (samples if config["activations"]["positions"] == "response" else 1)
+    cache = rows * model["layers"] * _width(model) * BYTES[config["activations"]["dtype"]]
+    conditions = 1 + len(generated_conditions(config["heads"]))
+    texts = prompts * samples * conditions * generation["max_new_tokens"] * 8
+    converted = model["parameters"] * BYTES[model["dtype"]] if model["gguf"] else 0
+    return int(cache + texts + converted) + 100 * 2**20  # tables, figures, logs
+
+
+def check_disk(needs: list[tuple[Path, int]], lacks: list[str]) -> list[dict]:
+    """Compare what is to be written with what is free, file system by file system."""
+    shared: dict[int, list[tuple[Path, int]]] = defaultdict(list)
+    for folder, needed in needs:
+        shared[_existing(folder).stat().st_dev].append((folder, needed))
+    report = []
+    for group in shared.values():
+        folders = [str(folder) for folder, _ in group]
+        needed, free = (
+            sum(size for _, size in group),
+            shutil.disk_usage(_existing(group[0][0])).free,
+        )
+        if free < needed * 1.05:  # file systems slow down or fail before the last byte
+            lacks.append(
+                f"{' and '.join(folders)} need about {needed / GIB:.1f} GiB of disk and "
+                f"{free / GIB:.1f} GiB are free. Free some, or put the folder on another disk "
+                "(a symbolic link will do)."
+            )
+        report.append({"folders": folders, "needed_bytes": needed, "free_bytes": free})
+    return report
+
+
+def _existing(folder: Path) -> Path:
+    folder = folder.absolute()
+    return next(path for path in (folder, *folder.parents) if path.exists())
+
+
+# Sources
+
+
+def check_sources(config: dict, resources: Path, lacks: list[str]) -> dict[str, dict]:
+    """Check that each source of the run is there or may be fetched; collect what isn't."""
+    report = {}
+    for name, spec in used_sources(config).items():
+        report[name] = {"kind": spec["kind"], "bytes_to_come": None}
+        try:
+            report[name]["bytes_to_come"] = _check_source(name, spec, resources / name)
+        except UserError as error:
+            lacks.append(str(error))
+    return report
+
+
+def _check_source(name: str, spec: dict, folder: Path) -> int | None:
+    """Return how many bytes are to come; None if only the download itself can tell."""
+    provenance = folder / "provenance.json"
+    if provenance.exists():
+        source_files(provenance, "**")
+        return 0
+    if spec["kind"] == "hub":
+        return bytes_to_come(name, spec, folder)
+    if spec["kind"] == "local":
+        path = Path(spec["path"]).expanduser()
+        if not path.exists():
+            raise UserError(f"sources.{name}.path: {path} does not exist. Correct that key.")
+        return 0
+    return None
+
+
+# Labeller
+
+
+def check_labeller(config: dict, lacks: list[str], notes: list[str]) -> dict:
+    """Check that the labeller's server answers and has its model."""
+    if config["words"]["file"] is not None:
+        return {"backend": None}
+    backend, wanted = config["labeller"]["backend"], config["labeller"]["ollama"]
+    if backend != "ollama":
+        return {"backend": backend}
+    try:
+        import ollama
+    except ImportError:
+        notes.append("the ollama client is not in this environment: the server was not asked")
+        return {"backend": backend, "checked": False}
+    import httpx
+
+    client = ollama.Client(host=wanted["host"], timeout=10)
+    where = bare_url(wanted["host"] or os.environ.get("OLLAMA_HOST") or "127.0.0.1:11434")
+    try:
+        there = sorted(model.model for model in client.list().models)
+    except (ConnectionError, httpx.HTTPError, ollama.ResponseError, ValueError) as error:
+        lacks.append(
+            f"No Ollama server answers at {where} ({type(error).__name__}). Start one "
+            f"(ollama serve, then ollama pull {wanted['model']}), set labeller.ollama.host or "
+            "OLLAMA_HOST to another, or choose labeller.backend: lexicon."
+        )
+        return {"backend": backend, "host": where}
+    if not {wanted["model"], f"{wanted['model']}:latest"} & set(there):
+        lacks.append(
+            f"The Ollama server at {where} lacks {wanted['model']} "
+            f"(it has {', '.join(there) or 'none'}). Fetch it: ollama pull {wanted['model']}; "
+            "or name another in labeller.ollama.model."
+        )
+    return {"backend": backend, "host": where, "models": there}

@@ -1,0 +1,344 @@
+"""Which dictionary rows explain a head: simultaneous orthogonal matching pursuit, and a logit lens.
+
+A head writes H = z w_oᵀ to the residual stream (n samples x d). Pursuit explains it by a few atoms,
+rows of the unembedding: again and again it takes the atom whose correlations with the residual are
+largest over the samples, then refits all atoms taken (Tropp, Gilbert & Strauss 2006; the paper's
+appendix A). Neither H nor the n x v correlations are ever formed:
+
+* With z = S R (QR: S n x r orthonormal, r = min(n, head_dim)), H = S Fᵀ where F = w_o Rᵀ is d x r.
+  Refitting on atoms whose orthonormal basis is Q leaves the residual S Fᵀ(I - QQᵀ), so that the
+  correlations with an atom a are S y, y = Fᵀ(I - QQᵀ)a, and ||Fᵀq||² is what a further q adds to
+  the explained sum of squares. Only dictionary @ F, once, and dictionary @ q, each step, are long.
+* The largest score is found lazily. A bound on each atom's score starts at Cauchy-Schwarz'
+  (||S y||₁ <= √n ||y||₂), grows by ||S Fᵀq|| |a·q| as q leaves the residual, and falls to the score
+  itself when that is computed: for the atoms that may still win, and no others.
+* Long products run in the dictionary's precision (at least float32). The atoms that their rounding
+  cannot tell from the best are scored anew in float64, so the support is that of float64.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from headpursuit.files import UserError
+
+Norm = Literal["l1", "l2"]
+
+TIE = 1e-8  # scores this close, relatively, are a tie: the lowest row wins
+STOP = 1e-7  # correlations that are this share of ||H|| ||atom|| are nil: nothing left to explain
+
+_UNIT = {"highest": 2**-24, "high": 2**-11, "medium": 2**-8}  # of torch's float32 products
+_ELEMENTS = 2**28  # of the largest array that several heads share
+_FIRST = 64  # atoms scored at once, at first
+_ROWS = 256  # atoms scored at once in float64
+
+
+@dataclass(frozen=True)
+class Pursuit:
+    """A head's atoms.
+
+    Attributes:
+        support: dictionary rows in order of selection.
+        explained: explained variance, in [0, 1], of the first atom, the first two, and so on.
+    """
+
+    support: list[int]
+    explained: list[float]
+
+
+def pursue(
+    z: Tensor,
+    w_o: Tensor,
+    dictionary: Tensor,
+    iterations: int,
+    *,
+    norm: Norm = "l1",
+    center: bool = True,
+    normalise_atoms: bool = False,
+) -> Pursuit:
+    """Run SOMP on one head: :func:`pursue_layer` with z (n, head_dim) and w_o (d, head_dim)."""
+    if z.ndim != 2 or w_o.ndim != 2:
+        raise ValueError(f"one head has z (n, head_dim), w_o (d, head_dim): {z.shape}, {w_o.shape}")
+    options = {"norm": norm, "center": center, "normalise_atoms": normalise_atoms}
+    return pursue_layer(z[:, None], w_o[None], dictionary, iterations, **options)[0]
+
+
+def pursue_layer(
+    z: Tensor,
+    w_o: Tensor,
+    dictionary: Tensor,
+    iterations: int,
+    *,
+    norm: Norm = "l1",
+    center: bool = True,
+    normalise_atoms: bool = False,
+) -> list[Pursuit]:
+    """Run SOMP (Tropp et al. 2006; the paper's appendix A) on each head of a layer.
+
+    Explained variance is 1 - ||residual||² / ||H||² (Frobenius), H being centred over the samples.
+    With ``center`` false it is the explained share of H's second moment instead.
+
+    A head stops early when nothing is left to explain: all atoms taken, or the largest correlation
+    at most ``STOP`` of what Cauchy-Schwarz allows its atom (the rank is exhausted). Scores within
+    ``TIE`` of the largest, relatively, are ties, and the lowest row wins. A head that
+    writes nothing, or centred always the same, has an empty support.
+
+    Args:
+        z: (n, heads, head_dim) input of the attention output projection, one row a sample.
+        w_o: (heads, d, head_dim) each head's columns of that projection's weight.
+        dictionary: (v, d) atoms, rows of the unembedding. Float64 is computed in float64, all else
+            in float32 with float64 where it decides. Work is done on the dictionary's device.
+        iterations: largest number of atoms.
+        norm: of an atom's correlations over samples, l1 (the paper's) or l2.
+        center: subtract each feature's mean over samples.
+        normalise_atoms: divide atoms by their length before they are compared (a row of zeros is
+            never taken). The refit does not depend on it.
+
+    Returns:
+        One pursuit a head, in order.
+
+    Raises:
+        UserError: if z has no samples, or z, w_o or the dictionary hold NaN or infinity.
+        ValueError: if the shapes do not fit, or norm or iterations are out of range.
+    """
+    if norm not in ("l1", "l2"):
+        raise ValueError(f"norm must be l1 or l2, not {norm!r}")
+    if iterations < 1:
+        raise ValueError(f"iterations must be at least 1, not {iterations}")
+    _check(z, w_o, dictionary)
+    dtype = torch.float64 if dictionary.dtype == torch.float64 else torch.float32
+    atoms = dictionary.to(dtype)
+    lengths = torch.linalg.vector_norm(atoms, dim=1)
+    if not lengths.isfinite().all():
+        raise UserError("The dictionary holds NaN or infinite values: is the model file whole?")
+    iterations = min(iterations, len(atoms))
+    room = _ELEMENTS // max(len(atoms) * (z.shape[2] + iterations), len(z) * z.shape[2])
+    pursuits = []
+    for some in torch.arange(len(w_o)).split(max(1, room)):
+        factors = [_factor(z[:, i].to(atoms.device), w_o[i].to(atoms.device), center) for i in some]
+        stacked = torch.cat([factor for _, factor in factors], dim=1).to(dtype)
+        products = (atoms @ stacked).split(factors[0][1].shape[1], dim=1)
+        heads = [
+            _Head(samples, factor, atoms, product, lengths, iterations, norm, normalise_atoms)
+            for (samples, factor), product in zip(factors, products, strict=True)
+        ]
+        _pursue_together(heads, atoms, iterations)
+        pursuits += [Pursuit(head.support, head.explained) for head in heads]
+    return pursuits
+
+
+def _check(z: Tensor, w_o: Tensor, dictionary: Tensor) -> None:
+    """Refuse shapes that do not fit a layer, and values that are not finite."""
+    fits = (
+        (z.ndim, w_o.ndim, dictionary.ndim) == (3, 3, 2)
+        and (z.shape[1], z.shape[2]) == (w_o.shape[0], w_o.shape[2])
+        and w_o.shape[1] == dictionary.shape[1]
+        and dictionary.shape[0] > 0
+    )
+    if not fits:
+        raise ValueError(
+            "z (n, heads, head_dim), w_o (heads, d, head_dim) and dictionary (v, d) do not fit: "
+            f"{tuple(z.shape)}, {tuple(w_o.shape)}, {tuple(dictionary.shape)}"
+        )
+    if len(z) == 0:
+        raise UserError("There are no samples: the activations are empty.")
+    for values, name in ((z, "activations"), (w_o, "output projection's weights")):
+        if not values.isfinite().all():
+            raise UserError(
+                f"The {name} hold NaN or infinite values: compute them again, in bfloat16 or "
+                "float32 if float16 overflowed."
+            )
+
+
+def _factor(z: Tensor, w_o: Tensor, center: bool) -> tuple[Tensor, Tensor]:
+    """Return S (n x r, orthonormal) and F (d x r) with H = S Fᵀ up to scale, ||F|| = 1 or 0."""
+    z, w_o = z.double(), w_o.double()
+    if center:
+        z = z - z[0]  # first, so that a constant sample leaves exact zeros, not rounding
+        z = z - z.mean(0)
+    largest = z.abs().max()
+    samples, triangle = torch.linalg.qr(z / largest.clamp(min=torch.finfo(z.dtype).tiny))
+    factor = w_o @ triangle.T
+    length = factor.norm()
+    nil = length <= 1e-13 * w_o.norm() * triangle.norm()  # only rounding, if anything
+    return samples, torch.zeros_like(factor) if nil else factor / length
+
+
+def _pursue_together(heads: list["_Head"], atoms: Tensor, iterations: int) -> None:
+    """Step several heads at once, so that each step reads the dictionary once for all of them."""
+    live = [head for head in heads if head.factor.any()]
+    for step in range(iterations):
+        live = [head for head in live if head.take()]
+        if not live or step == iterations - 1:
+            return
+        directions = torch.stack([head.basis[-1] for head in live]).to(atoms.dtype)
+        for head, overlap in zip(live, directions @ atoms.T, strict=True):
+            head.remove(overlap)
+
+
+class _Head:
+    """One head's pursuit: H = samples @ factor.T, and what its atoms so far explain."""
+
+    def __init__(
+        self,
+        samples: Tensor,
+        factor: Tensor,
+        atoms: Tensor,
+        products: Tensor,
+        lengths: Tensor,
+        iterations: int,
+        norm: Norm,
+        normalise: bool,
+    ) -> None:
+        """Take samples (n x r), factor (d x r), atoms (v x d), products: atoms @ factor (v x r)."""
+        self.samples, self.factor, self.atoms, self.products = samples, factor, atoms, products
+        self.fast_samples = samples.to(atoms.dtype)
+        self.norm, self.normalise = norm, normalise
+        self.support: list[int] = []
+        self.explained: list[float] = []
+        self.basis = factor.new_empty(0, len(factor))  # k x d, orthonormal, spans the support
+        self.writes = factor.new_empty(0, factor.shape[1])  # k x r, basis @ factor
+        self.overlaps = products.new_empty(iterations, len(atoms))  # its rows: atoms @ basis[k]
+        self.taken = torch.zeros_like(lengths, dtype=torch.bool)
+
+        shortest = torch.finfo(lengths.dtype).tiny
+        self.weight = 1 / lengths.clamp(min=shortest) if normalise else torch.ones_like(lengths)
+        most = len(samples) ** 0.5 if norm == "l1" else 1.0  # of that norm over the l2 norm
+        self.reach = most * lengths * self.weight  # no score exceeds it, as ||F|| = 1
+        fast = _UNIT[torch.get_float32_matmul_precision()]
+        unit = fast if atoms.dtype == torch.float32 else 2**-53
+        self.slack = 8 * atoms.shape[1] ** 0.5 * unit * self.reach  # more than any rounding
+        self.bound = most * products.norm(dim=1) * self.weight + self.slack
+
+    def take(self) -> bool:
+        """Add the best atom to the support; False if no atom explains anything more."""
+        index = self._contenders()
+        if len(index) > 1:
+            scores = torch.cat([self._score(part)[0] for part in index.split(_ROWS)])
+            index = index[(scores >= (1 - TIE) * scores.max()).nonzero()[0]]  # the lowest row
+        if not len(index):
+            return False
+        score, rest, write = self._score(index)
+        if score <= STOP * self.reach[index]:
+            return False
+        length = rest.norm()
+        self.basis = torch.cat([self.basis, rest / length])
+        self.writes = torch.cat([self.writes, write / length])
+        self.taken[index] = True
+        self.support.append(int(index))
+        before = self.explained[-1] if self.explained else 0.0
+        self.explained.append(min(1.0, before + float(self.writes[-1].square().sum())))
+        return True
+
+    def remove(self, overlap: Tensor) -> None:
+        """Let the bounds follow as the newest q leaves the residual; overlap (v) is atoms @ q."""
+        self.overlaps[len(self.support) - 1] = overlap
+        most = self._norm(self.samples @ self.writes[-1:].T)
+        self.bound += (most * overlap.abs() * self.weight).to(self.bound.dtype)
+
+    def _norm(self, correlations: Tensor) -> Tensor:
+        """Return the norm over samples of each column's correlations (n x m)."""
+        return correlations.abs().sum(0) if self.norm == "l1" else correlations.norm(dim=0)
+
+    def _contenders(self) -> Tensor:
+        """Return, ascending, the atoms whose score the rounding cannot tell from the largest."""
+        fresh, least, size = self.taken.clone(), 0.0, _FIRST
+        most = max(_FIRST, 2**24 // len(self.samples))  # bounds the memory of one estimate
+        while True:
+            top = self.bound.masked_fill(fresh, -1.0).topk(min(size, len(fresh)))
+            index = top.indices[top.values >= least]
+            if not len(index):
+                return (fresh & ~self.taken & (self.bound >= least)).nonzero()[:, 0]
+            score = self._estimate(index)
+            self.bound[index] = score + self.slack[index]
+            fresh[index] = True
+            least = max(least, float((score - self.slack[index]).max()) * (1 - 2 * TIE))
+            size = min(2 * size, most)
+
+    def _estimate(self, index: Tensor) -> Tensor:
+        """Return the atoms' scores in the dictionary's precision, from the stored products."""
+        k = len(self.support)
+        overlaps = self.overlaps[:k].index_select(1, index).T
+        y = self.products[index] - overlaps @ self.writes.to(overlaps.dtype)
+        if self.norm == "l2":
+            return y.norm(dim=1) * self.weight[index]  # the samples are orthonormal
+        return self._norm(self.fast_samples @ y.T) * self.weight[index]
+
+    def _score(self, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return float64 scores (m), the atoms less the basis (m x d), and that @ F (m x r)."""
+        atoms = self.atoms[index].double()
+        rest = atoms
+        for _ in range(2):  # the second pass removes what rounding left of the first
+            rest = rest - (rest @ self.basis.T) @ self.basis
+        write = rest @ self.factor
+        score = self._norm(self.samples @ write.T)
+        if self.normalise:
+            score = score / atoms.norm(dim=1).clamp(min=torch.finfo(atoms.dtype).tiny)
+        return score, rest, write
+
+
+def logit_lens_scores(z: Tensor, w_o: Tensor, dictionary: Tensor) -> tuple[float, Tensor]:
+    """Return a head's mean logit over samples and dictionary rows, and that of each row (v).
+
+    The logits are H @ dictionary.T of what the head writes, uncentred and without a final norm; as
+    they are linear, their mean needs the mean of z only (the paper's comparator, 4.1).
+
+    Args:
+        z: (n, head_dim) input of the head's output projection.
+        w_o: (d, head_dim) its columns of that projection's weight.
+        dictionary: (v, d) rows of the unembedding.
+
+    Raises:
+        UserError: if z has no samples, or z or w_o hold NaN or infinity.
+        ValueError: if the shapes do not fit.
+    """
+    _check(z[:, None], w_o[None], dictionary)
+    device = dictionary.device
+    write = w_o.to(device).double() @ z.to(device).double().mean(0)
+    dtype = torch.promote_types(dictionary.dtype, torch.float32)
+    rows = (dictionary.to(dtype) @ write.to(dtype)).double()
+    return float(rows.mean()), rows
+
+
+def logit_lens_tokens(
+    z: Tensor,
+    w_o: Tensor,
+    dictionary: Tensor,
+    per_sample: int = 5,
+    top: int = 5,
+    block: int = 256,
+) -> list[int]:
+    """Return the rows that are most often among a sample's ``per_sample`` highest logits.
+
+    This is the paper's logit lens for heads (footnote of the seed). Of rows equally frequent, the
+    one with the higher logits where it was counted, summed, comes first; then the lower row.
+
+    Args:
+        z: (n, head_dim) input of the head's output projection, uncentred.
+        w_o: (d, head_dim) its columns of that projection's weight.
+        dictionary: (v, d) rows of the unembedding.
+        per_sample: rows counted for each sample.
+        top: rows returned; fewer if fewer were ever counted.
+        block: samples whose logits (block x v) are in memory at once.
+
+    Raises:
+        UserError: if z has no samples, or z or w_o hold NaN or infinity.
+        ValueError: if the shapes do not fit.
+    """
+    _check(z[:, None], w_o[None], dictionary)
+    device, dtype = dictionary.device, torch.promote_types(dictionary.dtype, torch.float32)
+    products = dictionary.to(dtype) @ w_o.to(device, dtype)
+    counts = torch.zeros(len(dictionary), dtype=torch.float64, device=device)
+    sums = torch.zeros_like(counts)
+    for samples in z.split(block):
+        best = (samples.to(device, dtype) @ products.T).topk(min(per_sample, len(dictionary)))
+        rows = best.indices.flatten()
+        counts.index_add_(0, rows, torch.ones_like(rows, dtype=counts.dtype))
+        sums.index_add_(0, rows, best.values.flatten().double())
+    seen = counts.nonzero()[:, 0]
+    ranked = sorted(
+        zip((-counts[seen]).tolist(), (-sums[seen]).tolist(), seen.tolist(), strict=True)
+    )
+    return [int(row) for _, _, row in ranked[:top]]

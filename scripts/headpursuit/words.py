@@ -1,0 +1,192 @@
+"""Words: counting them in text, splitting them, and turning them into rows of the unembedding."""
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from headpursuit.files import UserError, seed_for
+
+SPLITS = ("selection", "heldout")
+MIN_WORDS = 10
+# The regular endings of English, so that "word" also counts "words" and "worded".
+_INFLECTIONS = r"(?:'?s|es|d|ed|er|ers|ing|in['’])?"
+
+
+def normalise(text: str, case_sensitive: bool = False) -> str:
+    """Return the form in which texts and words are compared: NFC, case-folded unless told."""
+    text = unicodedata.normalize("NFC", text)
+    # Folding can leave NFC ("ǰ"), so it is restored.
+    return text if case_sensitive else unicodedata.normalize("NFC", text.casefold())
+
+
+def word_pattern(word: str, inflections: bool = False) -> re.Pattern[str]:
+    """Return the pattern of a normalised word or phrase as a whole word.
+
+    A whole word has no letter, digit or underscore (of any script) beside it; white space inside
+    a phrase matches any white space.
+    """
+    body = r"\s+".join(re.escape(part) for part in word.split())
+    ending = _INFLECTIONS if inflections else ""
+    return re.compile(rf"(?<!\w){body}{ending}(?!\w)")
+
+
+def count_words(
+    texts: Iterable[str],
+    words: Sequence[str],
+    case_sensitive: bool = False,
+    inflections: bool = False,
+) -> np.ndarray:
+    """Count each word in each text.
+
+    Every word is counted for itself: a phrase does not hide the words inside it, since one may
+    be a selection word and the other held out.
+
+    Returns:
+        int64 array, len(texts) x len(words).
+    """
+    words = [normalise(word, case_sensitive) for word in words]
+    patterns = [word_pattern(word, inflections) for word in words]
+    # A plain search for the word's first part is far cheaper than the pattern, and rules most out.
+    probes = [word.split()[0] if word.split() else word for word in words]
+    texts = [normalise(text, case_sensitive) for text in texts]
+    counts = np.zeros((len(texts), len(words)), dtype=np.int64)
+    for row, text in enumerate(texts):
+        for column, probe in enumerate(probes):
+            if probe and probe in text:
+                counts[row, column] = sum(1 for _ in patterns[column].finditer(text))
+    return counts
+
+
+def read_word_list(path: str | Path) -> list[str]:
+    """Read a user's list, one word or phrase a line; empty lines and repeats are dropped.
+
+    Raises:
+        UserError: if the file is missing, not UTF-8 or holds no word.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+    except FileNotFoundError:
+        raise UserError(f"words.file: {path} does not exist.") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"words.file: {path} is not UTF-8 (byte {error.start}).") from None
+    words = list(dict.fromkeys(normalise(" ".join(line.split())) for line in lines))
+    words = [word for word in words if word]
+    if not words:
+        raise UserError(f"words.file: {path} holds no word.")
+    return words
+
+
+def label_counts(labels: Iterable[Sequence[str]]) -> Counter[str]:
+    """Count in how many responses each word was labelled."""
+    return Counter(word for words in labels for word in {normalise(word) for word in words})
+
+
+def split_words(
+    counts: Counter[str], top: int, selection_share: float, seed: int, dataset: str
+) -> pd.DataFrame:
+    """Take the most frequent words and split them at random into selection and held-out words.
+
+    Args:
+        counts: word to its frequency.
+        top: how many of the most frequent words are kept; equal counts go by the alphabet.
+        selection_share: share of the words that select heads; the rest are held out.
+        seed: the config's seed.
+        dataset: with the seed, decides the split.
+
+    Returns:
+        Table with word, count, rank (from 1) and split.
+
+    Raises:
+        UserError: if there are fewer than ten words.
+    """
+    ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:top]
+    if len(ranked) < MIN_WORDS:
+        raise UserError(
+            f"{dataset}: {len(ranked)} words are too few to split, {MIN_WORDS} are the least. "
+            f"Use more prompts (datasets.{dataset}.sample), more responses (generation.samples), "
+            "or a list of your own (words.file)."
+        )
+    order = np.random.default_rng(seed_for(seed, dataset, "split")).permutation(len(ranked))
+    n_selection = min(max(round(selection_share * len(ranked)), 1), len(ranked) - 1)
+    split = np.array(["heldout"] * len(ranked), dtype=object)
+    split[order[:n_selection]] = "selection"
+    words, frequencies = zip(*ranked, strict=True)
+    return pd.DataFrame(
+        {"word": words, "count": frequencies, "rank": range(1, len(ranked) + 1), "split": split}
+    )
+
+
+def variants(word: str, cases: Sequence[str], leading_space: Sequence[bool]) -> list[str]:
+    """Return the written forms of a word: each case, with and without a space before it."""
+    change = {"lower": str.lower, "title": str.title, "upper": str.upper}
+    forms = (
+        (" " if space else "") + change[case](word) for case, space in product(cases, leading_space)
+    )
+    return list(dict.fromkeys(forms))
+
+
+def build_dictionary(
+    words: pd.DataFrame,
+    tokenizer,
+    rows: str,
+    cases: Sequence[str],
+    leading_space: Sequence[bool],
+) -> pd.DataFrame:
+    """Turn words into rows of the unembedding matrix.
+
+    Args:
+        words: table with word and split.
+        tokenizer: a Hugging Face tokenizer.
+        rows: ``single`` takes the forms that are one token, ``first`` each form's first token,
+            ``all`` each of its tokens.
+        cases: of ``lower``, ``title`` and ``upper``.
+        leading_space: which of the forms with (True) and without (False) a space before them.
+
+    Returns:
+        Table with a row for each word, form and token: word, split, form, starts_word (the form
+        has the space before it and is one token, so that its probability is the word's), token_id,
+        token and shared (the same row serves selection and held-out words alike).
+
+    Raises:
+        UserError: if a split has no row at all.
+    """
+    records = []
+    for word, split in zip(words["word"], words["split"], strict=True):
+        for form in variants(word, cases, leading_space):
+            ids = form_tokens(tokenizer, form)
+            single = len(ids) == 1
+            chosen = {"single": ids if single else [], "first": ids[:1], "all": ids}[rows]
+            for token_id in chosen:
+                token = tokenizer.convert_ids_to_tokens(token_id)
+                starts = single and form.startswith(" ")
+                records.append((word, split, form, starts, token_id, token))
+    columns = ["word", "split", "form", "starts_word", "token_id", "token"]
+    table = pd.DataFrame(records, columns=columns)
+    for split in SPLITS:
+        if not (table["split"] == split).any():
+            raise UserError(
+                f"dictionary.rows: {rows} leaves no row of the vocabulary for the {split} words; "
+                "'first' or 'all' also takes words of several tokens."
+            )
+    splits_of = table.groupby("token_id")["split"].nunique()
+    table["shared"] = table["token_id"].map(splits_of) > 1
+    return table
+
+
+def form_tokens(tokenizer, form: str) -> list[int]:
+    """Return the token ids of a form as it stands inside a text.
+
+    SentencePiece tokenizers put a space before a text of their own accord, so the form is
+    tokenised behind a newline, whose own tokens are taken off again.
+    """
+    prefix = tokenizer("\n", add_special_tokens=False).input_ids
+    ids = tokenizer("\n" + form, add_special_tokens=False).input_ids
+    if ids[: len(prefix)] == prefix:
+        return ids[len(prefix) :]
+    return tokenizer(form, add_special_tokens=False).input_ids

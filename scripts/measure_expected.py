@@ -1,0 +1,39 @@
+"""Measure the probability of the words under every condition, teacher-forced."""
+
+from headpursuit.expected import covered_words, measure_expected
+from headpursuit.files import read_parquet, write_parquet
+from headpursuit.heads import read_heads
+from headpursuit.models import open_model
+from headpursuit.rule import run_rule
+from headpursuit.tables import read_csv
+
+
+def main(snakemake):
+    """Write condition, prompt_id, sample, positions, nll and mass (one value a word)."""
+    params = snakemake.params
+    prompts = read_parquet(snakemake.input.prompts, ["prompt_id", "token_ids"])
+    responses = read_parquet(snakemake.input.responses, ["prompt_id", "sample", "token_ids"])
+    words = read_csv(snakemake.input.words, ["word", "split"])
+    dictionary = read_csv(snakemake.input.dictionary, ["word", "token_id", "starts_word"])
+    covered = covered_words(words, dictionary)
+    conditions = {
+        condition: read_heads(path)
+        for condition, path in zip(params.conditions, snakemake.input.heads, strict=True)
+    }
+    decoder, tokenizer, provenance = open_model(snakemake.input.model, params.model, params.device)
+    table = measure_expected(
+        decoder,
+        tokenizer.pad_token_id,
+        prompts,
+        responses,
+        covered,
+        conditions,
+        params.alpha,
+        params.batch_tokens,
+    )
+    metadata = {"words": list(covered), "tokens": list(covered.values()), "model": provenance}
+    write_parquet(snakemake.output[0], table, metadata)
+
+
+if __name__ == "__main__":
+    run_rule(main, snakemake)

@@ -1,0 +1,31 @@
+"""Draw the prompts of a data set and render what the model reads."""
+
+from headpursuit.files import write_parquet
+from headpursuit.models import load_tokenizer, longest_input, model_folder
+from headpursuit.prompts import choose_prompts, read_rows, render_prompts
+from headpursuit.rule import run_rule
+from headpursuit.sources import source_files
+
+
+def main(snakemake):
+    """Write prompt_id, text, source, rendered and token_ids."""
+    params, dataset = snakemake.params, snakemake.wildcards.dataset
+    spec = params.dataset
+    files = source_files(snakemake.input.data, spec["files"])
+    rows = read_rows(files, spec["text"], spec["where"])
+    prompts = choose_prompts(rows, spec["sample"], params.seed, dataset)
+    folder = model_folder(snakemake.input.model, params.model)
+    limit = longest_input(folder)
+    prompts = render_prompts(
+        prompts,
+        spec["template"],
+        load_tokenizer(folder),
+        params.model["chat"],
+        None if limit is None else limit - params.max_new_tokens,
+    )
+    metadata = {"template": spec["template"], "chat": params.model["chat"], "seed": params.seed}
+    write_parquet(snakemake.output[0], prompts, metadata)
+
+
+if __name__ == "__main__":
+    run_rule(main, snakemake)

@@ -1,0 +1,16 @@
+"""Select the top k heads of a ranking among the candidate layers."""
+
+from headpursuit.heads import top_heads, write_heads
+from headpursuit.rule import run_rule
+from headpursuit.tables import read_csv
+
+
+def main(snakemake):
+    """Write layer and head, best first."""
+    ranking = read_csv(snakemake.input.ranking, ["layer", "head", "rank"])
+    heads = top_heads(ranking, int(snakemake.wildcards.k), *snakemake.params.layers)
+    write_heads(snakemake.output[0], heads)
+
+
+if __name__ == "__main__":
+    run_rule(main, snakemake)

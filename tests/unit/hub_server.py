@@ -1,0 +1,172 @@
+"""A Hugging Face Hub on the loopback: the REST paths a download uses, over real HTTP.
+
+    with serve({"org/model": Repo(files={"config.json": b"{}"})}) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+
+``hub.faults`` holds what goes wrong, each entry for its number of requests; ``hub.requests`` what
+was asked.
+"""
+
+import hashlib
+import json
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+API = re.compile(r"/api/(models|datasets)/([^/]+/[^/]+)(?:/revision/([^/]+))?$")
+RESOLVE = re.compile(r"/(?:datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)$")
+
+
+@dataclass
+class Repo:
+    """A repository of one commit; files over ``lfs_from`` bytes are in LFS, as on the Hub."""
+
+    files: dict[str, bytes]
+    commit: str = "c" * 40
+    branches: tuple[str, ...] = ("main",)
+    gated: bool = False
+    private: bool = False
+    token: str | None = None  # the one token that may read a gated or private repository
+    lfs_from: int = 1000
+    sizes: dict[str, int] = field(default_factory=dict)  # to be told instead of the real ones
+
+
+@dataclass
+class Fault:
+    """What happens to a request whose method and path match, ``times`` times over."""
+
+    method: str
+    path: str  # regular expression
+    status: int | None = None  # answer this status, or with None:
+    send: int = 0  # send so many bytes of the file, then drop the connection
+    body: bytes | None = None  # or send this instead of the file
+    times: int = 10**6
+
+
+@dataclass
+class Hub:
+    url: str
+    repos: dict[str, Repo]
+    faults: list[Fault] = field(default_factory=list)
+    requests: list[tuple[str, str, dict[str, str]]] = field(default_factory=list)
+
+    def asked(self, method: str, part: str) -> list[str]:
+        """Return the paths of the requests by this method that hold ``part``."""
+        return [path for how, path, _ in self.requests if how == method and part in path]
+
+    def fault(self, method: str, path: str) -> Fault | None:
+        """Return the fault that this request meets, and count it."""
+        for fault in self.faults:
+            if fault.method == method and fault.times and re.search(fault.path, path):
+                fault.times -= 1
+                return fault
+        return None
+
+
+@contextmanager
+def serve(repos: dict[str, Repo]) -> Iterator[Hub]:
+    """Serve repositories on a free port of 127.0.0.1 until the block ends."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
+    server.hub = Hub(f"http://127.0.0.1:{server.server_port}", repos)  # type: ignore[attr-defined]
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
+    thread.start()
+    try:
+        yield server.hub  # type: ignore[attr-defined]
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *args: Any) -> None:
+        pass
+
+    def do_HEAD(self) -> None:
+        self.answer()
+
+    def do_GET(self) -> None:
+        self.answer()
+
+    def answer(self) -> None:
+        hub: Hub = self.server.hub  # type: ignore[attr-defined]
+        path = unquote(urlsplit(self.path).path)
+        hub.requests.append((self.command, path, dict(self.headers)))
+        fault = hub.fault(self.command, path)
+        if fault and fault.status:
+            self.reply(fault.status)
+        elif found := API.match(path):
+            self.info(hub.repos.get(found[2]), found[2], found[3] or "main")
+        elif found := RESOLVE.match(path):
+            self.file(hub.repos.get(found[1]), found[2], found[3], fault)
+        else:
+            self.reply(404)
+
+    def readable(self, repo: Repo) -> bool:
+        bearer = self.headers.get("authorization", "")
+        return repo.token is not None and bearer == f"Bearer {repo.token}"
+
+    def info(self, repo: Repo | None, name: str, revision: str) -> None:
+        if repo is None or (repo.private and not self.readable(repo)):
+            self.reply(401, {"X-Error-Code": "RepoNotFound"})  # so the Hub answers strangers
+        elif revision not in (*repo.branches, repo.commit):
+            self.reply(404, {"X-Error-Code": "RevisionNotFound"})
+        else:
+            siblings = [_sibling(repo, path) for path in repo.files]
+            body = {"id": name, "sha": repo.commit, "siblings": siblings, "gated": repo.gated}
+            self.reply(200, {"Content-Type": "application/json"}, json.dumps(body).encode())
+
+    def file(self, repo: Repo | None, revision: str, path: str, fault: Fault | None) -> None:
+        if repo is None:
+            return self.reply(401, {"X-Error-Code": "RepoNotFound"})
+        if repo.gated and not self.readable(repo):
+            known = "authorization" in self.headers
+            return self.reply(403 if known else 401, {"X-Error-Code": "GatedRepo"})
+        if path not in repo.files:
+            return self.reply(404, {"X-Error-Code": "EntryNotFound"})
+        sibling, content = _sibling(repo, path), repo.files[path]
+        etag = sibling["lfs"]["sha256"] if "lfs" in sibling else sibling["blobId"]
+        headers = {"ETag": f'"{etag}"', "X-Repo-Commit": repo.commit}
+        if fault and fault.body is not None:
+            content = fault.body
+        start = int(re.sub(r"\D", "", self.headers.get("Range", "0")))
+        if start:
+            headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
+        cut = fault.send if fault and fault.body is None else None
+        self.reply(206 if start else 200, headers, content[start:], cut)
+        return None
+
+    def reply(
+        self,
+        status: int,
+        headers: dict[str, str] | None = None,
+        body: bytes = b"",
+        cut: int | None = None,
+    ) -> None:
+        self.send_response(status)
+        for key, value in (headers or {}).items():
+            self.send_header(key, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body if cut is None else body[:cut])
+        if cut is not None:
+            self.close_connection = True
+
+
+def _sibling(repo: Repo, path: str) -> dict[str, Any]:
+    content = repo.files[path]
+    blob = hashlib.sha1(f"blob {len(content)}\0".encode() + content).hexdigest()
+    size = repo.sizes.get(path, len(content))
+    sibling: dict[str, Any] = {"rfilename": path, "size": size, "blobId": blob}
+    if len(content) > repo.lfs_from:
+        digest = hashlib.sha256(content).hexdigest()
+        sibling["lfs"] = {"size": len(content), "sha256": digest, "pointerSize": 130}
+    return sibling

