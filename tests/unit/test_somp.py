@@ -79,7 +79,7 @@ def draw(
 ) -> Arrays:
     """A head whose features differ in scale and whose samples are heavy-tailed, so l1 is not l2."""
     g = torch.Generator().manual_seed(seed)
-    scale = torch.arange(1, head_dim + 1) ** -decay
+    scale = torch.arange(1.0, head_dim + 1) ** -decay
     heavy = torch.rand(n, 1, generator=g, dtype=torch.float64) ** -0.4
     z = (torch.randn(n, head_dim, generator=g, dtype=torch.float64) + 0.5) * scale * heavy
     w_o = torch.randn(d, head_dim, generator=g, dtype=torch.float64)
@@ -97,7 +97,8 @@ def assert_same(found: Pursuit, expected: Pursuit, tolerance: float = 1e-9) -> N
 @pytest.mark.parametrize(("n", "v"), [(60, 90), (5, 90), (1, 90), (200, 1500), (60, 7)])
 def test_equals_direct(norm: str, center: bool, normalise: bool, n: int, v: int) -> None:
     z, w_o, dictionary = draw(n + v, n=n, v=v)
-    dictionary *= torch.logspace(-1, 1, v, dtype=torch.float64).flip(0)[:, None] ** 0.3
+    dictionary *= torch.logspace(-2, -1, v, dtype=torch.float64).flip(0)[:, None] ** 0.3
+    dictionary /= 100  # lengths below 1, as an unembedding's are
     options = {"norm": norm, "center": center, "normalise_atoms": normalise}
     expected = direct(z, w_o, dictionary, 12, **options)
     assert_same(pursue(z, w_o, dictionary, 12, **options), expected)
@@ -230,7 +231,7 @@ def test_layer_is_its_heads_even_in_small_groups(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize("value", [0.0, 0.1, -1e5])
 def test_constant_samples_have_no_variance(value: float) -> None:
     _, w_o, dictionary = draw(15)
-    z = torch.full((50, 8), value)
+    z = torch.full((50, 8), value, dtype=torch.float64)
     assert pursue(z, w_o, dictionary, 5) == Pursuit([], [])
     assert bool(pursue(z, w_o, dictionary, 5, center=False).support) == (value != 0)
     assert pursue(z + torch.randn(50, 8), 0 * w_o, dictionary, 5) == Pursuit([], [])
