@@ -48,6 +48,7 @@ rule split_words:
         runtime=10,
     params:
         words=config["words"],
+        matching=MATCHING,
         seed=config["seed"],
         code=code_hash("split_words"),
     script:

@@ -26,7 +26,9 @@ def main(snakemake):
     by_word = pd.concat([count.assign(metric="count"), expected.assign(metric="expected")])
     order = ["metric", "condition", "word", "split", "before", "after"]
     covered = parquet_metadata(snakemake.input.expected)["tokens"]
-    heldout = [bool(own) for own, split in zip(covered, words["split"], strict=True) if split == "heldout"]
+    heldout = [
+        bool(own) for own, split in zip(covered, words["split"], strict=True) if split == "heldout"
+    ]
     metadata = {"coverage": sum(heldout) / len(heldout)}
     write_parquet(
         snakemake.output.by_word,

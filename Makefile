@@ -1,0 +1,39 @@
+# Each target sets up what it needs; the environment is kept in .venv.
+#   make demo    a small real model on real data: tables and figures in results/demo
+#   make test    lint and tests
+#   make paper   the paper's own run: needs a GPU and the Hub (README, "The paper's run")
+#   make docs    docs/choices.md out of the config's schema
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+CORES ?= 2
+SNAKEMAKE = .venv/bin/snakemake --cores $(CORES)
+
+.PHONY: demo paper test lint docs env
+
+env: .venv/complete
+
+.venv/complete: requirements.txt requirements-dev.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "Python 3.11 or newer is needed; name one: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11"; exit 1; }
+	$(PYTHON) -m venv .venv
+	.venv/bin/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@touch $@
+
+demo: env
+	$(SNAKEMAKE) --configfile configs/demo.yaml
+	@echo "results/demo/tables/ and results/demo/figures/ hold what this run made."
+
+paper: env
+	$(SNAKEMAKE)
+
+lint: env
+	.venv/bin/ruff check --quiet .
+	.venv/bin/ruff format --quiet --check .
+	.venv/bin/snakefmt --check Snakefile rules
+	.venv/bin/snakemake --lint
+
+test: lint
+	.venv/bin/pytest -n $(CORES)
+
+docs: env
+	PYTHONPATH=scripts .venv/bin/python -m headpursuit.choices > docs/choices.md

@@ -1,0 +1,114 @@
+"""The record of choices, ``docs/choices.md``, out of the config's schema and its two configs.
+
+``python -m headpursuit.choices`` prints it; ``make docs`` writes it; a test compares the two.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from headpursuit.config import SCHEMA
+from headpursuit.tables import escape_markdown
+
+ROOT = SCHEMA.parents[1]
+
+HEADER = """# The record of choices
+
+Every key of the config: what it is, its value in `config.yaml` (the paper's run), what the paper
+says of it ("open": nothing, in either text), why the value is what it is, and, where the demo
+differs, its value and the reason. "The seed" is the workshop version of the paper, "v2" is
+arXiv 2510.21518v2. This file is generated from `schemas/config.schema.yaml` by `make docs`.
+"""
+
+
+def leaves(
+    schema: Mapping[str, Any], definitions: Mapping[str, Any], path: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], Mapping[str, Any]]]:
+    """Yield the path and the schema of every key that holds a value and no further keys.
+
+    Entries of a catalogue (``models.<name>``) have the path part ``*``.
+    """
+    if "$ref" in schema:
+        schema = {**definitions[schema["$ref"].rsplit("/", 1)[1]], **schema}
+    inner = dict(schema.get("properties", {}))
+    entry = schema.get("additionalProperties")
+    if isinstance(entry, Mapping) and ("$ref" in entry or "properties" in entry):
+        inner["*"] = entry
+    if not inner:
+        yield path, schema
+    for name, own in inner.items():
+        yield from leaves(own, definitions, (*path, name))
+
+
+MISSING = object()
+
+
+def value_at(config: Any, path: tuple[str, ...]) -> Any:
+    """Return the value at a path; :data:`MISSING` where the config (an overlay) does not set it."""
+    for name in path:
+        if not isinstance(config, Mapping) or name not in config:
+            return MISSING
+        config = config[name]
+    return config
+
+
+def record(schema: Mapping[str, Any], paper: Mapping[str, Any], demo: Mapping[str, Any]) -> str:
+    """Return the record of choices as Markdown: for each section its choices, then its settings."""
+    parts = [HEADER]
+    for section, own in schema["properties"].items():
+        choices, settings = [], []
+        for path, leaf in leaves(own, schema["$defs"], (section,)):
+            key = ".".join("<name>" if part == "*" else part for part in path)
+            what = leaf.get("description", "")
+            if "paper" not in leaf:
+                value = "" if "*" in path else _shown(paper, path)
+                settings.append(f"- `{key}`{f' ({value})' if value else ''}: {what}")
+                continue
+            in_demo = ". ".join(filter(None, [_shown(demo, path), leaf.get("demo")]))
+            reason = leaf.get("reason", "")
+            cells = [f"`{key}`: {what}", _shown(paper, path), leaf["paper"], reason, in_demo]
+            choices.append(f"| {' | '.join(cells)} |")
+        parts.append(f"\n## {section}\n\n{own.get('description', '')}\n")
+        if choices:
+            parts.append("| key | value | the paper | reason | demo |\n|---|---|---|---|---|")
+            parts += choices
+        if choices and settings:
+            parts.append("\nNo choice of the experiment:\n")
+        parts += settings
+    return "\n".join(parts) + "\n"
+
+
+def _shown(config: Mapping[str, Any], path: tuple[str, ...]) -> str:
+    """Return a value as inline code; for a catalogue, each entry's value with its name."""
+    if "*" not in path:
+        value = value_at(config, path)
+        return "" if value is MISSING else _code(value)
+    at = path.index("*")
+    entries = value_at(config, path[:at])
+    if not isinstance(entries, Mapping):
+        return ""
+    inside = [(name, value_at(entry, path[at + 1 :])) for name, entry in entries.items()]
+    return "; ".join(f"{name}: {_code(value)}" for name, value in inside if value is not MISSING)
+
+
+def _code(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return f"`{text}`" if "|" not in text else escape_markdown(text)
+
+
+def main() -> None:
+    """Print the record."""
+
+    def load(path: Path) -> Any:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+    print(
+        record(load(SCHEMA), load(ROOT / "config.yaml"), load(ROOT / "configs/demo.yaml")), end=""
+    )
+
+
+if __name__ == "__main__":
+    main()
