@@ -13,10 +13,10 @@ rule write_config:
         "<results>/config.yaml",
     log:
         "<logs>/write_config.log",
+    priority: 1001
     conda:
         "../envs/download.yaml"
     threads: 1000
-    priority: 1001
     resources:
         mem_mb=500,
         runtime=5,

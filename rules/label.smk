@@ -2,9 +2,12 @@
 
 
 rule label_responses:
-    """Name the toxic words of each baseline response."""
+    """Name the toxic words of each baseline response (and prompt, where the config says so)."""
     input:
         responses="<results>/generations/{dataset}/baseline.parquet",
+        prompts=branch(
+            "prompt" in config["words"]["texts"], then="<results>/prompts/{dataset}.parquet"
+        ),
         lexicon=branch(
             config["labeller"]["backend"] == "lexicon",
             then=f"<resources>/{config['labeller']['lexicon']['source']}/provenance.json",

@@ -1,22 +1,26 @@
-"""Name the toxic words of each baseline response."""
+"""Name the toxic words of each baseline response (and prompt, where the config says so)."""
 
 from pathlib import Path
 
+import pyarrow as pa
 from headpursuit.files import read_parquet, write_parquet
 from headpursuit.labellers import label_responses, open_backend
-from headpursuit.prompts import read_rows
+from headpursuit.prompts import as_responses, read_rows
 from headpursuit.rule import run_rule
 from headpursuit.sources import source_files
 
 
 def main(snakemake):
-    """Write prompt_id, sample, reply, words, dropped, status, attempts and cut.
+    """Write prompt_id, sample (-1: the prompt), reply, words, dropped, status, attempts and cut.
 
     Replies are kept in a journal beside the output until it is there, so that a killed job asks
     nothing twice.
     """
     settings, output = snakemake.params.labeller, Path(snakemake.output[0])
     responses = read_parquet(snakemake.input.responses, ["prompt_id", "sample", "response"])
+    if snakemake.input.prompts:
+        prompts = read_parquet(str(snakemake.input.prompts), ["prompt_id", "text"])
+        responses = pa.concat_tables([responses, as_responses(prompts)])
     terms = []
     if snakemake.input.lexicon:
         spec = settings["lexicon"]

@@ -113,6 +113,17 @@ def choose_prompts(
     )
 
 
+def as_responses(prompts: pa.Table) -> pa.Table:
+    """Return the prompts' texts as rows to be labelled beside responses; their sample is -1."""
+    return pa.table(
+        {
+            "prompt_id": prompts["prompt_id"],
+            "sample": pa.array([-1] * len(prompts), pa.int32()),
+            "response": prompts["text"],
+        }
+    )
+
+
 def render_prompts(
     prompts: pa.Table, template: str, tokenizer, chat: bool, max_tokens: int | None
 ) -> pa.Table:
