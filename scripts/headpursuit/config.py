@@ -1,13 +1,17 @@
 """The config: what is wrong with it, said all at once and before anything runs."""
 
 import difflib
+import math
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError
+from jsonschema.protocols import Validator
+from jsonschema.validators import extend
 
 from headpursuit.files import UserError
 
@@ -21,14 +25,31 @@ def check_config(config: Mapping[str, Any]) -> None:
         UserError: one message that lists everything wrong: the key, what is wrong with it, and
             what would be right.
     """
-    schema = yaml.safe_load(SCHEMA.read_text(encoding="utf-8"))
-    errors = sorted(Draft202012Validator(schema).iter_errors(config), key=lambda e: list(e.path))
+    # Keys can be numbers, which do not compare with text.
+    errors = sorted(_validator().iter_errors(config), key=lambda e: list(map(str, e.path)))
     problems = [line for error in errors for line in _describe(error)]
     # What refers to other keys is only looked at where those keys are sound.
     problems = problems or list(_inconsistencies(config))
     if problems:
         listed = "\n".join(f"  - {problem}" for problem in problems)
         raise UserError(f"The config cannot run:\n{listed}")
+
+
+@cache
+def _validator() -> Validator:
+    """Return a validator for which 2.0 is no whole number, and neither NaN nor inf a number."""
+
+    def is_integer(checker: Any, value: Any) -> bool:
+        return isinstance(value, int) and not isinstance(value, bool)
+
+    def is_number(checker: Any, value: Any) -> bool:
+        return is_integer(checker, value) or (isinstance(value, float) and math.isfinite(value))
+
+    types = Draft202012Validator.TYPE_CHECKER.redefine_many(
+        {"integer": is_integer, "number": is_number}
+    )
+    schema = yaml.safe_load(SCHEMA.read_text(encoding="utf-8"))
+    return extend(Draft202012Validator, type_checker=types)(schema)
 
 
 def _describe(error: ValidationError) -> Iterator[str]:
@@ -57,10 +78,14 @@ def _complaint(error: ValidationError) -> str:
             return f"{value!r} is not {' or '.join(map(_article, kinds))}"
         case "enum":
             return f"{value!r} is not one of {', '.join(map(str, wanted))}"
-        case "minimum" | "exclusiveMinimum":
+        case "minimum":
             return f"{value!r} is too small (at least {wanted})"
-        case "maximum" | "exclusiveMaximum":
+        case "exclusiveMinimum":
+            return f"{value!r} is too small (more than {wanted})"
+        case "maximum":
             return f"{value!r} is too large (at most {wanted})"
+        case "exclusiveMaximum":
+            return f"{value!r} is too large (less than {wanted})"
         case _:
             return error.message
 

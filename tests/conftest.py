@@ -1,0 +1,68 @@
+import copy
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, settings
+
+ROOT = Path(__file__).parents[1]
+
+# The same examples in each run, and no clock: a loaded machine is not a failure.
+settings.register_profile(
+    "steady", deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
+)
+settings.load_profile("steady")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def model_path(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Give the folder of a tiny model of a family, made once."""
+    from tiny import make_model
+
+    return cache(lambda family: make_model(tmp_path_factory.mktemp(family), family))
+
+
+@pytest.fixture(scope="session")
+def model(model_path: Callable[[str], Path]) -> Callable[[str], Any]:
+    """Give a tiny model of a family as a Decoder, loaded once."""
+    from headpursuit.models import load_model
+
+    return cache(lambda family: load_model(model_path(family), "float32", "cpu"))
+
+
+@pytest.fixture(scope="session")
+def tokenizer(model_path: Callable[[str], Path]) -> Any:
+    """Give the tokenizer that all tiny models share."""
+    from headpursuit.models import load_tokenizer
+
+    return load_tokenizer(model_path("llama"))
+
+
+@pytest.fixture
+def paper() -> dict[str, Any]:
+    """Give the shipped config.yaml, to be changed at will."""
+    return copy.deepcopy(_shipped("config.yaml"))
+
+
+@pytest.fixture
+def demo(paper: dict[str, Any]) -> dict[str, Any]:
+    """Give the shipped config.yaml with the demo laid over it as Snakemake does."""
+    from snakemake.utils import update_config
+
+    update_config(paper, _shipped("configs/demo.yaml"))
+    return paper
+
+
+@cache
+def _shipped(name: str) -> dict[str, Any]:
+    return yaml.safe_load((ROOT / name).read_text(encoding="utf-8"))

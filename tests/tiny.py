@@ -1,0 +1,100 @@
+"""Tiny random models with a real tokenizer: what a test loads in place of a downloaded model."""
+
+from pathlib import Path
+
+import torch
+from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers, processors
+from tokenizers.models import BPE
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    GemmaConfig,
+    GPT2Config,
+    LlamaConfig,
+    MistralConfig,
+    PreTrainedConfig,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+)
+
+LAYERS, HEADS, HEAD_DIM, WIDTH, LONGEST = 3, 4, 16, 32, 256
+
+# Every word is one token, in each case, with and without a space before it.
+WORDS = """apple river stone cloud maple candle ladder basket pebble meadow lantern copper window
+garden feather harbour pepper saddle turnip velvet willow anchor button carpet dragon ember falcon
+ginger hammer island jacket kettle lemon mirror needle orchid pillow quartz ribbon silver""".split()
+
+CHAT = (
+    "{% for message in messages %}<|start|>{{ message['role'] }}\n{{ message['content'] }}<|end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|start|>assistant\n{% endif %}"
+)
+
+
+def make_model(folder: str | Path, family: str = "llama", seed: int = 0) -> Path:
+    """Save a random model of a family and a tokenizer into ``folder``, always the same.
+
+    It has 3 layers of 4 heads. All families but gpt2 have a chat template.
+    """
+    folder = Path(folder)
+    tokenizer = make_tokenizer(chat=family != "gpt2")
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(_config(family, tokenizer))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 1:  # biases and gains, which would all be 0 or 1
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def make_tokenizer(chat: bool = True) -> PreTrainedTokenizerFast:
+    """Return a byte-level tokenizer whose vocabulary is the bytes and :data:`WORDS`."""
+    tokens = sorted(pre_tokenizers.ByteLevel.alphabet())
+    for word in WORDS:
+        tokens += [mark + form for mark in ("Ġ", "") for form in (word, word.title(), word.upper())]
+    vocabulary = {token: number for number, token in enumerate(tokens)}
+    # Without merges: a piece is either a whole token or falls into its bytes.
+    backend = Tokenizer(BPE(vocabulary, [], ignore_merges=True))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    special = ["<|begin|>", "<|end|>", "<|start|>"]
+    backend.add_special_tokens([AddedToken(token, normalized=False) for token in special])
+    begin = backend.token_to_id("<|begin|>")
+    backend.post_processor = processors.TemplateProcessing(
+        single="<|begin|> $A", special_tokens=[("<|begin|>", begin)]
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="<|begin|>", eos_token="<|end|>"
+    )
+    tokenizer.chat_template = CHAT if chat else None
+    return tokenizer
+
+
+def _config(family: str, tokenizer: PreTrainedTokenizerFast) -> PreTrainedConfig:
+    ends = {
+        "vocab_size": len(tokenizer),
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "initializer_range": 0.2,  # so large that heads make a difference
+    }
+    if family == "gpt2":
+        return GPT2Config(n_embd=WIDTH, n_layer=LAYERS, n_head=HEADS, n_positions=LONGEST, **ends)
+    shape = {
+        "hidden_size": WIDTH,
+        "intermediate_size": 48,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": HEADS,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": LONGEST,
+    }
+    if family.startswith("gemma"):
+        shape["head_dim"] = HEAD_DIM  # wider than hidden_size / heads
+    configs = {
+        "llama": LlamaConfig,
+        "mistral": MistralConfig,
+        "qwen2": Qwen2Config,
+        "gemma": GemmaConfig,
+        "gemma2": Gemma2Config,
+    }
+    return configs[family](**shape, **ends)
