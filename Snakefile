@@ -26,6 +26,40 @@ include: "rules/publish.smk"
 
 
 rule all:
+    """The tables and figures, and all that lies in between, so that what is deleted is made anew."""
     default_target: True
     input:
         rules.table2.input,
+        collect("<resources>/{source}/provenance.json", source=used_sources(config)),
+        MODEL_FILES,
+        collect(
+            [
+                "<results>/prompts/{dataset}.parquet",
+                "<results>/generations/{dataset}/baseline.parquet",
+                "<results>/words/{dataset}.csv",
+                "<results>/dictionaries/{dataset}.csv",
+                "<results>/expected/{dataset}.parquet",
+                "<results>/scores/{dataset}.parquet",
+            ],
+            dataset=DATASETS,
+        ),
+        branch(
+            not config["words"]["file"],
+            then=collect("<results>/labels/{dataset}.parquet", dataset=DATASETS),
+        ),
+        collect(rules.cache_activations.output, dataset=DATASETS),
+        collect(
+            "<results>/rankings/{dataset}/{method}.csv",
+            dataset=DATASETS,
+            method=config["heads"]["methods"],
+        ),
+        collect(
+            "<results>/heads/{dataset}/{condition}.csv",
+            dataset=DATASETS,
+            condition=intervened_conditions(config["heads"]),
+        ),
+        collect(
+            "<results>/generations/{dataset}/{condition}.parquet",
+            dataset=DATASETS,
+            condition=generated_conditions(config["heads"]),
+        ),

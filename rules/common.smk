@@ -12,6 +12,7 @@ from headpursuit.config import (
 )
 from headpursuit.files import UserError
 from headpursuit.lineage import code_hash
+from headpursuit.sources import used_sources
 from snakemake.exceptions import WorkflowError
 
 try:

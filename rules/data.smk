@@ -29,10 +29,11 @@ rule write_config:
 rule preflight:
     """Device, memory, disk, access to gated sources and the labeller, before the first heavy job.
 
-    It takes all cores and goes first, so that downloads wait for what it says.
+    It goes first by priority and takes all cores, so that all else waits for what it says. It is
+    no input of other rules: what they make does not depend on it (docs/files.md).
     """
     input:
-        config=ancient("<results>/config.yaml"),
+        config="<results>/config.yaml",
     output:
         "<results>/preflight.json",
     log:
@@ -82,7 +83,6 @@ rule download_source:
 rule prepare_prompts:
     """Draw a data set's prompts and render what the model reads."""
     input:
-        preflight=ancient("<results>/preflight.json"),
         data=source_record("datasets/{dataset}/source"),
         model=MODEL_FILES,
     output:

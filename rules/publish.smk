@@ -60,5 +60,6 @@ rule plot_table2:
 rule table2:
     """All of table 2."""
     input:
+        rules.preflight.output,
         rules.publish_table2.output,
         rules.plot_table2.output,
