@@ -4,10 +4,10 @@ import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "0")  # before anything imports huggingface_hub
 
-from pathlib import Path  # noqa: E402
+from pathlib import Path
 
-from headpursuit.rule import run_rule  # noqa: E402
-from headpursuit.sources import download  # noqa: E402
+from headpursuit.rule import run_rule
+from headpursuit.sources import download
 
 
 def main(snakemake):

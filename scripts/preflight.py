@@ -4,11 +4,11 @@ import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "0")  # before anything imports huggingface_hub
 
-from pathlib import Path  # noqa: E402
+from pathlib import Path
 
-from headpursuit.files import write_json  # noqa: E402
-from headpursuit.preflight import preflight  # noqa: E402
-from headpursuit.rule import run_rule  # noqa: E402
+from headpursuit.files import write_json
+from headpursuit.preflight import preflight
+from headpursuit.rule import run_rule
 
 
 def main(snakemake):

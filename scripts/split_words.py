@@ -12,7 +12,7 @@ def main(snakemake):
     """Write word, count, rank and split."""
     spec, matching = snakemake.params.words, snakemake.params.matching
     if spec["file"] is not None:
-        words = read_word_list(spec["file"])
+        words = read_word_list(spec["file"], matching["case_sensitive"])
         responses = read_parquet(snakemake.input.responses, ["response"])["response"].to_pylist()
         totals = count_words(responses, words, **matching).sum(0).tolist()
         counts = Counter(dict(zip(words, totals, strict=True)))

@@ -20,9 +20,10 @@ from transformers import (
 LAYERS, HEADS, HEAD_DIM, WIDTH, LONGEST = 3, 4, 16, 32, 256
 
 # Every word is one token, in each case, with and without a space before it.
-WORDS = """apple river stone cloud maple candle ladder basket pebble meadow lantern copper window
+_LISTED = """apple river stone cloud maple candle ladder basket pebble meadow lantern copper window
 garden feather harbour pepper saddle turnip velvet willow anchor button carpet dragon ember falcon
-ginger hammer island jacket kettle lemon mirror needle orchid pillow quartz ribbon silver""".split()
+ginger hammer island jacket kettle lemon mirror needle orchid pillow quartz ribbon silver"""
+WORDS = _LISTED.split()
 
 CHAT = (
     "{% for message in messages %}<|start|>{{ message['role'] }}\n{{ message['content'] }}<|end|>\n"

@@ -14,6 +14,7 @@ from jsonschema.protocols import Validator
 from jsonschema.validators import extend
 
 from headpursuit.files import UserError
+from headpursuit.labellers import used_labellers
 
 SCHEMA = Path(__file__).parents[2] / "schemas" / "config.schema.yaml"
 
@@ -115,11 +116,16 @@ def _inconsistencies(config: Mapping[str, Any]) -> Iterator[str]:
             yield f"text.datasets: {name!r} is not under datasets; there are {there}"
         else:
             yield from no_source(f"datasets.{name}.source", config["datasets"][name]["source"])
-    if config["words"]["file"] is None and config["labeller"]["backend"] == "lexicon":
-        lexicon = config["labeller"]["lexicon"]
-        yield from no_source("labeller.lexicon.source", lexicon["source"])
-        if lexicon["files"] is None:
-            yield "labeller.lexicon.files: missing. Pattern of files inside the source."
+    labeller = config["labeller"]
+    for backend in used_labellers(config):
+        if backend == "lexicon":
+            yield from no_source("labeller.lexicon.source", labeller["lexicon"]["source"])
+        needed = {"lexicon": ["files"], "openai": ["base_url", "model"]}.get(backend, [])
+        for key in needed:
+            if labeller[backend][key] is None:
+                yield f"labeller.{backend}.{key}: missing; labeller.backend or second needs it"
+    if labeller["second"] == labeller["backend"]:
+        yield f"labeller.second: {labeller['second']} is the first already; null, or another"
 
 
 def _head_problems(heads: Mapping[str, Any], model: Mapping[str, Any], name: str) -> Iterator[str]:
@@ -137,7 +143,7 @@ def _head_problems(heads: Mapping[str, Any], model: Mapping[str, Any], name: str
                     f"{there} heads of {name}'s layers {first} to {last}; at most {there // 2}"
                 )
     if heads["count_draws"] > heads["draws"]:
-        yield f"heads.count_draws: {heads['count_draws']} is more than heads.draws, {heads['draws']}"
+        yield f"heads.count_draws: {heads['count_draws']} is above heads.draws, {heads['draws']}"
 
 
 def candidate_layers(heads: Mapping[str, Any], model: Mapping[str, Any]) -> tuple[int, int]:

@@ -14,6 +14,12 @@ log = logging.getLogger(__name__)
 
 # File suffix to the builder of the datasets library that reads it.
 BUILDERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet", ".txt": "text"}
+# What a builder is told: "null" is a word like any other, and a byte order mark is no text.
+OPTIONS = {
+    "csv": {"keep_default_na": False, "na_values": [""]},
+    "text": {"encoding": "utf-8-sig"},
+    "json": {"parse_agent_traces": False},
+}
 
 
 def read_rows(
@@ -36,8 +42,11 @@ def read_rows(
     if not readable:
         raise UserError(f"No {', '.join(BUILDERS)} file among {[str(path) for path in files]}.")
     for path in readable:
+        if not path.stat().st_size:
+            continue  # no rows, which not every builder takes
+        row: Mapping[str, Any] = {}
         try:
-            for number, row in enumerate(_open(path), start=1):
+            for number, row in enumerate(_open(path, column), start=1):
                 if all(_matches(_nested(row, key), value) for key, value in (where or {}).items()):
                     yield f"{path.name}:{number}", _nested(row, column)
         except KeyError as error:
@@ -46,12 +55,14 @@ def read_rows(
             raise UserError(f"{path}: not readable as {path.suffix[1:]}: {error}") from error
 
 
-def _open(path: Path) -> Iterable[Mapping[str, Any]]:
+def _open(path: Path, column: str) -> Iterable[Mapping[str, Any]]:
     from datasets import load_dataset
 
-    return load_dataset(
-        BUILDERS[path.suffix.lower()], data_files=[str(path)], split="train", streaming=True
-    )
+    builder = BUILDERS[path.suffix.lower()]
+    options = dict(OPTIONS.get(builder, {}))
+    if builder == "csv":
+        options["converters"] = {column: str}  # a prompt of digits is text too
+    return load_dataset(builder, data_files=[str(path)], split="train", streaming=True, **options)
 
 
 def _nested(row: Mapping[str, Any], key: str) -> Any:

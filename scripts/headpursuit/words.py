@@ -1,39 +1,43 @@
 """Words: counting them in text, splitting them, and turning them into rows of the unembedding."""
 
-import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import product
 from pathlib import Path
+from string import capwords
 
 import numpy as np
 import pandas as pd
+import regex  # unlike re, it takes combining marks for parts of words
 
 from headpursuit.files import UserError, seed_for
 
 SPLITS = ("selection", "heldout")
 MIN_WORDS = 10
 # The regular endings of English, so that "word" also counts "words" and "worded".
-_INFLECTIONS = r"(?:'?s|es|d|ed|er|ers|ing|in['’])?"
+_INFLECTIONS = r"(?:'?s|es|d|ed|er|ers|ing|in')?"
 
 
 def normalise(text: str, case_sensitive: bool = False) -> str:
-    """Return the form in which texts and words are compared: NFC, case-folded unless told."""
-    text = unicodedata.normalize("NFC", text)
+    """Return the form in which texts and words are compared.
+
+    That is NFC with plain apostrophes, case-folded unless told.
+    """
+    text = unicodedata.normalize("NFC", text).replace("’", "'")
     # Folding can leave NFC ("ǰ"), so it is restored.
     return text if case_sensitive else unicodedata.normalize("NFC", text.casefold())
 
 
-def word_pattern(word: str, inflections: bool = False) -> re.Pattern[str]:
+def word_pattern(word: str, inflections: bool = False) -> regex.Pattern[str]:
     """Return the pattern of a normalised word or phrase as a whole word.
 
-    A whole word has no letter, digit or underscore (of any script) beside it; white space inside
-    a phrase matches any white space.
+    A whole word has no letter, digit, underscore or combining mark (of any script) beside it;
+    white space inside a phrase matches any white space.
     """
-    body = r"\s+".join(re.escape(part) for part in word.split())
+    body = r"\s+".join(regex.escape(part) for part in word.split())
     ending = _INFLECTIONS if inflections else ""
-    return re.compile(rf"(?<!\w){body}{ending}(?!\w)")
+    return regex.compile(rf"(?<!\w){body}{ending}(?!\w)")
 
 
 def count_words(
@@ -53,7 +57,7 @@ def count_words(
     words = [normalise(word, case_sensitive) for word in words]
     patterns = [word_pattern(word, inflections) for word in words]
     # A plain search for the word's first part is far cheaper than the pattern, and rules most out.
-    probes = [word.split()[0] if word.split() else word for word in words]
+    probes = ["".join(word.split()[:1]) for word in words]
     texts = [normalise(text, case_sensitive) for text in texts]
     counts = np.zeros((len(texts), len(words)), dtype=np.int64)
     for row, text in enumerate(texts):
@@ -63,7 +67,13 @@ def count_words(
     return counts
 
 
-def read_word_list(path: str | Path) -> list[str]:
+def tidy_word(word: str, case_sensitive: bool = False) -> str:
+    """Return a word normalised, without control characters, and with single spaces inside."""
+    kept = (c for c in word if c.isspace() or unicodedata.category(c) != "Cc")
+    return normalise(" ".join("".join(kept).split()), case_sensitive)
+
+
+def read_word_list(path: str | Path, case_sensitive: bool = False) -> list[str]:
     """Read a user's list, one word or phrase a line; empty lines and repeats are dropped.
 
     Raises:
@@ -75,8 +85,7 @@ def read_word_list(path: str | Path) -> list[str]:
         raise UserError(f"words.file: {path} does not exist.") from None
     except UnicodeDecodeError as error:
         raise UserError(f"words.file: {path} is not UTF-8 (byte {error.start}).") from None
-    words = list(dict.fromkeys(normalise(" ".join(line.split())) for line in lines))
-    words = [word for word in words if word]
+    words = [word for word in dict.fromkeys(tidy_word(x, case_sensitive) for x in lines) if word]
     if not words:
         raise UserError(f"words.file: {path} holds no word.")
     return words
@@ -84,7 +93,7 @@ def read_word_list(path: str | Path) -> list[str]:
 
 def label_counts(labels: Iterable[Sequence[str]]) -> Counter[str]:
     """Count in how many responses each word was labelled."""
-    return Counter(word for words in labels for word in {normalise(word) for word in words})
+    return Counter(word for words in labels for word in {tidy_word(word) for word in words} if word)
 
 
 def split_words(
@@ -124,7 +133,8 @@ def split_words(
 
 def variants(word: str, cases: Sequence[str], leading_space: Sequence[bool]) -> list[str]:
     """Return the written forms of a word: each case, with and without a space before it."""
-    change = {"lower": str.lower, "title": str.title, "upper": str.upper}
+    # str.title would also raise the letter after an apostrophe.
+    change = {"lower": str.lower, "title": capwords, "upper": str.upper}
     forms = (
         (" " if space else "") + change[case](word) for case, space in product(cases, leading_space)
     )
@@ -151,7 +161,8 @@ def build_dictionary(
     Returns:
         Table with a row for each word, form and token: word, split, form, starts_word (the form
         has the space before it and is one token, so that its probability is the word's), token_id,
-        token and shared (the same row serves selection and held-out words alike).
+        token and shared (the same row serves selection and held-out words alike). Forms with an
+        unknown token have no row.
 
     Raises:
         UserError: if a split has no row at all.
@@ -160,6 +171,8 @@ def build_dictionary(
     for word, split in zip(words["word"], words["split"], strict=True):
         for form in variants(word, cases, leading_space):
             ids = form_tokens(tokenizer, form)
+            if tokenizer.unk_token_id in ids:
+                continue
             single = len(ids) == 1
             chosen = {"single": ids if single else [], "first": ids[:1], "all": ids}[rows]
             for token_id in chosen:

@@ -114,7 +114,7 @@ def test_every_overlay_is_valid(paper: Config, overlay: Path):
         ("heads/k", [512, 513], r"^heads\.k: 513 heads .* the 1024 heads .* at most 512$"),
         ("heads/first_layer", 32, r"^heads\.first_layer: 32 comes after the last .* layer, 31"),
         ("heads/last_layer", 32, r"^heads\.last_layer: 32, but the last layer of mistral is 31"),
-        ("heads/count_draws", 11, r"^heads\.count_draws: 11 is more than heads\.draws, 10"),
+        ("heads/count_draws", 11, r"^heads\.count_draws: 11 is above heads\.draws, 10"),
     ],
 )
 def test_a_mistake_is_named_with_what_is_right(paper: Config, path: str, value: Any, said: str):

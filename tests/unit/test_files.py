@@ -1,5 +1,4 @@
 import json
-import os
 import stat
 from pathlib import Path
 
@@ -28,7 +27,7 @@ def test_a_failed_write_leaves_what_was_there_and_nothing_else(tmp_path: Path):
         part.write_text("half")
         raise ZeroDivisionError
     assert path.read_text() == "old"
-    assert os.listdir(tmp_path) == ["table.csv"]
+    assert [own.name for own in tmp_path.iterdir()] == ["table.csv"]
 
 
 def test_an_atomic_write_shows_nothing_before_its_end(tmp_path: Path):

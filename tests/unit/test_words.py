@@ -1,0 +1,337 @@
+import unicodedata
+from collections import Counter
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import pandas as pd
+import pytest
+from headpursuit.files import UserError
+from headpursuit.words import (
+    build_dictionary,
+    count_words,
+    label_counts,
+    normalise,
+    read_word_list,
+    split_words,
+    tidy_word,
+    variants,
+)
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, normalizers
+from tokenizers.models import BPE
+from transformers import PreTrainedTokenizerFast
+
+# Letters of several scripts, marks, what joins and what parts words.
+SIGNS = "aeAEßıİiIéÉсжк0٣_ '’-.,@\u0301\u0307\u093f\u0915\n\t\u00a0\u3000"
+LETTERS = st.text(alphabet="aeAEßiIéк0_'’-\u0301\u093f\u0915", min_size=1, max_size=4)
+
+
+def count(text: str, word: str, **options: bool) -> int:
+    return int(count_words([text], [word], **options)[0, 0])
+
+
+def in_word(char: str) -> bool:
+    return unicodedata.category(char) in {
+        *("Lu", "Ll", "Lt", "Lm", "Lo", "Mn", "Mc", "Me", "Nd", "Pc")
+    }
+
+
+def naive_count(text: str, word: str) -> int:
+    """Walk through the text and look at what stands before and after each occurrence."""
+
+    def plain(string: str) -> str:
+        folded = unicodedata.normalize("NFC", string).casefold().replace("’", "'")
+        return unicodedata.normalize("NFC", folded)
+
+    text, word = (" ".join(plain(string).split()) for string in (f"| {text} |", word))
+    found = at = 0
+    while word and at < len(text):
+        end = at + len(word)
+        alone = not in_word(text[at - 1 : at] or " ") and not in_word(text[end : end + 1] or " ")
+        if text[at:end] == word and alone:
+            found, at = found + 1, end
+        else:
+            at += 1
+    return found
+
+
+@given(st.text(alphabet=SIGNS, max_size=30), st.lists(LETTERS, min_size=1, max_size=3))
+def test_counting_equals_a_walk_through_the_text(text: str, parts: list[str]):
+    phrase = " ".join(parts)
+    for words in ([phrase], parts):
+        for inside in (text, f"{text} {phrase} {text}", phrase.join(text), f"{text}{phrase}"):
+            counts = count_words([inside], words)[0]
+            assert counts.tolist() == [naive_count(inside, word) for word in words]
+
+
+@given(st.text(max_size=20), st.text(max_size=5))
+def test_any_text_counts_like_the_walk(text: str, word: str):
+    got = count(f"{text} {word}", word)
+    assert got >= 0
+    assert count(f"{text} {word}", word, inflections=True) >= got
+    assert count(f"{text} {word}", word, case_sensitive=True) <= got
+
+
+@given(st.lists(st.text(alphabet=SIGNS, max_size=12), max_size=4), LETTERS)
+def test_texts_are_counted_one_by_one(texts: list[str], word: str):
+    together = count_words(texts, [word, word])
+    assert together.shape == (len(texts), 2)
+    assert together.tolist() == [[count(text, word)] * 2 for text in texts]
+    assert count("\n".join(texts), word) == together[:, 0].sum()
+
+
+@pytest.mark.parametrize(
+    ("text", "word", "expected"),
+    [
+        ("Apple APPLE apple pineapple apples", "apple", 3),
+        ("apple,apple.apple(apple)", "apple", 4),
+        ("apple_pie apple2", "apple", 0),
+        ("apple apple apple", "apple apple", 1),  # occurrences do not overlap
+        ("stone  \n cold\u00a0stone stone\u3000cold", "stone cold", 2),
+        ("stone-cold", "stone cold", 0),
+        ("the river's stone", "river", 1),
+        ("don’t and don't and dont", "don't", 2),
+        ("DON'T", "don’t", 1),
+        ("STRASSE Straße", "straße", 2),
+        ("café CAFÉ cafe\u0301 cafe", "cafe\u0301", 3),
+        ("cafe\u0301", "cafe", 0),
+        ("x\u0302 x", "x", 1),  # no single character for it, so the mark stays apart
+        ("क कि", "क", 1),  # a vowel sign is part of the word
+        ("İSTANBUL i̇stanbul", "İstanbul", 2),
+        ("ISTANBUL", "istanbul", 1),
+        ("ıstanbul", "istanbul", 0),  # a dotless i is another letter
+        ("a.b a+b", "a.b", 1),
+        ("$$$ $$$", "$$$", 2),
+        ("(river)", "(river)", 1),
+        ("anything", "", 0),
+        ("a b", " ", 0),
+        ("", "apple", 0),
+    ],
+)
+def test_known_counts(text: str, word: str, expected: int):
+    assert count(text, word) == expected
+
+
+def test_a_phrase_does_not_hide_the_words_inside():
+    assert count_words(["stone cold"], ["stone cold", "stone", "cold"]).tolist() == [[1, 1, 1]]
+
+
+def test_case_counts_where_asked():
+    assert count("Apple apple", "Apple", case_sensitive=True) == 1
+    assert count("Apple apple", "Apple") == 2
+
+
+def test_inflections_count_where_asked():
+    text = "hammer hammers hammer's hammered hammering hammerin' hammerin’ hammerer hammerly"
+    assert count(text, "hammer") == 2  # an apostrophe ends a word
+    assert count(text, "hammer", inflections=True) == 8
+    assert count("boxes box", "box", inflections=True) == 2
+
+
+def test_a_word_list(tmp_path: Path):
+    path = tmp_path / "words.txt"
+    path.write_bytes("\ufeffApple\r\n\r\n  stone \t cold\r\napple\x1b[31m\r\nAPPLE\n".encode())
+    assert read_word_list(path) == ["apple", "stone cold", "apple[31m"]
+    assert read_word_list(path, case_sensitive=True) == [
+        *("Apple", "stone cold", "apple[31m", "APPLE")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(b"\n \n", "holds no word"), (b"caf\xe9\n", r"not UTF-8 \(byte 3\)"), (None, "not exist")],
+)
+def test_a_word_list_that_is_none(tmp_path: Path, content: bytes | None, said: str):
+    if content is not None:
+        (tmp_path / "words.txt").write_bytes(content)
+    with pytest.raises(UserError, match=said):
+        read_word_list(tmp_path / "words.txt")
+
+
+@given(st.text(max_size=10))
+def test_a_tidy_word_is_tidy(word: str):
+    tidy = tidy_word(word)
+    assert tidy_word(tidy) == tidy == " ".join(tidy.split())
+    assert not any(unicodedata.category(c) == "Cc" for c in tidy)
+    assert normalise(tidy) == tidy
+
+
+def test_labels_count_once_a_response():
+    labels = [["Apple", "apple", " stone  cold"], ["apple", ""], [], ["stone cold"]]
+    assert label_counts(labels) == {"apple": 2, "stone cold": 2}
+
+
+# The split
+
+
+counters = st.dictionaries(
+    st.text(alphabet="abcdé", min_size=1, max_size=6), st.integers(0, 5), min_size=10, max_size=60
+)
+
+
+@given(counters, st.integers(10, 50), st.floats(0.05, 0.95), st.integers(0, 99))
+def test_a_split_parts_the_most_frequent_words(counts, top, share, seed):
+    table = split_words(Counter(counts), top, share, seed, "rtp")
+    n = min(top, len(counts))
+    assert len(table) == table["word"].nunique() == n
+    assert list(table["rank"]) == list(range(1, n + 1))
+    assert list(zip(table["word"], table["count"], strict=True)) == [
+        (word, counts[word]) for word in sorted(counts, key=lambda w: (-counts[w], w))[:n]
+    ]
+    selected = (table["split"] == "selection").sum()
+    assert abs(selected - share * n) <= 1
+    assert 0 < selected < n
+    assert set(table["split"]) == {"selection", "heldout"}
+    shuffled = list(counts.items())
+    Random(seed).shuffle(shuffled)
+    again = split_words(Counter(dict(shuffled)), top, share, seed, "rtp")
+    pd.testing.assert_frame_equal(table, again)
+
+
+def hundred() -> Counter[str]:
+    return Counter({f"word{i:03d}": 200 - i for i in range(120)})
+
+
+def test_the_paper_s_split_is_70_to_30():
+    table = split_words(hundred(), 100, 0.7, 0, "rtp")
+    assert table["split"].value_counts().to_dict() == {"selection": 70, "heldout": 30}
+
+
+def test_the_split_depends_on_seed_and_data_set():
+    def heldout(seed: int, dataset: str) -> frozenset[str]:
+        table = split_words(hundred(), 100, 0.7, seed, dataset)
+        return frozenset(table[table["split"] == "heldout"]["word"])
+
+    assert len({heldout(0, "rtp"), heldout(1, "rtp"), heldout(0, "tet")}) == 3
+    assert heldout(0, "rtp") == heldout(0, "rtp")
+
+
+def test_every_rank_is_held_out_as_often_as_any_other():
+    splits = [split_words(hundred(), 100, 0.7, seed, "rtp")["split"] for seed in range(300)]
+    held = np.mean([split == "heldout" for split in splits], axis=0)
+    assert abs(held.mean() - 0.3) < 1e-12
+    # Five standard errors of a share of 0.3 over 300 seeds.
+    assert np.abs(held - 0.3).max() < 5 * np.sqrt(0.3 * 0.7 / 300)
+
+
+def test_too_few_words_are_refused_with_a_way_out():
+    with pytest.raises(UserError, match=r"rtp: 9 words are too few.*datasets\.rtp\.sample"):
+        split_words(Counter("abcdefghi"), 100, 0.7, 0, "rtp")
+
+
+# The dictionary
+
+
+def sentencepiece_like(byte_fallback: bool = True) -> PreTrainedTokenizerFast:
+    """Return a tokenizer in which apple, river and stone are tokens, built like Llama's."""
+    tokens = ["<unk>", "<s>", "</s>"]
+    tokens += [f"<0x{byte:02X}>" for byte in range(256)] if byte_fallback else []
+    tokens += [*sorted(set("appleriverstone")), "▁"]
+    merges = []
+    for word in ("apple", "river", "stone"):
+        merges += [(word[:i], word[i]) for i in range(1, len(word))] + [("▁", word)]
+    tokens += dict.fromkeys(left + right for left, right in merges)
+    vocabulary = {token: number for number, token in enumerate(dict.fromkeys(tokens))}
+    backend = Tokenizer(BPE(vocabulary, merges, unk_token="<unk>", byte_fallback=byte_fallback))
+    backend.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
+    backend.decoder = decoders.Metaspace()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, unk_token="<unk>", bos_token="<s>", eos_token="</s>"
+    )
+
+
+def words(**splits: str) -> pd.DataFrame:
+    pairs = [(word, split) for split, own in splits.items() for word in own.split(",")]
+    return pd.DataFrame(pairs, columns=["word", "split"])
+
+
+BOTH = {"cases": ["lower"], "leading_space": [True, False]}
+
+
+def tokens_of(table: pd.DataFrame, word: str) -> list[tuple[str, str, bool]]:
+    own = table[table["word"] == word]
+    return list(zip(own["form"], own["token"], own["starts_word"], strict=True))
+
+
+def test_variants_are_cases_with_and_without_a_space():
+    assert variants("apple", ["lower", "title", "upper"], [True, False]) == [
+        *(" apple", "apple", " Apple", "Apple", " APPLE", "APPLE")
+    ]
+    assert variants("don't stop", ["title"], [False]) == ["Don't Stop"]
+    assert variants("42", ["lower", "title", "upper"], [False]) == ["42"]
+
+
+def test_single_rows_of_a_byte_level_tokenizer(tokenizer):
+    table = build_dictionary(
+        words(selection="apple,wren", heldout="river"), tokenizer, "single", **BOTH
+    )
+    assert tokens_of(table, "apple") == [(" apple", "Ġapple", True), ("apple", "apple", False)]
+    assert tokens_of(table, "wren") == []  # several tokens
+    assert not table["shared"].any()
+    assert list(table["token_id"]) == tokenizer.convert_tokens_to_ids(list(table["token"]))
+
+
+def test_rows_of_case_variants(tokenizer):
+    table = build_dictionary(
+        words(selection="apple", heldout="river"),
+        tokenizer,
+        "single",
+        ["lower", "title", "upper"],
+        [True, False],
+    )
+    assert set(table[table["word"] == "apple"]["token"]) == {
+        *("Ġapple", "apple", "ĠApple", "Apple", "ĠAPPLE", "APPLE")
+    }
+
+
+def test_first_and_all_rows_and_what_splits_share(tokenizer):
+    asked = words(selection="wren,apple", heldout="wolf,river")
+    first = build_dictionary(asked, tokenizer, "first", ["lower"], [False])
+    assert [token for _, token, _ in tokens_of(first, "wren")] == ["w"]
+    shared = dict(zip(first["word"], first["shared"], strict=True))
+    assert shared == {"wren": True, "wolf": True, "apple": False, "river": False}
+    every = build_dictionary(asked, tokenizer, "all", ["lower"], [False])
+    assert [token for _, token, _ in tokens_of(every, "wren")] == list("wren")
+    assert not every[every["word"] == "wren"]["starts_word"].any()
+    own = every[every["word"] == "wolf"]
+    assert dict(zip(own["token"], own["shared"], strict=True)) == {
+        **dict.fromkeys("olf", False), "w": True
+    }  # fmt: skip
+
+
+def test_rows_within_a_split_are_not_shared(tokenizer):
+    table = build_dictionary(
+        words(selection="wren,wolf", heldout="river"), tokenizer, "first", ["lower"], [False]
+    )
+    assert not table["shared"].any()
+
+
+def test_a_sentencepiece_tokenizer_s_own_space_is_not_the_word_s():
+    table = build_dictionary(
+        words(selection="apple", heldout="river,zebra"), sentencepiece_like(), "single", **BOTH
+    )
+    assert tokens_of(table, "apple") == [(" apple", "▁apple", True), ("apple", "apple", False)]
+    assert tokens_of(table, "river") == [(" river", "▁river", True), ("river", "river", False)]
+    assert tokens_of(table, "zebra") == []
+
+
+def test_an_unknown_token_is_no_row():
+    tokenizer = sentencepiece_like(byte_fallback=False)
+    for rows in ("single", "first", "all"):
+        asked = words(selection="apple,язык", heldout="river")
+        table = build_dictionary(asked, tokenizer, rows, **BOTH)
+        assert tokenizer.unk_token_id not in set(table["token_id"])
+
+
+def test_special_tokens_do_not_stand_before_a_word(tokenizer):
+    table = build_dictionary(words(selection="apple", heldout="river"), tokenizer, "all", **BOTH)
+    assert not set(table["token_id"]) & set(tokenizer.all_special_ids)
+
+
+def test_a_split_without_rows_is_refused(tokenizer):
+    with pytest.raises(UserError, match=r"dictionary\.rows: single leaves no row .* heldout"):
+        build_dictionary(words(selection="apple", heldout="wren"), tokenizer, "single", **BOTH)
