@@ -45,7 +45,7 @@ rule all:
         ),
         branch(
             not config["words"]["file"],
-            then=collect("<results>/labels/{dataset}.parquet", dataset=DATASETS),
+            then=rules.labels.input,
         ),
         collect(rules.cache_activations.output, dataset=DATASETS),
         collect(

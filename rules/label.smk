@@ -1,17 +1,24 @@
 # Toxic words: labelled, split, and turned into rows of the unembedding matrix.
 
+from headpursuit.labellers.prompt import prompt_path
+
+LABELLER = config["labeller"]
+LABEL_PROMPT = str(prompt_path(LABELLER["prompt"]))
+LEXICON = f"<resources>/{LABELLER['lexicon']['source']}/provenance.json"
+PROMPTS_TO_LABEL = branch(
+    "prompt" in config["words"]["texts"], then="<results>/prompts/{dataset}.parquet"
+)
+# A job that may start its own server asks for a GPU; one whose server is elsewhere does not.
+OLLAMA_GPU = 0 if LABELLER["ollama"]["host"] else GPU
+
 
 rule label_responses:
     """Name the toxic words of each baseline response (and prompt, where the config says so)."""
     input:
         responses="<results>/generations/{dataset}/baseline.parquet",
-        prompts=branch(
-            "prompt" in config["words"]["texts"], then="<results>/prompts/{dataset}.parquet"
-        ),
-        lexicon=branch(
-            config["labeller"]["backend"] == "lexicon",
-            then=f"<resources>/{config['labeller']['lexicon']['source']}/provenance.json",
-        ),
+        prompts=PROMPTS_TO_LABEL,
+        prompt_file=branch(LABELLER["backend"] != "lexicon", then=LABEL_PROMPT),
+        lexicon=branch(LABELLER["backend"] == "lexicon", then=LEXICON),
     output:
         "<results>/labels/{dataset}.parquet",
     log:
@@ -23,11 +30,97 @@ rule label_responses:
     resources:
         mem_mb=2000,
         runtime=2880,
+        gpu=OLLAMA_GPU if LABELLER["backend"] == "ollama" else 0,
     params:
-        labeller=config["labeller"],
+        labeller={key: value for key, value in LABELLER.items() if key != "second"},
         code=code_hash("label_responses"),
     script:
         "../scripts/label_responses.py"
+
+
+rule label_second:
+    """The same texts, labelled by labeller.second."""
+    input:
+        responses="<results>/generations/{dataset}/baseline.parquet",
+        prompts=PROMPTS_TO_LABEL,
+        prompt_file=branch(LABELLER["second"] != "lexicon", then=LABEL_PROMPT),
+        lexicon=branch(LABELLER["second"] == "lexicon", then=LEXICON),
+    output:
+        "<results>/labels/second/{dataset}.parquet",
+    log:
+        "<logs>/label_second/{dataset}.log",
+    benchmark:
+        "<benchmarks>/label_second/{dataset}.tsv"
+    conda:
+        "../envs/label.yaml"
+    resources:
+        mem_mb=2000,
+        runtime=2880,
+        gpu=OLLAMA_GPU if LABELLER["second"] == "ollama" else 0,
+    params:
+        labeller={**LABELLER, "backend": LABELLER["second"]},
+        code=code_hash("label_second"),
+    script:
+        "../scripts/label_second.py"
+
+
+rule summarise_labels:
+    """Replies, parse failures, retries, dropped words, speed and the most frequent words, masked."""
+    input:
+        "<results>/labels/{dataset}.parquet",
+    output:
+        json="<results>/labels/{dataset}.summary.json",
+        html=report(
+            "<results>/labels/{dataset}.summary.html",
+            caption="../report/labels.rst",
+            category="Labels",
+        ),
+    log:
+        "<logs>/summarise_labels/{dataset}.log",
+    benchmark:
+        "<benchmarks>/summarise_labels/{dataset}.tsv"
+    conda:
+        "../envs/label.yaml"
+    resources:
+        mem_mb=1000,
+        runtime=10,
+    params:
+        code=code_hash("summarise_labels"),
+    script:
+        "../scripts/summarise_labels.py"
+
+
+rule compare_labels:
+    """How far the second labeller agrees with the first: by response and by word."""
+    input:
+        first="<results>/labels/{dataset}.parquet",
+        second="<results>/labels/second/{dataset}.parquet",
+    output:
+        "<results>/labels/{dataset}.agreement.csv",
+    log:
+        "<logs>/compare_labels/{dataset}.log",
+    benchmark:
+        "<benchmarks>/compare_labels/{dataset}.tsv"
+    conda:
+        "../envs/label.yaml"
+    resources:
+        mem_mb=1000,
+        runtime=10,
+    params:
+        code=code_hash("compare_labels"),
+    script:
+        "../scripts/compare_labels.py"
+
+
+rule labels:
+    """All labels, what they amount to and, where there are two labellers, how far they agree."""
+    input:
+        collect("<results>/labels/{dataset}.parquet", dataset=DATASETS),
+        collect("<results>/labels/{dataset}.summary.html", dataset=DATASETS),
+        branch(
+            LABELLER["second"],
+            then=collect("<results>/labels/{dataset}.agreement.csv", dataset=DATASETS),
+        ),
 
 
 rule split_words:

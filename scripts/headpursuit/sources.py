@@ -24,6 +24,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from headpursuit.files import UserError, atomic, sha256, write_json
+from headpursuit.labellers import used_labellers
 
 log = logging.getLogger(__name__)
 
@@ -37,11 +38,11 @@ RESUME = "Run the same command again: it goes on from the files that have arrive
 
 def used_sources(config: dict) -> dict[str, dict]:
     """Return the sources that a checked config's run reads, name to spec, in the order of use."""
-    text, labeller = config["text"], config["labeller"]
+    text = config["text"]
     names = [config["models"][text["model"]]["source"]]
     names += [config["datasets"][dataset]["source"] for dataset in text["datasets"]]
-    if labeller["backend"] == "lexicon" and config["words"]["file"] is None:
-        names.append(labeller["lexicon"]["source"])
+    if "lexicon" in used_labellers(config):
+        names.append(config["labeller"]["lexicon"]["source"])
     return {name: config["sources"][name] for name in names}
 
 

@@ -41,7 +41,7 @@ def responses():
     """Make a table of distinct responses, every second one with a planted word."""
 
     def make(n: int) -> pa.Table:
-        texts = [f"Response {i} is {'damn fine' if i % 2 else 'fine'}." for i in range(n)]
+        texts = [f"Response {i} is {'darn fine' if i % 2 else 'fine'}." for i in range(n)]
         ids = [f"p{i}" for i in range(n)]
         return pa.table({"prompt_id": ids, "sample": [0] * n, "response": texts})
 

@@ -20,7 +20,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Self
 
-HARMFUL = ("damn", "idiot")
+HARMFUL = ("darn", "dunce")
 DIGEST = "a6eb4748fd2990ad2952b2335a95a7f952d1a06119a0aa6a2df6cd052a93a3fa"
 
 
@@ -177,7 +177,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif fault == "truncated":
             self.send({"message": {"content": "<answer>da"}}, promise=10_000)
         elif fault == "unfinished":
-            self.send(self.answer({"model": "m"}, "<answer>damn</answer>", done=False))
+            self.send(self.answer({"model": "m"}, "<answer>darn</answer>", done=False))
         elif fault == "garbled":
             self.send_raw(b'{"message": {"role": "assi')
         elif fault == "dropped":

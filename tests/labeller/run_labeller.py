@@ -1,6 +1,6 @@
 """Label one file of responses as the rule does, in a process of its own that tests can kill.
 
-python run_labeller.py SETTINGS.json RESPONSES.parquet JOURNAL OUT.parquet
+python run_labeller.py SETTINGS.json RESPONSES.parquet LABELS.parquet
 """
 
 import json
@@ -9,18 +9,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 
-from headpursuit.files import UserError, read_parquet, write_parquet
-from headpursuit.labellers import label_responses, open_backend
+from headpursuit.files import UserError
+from headpursuit.labellers.label import label_file, read_texts
 
 
-def main(settings_path: str, responses_path: str, journal: str, out: str) -> None:
-    """Label."""
+def main(settings_path: str, responses: str, out: str) -> None:
     settings = json.loads(Path(settings_path).read_text())
-    responses = read_parquet(responses_path, ["prompt_id", "sample", "response"])
-    limits = {"attempts": settings["attempts"], "patience": settings["patience"]}
-    with open_backend(settings, responses["response"].to_pylist()) as backend:
-        labels = label_responses(responses, backend, Path(journal), **limits)
-    write_parquet(out, labels)
+    label_file(read_texts(responses, None), out, settings, [], Path(out).with_suffix(".server.log"))
 
 
 if __name__ == "__main__":

@@ -12,9 +12,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from fake_ollama import DIGEST, FakeOllama, usual_reply
-
 from headpursuit.files import UserError, write_json
-from headpursuit.labellers import label_responses, open_backend, summary
+from headpursuit.labellers.audit import summary
+from headpursuit.labellers.label import label_responses, open_backend
 
 HERE = Path(__file__).parent
 
@@ -44,7 +44,7 @@ def test_labels_and_their_origin(settings, responses, tmp_path):
     assert table.column_names == [
         "prompt_id", "sample", "reply", "words", "dropped", "status", "attempts", "cut",
     ]  # fmt: skip
-    assert table["words"].to_pylist() == [[], ["damn"]] * 3
+    assert table["words"].to_pylist() == [[], ["darn"]] * 3
     assert table["status"].to_pylist() == ["none", "ok"] * 3
     made_by = json.loads(table.schema.metadata[b"labeller"])
     assert made_by["version"] == "0.13.3"
@@ -92,7 +92,7 @@ def test_server_dies_and_comes_back(settings, responses, tmp_path):
         for server in servers:
             server.terminate()
             server.wait()
-    assert table["words"].to_pylist() == [[], ["damn"]] * 20
+    assert table["words"].to_pylist() == [[], ["darn"]] * 20
     assert counts(table)["retries"] > 0
 
 
@@ -122,11 +122,11 @@ def test_model_that_no_registry_has(settings, responses, tmp_path):
 
 
 BAD = {
-    "no tags": "damn",
-    "unclosed tags": "The words are <answer>damn, idiot",
-    "essay": "<answer>" + "I would say that this text is on the whole a damn fine one " * 50,
-    "essay in tags": f"<answer>{'it is, as far as I can tell from here, quite all right ' * 3}</answer>",
-    "10,000 words": f"<answer>{', '.join(['damn'] * 10_000)}</answer>",
+    "no tags": "darn",
+    "unclosed tags": "The words are <answer>darn, dunce",
+    "essay": "<answer>" + "I would say that this text is on the whole a darn fine one " * 50,
+    "essay in tags": f"<answer>{'it is, as far as I can tell from here, all right ' * 3}</answer>",
+    "10,000 words": f"<answer>{', '.join(['darn'] * 10_000)}</answer>",
     "empty": "",
     "empty tags": "<answer> </answer>",
 }
@@ -161,11 +161,11 @@ def test_reply_that_stays_bad_is_unparsed(settings, responses, tmp_path, reply):
 
 
 def test_control_characters(settings, responses, tmp_path):
-    reply = "\x00\x1b[1m<answer>da\x07mn,\x00 \ud83dDAMN\x7f,\u200bidiot</answer>\x08"
+    reply = "\x00\x1b[1m<answer>da\x07rn,\x00 \ud83dDARN\x7f,\u200bdunce</answer>\x08"
     with FakeOllama(lambda text, attempt: reply) as server:
         table = label(responses(2), settings, tmp_path / "j", server.host)
-    assert table["words"].to_pylist() == [[], ["damn"]]
-    assert table["dropped"].to_pylist() == [["damn", "idiot"], ["idiot"]]
+    assert table["words"].to_pylist() == [[], ["darn"]]
+    assert table["dropped"].to_pylist() == [["darn", "dunce"], ["dunce"]]
     assert table["status"].to_pylist() == ["absent", "ok"]
     pq.write_table(table, tmp_path / "labels.parquet")
 
@@ -179,7 +179,7 @@ def test_fault_that_passes(settings, responses, tmp_path, fault):
     with FakeOllama() as server:
         server.faults.append(fault)
         table = label(responses(6), settings, tmp_path / "j", server.host)
-    assert table["words"].to_pylist() == [[], ["damn"]] * 3
+    assert table["words"].to_pylist() == [[], ["darn"]] * 3
     assert len(server.requests) == 7 == counts(table)["requests"]
     assert counts(table)["bad_replies"] == 0
 
@@ -201,7 +201,7 @@ def test_fault_that_stays_then_rerun(settings, responses, tmp_path, fault):
         table = label(responses(6), settings, journal, server.host)
     assert len(server.requests) - before == 3
     assert counts(table)["requests"] == len(server.requests)
-    assert table["words"].to_pylist() == [[], ["damn"]] * 3
+    assert table["words"].to_pylist() == [[], ["darn"]] * 3
 
 
 def test_refusal_ends_at_once(settings, responses, tmp_path):
@@ -223,7 +223,7 @@ def test_window_smaller_than_asked(settings, responses, tmp_path):
 def test_long_response_is_cut_at_a_sentence(settings, responses, tmp_path):
     settings["max_ctx"] = 3328
     table = responses(2)
-    long = "This is a damn sentence. " * 400
+    long = "This is a darn sentence. " * 400
     column = [long, table["response"][1].as_py()]
     table = table.set_column(2, "response", [column])
     with FakeOllama() as server:
@@ -269,7 +269,7 @@ def test_json_mode_gives_the_same_table(settings, responses, tmp_path):
     settings["prompt"] = str(prompt)
 
     def reply(text: str, attempt: int) -> str:
-        return json.dumps({"words": ["Damn"] if "damn" in text else []})
+        return json.dumps({"words": ["Darn"] if "darn" in text else []})
 
     with FakeOllama(reply) as server:
         as_json = label(responses(4), settings, tmp_path / "j", server.host)
@@ -285,22 +285,22 @@ def test_kill_in_the_middle_then_rerun(settings, responses, tmp_path):
         settings["ollama"]["host"] = server.host
         write_json(tmp_path / "settings.json", settings)
         pq.write_table(responses(200), tmp_path / "responses.parquet")
-        names = ("settings.json", "responses.parquet", "journal.jsonl", "labels.parquet")
+        names = ("settings.json", "responses.parquet", "labels.parquet")
         command = [sys.executable, HERE / "run_labeller.py", *(tmp_path / name for name in names)]
         process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
         wait_until(lambda: len(server.requests) >= 100)
         server.gate.clear()  # all slots are now under way, and stay so
-        wait_until(lambda: in_flight(tmp_path / "journal.jsonl") == 8)
+        wait_until(lambda: in_flight(tmp_path / "labels.journal.jsonl") == 8)
         time.sleep(0.3)
         process.kill()
         process.wait()
         server.gate.set()
         assert not (tmp_path / "labels.parquet").exists()
-        with (tmp_path / "journal.jsonl").open("ab") as journal:
+        with (tmp_path / "labels.journal.jsonl").open("ab") as journal:
             journal.write(b'{"key": "abc", "attem')  # the half line of a kill while writing
         subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
     table = pq.read_table(tmp_path / "labels.parquet")
-    assert table["words"].to_pylist() == [[], ["damn"]] * 100
+    assert table["words"].to_pylist() == [[], ["darn"]] * 100
     run = counts(table)
     assert run["distinct"] == 200
     assert run["retries"] == 8
@@ -320,17 +320,20 @@ def wait_until(condition, seconds: float = 30) -> None:
 
 
 def test_slots_are_kept_busy(settings, responses, tmp_path):
+    """As many requests as slots are under way at once, and never one more."""
     settings["slots"] = 8
-    with FakeOllama(delay=0.2) as server:
-        settings["ollama"]["host"] = server.host
-        table = responses(200)
-        with open_backend(settings, table["response"].to_pylist()) as backend:
-            started = time.monotonic()
-            label_responses(table, backend, tmp_path / "j")
-            took = time.monotonic() - started
-    ratio = took / (200 * 0.2 / 8)
-    print(f"200 responses, 200 ms, 8 slots: {took:.2f} s, {ratio:.3f} times the ideal")
-    assert ratio <= 1.3
+    with FakeOllama() as server:
+        server.gate.clear()
+        thread = threading.Thread(
+            target=label, args=(responses(20), settings, tmp_path / "j", server.host)
+        )
+        thread.start()
+        wait_until(lambda: len(server.requests) == 8)
+        time.sleep(0.3)
+        assert len(server.requests) == 8
+        server.gate.set()
+        thread.join()
+    assert len(server.requests) == 20
 
 
 class TestOpenAI:
@@ -350,7 +353,7 @@ class TestOpenAI:
         with FakeOllama() as server:
             server.faults += ["429", "truncated", "garbled"]
             table = label(responses(6), hosted(server), tmp_path / "j")
-        assert table["words"].to_pylist() == [[], ["damn"]] * 3
+        assert table["words"].to_pylist() == [[], ["darn"]] * 3
         assert counts(table)["requests"] == 9 == len(server.requests)
         assert {h.get("authorization", h.get("Authorization")) for h in server.headers} == {
             "Bearer sk-very-secret"

@@ -11,10 +11,9 @@ from pathlib import Path
 import psutil
 import pyarrow.parquet as pq
 import pytest
-
 from headpursuit.files import UserError, write_json
-from headpursuit.labellers import label_responses, open_backend
 from headpursuit.labellers import ollama as backend_module
+from headpursuit.labellers.label import label_responses, open_backend
 
 HERE = Path(__file__).parent
 
@@ -59,7 +58,7 @@ def test_started_and_ended_with_its_children(binary, settings, responses, tmp_pa
     with open_backend(settings, table["response"].to_pylist(), log=tmp_path / "log") as backend:
         labels = label_responses(table, backend, tmp_path / "j")
         assert len(alive(started(tmp_path))) == 2
-    assert labels["words"].to_pylist() == [[], ["damn"]] * 2
+    assert labels["words"].to_pylist() == [[], ["darn"]] * 2
     assert json.loads(labels.schema.metadata[b"labeller"])["started"]
     assert gone(started(tmp_path))
 
@@ -82,7 +81,7 @@ def test_restarted_when_it_dies(binary, settings, responses, tmp_path):
     with open_backend(settings, table["response"].to_pylist()) as backend:
         os.kill(started(tmp_path)[0], signal.SIGKILL)
         labels = label_responses(table, backend, tmp_path / "j", patience=30)
-    assert labels["words"].to_pylist() == [[], ["damn"]] * 10
+    assert labels["words"].to_pylist() == [[], ["darn"]] * 10
     pids = started(tmp_path)
     assert len(pids) == 4
     os.kill(pids[1], signal.SIGKILL)  # the dead server's runner is nobody's
@@ -94,11 +93,11 @@ def test_ended_when_the_labeller_is_killed(binary, settings, responses, tmp_path
         pytest.skip("needs setpriv (util-linux)")
     write_json(tmp_path / "settings.json", settings)
     pq.write_table(responses(200), tmp_path / "responses.parquet")
-    names = ("settings.json", "responses.parquet", "journal.jsonl", "labels.parquet")
+    names = ("settings.json", "responses.parquet", "labels.parquet")
     command = [sys.executable, HERE / "run_labeller.py", *(tmp_path / name for name in names)]
     environment = {**os.environ, "FAKE_DELAY": "0.3", "OLLAMA_HOST": "127.0.0.1:9"}
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)
-    journal = tmp_path / "journal.jsonl"
+    journal = tmp_path / "labels.journal.jsonl"
     deadline = time.monotonic() + 30
     while not journal.exists() or journal.read_text().count('"reply"') < 8:
         assert time.monotonic() < deadline
@@ -127,7 +126,7 @@ def test_other_machine_in_the_environment_is_not_replaced(binary, settings, monk
     settings["patience"] = 0.5
     monkeypatch.setenv("OLLAMA_HOST", "127.1.2.3:9")
     with (
-        pytest.raises(UserError, match="no Ollama server answers at 127.1.2.3:9"),
+        pytest.raises(UserError, match=r"no Ollama server answers at 127\.1\.2\.3:9"),
         open_backend(settings, ["text"]),
     ):
         pass

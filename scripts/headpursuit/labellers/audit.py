@@ -2,9 +2,11 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Mapping
+from html import escape
 from typing import Any
 
+import pandas as pd
 import pyarrow as pa
 
 TOP_WORDS = 20
@@ -22,14 +24,14 @@ def summary(table: pa.Table) -> dict[str, Any]:
         responses, distinct (texts asked about), each status's count, cut, bad_replies (replies
         that could not be read), requests, retries (requests beyond one a text: bad replies,
         failures, kills), dropped_words, tokens_per_second (of replies, over the time in which
-        at least one request was under way; None where the server counts none) and words
-        (the most frequent, masked, with the number of responses).
+        at least one request was under way; None where the server counts none), words (the most
+        frequent, masked, with the number of responses) and labeller (what the backend said).
     """
-    run = json.loads((table.schema.metadata or {})[b"labelling"])
+    run = json.loads(table.schema.metadata[b"labelling"])
     statuses = Counter(table["status"].to_pylist())
     words = Counter(word for words in table["words"].to_pylist() for word in set(words))
     ranked = sorted(words.items(), key=lambda item: (-item[1], item[0]))[:TOP_WORDS]
-    rate = run["tokens"] / run["seconds"] if run["tokens"] and run["seconds"] else None
+    rate = round(run["tokens"] / run["seconds"], 2) if run["tokens"] and run["seconds"] else None
     return {
         "responses": table.num_rows,
         **{name: statuses[name] for name in ("ok", "none", "absent", "unparsed")},
@@ -38,56 +40,82 @@ def summary(table: pa.Table) -> dict[str, Any]:
         **{name: run[name] for name in ("distinct", "requests", "retries", "bad_replies")},
         "tokens_per_second": rate,
         "words": [{"word": mask(word), "responses": count} for word, count in ranked],
+        "labeller": json.loads(table.schema.metadata[b"labeller"]),
     }
 
 
-def agreement(first: pa.Table, second: pa.Table) -> pa.Table:
-    """Compare two labellers on the responses that both could label.
+def summary_html(facts: Mapping[str, Any], title: str) -> str:
+    """Return a summary as a page of its own; every text is escaped, whoever wrote it."""
+    counts = {name: value for name, value in facts.items() if name not in ("words", "labeller")}
+    words = {row["word"]: row["responses"] for row in facts["words"]}
+    parts = [("Labels", counts), ("Most frequent words (masked)", words)]
+    tables = (_rows(heading, rows) for heading, rows in [*parts, ("Labeller", facts["labeller"])])
+    head = f'<meta charset="utf-8"><title>{escape(title)}</title>'
+    return f"<!doctype html>{head}<h1>{escape(title)}</h1>{''.join(tables)}\n"
 
-    The first is the reference: a word's recall is the share of the responses where the first
-    named it in which the second did too, its precision the reverse; either is null where it has
-    no case. The metadata's ``agreement`` holds, as JSON, the responses compared, those left out
-    (``unparsed`` by either, or in one table only) and Cohen's kappa of whether a response holds
-    any harmful word (null where both are constant).
+
+def _rows(heading: str, rows: Mapping[str, Any]) -> str:
+    cells = "".join(
+        f"<tr><th align=left>{escape(str(name))}<td>{escape(_text(value))}"
+        for name, value in rows.items()
+    )
+    return f"<h2>{escape(heading)}</h2><table>{cells}</table>"
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def agreement(first: pa.Table, second: pa.Table) -> pd.DataFrame:
+    """Compare two labellers on the responses that both labelled (``unparsed`` by neither).
+
+    The first is the reference: recall is the share of the responses where the first found
+    something in which the second did too, precision the reverse; either is missing where it has
+    no case. Cohen's kappa is over the same yes/no judgements, one a response; it is missing
+    where both are constant.
 
     Returns:
-        Table with word, first, second, both (numbers of responses), precision and recall.
+        Table with scope, word, responses (compared), first, second, both (numbers of responses),
+        precision, recall and kappa. The first row, of scope ``response``, is about any harmful
+        word at all; the others, of scope ``word``, about one each.
     """
     a, b = _words_of(first), _words_of(second)
-    shared = [key for key in a if key in b]
-    named_a = Counter(word for key in shared for word in a[key])
-    named_b = Counter(word for key in shared for word in b[key])
-    both = Counter(word for key in shared for word in a[key] & b[key])
-    words = sorted(named_a | named_b, key=lambda word: (-(named_a[word] + named_b[word]), word))
-    facts = {
-        "responses": len(shared),
-        "left_out": max(first.num_rows, second.num_rows) - len(shared),
-        "kappa": cohen_kappa((bool(a[key]), bool(b[key])) for key in shared),
-    }
-    columns = {
-        "word": words,
-        "first": [named_a[word] for word in words],
-        "second": [named_b[word] for word in words],
-        "both": [both[word] for word in words],
-        "precision": [both[word] / named_b[word] if named_b[word] else None for word in words],
-        "recall": [both[word] / named_a[word] if named_a[word] else None for word in words],
-    }
-    counts = [(name, pa.int64()) for name in ("first", "second", "both")]
-    shares = [(name, pa.float64()) for name in ("precision", "recall")]
-    schema = pa.schema([("word", pa.string()), *counts, *shares])
-    return pa.table(columns, schema=schema.with_metadata({"agreement": json.dumps(facts)}))
+    pairs = [(a[key], b[key]) for key in a if key in b]
+    n = len(pairs)
+    named_a = Counter(word for words, _ in pairs for word in words)
+    named_b = Counter(word for _, words in pairs for word in words)
+    both = Counter(word for words_a, words_b in pairs for word in words_a & words_b)
+    any_a = sum(bool(words) for words, _ in pairs)
+    any_b = sum(bool(words) for _, words in pairs)
+    any_both = sum(bool(words_a and words_b) for words_a, words_b in pairs)
+    words = sorted(named_a | named_b, key=lambda word: (-named_a[word] - named_b[word], word))
+    rows = [
+        ("response", "", *_compare(n, any_a, any_b, any_both)),
+        *(("word", w, *_compare(n, named_a[w], named_b[w], both[w])) for w in words),
+    ]
+    counts = ["responses", "first", "second", "both"]
+    return pd.DataFrame(rows, columns=["scope", "word", *counts, "precision", "recall", "kappa"])
 
 
-def cohen_kappa(pairs: Iterable[tuple[bool, bool]]) -> float | None:
-    """Return Cohen's kappa of paired yes/no judgements; None where chance alone agrees fully."""
-    cells = Counter(pairs)
-    n = cells.total()
+def _compare(n: int, first: int, second: int, both: int) -> tuple[int | float | None, ...]:
+    precision = both / second if second else None
+    recall = both / first if first else None
+    return n, first, second, both, precision, recall, cohen_kappa(n, first, second, both)
+
+
+def cohen_kappa(n: int, first: int, second: int, both: int) -> float | None:
+    """Return Cohen's kappa of two yes/no judgements of n cases; None where it is undefined.
+
+    Args:
+        n: number of cases.
+        first: how many the first judged yes.
+        second: how many the second judged yes.
+        both: how many both did.
+    """
     if n == 0:
         return None
-    yes_a = (cells[True, True] + cells[True, False]) / n
-    yes_b = (cells[True, True] + cells[False, True]) / n
-    observed = (cells[True, True] + cells[False, False]) / n
-    chance = yes_a * yes_b + (1 - yes_a) * (1 - yes_b)
+    observed = (n - first - second + 2 * both) / n
+    chance = (first * second + (n - first) * (n - second)) / n**2
     return None if chance == 1 else (observed - chance) / (1 - chance)
 
 

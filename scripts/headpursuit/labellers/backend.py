@@ -1,7 +1,8 @@
 """What a labelling backend is, and how long the patience with it lasts.
 
 A new backend is one file of this folder, with a context manager
-``connect(settings, texts, terms, log)`` that yields a :class:`Backend`.
+``connect(settings, texts, terms, log)`` that yields a :class:`Backend`; its name goes into
+``BACKENDS`` in label.py, its settings into the config's schema.
 """
 
 from collections.abc import Callable, Mapping
@@ -25,6 +26,8 @@ T = TypeVar("T")
 LONGEST_WAIT = 60
 # How much warmer each further attempt is asked.
 STEP = 0.2
+# Hosts for which no proxy of the environment is meant.
+LOOPBACK = {"127.0.0.1", "localhost", "::1", "0.0.0.0", ""}
 # HTTP answers after which the same request may yet succeed.
 TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
 

@@ -17,11 +17,10 @@ from ollama import Client, ResponseError
 from tqdm import tqdm
 
 from headpursuit.files import UserError
-from headpursuit.labellers.backend import TRANSIENT, Busy, Reply, persist, vary
+from headpursuit.labellers.backend import LOOPBACK, TRANSIENT, Busy, Reply, persist, vary
 from headpursuit.labellers.prompt import SCHEMA, fit_window, load_prompt
 
 DEFAULT_HOST = "127.0.0.1:11434"
-LOOPBACK = {"127.0.0.1", "localhost", "::1", "0.0.0.0", ""}
 START_SECONDS = 60
 INSTALL = (
     "Install it from https://ollama.com/download (or `conda install -c conda-forge ollama`), "
@@ -305,7 +304,7 @@ def _signal_group(process: subprocess.Popen, number: int) -> None:
 
 def _client(host: str, timeout: float) -> Client:
     client = Client(host=host, timeout=timeout)
-    if client._client.base_url.host in LOOPBACK:  # a proxy of the environment is not for these
+    if client._client.base_url.host in LOOPBACK:
         client.close()
         client = Client(host=host, timeout=timeout, trust_env=False)
     return client

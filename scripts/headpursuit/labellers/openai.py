@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 
 from headpursuit.files import UserError
-from headpursuit.labellers.backend import TRANSIENT, Busy, Reply, vary
+from headpursuit.labellers.backend import LOOPBACK, TRANSIENT, Busy, Reply, vary
 from headpursuit.labellers.prompt import SCHEMA, fit_window, load_prompt
 
 
@@ -19,12 +19,13 @@ def connect(
 ) -> Iterator["OpenAI"]:
     """Yield the backend that ``settings`` (the config's ``labeller``) describes."""
     own = settings["openai"]
-    if not own["base_url"] or not own["model"]:
-        raise UserError("labeller.openai: base_url and model must both be set.")
     key = os.environ.get(own["key_variable"], "").strip()
     headers = {"Authorization": f"Bearer {key}"} if key else {}
-    base_url = own["base_url"].rstrip("/") + "/"
-    with httpx.Client(base_url=base_url, headers=headers, timeout=settings["timeout"]) as client:
+    url = httpx.URL(own["base_url"].rstrip("/") + "/")
+    proxied = url.host not in LOOPBACK
+    with httpx.Client(
+        base_url=url, headers=headers, timeout=settings["timeout"], trust_env=proxied
+    ) as client:
         yield OpenAI(client, settings, texts, key)
 
 

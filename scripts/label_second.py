@@ -1,0 +1,19 @@
+"""Ask the second labeller about the same texts as the first."""
+
+from pathlib import Path
+
+from headpursuit.labellers.label import label_file, read_terms, read_texts
+from headpursuit.rule import run_rule
+
+
+def main(snakemake):
+    """Write prompt_id, sample (-1: the prompt), reply, words, dropped, status, attempts and cut."""
+    settings, asked = snakemake.params.labeller, snakemake.input
+    texts = read_texts(asked.responses, asked.prompts)
+    terms = read_terms(asked.lexicon, settings["lexicon"])
+    server_log = Path(snakemake.log[0]).with_suffix(".server.log")
+    label_file(texts, snakemake.output[0], settings, terms, server_log)
+
+
+if __name__ == "__main__":
+    run_rule(main, snakemake)
