@@ -7,6 +7,7 @@ there: the check also runs in the light environment that starts the workflow.
 import os
 import shutil
 import subprocess
+import sys
 from collections import defaultdict
 from math import sqrt
 from pathlib import Path
@@ -16,6 +17,8 @@ import psutil
 
 from headpursuit.config import generated_conditions
 from headpursuit.files import UserError
+from headpursuit.labellers import LOOPBACK, used_labellers
+from headpursuit.labellers.prompt import load_prompt
 from headpursuit.sources import bare_url, bytes_to_come, source_files, used_sources
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -229,17 +232,28 @@ def _check_source(name: str, spec: dict, folder: Path) -> int | None:
 
 
 def check_labeller(config: dict, lacks: list[str], notes: list[str]) -> dict:
-    """Check that the labeller's server answers and has its model."""
-    if config["words"]["file"] is not None:
-        return {"backend": None}
-    backend, wanted = config["labeller"]["backend"], config["labeller"]["ollama"]
-    if backend != "ollama":
-        return {"backend": backend}
+    """Check that each labeller's prompt can be read, and its server asked."""
+    labeller, used = config["labeller"], used_labellers(config)
+    if set(used) & {"ollama", "openai"}:
+        try:
+            load_prompt(labeller["prompt"])
+        except UserError as error:
+            lacks.append(str(error))
+    checks = {"ollama": _check_ollama, "openai": _check_openai}
+    found = [
+        {"backend": name, **(checks[name](labeller[name], lacks, notes) if name in checks else {})}
+        for name in used
+    ]
+    report = found[0] if found else {"backend": None}
+    return {**report, "second": found[1]} if len(found) > 1 else report
+
+
+def _check_ollama(wanted: dict, lacks: list[str], notes: list[str]) -> dict:
     try:
         import ollama
     except ImportError:
         notes.append("the ollama client is not in this environment: the server was not asked")
-        return {"backend": backend, "checked": False}
+        return {"checked": False}
     import httpx
 
     client = ollama.Client(host=wanted["host"], timeout=10)
@@ -247,16 +261,59 @@ def check_labeller(config: dict, lacks: list[str], notes: list[str]) -> dict:
     try:
         there = sorted(model.model for model in client.list().models)
     except (ConnectionError, httpx.HTTPError, ollama.ResponseError, ValueError) as error:
-        lacks.append(
-            f"No Ollama server answers at {where} ({type(error).__name__}). Start one "
-            f"(ollama serve, then ollama pull {wanted['model']}), set labeller.ollama.host or "
-            "OLLAMA_HOST to another, or choose labeller.backend: lexicon."
-        )
-        return {"backend": backend, "host": where}
+        if wanted["host"] or client._client.base_url.host not in LOOPBACK:
+            lacks.append(
+                f"No Ollama server answers at {where} ({type(error).__name__}). Start one "
+                f"(ollama serve, then ollama pull {wanted['model']}), set labeller.ollama.host or "
+                "OLLAMA_HOST to another, or choose another labeller.backend, such as lexicon."
+            )
+        elif shutil.which("ollama"):
+            notes.append("no Ollama server runs here: the labelling job starts one")
+        elif (Path(sys.prefix) / "conda-meta").is_dir():
+            notes.append("no Ollama server runs here: the labelling job's environment brings one")
+        else:
+            lacks.append(
+                "No Ollama server runs here and no `ollama` is installed. Install it from "
+                "https://ollama.com/download, set labeller.ollama.host to a server elsewhere, or "
+                "choose another labeller.backend."
+            )
+        return {"host": where}
     if not {wanted["model"], f"{wanted['model']}:latest"} & set(there):
-        lacks.append(
+        (notes if wanted["pull"] else lacks).append(
             f"The Ollama server at {where} lacks {wanted['model']} "
-            f"(it has {', '.join(there) or 'none'}). Fetch it: ollama pull {wanted['model']}; "
-            "or name another in labeller.ollama.model."
+            f"(it has {', '.join(there) or 'none'})"
+            + (
+                ": it is pulled before the first label."
+                if wanted["pull"]
+                else f". Fetch it: ollama pull {wanted['model']}; or name another in "
+                "labeller.ollama.model, or set labeller.ollama.pull: true."
+            )
         )
-    return {"backend": backend, "host": where, "models": there}
+    return {"host": where, "models": there}
+
+
+def _check_openai(wanted: dict, lacks: list[str], notes: list[str]) -> dict:
+    import httpx
+
+    where, variable = bare_url(wanted["base_url"].rstrip("/")), wanted["key_variable"]
+    key = os.environ.get(variable, "").strip()
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    try:
+        status = httpx.get(
+            f"{wanted['base_url'].rstrip('/')}/models",
+            headers=headers,
+            timeout=10,
+            trust_env=httpx.URL(wanted["base_url"]).host not in LOOPBACK,
+        ).status_code
+    except httpx.HTTPError as error:
+        lacks.append(
+            f"Nothing answers at {where} ({type(error).__name__}). Start the server, or correct "
+            "labeller.openai.base_url."
+        )
+        return {"host": where}
+    if status in (401, 403):
+        known = "was refused" if key else "is not set"
+        lacks.append(f"{where}: HTTP {status}; the key in ${variable} {known}.")
+    elif status >= 300:
+        notes.append(f"{where}/models answers HTTP {status}: the model was not looked for")
+    return {"host": where}

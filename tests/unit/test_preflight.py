@@ -69,7 +69,7 @@ def ollama_server(models: list[str], status: int = 200):
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
             body = json.dumps({"models": [{"model": name} for name in models]}).encode()
-            self.send_response(status if self.path == "/api/tags" else 404)
+            self.send_response(status if self.path in ("/api/tags", "/v1/models") else 404)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)
@@ -258,7 +258,8 @@ def test_ones_own_source_must_be_there(tmp_path):
 
 
 def ollama_config(host: str | None, model: str = "llama3.3:70b") -> dict:
-    return config({"labeller": {"backend": "ollama", "ollama": {"host": host, "model": model}}})
+    ollama = {"host": host, "model": model, "pull": False}
+    return config({"labeller": {"backend": "ollama", "ollama": ollama}})
 
 
 @pytest.mark.parametrize("model", ["llama3.3:70b", "tiny"])
@@ -281,6 +282,44 @@ def test_no_ollama_server_or_something_else_there(tmp_path):
     assert "No Ollama server answers" in said and host in said
     [said] = lacks(ollama_config(host), tmp_path)  # by now it has ended
     assert "ollama serve" in said
+
+
+def test_an_ollama_model_that_may_be_pulled_is_no_lack(tmp_path):
+    with ollama_server(["tiny:latest"]) as host:
+        asked = merged(ollama_config(host), {"labeller": {"ollama": {"pull": True}}})
+        assert "pulled" in run(asked, tmp_path)["notes"][-1]
+
+
+def test_a_server_of_this_machine_need_not_run(tmp_path, monkeypatch):
+    monkeypatch.setenv("OLLAMA_HOST", "127.0.0.1:9")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    [said] = lacks(ollama_config(None), tmp_path)
+    assert "https://ollama.com/download" in said
+    (tmp_path / "ollama").write_text("#!/bin/sh\n")
+    (tmp_path / "ollama").chmod(0o755)
+    assert "starts one" in run(ollama_config(None), tmp_path)["notes"][-1]
+
+
+def test_a_labelling_prompt_that_is_not_there(tmp_path):
+    with ollama_server(["llama3.3:70b"]) as host:
+        asked = merged(ollama_config(host), {"labeller": {"prompt": "prompts/none.yaml"}})
+        [said] = lacks(asked, tmp_path)
+    assert "labeller.prompt" in said and "prompts/none.yaml" in said
+
+
+def test_an_openai_server_and_its_key(tmp_path, monkeypatch):
+    def asked(host: str) -> dict:
+        server = {"base_url": f"http://{host}/v1", "model": "m", "key_variable": "MY_KEY"}
+        return config({"labeller": {"second": "openai", "openai": server}})
+
+    monkeypatch.setenv("MY_KEY", CANARY)
+    with ollama_server([], status=401) as host:
+        [said] = lacks(asked(host), tmp_path)
+    assert "$MY_KEY was refused" in said and CANARY not in said
+    [said] = lacks(asked(host), tmp_path)  # by now it has ended
+    assert f"Nothing answers at http://{host}/v1" in said
+    with ollama_server([]) as host:
+        assert run(asked(host), tmp_path)["labeller"]["second"]["backend"] == "openai"
 
 
 def test_a_word_list_of_ones_own_needs_no_labeller(tmp_path):

@@ -7,6 +7,9 @@ a backend is; :mod:`~headpursuit.labellers.audit` sums up. docs/labelling.md is 
 from collections.abc import Mapping
 from typing import Any
 
+# Hosts for which no proxy of the environment is meant.
+LOOPBACK = {"127.0.0.1", "localhost", "::1", "0.0.0.0", ""}
+
 
 def used_labellers(config: Mapping[str, Any]) -> list[str]:
     """Return the labelling backends that a run asks, the first first; none with a list of words."""

@@ -26,8 +26,6 @@ T = TypeVar("T")
 LONGEST_WAIT = 60
 # How much warmer each further attempt is asked.
 STEP = 0.2
-# Hosts for which no proxy of the environment is meant.
-LOOPBACK = {"127.0.0.1", "localhost", "::1", "0.0.0.0", ""}
 # HTTP answers after which the same request may yet succeed.
 TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
 

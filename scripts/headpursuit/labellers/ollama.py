@@ -17,7 +17,8 @@ from ollama import Client, ResponseError
 from tqdm import tqdm
 
 from headpursuit.files import UserError
-from headpursuit.labellers.backend import LOOPBACK, TRANSIENT, Busy, Reply, persist, vary
+from headpursuit.labellers import LOOPBACK
+from headpursuit.labellers.backend import TRANSIENT, Busy, Reply, persist, vary
 from headpursuit.labellers.prompt import SCHEMA, fit_window, load_prompt
 
 DEFAULT_HOST = "127.0.0.1:11434"

@@ -9,7 +9,8 @@ from typing import Any
 import httpx
 
 from headpursuit.files import UserError
-from headpursuit.labellers.backend import LOOPBACK, TRANSIENT, Busy, Reply, vary
+from headpursuit.labellers import LOOPBACK
+from headpursuit.labellers.backend import TRANSIENT, Busy, Reply, vary
 from headpursuit.labellers.prompt import SCHEMA, fit_window, load_prompt
 
 
