@@ -213,10 +213,13 @@ def generate_batch(
 
 
 def end_tokens(decoder: Decoder, tokenizer) -> list[int]:
-    """Return the ids that end a response: the model's own and the tokenizer's."""
-    declared = decoder.model.config.eos_token_id
-    declared = declared if isinstance(declared, list) else [declared]
-    return sorted({i for i in [*declared, tokenizer.eos_token_id] if i is not None})
+    """Return the ids that end a response: the model's own, also for chat, and the tokenizer's."""
+    model = decoder.model
+    ends = {tokenizer.eos_token_id}
+    # A chat model's end of turn often stands in its generation defaults alone.
+    for declared in (model.config.eos_token_id, model.generation_config.eos_token_id):
+        ends |= set(declared) if isinstance(declared, list) else {declared}
+    return sorted(ends - {None})
 
 
 def _until_stop(row: list[int], stops: Sequence[int]) -> tuple[list[int], str]:

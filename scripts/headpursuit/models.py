@@ -38,6 +38,7 @@ class Decoder:
     Attributes:
         model: the Hugging Face model, in evaluation mode.
         layers: the decoder layers.
+        attentions: each layer's attention.
         projections: each layer's attention output projection.
         n_heads: query heads a layer. Under grouped-query attention the projection's columns
             belong to query heads, so this is the number of heads everywhere.
@@ -47,6 +48,7 @@ class Decoder:
 
     model: nn.Module
     layers: Sequence[nn.Module]
+    attentions: Sequence[nn.Module]
     projections: Sequence[nn.Module]
     n_heads: int
     head_dim: int
@@ -89,8 +91,10 @@ def decoder_of(model: nn.Module) -> Decoder:
     layers = attrgetter(layers_path)(model)
     n_heads = config.num_attention_heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // n_heads
+    attention_path = projection_path.rpartition(".")[0]
+    attentions = [attrgetter(attention_path)(layer) for layer in layers]
     projections = [attrgetter(projection_path)(layer) for layer in layers]
-    return Decoder(model, layers, projections, n_heads, head_dim, transposed)
+    return Decoder(model, layers, attentions, projections, n_heads, head_dim, transposed)
 
 
 def pick_device(device: str) -> torch.device:
@@ -121,20 +125,24 @@ def load_model(
         UserError: if the folder is incomplete, the shape is not the stated one, or the
             self-check fails.
     """
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     target = pick_device(device)
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model, loaded = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=getattr(torch, dtype),
             device_map={"": target},
             local_files_only=True,
             trust_remote_code=False,
             use_safetensors=True,
+            output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{folder}: the model does not load: {error}") from error
+    if lacking := sorted(loaded["missing_keys"]):  # they would be random numbers
+        raise UserError(f"{folder}: the model does not load: no weights for {', '.join(lacking)}")
     decoder = decoder_of(model.eval().requires_grad_(False))
     if expected is not None and decoder.shape != tuple(expected):
         raise UserError(
@@ -299,8 +307,11 @@ def self_check(decoder: Decoder) -> None:
 
     outputs: dict[int, Tensor] = {}
     handles = [
-        decoder.projections[i].register_forward_hook(
-            lambda module, args, out, i=i: outputs.__setitem__(i, out)
+        # What the attention returns, and not the projection, lest it be another projection.
+        decoder.attentions[i].register_forward_hook(
+            lambda module, args, out, i=i: outputs.__setitem__(
+                i, out[0] if isinstance(out, tuple) else out
+            )
         )
         for i in probed
     ]
@@ -322,6 +333,9 @@ def self_check(decoder: Decoder) -> None:
     for layer in probed:
         if inputs[layer].shape[-1] != n_heads * decoder.head_dim:
             failures.append(f"layer {layer}'s projection reads {inputs[layer].shape[-1]} values")
+            continue
+        if outputs[layer].shape != (*ids.shape, decoder.columns(layer, 0).shape[0]):
+            failures.append(f"layer {layer}'s projection does not make the attention's output")
             continue
         z = inputs[layer].float().unflatten(-1, (n_heads, decoder.head_dim))
         written = torch.einsum("bphk,hdk->bpd", z, decoder.layer_columns(layer))
