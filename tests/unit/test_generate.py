@@ -1,0 +1,305 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from headpursuit import generate as module
+from headpursuit.generate import (
+    SCHEMA,
+    InverseCdf,
+    end_tokens,
+    generate,
+    generate_batch,
+    pad,
+    plan_batches,
+    read_journal,
+    uniforms,
+)
+from headpursuit.models import Decoder, load_model, scaled_heads
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import TopPLogitsWarper
+
+GREEDY = {"max_new_tokens": 8, "samples": 1, "temperature": 0.0, "top_p": 1.0, "batch_tokens": 200}
+SAMPLED = GREEDY | {"temperature": 0.7, "top_p": 0.9, "samples": 2}
+FAMILIES = ["llama", "mistral", "qwen2", "gemma", "gemma2", "gpt2"]
+TEXTS = ["apple", "river stone cloud", "the window of a garden\nis open", "x", "silver " * 9]
+
+
+@pytest.fixture
+def prompts(tokenizer) -> pa.Table:
+    names = [f"p{i}" for i in range(len(TEXTS))]
+    return pa.table({"prompt_id": names, "token_ids": tokenizer(TEXTS)["input_ids"]})
+
+
+def run(
+    decoder: Decoder, tokenizer: Any, prompts: pa.Table, settings: dict, journal: Path
+) -> pa.Table:
+    return generate(decoder, tokenizer, prompts, settings, 0, journal, {"name": "tiny"})
+
+
+@torch.inference_mode()
+def one_by_one(
+    decoder: Decoder, ids: list[int], numbers: np.ndarray, settings: dict, stops: set[int]
+) -> tuple[list[int], str]:
+    """Generate without batch, padding, cache or library: a full pass for each token."""
+    new: list[int] = []
+    for number in numbers:
+        logits = decoder.model(torch.tensor([ids + new]), use_cache=False).logits[0, -1].double()
+        if settings["temperature"] == 0:
+            token = int(logits.argmax())
+        else:
+            p = (logits / settings["temperature"]).softmax(-1).numpy()
+            order = np.argsort(-p, kind="stable")
+            # The smallest set of most probable tokens that holds top_p.
+            kept = order[: int(np.searchsorted(p[order].cumsum(), settings["top_p"])) + 1]
+            p = np.where(np.isin(np.arange(len(p)), kept), p, 0.0)
+            token = int(np.searchsorted(p.cumsum(), number * p.sum(), side="right"))
+        if token in stops:
+            return new, "eos"
+        new.append(token)
+    return new, "length"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("settings", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
+def test_a_batch_gives_what_each_prompt_gives_alone(
+    model, tokenizer, prompts, tmp_path: Path, family: str, settings: dict
+):
+    decoder = model(family)
+    table = run(decoder, tokenizer, prompts, settings, tmp_path / "j")
+    assert table.schema == SCHEMA
+    stops = set(end_tokens(decoder, tokenizer))
+    expected = []
+    for name, ids in zip(
+        *(prompts[c].to_pylist() for c in ("prompt_id", "token_ids")), strict=True
+    ):
+        for sample in range(settings["samples"]):
+            numbers = uniforms(0, name, sample, settings["max_new_tokens"])
+            new, stop = one_by_one(decoder, ids, numbers, settings, stops)
+            response = tokenizer.decode(new, skip_special_tokens=True)
+            expected.append((name, sample, response, len(new), stop, new))
+    assert [tuple(row.values()) for row in table.to_pylist()] == expected
+
+
+@pytest.mark.parametrize("settings", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
+def test_the_size_of_batches_does_not_matter(
+    model, tokenizer, prompts, tmp_path: Path, settings: dict
+):
+    tables = [
+        run(model("llama"), tokenizer, prompts, settings | {"batch_tokens": size}, tmp_path / "j")
+        for size in (1, 40, 10_000)
+    ]
+    assert tables[0] == tables[1] == tables[2]
+
+
+def test_samples_and_prompts_have_numbers_of_their_own(model, tokenizer, tmp_path: Path):
+    ids = tokenizer(["river"] * 2)["input_ids"]
+    prompts = pa.table({"prompt_id": ["a", "b"], "token_ids": ids})
+    settings = SAMPLED | {"temperature": 2.0, "top_p": 1.0}
+    table = run(model("llama"), tokenizer, prompts, settings, tmp_path / "j")
+    assert len({tuple(own) for own in table["token_ids"].to_pylist()}) == 4
+    assert len({uniforms(0, "a", 0, 1)[0], uniforms(1, "a", 0, 1)[0]}) == 2
+
+
+def test_a_shorter_limit_cuts_and_changes_nothing(model, tokenizer, prompts, tmp_path: Path):
+    long = run(model("llama"), tokenizer, prompts, SAMPLED, tmp_path / "a")
+    short = run(model("llama"), tokenizer, prompts, SAMPLED | {"max_new_tokens": 3}, tmp_path / "b")
+    for whole, cut in zip(
+        long["token_ids"].to_pylist(), short["token_ids"].to_pylist(), strict=True
+    ):
+        assert cut == whole[:3]
+
+
+def test_an_intervention_is_compared_on_the_same_numbers(model, tokenizer, prompts, tmp_path: Path):
+    """Scaling by 1 changes nothing, so neither do the sampled responses."""
+    plain = run(model("llama"), tokenizer, prompts, SAMPLED, tmp_path / "a")
+    with scaled_heads(model("llama"), [(0, 0), (1, 1)], 1.0):
+        same = run(model("llama"), tokenizer, prompts, SAMPLED, tmp_path / "b")
+    with scaled_heads(model("llama"), [(0, 0), (1, 1)], -1.0):
+        other = run(model("llama"), tokenizer, prompts, SAMPLED, tmp_path / "c")
+    assert same == plain
+    assert other != plain
+
+
+# Where a response ends
+
+
+@pytest.mark.parametrize("place", ["config", "generation_config", "tokenizer"])
+def test_a_response_stops_at_every_declared_end(
+    model_path, tokenizer, prompts, tmp_path: Path, place: str
+):
+    decoder = load_model(model_path("llama"), "float32", "cpu")
+    whole = run(decoder, tokenizer, prompts, GREEDY, tmp_path / "a")["token_ids"].to_pylist()
+    end = whole[0][4]
+
+    decoder = load_model(model_path("llama"), "float32", "cpu")
+    own = type(tokenizer).from_pretrained(model_path("llama"), padding_side="left")
+    own.pad_token_id = own.eos_token_id
+    if place == "tokenizer":
+        own.eos_token = own.convert_ids_to_tokens(end)
+    else:
+        getattr(decoder.model, place).eos_token_id = [end, tokenizer.eos_token_id]
+    table = run(decoder, own, prompts, GREEDY, tmp_path / "b")
+    for ids, stop, n, expected in zip(
+        *(table[c].to_pylist() for c in ("token_ids", "stop_reason", "n_tokens")),
+        whole,
+        strict=True,
+    ):
+        stops = [i for i, token in enumerate(expected) if token in (end, tokenizer.eos_token_id)]
+        assert ids == expected[: stops[0] if stops else None]
+        assert stop == ("eos" if stops else "length")
+        assert n == len(ids)
+    assert "eos" in table["stop_reason"].to_pylist()
+
+
+def test_a_model_s_generation_defaults_do_not_slip_in(model_path, tokenizer, prompts, tmp_path):
+    plain = run(
+        load_model(model_path("llama"), "float32", "cpu"),
+        tokenizer,
+        prompts,
+        GREEDY,
+        tmp_path / "a",
+    )
+    decoder = load_model(model_path("llama"), "float32", "cpu")
+    decoder.model.generation_config.update(
+        do_sample=True, temperature=5.0, repetition_penalty=9.0, num_beams=3, max_length=3, top_k=1
+    )
+    assert run(decoder, tokenizer, prompts, GREEDY, tmp_path / "b") == plain
+
+
+# Batches
+
+
+@given(st.lists(st.integers(0, 50), max_size=40), st.integers(1, 200), st.integers(0, 20))
+def test_batches_hold_all_and_not_too_much(lengths: list[int], limit: int, extra: int):
+    batches = plan_batches(lengths, limit, extra)
+    assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
+    widths = [max(lengths[i] for i in batch) for batch in batches]
+    assert widths == sorted(widths, reverse=True)
+    for batch, width in zip(batches, widths, strict=True):
+        assert len(batch) == 1 or len(batch) * (width + extra) <= limit
+
+
+@pytest.mark.parametrize(
+    ("left", "expected"), [(True, [[9, 9, 1], [2, 3, 4]]), (False, [[1, 9, 9], [2, 3, 4]])]
+)
+def test_padding(left: bool, expected: list):
+    ids, mask = pad([[1], [2, 3, 4]], 9, left=left, device="cpu")
+    assert ids.tolist() == expected
+    assert mask.tolist() == [[int(i != 9) for i in row] for row in expected]
+
+
+# Sampling
+
+
+def frequencies(scores: torch.Tensor, n: int) -> np.ndarray:
+    numbers = torch.from_numpy(np.random.default_rng(0).random((n, 1)))
+    picked = InverseCdf(numbers)(None, scores.expand(n, -1))
+    assert torch.isfinite(picked).sum(-1).eq(1).all()  # one token is possible
+    return np.bincount(picked.argmax(-1).numpy(), minlength=scores.shape[-1])
+
+
+def test_samples_follow_the_distribution():
+    scores = torch.tensor([[0.3, -1.0, 2.0, -torch.inf, 0.0, 1.0, -3.0]])
+    p, n = scores.softmax(-1)[0].numpy(), 50_000
+    counts = frequencies(scores, n)
+    assert counts[3] == 0
+    seen = p > 0
+    # The 0.999 quantile of chi square with 5 degrees of freedom.
+    assert (((counts - n * p) ** 2)[seen] / (n * p)[seen]).sum() < 20.5
+
+
+def test_top_p_cuts_the_tail():
+    scores = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()
+    cut = TopPLogitsWarper(0.75)(None, scores)
+    counts = frequencies(cut, 20_000)
+    assert counts[2:].sum() == 0
+    assert abs(counts[0] / 20_000 - 0.625) < 0.015
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_the_extremes_of_the_numbers_are_tokens_with_a_probability(seed: int):
+    scores = torch.full((2, 40), -torch.inf)
+    alive = np.random.default_rng(seed).choice(40, 3, replace=False)
+    scores[:, alive] = torch.from_numpy(np.random.default_rng(seed).normal(0, 5, 3)).float()
+    picked = InverseCdf(torch.tensor([[0.0], [np.nextafter(1.0, 0.0)]]))(None, scores).argmax(-1)
+    assert set(picked.tolist()) <= set(alive.tolist())
+
+
+# The journal
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing of the library catches it."""
+
+
+def kill_after(monkeypatch, batches: int) -> list[int]:
+    """Let that many batches through, and return a list that grows by one with each."""
+    done: list[int] = []
+
+    def counting(*args):
+        if len(done) == batches:
+            raise Killed
+        done.append(1)
+        return generate_batch(*args)
+
+    monkeypatch.setattr(module, "generate_batch", counting)
+    return done
+
+
+SMALL = SAMPLED | {"batch_tokens": 40}  # several batches
+
+
+def test_a_killed_job_goes_on_and_ends_the_same(
+    model, tokenizer, prompts, tmp_path: Path, monkeypatch
+):
+    whole = run(model("llama"), tokenizer, prompts, SMALL, tmp_path / "whole")
+    total = len((tmp_path / "whole").read_text().splitlines()) - 1
+    assert total > 3
+    kill_after(monkeypatch, 2)
+    with pytest.raises(Killed):
+        run(model("llama"), tokenizer, prompts, SMALL, tmp_path / "j")
+    rest = kill_after(monkeypatch, 99)
+    assert run(model("llama"), tokenizer, prompts, SMALL, tmp_path / "j") == whole
+    assert len(rest) == total - 2
+    again = kill_after(monkeypatch, 0)
+    assert run(model("llama"), tokenizer, prompts, SMALL, tmp_path / "j") == whole
+    assert not again
+
+
+def test_a_torn_journal_is_mended(model, tokenizer, prompts, tmp_path: Path, monkeypatch):
+    journal = tmp_path / "j"
+    whole = run(model("llama"), tokenizer, prompts, SMALL, journal)
+    content = journal.read_bytes()
+    lines = content.splitlines(True)
+    for size in (0, 5, len(lines[0]), len(lines[0] + lines[1]) + 7, len(content) - 1):
+        journal.write_bytes(content[:size])
+        done = kill_after(monkeypatch, 99)
+        assert run(model("llama"), tokenizer, prompts, SMALL, journal) == whole
+        kept = max(content[:size].count(b"\n") - 1, 0)
+        assert len(done) == len(lines) - 1 - kept
+        assert sorted(journal.read_bytes().splitlines()) == sorted(content.splitlines())
+
+
+@pytest.mark.parametrize(
+    "changed", [{"temperature": 0.8}, {"max_new_tokens": 9}, {"samples": 1}, {"batch_tokens": 60}]
+)
+def test_another_setting_starts_anew(model, tokenizer, prompts, tmp_path, monkeypatch, changed):
+    run(model("llama"), tokenizer, prompts, SMALL, tmp_path / "j")
+    done = kill_after(monkeypatch, 99)
+    mixed = run(model("llama"), tokenizer, prompts, SMALL | changed, tmp_path / "j")
+    assert len(done) == len((tmp_path / "j").read_text().splitlines()) - 1
+    assert mixed == run(model("llama"), tokenizer, prompts, SMALL | changed, tmp_path / "new")
+
+
+def test_a_journal_of_another_identity_is_left(tmp_path: Path):
+    journal = tmp_path / "folder" / "j"
+    assert read_journal(journal, "a") == {}
+    with journal.open("a") as handle:
+        handle.write('{"batch": 0, "token_ids": [[[1, 2], "eos"]]}\n')
+    assert read_journal(journal, "a") == {0: [[[1, 2], "eos"]]}
+    assert read_journal(journal, "b") == {}
+    assert read_journal(journal, "a") == {}
