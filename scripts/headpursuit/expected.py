@@ -73,12 +73,11 @@ def measure_expected(
         target = inputs.roll(-1, dims=1)[scored]
         row_of = scored.nonzero()[:, 0]
         with layer_outputs(decoder) as plain:
-            logits = scored_logits(decoder, inputs, mask, scored)
+            scored_logits(decoder, inputs, mask, scored)
         for condition, heads in {"baseline": [], **conditions}.items():
-            if heads:
-                below = plain[: min(layer for layer, _ in heads)]
-                with scaled_heads(decoder, heads, alpha), replayed(decoder, below):
-                    logits = scored_logits(decoder, inputs, mask, scored)
+            below = plain[: min((layer for layer, _ in heads), default=len(plain))]
+            with scaled_heads(decoder, heads, alpha), replayed(decoder, below):
+                logits = scored_logits(decoder, inputs, mask, scored)
             nll, mass = word_mass(logits, target, row_of, len(batch), tokens, owner, len(words))
             out += [
                 {

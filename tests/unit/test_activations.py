@@ -1,0 +1,196 @@
+import json
+import tracemalloc
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from headpursuit.activations import (
+    ROW_GROUP,
+    pooled_inputs,
+    pooled_positions,
+    read_layer,
+    write_cache,
+)
+from headpursuit.files import UserError
+from headpursuit.models import Decoder
+from tiny import HEADS, LAYERS
+from torch import Tensor
+
+TEXTS = ["apple", "river stone cloud", "the window of a garden\nis open", "silver " * 9]
+FAMILIES = ["llama", "gemma2", "gpt2"]
+POSITIONS = ["prompt", "last", "response"]
+
+
+@pytest.fixture
+def prompts(tokenizer) -> pa.Table:
+    return pa.table({"prompt_id": list("abcd"), "token_ids": tokenizer(TEXTS)["input_ids"]})
+
+
+@pytest.fixture
+def responses() -> pa.Table:
+    return pa.table(
+        {
+            "prompt_id": ["a", "a", "b", "c", "c", "d"],
+            "sample": [0, 1, 0, 0, 1, 0],
+            "token_ids": [[5, 6, 7], [8], [], [9, 10, 11, 12, 13], [14, 15], [16]],
+        }
+    )
+
+
+def naive(decoder: Decoder, prompt: list[int], response: list[int], positions: str) -> list[Tensor]:
+    """Read what each layer's output projection reads of one sample, and average it."""
+    ids = prompt + (response if positions == "response" else [])
+    first = {"prompt": 0, "last": len(prompt) - 1, "response": len(prompt)}[positions]
+    seen = []
+    is_gpt2 = decoder.model.config.model_type == "gpt2"
+    handles = [
+        (layer.attn.c_proj if is_gpt2 else layer.self_attn.o_proj).register_forward_pre_hook(
+            lambda module, args: seen.append(args[0][0, first:].mean(0))
+        )
+        for layer in decoder.layers
+    ]
+    with torch.inference_mode():
+        decoder.model(torch.tensor([ids]))
+    for handle in handles:
+        handle.remove()
+    return seen
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("positions", POSITIONS)
+@pytest.mark.parametrize("batch_tokens", [1, 30, 1000])
+def test_the_cache_holds_the_mean_of_each_sample(
+    model, prompts, responses, tmp_path: Path, family: str, positions: str, batch_tokens: int
+):
+    decoder = model(family)
+    names, rows, where = pooled_positions(prompts, responses, positions)
+    paths = [tmp_path / f"layer-{i}.parquet" for i in range(LAYERS)]
+    pooled = pooled_inputs(decoder, rows, where, 0, batch_tokens)
+    write_cache(paths, pooled, names, "float32", {"heads": json.dumps(HEADS)})
+
+    of = dict(zip(prompts["prompt_id"].to_pylist(), prompts["token_ids"].to_pylist(), strict=True))
+    if positions == "response":
+        samples = {
+            f"{r['prompt_id']}/{r['sample']}": (of[r["prompt_id"]], r["token_ids"])
+            for r in responses.to_pylist()
+            if r["token_ids"]
+        }
+    else:
+        samples = {name: (ids, []) for name, ids in of.items()}
+    expected = {name: naive(decoder, *own, positions) for name, own in samples.items()}
+    for layer, path in enumerate(paths):
+        found, z, _ = read_layer(path)
+        assert sorted(found) == sorted(expected)
+        assert z.shape == (len(expected), HEADS, decoder.head_dim)
+        for name, own in zip(found, z, strict=True):
+            np.testing.assert_allclose(own.ravel(), expected[name][layer], atol=2e-5)
+
+
+def test_every_layer_holds_the_samples_in_the_same_order(model, prompts, tmp_path: Path):
+    names, rows, where = pooled_positions(prompts, None, "prompt")
+    paths = [tmp_path / f"{i}.parquet" for i in range(LAYERS)]
+    pooled = pooled_inputs(model("llama"), rows, where, 0, 30)
+    write_cache(paths, pooled, names, "float32", {"heads": "4"})
+    assert len({tuple(read_layer(path)[0]) for path in paths}) == 1
+
+
+def test_no_response_at_all_is_refused(prompts):
+    none = pa.table({"prompt_id": ["a"], "sample": [0], "token_ids": [[]]})
+    with pytest.raises(UserError, match="Every response is empty"):
+        pooled_positions(prompts, none, "response")
+
+
+# Writing and reading
+
+
+def batches(values: np.ndarray, size: int = 7) -> Iterator[tuple[list[int], int, Tensor]]:
+    """Give values (layers x samples x width) as a model would, a batch and layer at a time."""
+    for start in range(0, values.shape[1], size):
+        indices = list(range(start, min(start + size, values.shape[1])))
+        for layer, own in enumerate(values):
+            yield indices, layer, torch.from_numpy(own[indices])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("n", [1, 5, ROW_GROUP, 2 * ROW_GROUP + 3])
+def test_a_round_trip(tmp_path: Path, dtype: str, n: int):
+    values = np.random.default_rng(0).normal(size=(2, n, 12)).astype(np.float32)
+    paths = [tmp_path / "0.parquet", tmp_path / "1.parquet"]
+    metadata: dict[str, Any] = {
+        "heads": 3, "model": {"name": "tiny", "commit": None}, "positions": "last", "samples": n
+    }  # fmt: skip
+    encoded = {key: json.dumps(value) for key, value in metadata.items()}
+    write_cache(paths, batches(values), [f"s{i}" for i in range(n)], dtype, encoded)
+    for layer, path in enumerate(paths):
+        names, z, stored = read_layer(path)
+        assert stored == metadata
+        assert names == [f"s{i}" for i in range(n)]
+        assert z.dtype == np.float32
+        np.testing.assert_array_equal(z.reshape(n, 12), values[layer].astype(dtype))
+        schema = pq.read_schema(path)
+        assert schema.names == ["sample_id", "layer", "z"]
+        assert pq.read_table(path)["layer"].unique().to_pylist() == [layer]
+        assert (
+            str(schema.field("z").type.value_type)
+            == {"float32": "float", "float16": "halffloat"}[dtype]
+        )
+
+
+def test_an_overflow_in_float16_is_refused_and_leaves_nothing(tmp_path: Path):
+    values = np.zeros((2, 20, 4), dtype=np.float32)
+    values[1, 13, 2] = 70_000
+    paths = [tmp_path / "0.parquet", tmp_path / "1.parquet"]
+    names = [f"s{i}" for i in range(20)]
+    write_cache(paths, batches(values), names, "float32", {"heads": "1"})
+    for path in paths:
+        path.unlink()
+    with (
+        np.errstate(over="ignore"),
+        pytest.raises(UserError, match=r"Layer 1, sample s13: .* not finite in float16"),
+    ):
+        write_cache(paths, batches(values), names, "float16", {"heads": "1"})
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_is_refused(tmp_path: Path, bad: float):
+    values = np.zeros((1, 3, 4), dtype=np.float32)
+    values[0, 2, 0] = bad
+    with pytest.raises(UserError, match="Layer 0, sample c"):
+        write_cache([tmp_path / "0"], batches(values), list("abc"), "float32", {"heads": "1"})
+
+
+def test_a_cache_with_a_bad_value_is_refused(tmp_path: Path):
+    z = pa.FixedSizeListArray.from_arrays(pa.array([1.0, 2.0, np.nan, 4.0], pa.float32()), 2)
+    table = pa.table({"sample_id": ["a", "b"], "layer": [0, 0], "z": z})
+    pq.write_table(table.replace_schema_metadata({"heads": "1"}), tmp_path / "0.parquet")
+    with pytest.raises(UserError, match="sample b is not finite"):
+        read_layer(tmp_path / "0.parquet")
+
+
+def test_rows_are_written_as_they_come(tmp_path: Path):
+    """The memory needed does not grow with the number of samples."""
+    width = 2048
+
+    def stream(n: int) -> Iterator[tuple[list[int], int, Tensor]]:
+        for start in range(0, n, 64):
+            yield list(range(start, start + 64)), 0, torch.full((64, width), float(start))
+
+    peaks = []
+    for n in (2 * ROW_GROUP, 10 * ROW_GROUP):
+        path = tmp_path / f"{n}.parquet"
+        names = [str(i) for i in range(n)]
+        tracemalloc.start()  # numpy reports its arrays to it
+        write_cache([path], stream(n), names, "float32", {"heads": "1"})
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        file = pq.ParquetFile(path)
+        assert file.metadata.num_rows == n
+        assert file.num_row_groups == n // ROW_GROUP
+    assert peaks[1] < 1.2 * peaks[0]
+    assert peaks[1] < 4 * ROW_GROUP * width * 4

@@ -1,0 +1,97 @@
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from headpursuit.files import UserError
+from headpursuit.heads import draw_control, rank, read_heads, top_heads, write_heads
+from hypothesis import given
+from hypothesis import strategies as st
+
+Head = tuple[int, int]
+scores = st.lists(st.sampled_from([0.0, -1.0, 0.5, 2.0, 1e-12]), min_size=1, max_size=40)
+
+
+def table(values: list[float], n_heads: int = 4) -> pd.DataFrame:
+    records = [(i // n_heads, i % n_heads, value, f"t{i}") for i, value in enumerate(values)]
+    return pd.DataFrame(records, columns=["layer", "head", "score", "atoms"])
+
+
+@given(scores, st.randoms())
+def test_ranks_order_by_score_then_layer_then_head(values: list[float], random):
+    shuffled = list(range(len(values)))
+    random.shuffle(shuffled)
+    ranked = rank(table(values).iloc[shuffled])
+    assert list(ranked.columns) == ["layer", "head", "score", "rank", "atoms"]
+    assert list(ranked["rank"]) == list(range(1, len(values) + 1))
+    order = sorted(range(len(values)), key=lambda i: (-values[i], i))
+    assert list(ranked["atoms"]) == [f"t{i}" for i in order]
+
+
+def test_a_score_that_is_not_a_number_comes_last():
+    assert list(rank(table([np.nan, 1.0, 2.0]))["atoms"]) == ["t2", "t1", "t0"]
+
+
+@given(scores, st.integers(1, 10), st.integers(0, 9), st.integers(0, 9), st.randoms())
+def test_top_heads_are_the_best_of_the_candidate_layers(values, k, first, last, random):
+    ranked = rank(table(values)).sample(frac=1, random_state=random.randrange(99))
+    found = top_heads(ranked, k, first, last)
+    inside = [i for i in range(len(values)) if first <= i // 4 <= last]
+    best = sorted(inside, key=lambda i: (-values[i], i))[:k]
+    assert found == [(i // 4, i % 4) for i in best]
+
+
+heads = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 7)), min_size=1, unique=True).filter(
+    lambda own: max(Counter(layer for layer, _ in own).values()) <= 4
+)
+
+
+@given(heads, st.integers(0, 99), st.integers(0, 9))
+def test_a_control_matches_by_layer_and_is_disjoint(selected: list[Head], seed: int, draw: int):
+    drawn = draw_control(selected, 8, seed, "rtp", f"random-k4-d{draw:02d}")
+    assert Counter(layer for layer, _ in drawn) == Counter(layer for layer, _ in selected)
+    assert not set(drawn) & set(selected)
+    assert len(set(drawn)) == len(drawn)
+    assert all(0 <= head < 8 for _, head in drawn)
+    assert drawn == draw_control(selected[::-1], 8, seed, "rtp", f"random-k4-d{draw:02d}")
+
+
+SELECTED = [(0, 1), (0, 2), (3, 0), (5, 7)]
+
+
+def test_a_control_depends_on_its_identity_alone():
+    conditions = [f"random-k4-d{d:02d}" for d in range(5)]
+    identities = [(s, d, c) for s in (0, 1) for d in ("rtp", "tet") for c in conditions]
+    drawn = {i: tuple(draw_control(SELECTED, 32, *i)) for i in identities}
+    assert len(set(drawn.values())) == len(identities)
+    assert drawn == {i: tuple(draw_control(SELECTED, 32, *i)) for i in reversed(identities)}
+
+
+def test_every_other_head_is_drawn_as_often_as_any():
+    drawn = Counter(
+        head
+        for d in range(2000)
+        for layer, head in draw_control(SELECTED, 8, 0, "rtp", f"random-k4-d{d}")
+        if layer == 0
+    )
+    assert sorted(drawn) == [0, 3, 4, 5, 6, 7]
+    # 2,000 draws of 2 among 6; five standard errors.
+    assert all(abs(n / 2000 - 1 / 3) < 5 * np.sqrt(2 / 9 / 2000) for n in drawn.values())
+
+
+def test_a_layer_with_just_enough_others():
+    selected = [(2, head) for head in range(4)]
+    assert draw_control(selected, 8, 0, "rtp", "random-k4-d00") == [(2, h) for h in range(4, 8)]
+
+
+def test_a_layer_with_too_few_others_is_refused():
+    selected = [(2, head) for head in range(5)] + [(0, 0)]
+    with pytest.raises(UserError, match=r"rtp, random-k6-d03: layer 2 has 5 selected .* 3 others"):
+        draw_control(selected, 8, 0, "rtp", "random-k6-d03")
+
+
+def test_heads_round_trip(tmp_path: Path):
+    write_heads(tmp_path / "h.csv", SELECTED)
+    assert (tmp_path / "h.csv").read_text() == "layer,head\n0,1\n0,2\n3,0\n5,7\n"
+    assert read_heads(tmp_path / "h.csv") == SELECTED
