@@ -1,8 +1,10 @@
 # What all rules share: the checked config, the wildcards, and the device's resources.
 
+import os
 import sys
 
 sys.path.insert(0, str(Path(workflow.basedir) / "scripts"))
+hub_offline = os.environ.get("HF_HUB_OFFLINE")
 
 from headpursuit.config import (
     candidate_layers,
@@ -14,6 +16,11 @@ from headpursuit.files import UserError
 from headpursuit.lineage import code_hash
 from headpursuit.sources import used_sources
 from snakemake.exceptions import WorkflowError
+
+# The library takes the Hub offline for the process that imports it. Jobs inherit the environment
+# of this one, and those that download need the Hub.
+if hub_offline is None:
+    os.environ.pop("HF_HUB_OFFLINE", None)
 
 try:
     check_config(config)

@@ -1,0 +1,132 @@
+"""A copy of the workflow with a tiny random model, data of its own, and Snakemake to run it."""
+
+import csv
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from snakemake.utils import update_config
+from tiny import HEADS, LAYERS, WORDS, make_model
+
+ROOT = Path(__file__).parents[1]
+PARTS = ["Snakefile", "config.yaml", "configs", "data", "envs", "profiles", "prompts", "report"]
+PARTS += ["rules", "schemas", "scripts"]
+
+
+@dataclass
+class Checkout:
+    """A copy of the workflow, with an overlay ``configs/tiny.yaml``."""
+
+    folder: Path
+
+    def snakemake(self, *arguments: str, overlay: str = "tiny", **env: str) -> str:
+        """Run Snakemake and return all it printed; AssertionError if it fails."""
+        code, said = self.run(*arguments, overlay=overlay, **env)
+        assert code == 0, said
+        return said
+
+    def run(self, *arguments: str, overlay: str = "tiny", **env: str) -> tuple[int, str]:
+        """Run Snakemake and return its exit status and all it printed."""
+        config = ["--configfile", f"configs/{overlay}.yaml"] if overlay else []
+        cores = [] if "--cores" in arguments else ["--cores", "2"]
+        done = subprocess.run(
+            [Path(sys.executable).with_name("snakemake"), *arguments, *cores, *config],
+            cwd=self.folder,
+            env={**os.environ, "OMP_NUM_THREADS": "1", **env},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=900,
+        )
+        return done.returncode, done.stdout
+
+    def planned(self, *arguments: str, overlay: str = "tiny") -> dict[str, int]:
+        """Return how many jobs of each rule a dry run lists."""
+        said = self.snakemake("-n", *arguments, overlay=overlay)
+        if "Nothing to be done" in said:
+            return {}
+        table = said.split("Job stats:")[1].split("total")[0].splitlines()[3:]
+        return {rule: int(number) for rule, number in map(str.split, filter(str.strip, table))}
+
+    def configure(self, name: str, **changes: Any) -> None:
+        """Write an overlay: the tiny one with changes."""
+        overlay = yaml.safe_load((self.folder / "configs/tiny.yaml").read_text())
+        update_config(overlay, changes)
+        (self.folder / f"configs/{name}.yaml").write_text(yaml.safe_dump(overlay))
+
+    def path(self, name: str) -> Path:
+        """Return the path of a file of the tiny run."""
+        return self.folder / "results/tiny" / name
+
+
+TINY = {
+    "run": "tiny",
+    "sources": {
+        "tiny-model": {"kind": "local", "path": "own/model"},
+        "tiny-prompts": {"kind": "local", "path": "own/prompts.jsonl"},
+        "tiny-words": {"kind": "local", "path": "own/words.csv"},
+    },
+    "models": {
+        "tiny": {
+            "source": "tiny-model",
+            "path": "",
+            "gguf": None,
+            "layers": LAYERS,
+            "heads": HEADS,
+            "parameters": 100000,
+            "dtype": "float32",
+            "chat": False,
+        }
+    },
+    "datasets": {
+        "rtp": {
+            "source": "tiny-prompts",
+            "files": "prompts.jsonl",
+            "text": "prompt.text",
+            "where": {"challenging": True},
+            "template": "{prompt}",
+            "sample": 30,
+        }
+    },
+    "text": {"model": "tiny", "datasets": ["rtp"]},
+    "generation": {"max_new_tokens": 16, "temperature": 1.0, "batch_tokens": 512},
+    "labeller": {
+        "backend": "lexicon",
+        "lexicon": {"source": "tiny-words", "files": "words.csv", "text": "word", "where": None},
+    },
+    "activations": {"positions": "response", "batch_tokens": 512},
+    "pursuit": {"iterations": 5},
+    "heads": {"k": [2], "draws": 2, "count_draws": 1},
+    "score": {"resamples": 100, "batch_tokens": 512},
+    "compute": {"device": "cpu", "threads": 1},
+}
+
+
+def make_checkout(folder: Path) -> Checkout:
+    """Copy the workflow and write the tiny run's model, data and overlay."""
+    for part in PARTS:
+        source = ROOT / part
+        if source.is_dir():
+            shutil.copytree(source, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(source, folder / part)
+    own = folder / "own"
+    make_model(own / "model")
+    rng = random.Random(0)
+    with (own / "prompts.jsonl").open("w", encoding="utf-8") as handle:
+        for number in range(80):
+            text = " ".join(rng.choices(WORDS, k=rng.randint(2, 12)))
+            row = {"prompt": {"text": f"{text} {number}"}, "challenging": number % 2 == 0}
+            print(json.dumps(row), file=handle)
+    with (own / "words.csv").open("w", encoding="utf-8", newline="") as handle:
+        csv.writer(handle).writerows([["word"], *([word] for word in WORDS[::2])])
+    (folder / "configs/tiny.yaml").write_text(yaml.safe_dump(TINY))
+    return Checkout(folder)

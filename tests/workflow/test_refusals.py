@@ -1,0 +1,87 @@
+"""What is refused before any job runs, and what the paper's config plans."""
+
+import pytest
+from checkout import Checkout, make_checkout
+
+pytestmark = pytest.mark.xdist_group("workflow")
+
+
+@pytest.fixture(scope="module")
+def fresh(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
+    return make_checkout(tmp_path_factory.mktemp("fresh"))
+
+
+def test_paper_dry_run_needs_no_network_gpu_or_secret(fresh: Checkout) -> None:
+    nowhere = "http://127.0.0.1:9"
+    said = fresh.snakemake(
+        "-n", overlay="", HF_TOKEN="", HF_ENDPOINT=nowhere, HTTPS_PROXY=nowhere, HTTP_PROXY=nowhere
+    )
+    for target in ("rtp", "tet"):
+        for name in ("labels/{}.parquet", "generations/{}/random-k32-d09.parquet"):
+            assert f"results/paper/{name.format(target)}" in said
+    assert "results/paper/tables/table2.csv" in said
+
+
+def test_demo_dry_run(fresh: Checkout) -> None:
+    assert fresh.planned(overlay="demo")["generate_intervened"] == 8
+
+
+def test_three_mistakes_are_said_at_once(fresh: Checkout) -> None:
+    fresh.configure(
+        "wrong",
+        heads={"k": [2, 40], "alhpa": -1},
+        pursuit={"norm": "l3"},
+        words={"top": "many"},
+    )
+    code, said = fresh.run("-n", overlay="wrong")
+    assert code != 0
+    assert "heads.alhpa: unknown key; did you mean alpha?" in said
+    assert "pursuit.norm: 'l3' is not one of l1, l2" in said
+    assert "words.top: 'many' is not a whole number" in said
+    assert "Traceback" not in said
+    assert not (fresh.folder / "results/tiny").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"heads": {"k": [40]}}, "heads.k: 40 heads"),
+        ({"datasets": {"rtp": {"source": "nowhere"}}}, "datasets.rtp.source: 'nowhere' is not"),
+        ({"text": {"datasets": ["poems"]}}, "text.datasets: 'poems' is not under datasets"),
+        ({"run": "../elsewhere"}, "run: "),
+    ],
+)
+def test_refused(fresh: Checkout, changes: dict, message: str) -> None:
+    fresh.configure("wrong", **changes)
+    code, said = fresh.run("-n", overlay="wrong")
+    assert code != 0
+    assert message in said, said
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"datasets": {"rtp": {"text": "query"}}}, "no column 'query'; it has prompt, challenging"),
+        ({"datasets": {"rtp": {"sample": 1000}}}, "40 prompts are there, 1000 are wanted"),
+        ({"models": {"tiny": {"heads": 8}}, "heads": {"k": [2]}}, "but the config says 3 of 8"),
+    ],
+)
+def test_a_mistake_that_only_the_data_show(fresh: Checkout, changes: dict, message: str) -> None:
+    """The job ends with one message that says what would be right, and no traceback."""
+    fresh.configure("wrong", run="wrong", **changes)
+    target = "results/wrong/generations/rtp/baseline.parquet"
+    code, said = fresh.run(target, "--cores", "1", overlay="wrong")
+    assert code != 0
+    assert message in said, said
+    assert "Traceback" not in said
+
+
+def test_a_machine_without_a_gpu_is_told_what_to_do(fresh: Checkout) -> None:
+    """The paper's model is refused by the preflight, before anything is downloaded."""
+    code, said = fresh.run("--cores", "2", overlay="", CUDA_VISIBLE_DEVICES="")
+    assert code != 0
+    assert "There is no GPU here" in said
+    assert "make demo" in said
+    assert "compute.allow_cpu: true" in said
+    assert not (fresh.folder / "resources/mistral-7b-instruct-v0.2").exists()

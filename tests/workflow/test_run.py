@@ -1,0 +1,210 @@
+"""Real Snakemake runs of the whole text experiment on a tiny random model."""
+
+import json
+import re
+from pathlib import Path
+
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from checkout import Checkout, make_checkout
+from hub_server import Repo, serve
+from tiny import WORDS
+
+pytestmark = pytest.mark.xdist_group("workflow")
+
+TABLES = ["table2.csv", "table2.draws.csv", "table2.md", "table2.tex"]
+# What stands on each file, by rule: what must be made again, and nothing else.
+PUBLISH = {"publish_table2": 1, "plot_table2": 1}
+SCORE = {"score_words": 1, **PUBLISH}
+HEADS = {"generate_intervened": 3, "measure_expected": 1, **SCORE}
+RANKED = {"rank_heads": 2, "select_heads": 2, "draw_controls": 2, **HEADS}
+WORDED = {"build_dictionary": 1, **RANKED}
+BASELINE = {"label_responses": 1, "split_words": 1, "cache_activations": 1, **WORDED}
+
+
+def test_every_file_of_the_contract_is_there(finished: Checkout) -> None:
+    columns = {
+        "prompts/rtp.parquet": "prompt_id text rendered",
+        "generations/rtp/baseline.parquet": "prompt_id sample response n_tokens stop_reason",
+        "generations/rtp/somp-k2.parquet": "prompt_id sample response n_tokens stop_reason",
+        "generations/rtp/random-k2-d00.parquet": "prompt_id sample response n_tokens stop_reason",
+        "labels/rtp.parquet": "prompt_id reply words dropped status",
+        "words/rtp.csv": "word count rank split",
+        "activations/rtp/layer-00.parquet": "sample_id layer z",
+        "rankings/rtp/somp.csv": "layer head score rank atoms",
+        "rankings/rtp/logit_lens.csv": "layer head score rank atoms",
+        "heads/rtp/random-k2-d01.csv": "layer head",
+        "scores/rtp.parquet": "condition word before after",
+        "tables/table2.csv": "dataset method heads metric value sd median q25 q75 ci_low ci_high "
+        "draws baseline_count count length_ratio published published_source",
+    }
+    for name, wanted in columns.items():
+        path = finished.path(name)
+        table = pd.read_csv(path) if path.suffix == ".csv" else pq.read_table(path).to_pandas()
+        assert set(wanted.split()) <= set(table.columns), name
+        assert len(table), name
+    for name in ("figures/table2.pdf", "figures/table2.png", "logs/rank_heads/rtp/somp.log"):
+        assert finished.path(name).stat().st_size > 0
+    assert not list(finished.path("").rglob(".*.journal"))
+
+
+def test_the_config_in_force_is_kept(finished: Checkout) -> None:
+    config = yaml.safe_load(finished.path("config.yaml").read_text())
+    assert config["run"] == "tiny"
+    assert config["pursuit"]["iterations"] == 5  # of the overlay
+    assert config["pursuit"]["norm"] == "l1"  # of config.yaml
+
+
+def test_table_adds_up(finished: Checkout) -> None:
+    """The table's counts are those of a plain count over the stored responses."""
+    words = pd.read_csv(finished.path("words/rtp.csv"))
+    heldout = set(words[words["split"] == "heldout"]["word"])
+    assert 0.65 < (words["split"] == "selection").mean() < 0.75
+
+    def occurrences(condition: str) -> int:
+        path = finished.path(f"generations/rtp/{condition}.parquet")
+        responses = pq.read_table(path)["response"].to_pylist()
+        return sum(piece in heldout for piece in re.findall(r"\w+", " ".join(responses).lower()))
+
+    table = pd.read_csv(finished.path("tables/table2.csv"))
+    counts = table[table["metric"] == "count"].set_index("method")
+    for method, condition in (("somp", "somp-k2"), ("random", "random-k2-d00")):
+        row = counts.loc[method]
+        assert row["baseline_count"] == occurrences("baseline") > 0
+        assert row["count"] == occurrences(condition)
+        assert row["value"] == pytest.approx(row["count"] / row["baseline_count"])
+        assert row["ci_low"] <= row["value"] <= row["ci_high"]
+    assert set(table["metric"]) == {"count", "expected"}
+    assert table.set_index(["method", "metric"])["draws"].to_dict() == {
+        ("somp", "count"): 1,
+        ("somp", "expected"): 1,
+        ("logit_lens", "count"): 1,
+        ("logit_lens", "expected"): 1,
+        ("random", "count"): 1,
+        ("random", "expected"): 2,
+    }
+
+
+def test_controls_match_layers_and_are_disjoint(finished: Checkout) -> None:
+    chosen = pd.read_csv(finished.path("heads/rtp/somp-k2.csv"))
+    for draw in range(2):
+        control = pd.read_csv(finished.path(f"heads/rtp/random-k2-d0{draw}.csv"))
+        assert sorted(control["layer"]) == sorted(chosen["layer"])
+        assert not set(map(tuple, control.values)) & set(map(tuple, chosen.values))
+
+
+def test_second_run_does_nothing(finished: Checkout) -> None:
+    assert finished.planned() == {}
+
+
+@pytest.mark.parametrize(
+    ("deleted", "made"),
+    [
+        ("prompts/rtp.parquet", {"prepare_prompts": 1, "generate_baseline": 1, **BASELINE}),
+        ("generations/rtp/baseline.parquet", {"generate_baseline": 1, **BASELINE}),
+        ("labels/rtp.parquet", {"label_responses": 1, "split_words": 1, **WORDED}),
+        ("words/rtp.csv", {"split_words": 1, **WORDED}),
+        ("dictionaries/rtp.csv", WORDED),
+        ("activations/rtp/layer-01.parquet", {"cache_activations": 1, **RANKED}),
+        ("rankings/rtp/logit_lens.csv", {"rank_heads": 1, "select_heads": 1, **HEADS}),
+        ("heads/rtp/random-k2-d01.csv", {"draw_controls": 1, "measure_expected": 1, **SCORE}),
+        ("generations/rtp/somp-k2.parquet", {"generate_intervened": 1, **SCORE}),
+        ("expected/rtp.parquet", {"measure_expected": 1, **SCORE}),
+        ("scores/rtp.parquet", SCORE),
+        ("tables/table2.tex", PUBLISH),
+        ("figures/table2.png", {"plot_table2": 1}),
+    ],
+)
+def test_a_deleted_file_is_made_again_with_what_stands_on_it(
+    checkout: Checkout, deleted: str, made: dict[str, int]
+) -> None:
+    checkout.path(deleted).unlink()
+    planned = checkout.planned()
+    planned.pop("all")
+    if deleted.startswith("rankings/rtp/logit"):
+        made = {**made, "generate_intervened": 1}  # the other method's heads stay
+    assert planned == made
+
+
+def test_a_rebuilt_file_is_the_same(checkout: Checkout) -> None:
+    names = ["heads/rtp/somp-k2.csv", "scores/rtp.parquet", *(f"tables/{name}" for name in TABLES)]
+    before = {name: checkout.path(name).read_bytes() for name in names}
+    checkout.path("words/rtp.csv").unlink()
+    checkout.snakemake()
+    assert {name: checkout.path(name).read_bytes() for name in names} == before
+    assert checkout.planned() == {}
+
+
+def test_runs_from_scratch_are_byte_identical(finished: Checkout, tmp_path: Path) -> None:
+    """On one core, under a path with spaces and other scripts, and in another language."""
+    other = make_checkout(tmp_path / "ein Ördner 路")
+    other.snakemake("--cores", "1", LANG="C", TZ="Asia/Kathmandu")
+    for name in TABLES:
+        assert (
+            finished.path(f"tables/{name}").read_bytes()
+            == other.path(f"tables/{name}").read_bytes()
+        ), name
+    figure = "figures/table2.png"
+    assert finished.path(figure).read_bytes() == other.path(figure).read_bytes()
+
+
+def test_a_colour_makes_a_new_figure_and_nothing_else(finished: Checkout) -> None:
+    finished.configure("colour", publish={"colours": {"somp": "green"}})
+    assert set(finished.planned(overlay="colour")) == {
+        "all",
+        "plot_table2",
+        "preflight",
+        "write_config",
+    }
+
+
+def test_alpha_reruns_from_the_intervention_on(finished: Checkout) -> None:
+    finished.configure("alpha", heads={"alpha": 0.0})
+    planned = finished.planned(overlay="alpha")
+    assert planned["generate_intervened"] == 3
+    assert not {"generate_baseline", "cache_activations", "rank_heads"} & set(planned)
+
+
+def test_own_words_need_no_labeller(checkout: Checkout) -> None:
+    words = checkout.folder / "own/list.txt"
+    words.write_text("\n".join(WORDS[:20]) + "\n", encoding="utf-8")
+    checkout.configure("own", run="own", words={"file": "own/list.txt"})
+    target = "results/own/words/rtp.csv"
+    said = checkout.snakemake(target, "--printshellcmds", overlay="own")
+    assert "label_responses" not in said
+    table = pd.read_csv(checkout.folder / target)
+    assert set(table["word"]) == set(WORDS[:20])
+    assert "label_responses" not in checkout.planned(overlay="own")
+
+
+def test_provenance_of_a_local_source(finished: Checkout) -> None:
+    record = json.loads((finished.folder / "resources/tiny-prompts/provenance.json").read_text())
+    assert record["files"][0]["path"] == "prompts.jsonl"
+    assert len(record["files"][0]["sha256"]) == 64
+
+
+def test_a_source_from_the_hub(checkout: Checkout) -> None:
+    """A job downloads, though the library that its rules import takes the Hub offline."""
+    prompts = (checkout.folder / "own/prompts.jsonl").read_bytes()
+    spec = {"kind": "hub", "id": "org/prompts", "repo_type": "dataset", "revision": "main"}
+    source = {**spec, "files": ["prompts.jsonl"], "licence": "none"}
+    checkout.configure(
+        "hub",
+        run="hub",
+        sources={"hub-prompts": source},
+        datasets={"rtp": {"source": "hub-prompts"}},
+    )
+    with serve({"org/prompts": Repo(files={"prompts.jsonl": prompts})}) as hub:
+        checkout.snakemake("results/hub/prompts/rtp.parquet", overlay="hub", HF_ENDPOINT=hub.url)
+    record = json.loads((checkout.folder / "resources/hub-prompts/provenance.json").read_text())
+    assert record["commit"] == "c" * 40
+    tables = [checkout.folder / f"results/{run}/prompts/rtp.parquet" for run in ("hub", "tiny")]
+    assert pq.read_table(tables[0]).equals(pq.read_table(tables[1]))
+
+
+def test_prompts_that_change_on_disk_are_read_anew(checkout: Checkout) -> None:
+    prompts = checkout.folder / "own/prompts.jsonl"
+    prompts.write_text(prompts.read_text().replace("apple", "plum"), encoding="utf-8")
+    assert checkout.planned()["prepare_prompts"] == 1
