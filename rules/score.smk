@@ -22,6 +22,7 @@ rule measure_expected:
     conda:
         "../envs/model.yaml"
     threads: config["compute"]["threads"]
+    priority: 10  # the longest single job: the others fit beside it, but not the other way round
     resources:
         mem_mb=MODEL_MB,
         runtime=720,
