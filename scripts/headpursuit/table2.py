@@ -98,23 +98,26 @@ def _row(
         "flag": "",
     }
     everything = pd.concat(draws)
+    total = everything.sum(numeric_only=True)
     if metric == "count":
-        tokens = everything["tokens_after"].sum() / everything["tokens_before"].sum()
-        row["length_ratio"] = tokens
+        row["length_ratio"] = _ratio(total["tokens_after"], total["tokens_before"])
+        # Repeated pairs for each token, not for each response.
         row["repetition_ratio"] = _ratio(
-            everything["repeated_after"], everything["repeated_before"]
+            _ratio(total["repeated_after"], total["tokens_after"]),
+            _ratio(total["repeated_before"], total["tokens_before"]),
         )
-        row["repetition_ratio"] /= tokens  # repeated pairs for each token, not for each response
         if before.sum() < score["min_count"]:
             row["flag"] = f"baseline count below {score['min_count']}"
     else:
-        change = everything["nll_after"].sum() - everything["nll_before"].sum()
-        row["nats_per_token"] = change / everything["positions"].sum()
+        change = total["nll_after"] - total["nll_before"]
+        row["nats_per_token"] = _ratio(change, total["positions"])
+    if before.sum() == 0:
+        row["flag"] = "baseline is 0"
     return {**dict.fromkeys(("length_ratio", "repetition_ratio", "nats_per_token")), **row}, values
 
 
-def _ratio(after: pd.Series, before: pd.Series) -> float:
-    return after.sum() / before.sum() if before.sum() else np.nan
+def _ratio(after: float, before: float) -> float:
+    return after / before if before else np.nan
 
 
 def _published(
@@ -164,20 +167,20 @@ def display(table: pd.DataFrame, spread: str, confidence: float) -> pd.DataFrame
         return number(row["published"]) + (f" [{low}, {high}]" if low else "")
 
     rows = [row for _, row in table.iterrows()]
-    digits = {"count": ".0f", "expected": ".2f"}
+    before, after = {"count": ".0f", "expected": ".2f"}, {"count": ".1f", "expected": ".2f"}
     return pd.DataFrame(
         {
             "data set": [row["dataset"] for row in rows],
             "metric": [METRIC_NAMES[row["metric"]] for row in rows],
             "heads": [str(row["heads"]) for row in rows],
             "chosen by": [METHOD_NAMES[row["method"]] for row in rows],
-            f"after / before [{confidence:.0%}]": [ratio(row) for row in rows],
+            f"after / before [{100 * confidence:g}%]": [ratio(row) for row in rows],
             "draws": [str(row["draws"]) for row in rows],
             "median [quartiles]" if spread == "iqr" else "sd of draws": [
                 among_draws(row) for row in rows
             ],
-            "before": [number(row["baseline_count"], digits[row["metric"]]) for row in rows],
-            "after": [number(row["count"], ".1f") for row in rows],
+            "before": [number(row["baseline_count"], before[row["metric"]]) for row in rows],
+            "after": [number(row["count"], after[row["metric"]]) for row in rows],
             "length": [number(row["length_ratio"]) for row in rows],
             "repetition": [number(row["repetition_ratio"]) for row in rows],
             "nats/token": [number(row["nats_per_token"], "+.2f") for row in rows],
@@ -199,10 +202,10 @@ def notes(table: pd.DataFrame, model: str, score: Mapping[str, Any], alpha: floa
         f"prompts after the intervention over sums before it, of held-out words only. "
         f"Occurrences: in generated responses. Expected: the probability of the words' one-token "
         f"forms at the positions of the baseline's responses, teacher-forced; it sees {shares} of "
-        f"the held-out words. Brackets: {score['confidence']:.0%} paired bootstrap over prompts, "
-        f"{score['resamples']} resamples; for random heads, of the mean over draws. Length and "
-        f"repetition (repeated pairs of tokens, for each token): relative to the baseline. "
-        f"nats/token: rise of the baseline responses' negative log-likelihood."
+        f"the held-out words. Brackets: {100 * score['confidence']:g}% paired bootstrap over "
+        f"prompts, {score['resamples']} resamples; for random heads, of the mean over draws. "
+        f"Length and repetition (repeated pairs of tokens, for each token): relative to the "
+        f"baseline. nats/token: rise of the baseline responses' negative log-likelihood."
     )
 
 

@@ -1,6 +1,10 @@
 """Tables: CSV, and Markdown and LaTeX with every cell escaped."""
 
+import re
+import unicodedata
+from html import escape as escape_html
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -9,10 +13,43 @@ from headpursuit.files import UserError, write_text
 # Columns whose cells are text even where they look like numbers or truth values.
 _TEXT = ("word", "form", "token", "atoms", "split")
 
+# Text that a spreadsheet would take for a formula, and text that looks as if guarded against it.
+_FORMULA = re.compile(r"'*[=+\-@]")
+_LATEX = str.maketrans(
+    {sign: f"\\{sign}" for sign in "&%$#_{}"}
+    | {sign: f"{{{sign}}}" for sign in "[]*"}  # after a line's end they would be its arguments
+    | {
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "<": r"\textless{}",
+        ">": r"\textgreater{}",
+        "|": r"\textbar{}",
+    }
+)
+
 
 def write_csv(path: str | Path, table: pd.DataFrame) -> None:
-    """Write a table as UTF-8 CSV with the shortest digits that read back as the same number."""
-    write_text(path, table.to_csv(index=False, lineterminator="\n"))
+    """Write a table as UTF-8 CSV with the shortest digits that read back as the same number.
+
+    Text that a spreadsheet would take for a formula gets an apostrophe before it, which
+    :func:`read_csv` takes off again. Numbers are left alone.
+    """
+    write_text(path, _map_text(table, _guard).to_csv(index=False, lineterminator="\n"))
+
+
+def _map_text(table: pd.DataFrame, change) -> pd.DataFrame:
+    text = table.select_dtypes(exclude=["number", "bool"])
+    return table.assign(**{name: text[name].map(change) for name in text})
+
+
+def _guard(cell: Any) -> Any:
+    return f"'{cell}" if isinstance(cell, str) and _FORMULA.match(cell) else cell
+
+
+def _unguard(cell: Any) -> Any:
+    guarded = isinstance(cell, str) and cell.startswith("'") and _FORMULA.match(cell)
+    return cell[1:] if guarded else cell
 
 
 def read_csv(path: str | Path, columns: list[str]) -> pd.DataFrame:
@@ -35,30 +72,42 @@ def read_csv(path: str | Path, columns: list[str]) -> pd.DataFrame:
             f"{path}: no column {', '.join(missing)}; it has {', '.join(map(str, table))}. "
             "Delete it and run again."
         )
-    return table
+    return _map_text(table, _unguard)
 
 
 def write_markdown(path: str | Path, table: pd.DataFrame, notes: str) -> None:
     """Write a table of text cells as Markdown, with notes below it."""
     cells = table.map(escape_markdown)
     body = cells.to_markdown(index=False, disable_numparse=True)
-    write_text(path, f"{body}\n\n{notes}\n")
+    write_text(path, f"{body}\n\n{escape_markdown(notes)}\n")
 
 
-def escape_markdown(text: str) -> str:
+def plain(text: Any) -> str:
+    """Return a text on one line, without control characters and changes of direction."""
+    turns = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
+    visible = (
+        char
+        for char in str(text)
+        if char.isspace()
+        or (unicodedata.category(char) != "Cc" and unicodedata.bidirectional(char) not in turns)
+    )
+    return " ".join("".join(visible).split())
+
+
+def escape_markdown(text: Any) -> str:
     """Escape what Markdown, or HTML inside of it, would act on."""
-    text = " ".join(str(text).split())
-    for sign in "\\`*_|<>[]":
-        text = text.replace(sign, f"\\{sign}" if sign not in "<>" else f"&{'lg'[sign == '>']}t;")
-    return text
+    return re.sub(r"([\\`*_|\[\]~$])", r"\\\1", escape_html(plain(text), quote=False))
+
+
+def escape_latex(text: Any) -> str:
+    """Escape what LaTeX would act on."""
+    return plain(text).translate(_LATEX)
 
 
 def write_latex(path: str | Path, table: pd.DataFrame, caption: str, label: str) -> None:
     """Write a table of text cells as LaTeX (booktabs), escaped."""
-    latex = (
-        table.style.hide(axis="index")
-        .format(escape="latex")
-        .format_index(escape="latex", axis="columns")
+    latex = table.map(escape_latex).rename(columns=escape_latex).style.hide(axis="index")
+    body = latex.to_latex(
+        hrules=True, caption=escape_latex(caption), label=label, position_float="centering"
     )
-    body = latex.to_latex(hrules=True, caption=caption, label=label, position_float="centering")
     write_text(path, body)

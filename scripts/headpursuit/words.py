@@ -69,7 +69,8 @@ def count_words(
 
 def tidy_word(word: str, case_sensitive: bool = False) -> str:
     """Return a word normalised, without control characters, and with single spaces inside."""
-    kept = (c for c in word if c.isspace() or unicodedata.category(c) != "Cc")
+    # Cs: halves of broken characters, which no file can hold.
+    kept = (c for c in word if c.isspace() or unicodedata.category(c) not in ("Cc", "Cs"))
     return normalise(" ".join("".join(kept).split()), case_sensitive)
 
 
