@@ -34,7 +34,9 @@ def _imported(tree: ast.Module) -> set[Path]:
             names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
         elif isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
-    stems = [SCRIPTS.joinpath(*name.split(".")) for name in names if name.startswith("headpursuit")]
+    parts = [tuple(name.split(".")) for name in names if name.startswith("headpursuit")]
+    # With a module, Python also runs the packages that it is in.
+    stems = [SCRIPTS.joinpath(*own[:end]) for own in parts for end in range(1, len(own) + 1)]
     files = [stem.with_suffix(".py") for stem in stems] + [stem / "__init__.py" for stem in stems]
     return {path for path in files if path.exists()}
 
