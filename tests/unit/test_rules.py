@@ -1,0 +1,159 @@
+import ast
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+LIBRARY = ROOT / "scripts" / "headpursuit"
+# What runs before the first result, in seconds, and whose code is no part of a result.
+PREPARATION = {"write_config", "preflight", "download_source"}
+
+
+@dataclass
+class Rule:
+    name: str
+    docstring: str
+    sections: dict[str, str]
+    path: Path
+
+
+def parse(path: Path) -> list[Rule]:
+    """Read rules as snakefmt lays them out: sections indented by four spaces."""
+    found = []
+    text = path.read_text(encoding="utf-8")
+    for block in re.findall(r"^rule \w+:\n(?:(?: .*)?\n)+", text + "\n", re.MULTILINE):
+        name = re.match(r"rule (\w+):", block)[1]
+        docstring = re.search(r'\A[^\n]*\n    """(.*?)"""', block, re.DOTALL)
+        body = block[docstring.end() :] if docstring else block.split("\n", 1)[1]
+        parts = re.split(r"^    (\w+):", body, flags=re.MULTILINE)
+        sections = dict(zip(parts[1::2], parts[2::2], strict=True))
+        found.append(Rule(name, docstring[1] if docstring else "", sections, path))
+    return found
+
+
+RULES = [rule for path in sorted((ROOT / "rules").glob("*.smk")) for rule in parse(path)]
+# A rule without output only names files.
+WORKING = {rule.name: rule for rule in RULES if "output" in rule.sections}
+working = pytest.mark.parametrize("rule", WORKING.values(), ids=WORKING)
+
+
+def names(section: str) -> set[str]:
+    """Return the names before the values of a section."""
+    return set(re.findall(r"^\s{8}(\w+)=", section, re.MULTILINE))
+
+
+def test_the_parser_finds_all_rules():
+    text = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "rules").glob("*.smk"))
+    assert len(RULES) == len(re.findall(r"^\s*(?:rule|checkpoint) ", text, re.MULTILINE))
+    assert len({rule.name for rule in RULES}) == len(RULES) > 15
+    assert not re.search(r"^\s*checkpoint ", text, re.MULTILINE)  # the config names every target
+
+
+def test_every_script_has_its_rule():
+    assert {path.stem for path in (ROOT / "scripts").glob("*.py")} == set(WORKING)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
+def test_a_rule_says_what_it_makes(rule: Rule):
+    assert len(rule.docstring) > 10
+
+
+@working
+def test_a_rule_has_its_own_script(rule: Rule):
+    assert re.fullmatch(r'\s*"(.*)"\s*', rule.sections["script"])[1] == f"../scripts/{rule.name}.py"
+
+
+@working
+def test_a_rule_has_log_environment_and_resources(rule: Rule):
+    assert f"<logs>/{rule.name}" in rule.sections["log"]
+    environment = re.fullmatch(r'\s*"(.*)"\s*', rule.sections["conda"])[1]
+    assert (rule.path.parent / environment).is_file()
+    assert {"mem_mb", "runtime"} <= names(rule.sections["resources"])
+    if rule.name not in PREPARATION:
+        assert f"<benchmarks>/{rule.name}" in rule.sections["benchmark"]
+
+
+@working
+def test_a_rule_is_made_again_when_its_code_changes(rule: Rule):
+    found = re.findall(r'code=code_hash\("(\w+)"\)', rule.sections.get("params", ""))
+    assert found == ([] if rule.name in PREPARATION else [rule.name])
+
+
+@working
+def test_wildcards_of_outputs_are_in_log_and_benchmark(rule: Rule):
+    """Two jobs of a rule never write into the same file."""
+
+    def wildcards(section: str) -> set[str]:
+        return set(re.findall(r"(?<!\{)\{(\w+)\}(?!\})", section)) | (
+            set(re.findall(r"\{\{(\w+)\}\}", section)) if "collect" in section else set()
+        )
+
+    made = wildcards(rule.sections["output"]) - (
+        {"layer"} if "collect" in rule.sections["output"] else set()
+    )
+    for section in ("log", "benchmark"):
+        if section in rule.sections:
+            assert wildcards(rule.sections[section]) == made
+
+
+@working
+def test_paths_are_literal(rule: Rule):
+    """What a rule writes can be found by searching for it."""
+    for section in ("output", "log", "benchmark"):
+        assert not re.search(r'f"<|" \+|\+ "|lambda|os\.path', rule.sections.get(section, ""))
+
+
+class Uses(ast.NodeVisitor):
+    """Which members of ``snakemake`` a module reads: {"params": {"seed", ...}, ...}."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, set[str]] = {"params": set(), "input": set(), "output": set()}
+        self.whole: set[str] = set()
+
+    def visit_Attribute(self, node: ast.Attribute) -> None:
+        self.generic_visit(node)
+        owner = node.value
+        if isinstance(owner, ast.Name) and owner.id == "params":
+            self.found["params"].add(node.attr)
+        elif (
+            isinstance(owner, ast.Attribute)
+            and isinstance(owner.value, ast.Name)
+            and owner.value.id == "snakemake"
+            and owner.attr in self.found
+        ):
+            self.found[owner.attr].add(node.attr)
+
+
+def uses(rule: Rule) -> dict[str, set[str]]:
+    """Return what a rule's script, and a module that it hands snakemake to, read."""
+    visitor = Uses()
+    script = (ROOT / "scripts" / f"{rule.name}.py").read_text(encoding="utf-8")
+    visitor.visit(ast.parse(script))
+    for module in re.findall(r"from headpursuit\.(\w+) import", script):
+        text = (LIBRARY / module / "__init__.py") if (LIBRARY / module).is_dir() else (
+            LIBRARY / f"{module}.py"
+        )  # fmt: skip
+        if module != "rule" and "snakemake.params" in text.read_text(encoding="utf-8"):
+            visitor.visit(ast.parse(text.read_text(encoding="utf-8")))
+    return visitor.found
+
+
+@working
+def test_a_script_reads_what_its_rule_gives(rule: Rule):
+    for section, read in uses(rule).items():
+        given = names(rule.sections.get(section, ""))
+        assert read <= given, f"{rule.name} lacks {section}: {read - given}"
+
+
+@working
+def test_a_rule_gives_no_parameter_that_nothing_reads(rule: Rule):
+    """A parameter that nothing reads makes a job run again for nothing."""
+    assert names(rule.sections.get("params", "")) - {"code"} <= uses(rule)["params"]
+
+
+def test_the_snakefile_includes_every_file():
+    text = (ROOT / "Snakefile").read_text(encoding="utf-8")
+    included = set(re.findall(r'include: "rules/(\w+\.smk)"', text))
+    assert included == {path.name for path in (ROOT / "rules").glob("*.smk")}
