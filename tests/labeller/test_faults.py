@@ -12,7 +12,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from fake_ollama import DIGEST, FakeOllama, usual_reply
-from headpursuit.files import UserError, write_json
+from headpursuit.files import UserError
 from headpursuit.labellers.audit import summary
 from headpursuit.labellers.label import label_responses, open_backend
 
@@ -276,40 +276,6 @@ def test_json_mode_gives_the_same_table(settings, responses, tmp_path):
     assert server.requests[0]["format"]["required"] == ["words"]
     same = ["prompt_id", "sample", "words", "dropped", "status", "attempts", "cut"]
     assert as_json.select(same).equals(tags.select(same))
-
-
-def test_kill_in_the_middle_then_rerun(settings, responses, tmp_path):
-    """Requests seen = distinct responses + retries, where a killed request counts as retried."""
-    settings["slots"] = 8
-    with FakeOllama(delay=0.01) as server:
-        settings["ollama"]["host"] = server.host
-        write_json(tmp_path / "settings.json", settings)
-        pq.write_table(responses(200), tmp_path / "responses.parquet")
-        names = ("settings.json", "responses.parquet", "labels.parquet")
-        command = [sys.executable, HERE / "run_labeller.py", *(tmp_path / name for name in names)]
-        process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-        wait_until(lambda: len(server.requests) >= 100)
-        server.gate.clear()  # all slots are now under way, and stay so
-        wait_until(lambda: in_flight(tmp_path / "labels.journal.jsonl") == 8)
-        time.sleep(0.3)
-        process.kill()
-        process.wait()
-        server.gate.set()
-        assert not (tmp_path / "labels.parquet").exists()
-        with (tmp_path / "labels.journal.jsonl").open("ab") as journal:
-            journal.write(b'{"key": "abc", "attem')  # the half line of a kill while writing
-        subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
-    table = pq.read_table(tmp_path / "labels.parquet")
-    assert table["words"].to_pylist() == [[], ["darn"]] * 100
-    run = counts(table)
-    assert run["distinct"] == 200
-    assert run["retries"] == 8
-    assert len(server.requests) == run["distinct"] + run["retries"]
-
-
-def in_flight(journal: Path) -> int:
-    events = [json.loads(line)["event"] for line in journal.read_text().splitlines() if line]
-    return events.count("sent") - events.count("reply")
 
 
 def wait_until(condition, seconds: float = 30) -> None:

@@ -1,0 +1,146 @@
+"""The rule against real parts: the official client, a server of Ollama's API, a real small model.
+
+`transformers serve` runs SmolLM2-135M-Instruct, `ollama-openai-proxy` speaks Ollama's HTTP API in
+front of it. The model is far too small to label well: what is tested is that everything between
+the responses and the labels works on replies that nobody wrote for the test.
+"""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pyarrow.parquet as pq
+import pytest
+from headpursuit.labellers.label import label_responses, open_backend
+from headpursuit.words import normalise
+from test_rule import ROOT, Run
+
+SERVERS = ROOT / ".venv-labeller"
+MODEL = "demo/smollm2"
+STATUSES = {"ok", "none", "absent", "unparsed"}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@contextmanager
+def process(command, url: str, log: Path, cwd: Path | None = None, **env: str):
+    """Run a server until the block ends; begin when `url` answers."""
+    with log.open("w") as handle:
+        server = subprocess.Popen(
+            command, stdout=handle, stderr=handle, cwd=cwd, env={**os.environ, **env}
+        )
+    try:
+        deadline = time.monotonic() + 120
+        while True:
+            assert server.poll() is None and time.monotonic() < deadline, log.read_text()
+            try:
+                httpx.get(url, trust_env=False, timeout=5)
+                break
+            except httpx.HTTPError:
+                time.sleep(0.2)
+        yield
+    finally:
+        server.terminate()
+        server.wait(20)
+
+
+@pytest.fixture(scope="module")
+def smollm2() -> Path:
+    """Give the demo's model, fetched and converted by the workflow where it is not there yet."""
+    folder = ROOT / "resources/models/smollm2"
+    if not (folder / "provenance.json").exists():
+        snakemake = Path(sys.executable).with_name("snakemake")
+        config = ["--configfile", "configs/demo.yaml"]
+        target = "resources/models/smollm2/provenance.json"
+        subprocess.run([snakemake, "--cores", "2", target, *config], cwd=ROOT, check=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def servers(smollm2, tmp_path_factory):
+    """Run both servers; give the address of each."""
+    if not (SERVERS / "complete").exists():
+        pytest.fail("`make test-labeller` installs the servers into .venv-labeller first")
+    tmp = tmp_path_factory.mktemp("servers")
+    # The server lists and finds models in a Hub cache. Whole seconds: the proxy takes no others.
+    repo = tmp / "hub" / f"models--{MODEL.replace('/', '--')}"
+    (repo / "refs").mkdir(parents=True)
+    (repo / "refs/main").write_text("0" * 40)
+    snapshot = repo / "snapshots" / ("0" * 40)
+    snapshot.mkdir(parents=True)
+    for file in smollm2.iterdir():
+        shutil.copyfile(file, snapshot / file.name)
+        os.utime(snapshot / file.name, (0, 0))
+    python, ports = SERVERS / "bin/python", [free_port(), free_port()]
+    backend, proxy = (f"127.0.0.1:{port}" for port in ports)
+    main = "from transformers.cli.transformers import main; main()"
+    serve = [python, "-c", main, "serve", "--host", "127.0.0.1", "--port", str(ports[0])]
+    cache = {"HF_HUB_CACHE": str(tmp / "hub"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    uvicorn = [python, "-m", "uvicorn", "src.main:app", "--port", str(ports[1])]
+    upstream = {"OPENAI_API_BASE_URL": f"http://{backend}/v1", "OPENAI_API_KEY": "none"}
+    with (
+        process(
+            [*serve, "--device", "cpu", "--dtype", "float32"],
+            f"http://{backend}/health",
+            tmp / "serve",
+            **cache,
+        ),
+        process(uvicorn, f"http://{proxy}/health", tmp / "proxy", SERVERS / "proxy", **upstream),
+    ):
+        yield backend, proxy
+
+
+def journal_events(path: Path) -> list[str]:
+    return [json.loads(line)["event"] for line in path.read_text().splitlines()]
+
+
+def test_the_rule_end_to_end(servers, responses, tmp_path):
+    _, proxy = servers
+    settings = {"backend": "ollama", "attempts": 2, "slots": 1, "num_predict": 24, "patience": 60}
+    server = {"host": proxy, "model": MODEL, "pull": False}
+    night = Run(tmp_path, responses(4), {**settings, "ollama": server})
+    assert night.finish(300) == 0, night.said()
+    labels = pq.read_table(night.labels / "rtp.parquet")
+    assert labels.num_rows == 4
+    assert set(labels["status"].to_pylist()) <= STATUSES
+    assert all(reply.strip() for reply in labels["reply"].to_pylist())
+    texts = responses(4)["response"].to_pylist()
+    for text, words in zip(texts, labels["words"].to_pylist(), strict=True):
+        assert all(word in normalise(text) for word in words)
+    facts = json.loads((night.labels / "rtp.summary.json").read_text())
+    assert facts["labeller"]["model"] == MODEL
+    assert facts["labeller"]["version"]
+    assert facts["labeller"]["digest"].startswith("sha256:")
+    assert facts["distinct"] == 4
+    assert facts["tokens_per_second"] > 0
+    # The journal has every reply, the retries for bad ones too, and a rerun adds none.
+    journal = night.labels / "rtp.journal.jsonl"
+    events = journal_events(journal)
+    assert events.count("sent") == facts["requests"] == 4 + facts["retries"]
+    (night.labels / "rtp.parquet").unlink()
+    assert night.finish(300) == 0, night.said()
+    assert journal_events(journal) == events
+    assert pq.read_table(night.labels / "rtp.parquet").equals(labels)
+
+
+def test_openai_backend(servers, settings, responses, tmp_path):
+    backend, _ = servers
+    settings |= {"backend": "openai", "num_predict": 16, "timeout": 60, "slots": 1}
+    settings["openai"] |= {"base_url": f"http://{backend}/v1", "model": MODEL}
+    table = responses(2)
+    with open_backend(settings, table["response"].to_pylist()) as opened:
+        labels = label_responses(table, opened, tmp_path / "j", attempts=1)
+    assert set(labels["status"].to_pylist()) <= STATUSES
+    assert all(reply.strip() for reply in labels["reply"].to_pylist())
+    assert json.loads(labels.schema.metadata[b"labelling"])["tokens"] > 0
