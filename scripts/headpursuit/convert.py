@@ -3,6 +3,7 @@
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from struct import error as StructError
 
 import torch
 
@@ -27,7 +28,7 @@ def convert_gguf(gguf: Path, provenance: Path, source_provenance: str | Path) ->
     try:
         model = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **local)
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **local)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, StructError) as error:
         raise UserError(f"{gguf}: transformers cannot read it: {error}") from error
     # The weights are plain numbers now; save_pretrained refuses while the model says otherwise.
     model.hf_quantizer, model.is_quantized = None, False

@@ -183,7 +183,7 @@ mutation = st.tuples(
 )
 
 
-@settings(max_examples=400)
+@settings(max_examples=200)
 @given(st.lists(mutation, min_size=1, max_size=4))
 def test_any_config_passes_or_is_refused(mutations: list[tuple]):
     config = shipped()
