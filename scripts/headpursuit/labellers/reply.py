@@ -14,7 +14,7 @@ MAX_PHRASE = 6
 _TAG = re.compile(r"<\s*(/?)\s*answer\s*>", re.IGNORECASE)
 _SEPARATOR = re.compile(r"[,;\n，、]")
 _BULLET = re.compile(r"^(?:[-*•]|\d+[.)])\s+")
-_BOLD = re.compile(r"^(\*\*|__)(.+)\1$")
+_EMPHASIS = re.compile(r"^(\*\*?|__?)(.+)\1$")
 _FENCE = re.compile(r"^```\w*\n(.*)\n```$", re.DOTALL)
 _QUOTES = " \"'`“”‘’«»"
 
@@ -44,7 +44,7 @@ def sift_words(words: Sequence[str], response: str) -> tuple[list[str], list[str
 
 
 def clean(entry: str) -> str:
-    """Return an entry without control characters, bullets, quotes and a full stop, normalised."""
+    """Return an entry normalised, without control characters, bullets, emphasis and quotes."""
     entry = "".join(
         " " if char.isspace() else char
         for char in entry
@@ -52,7 +52,7 @@ def clean(entry: str) -> str:
         if char.isspace() or unicodedata.category(char) not in ("Cc", "Cf", "Cs")
     )
     entry = _BULLET.sub("", entry.strip())
-    entry = _BOLD.sub(r"\2", entry.strip(_QUOTES)).strip(_QUOTES).rstrip(".").strip(_QUOTES)
+    entry = _EMPHASIS.sub(r"\2", entry.strip(_QUOTES)).strip(_QUOTES).rstrip(".").strip(_QUOTES)
     return normalise(" ".join(entry.split()))
 
 

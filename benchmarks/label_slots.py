@@ -1,0 +1,59 @@
+"""How near labelling comes to the ideal time against a server of a fixed latency.
+
+    .venv/bin/python benchmarks/label_slots.py [--responses 200] [--latency 0.2] [--slots 8]
+
+A scripted server on the loopback (tests/labeller/fake_ollama.py) speaks Ollama's HTTP API and
+answers each request after the latency, any number at once. The ideal is responses x latency /
+slots; opening the backend is not counted, writing the journal is.
+"""
+
+import argparse
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import yaml
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "scripts"))
+
+from headpursuit.labellers.label import label_responses, open_backend
+
+
+def main(n: int, latency: float, slots: int) -> None:
+    """Measure, and print the seconds and how many times the ideal they are."""
+    settings = yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8"))["labeller"]
+    texts = [f"Response {i} is fine." for i in range(n)]
+    columns = {"prompt_id": [str(i) for i in range(n)], "sample": [0] * n, "response": texts}
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        host = f"127.0.0.1:{probe.getsockname()[1]}"
+    settings |= {"slots": slots, "ollama": {**settings["ollama"], "host": host}}
+    command = [sys.executable, ROOT / "tests/labeller/fake_ollama.py", "serve"]
+    env = {**os.environ, "OLLAMA_HOST": host, "FAKE_DELAY": str(latency)}
+    server = subprocess.Popen(command, env=env)
+    try:
+        with tempfile.TemporaryDirectory() as folder, open_backend(settings, texts) as backend:
+            started = time.monotonic()
+            label_responses(pa.table(columns), backend, Path(folder) / "journal.jsonl")
+            took = time.monotonic() - started
+    finally:
+        server.terminate()
+        server.wait()
+    ideal = n * latency / slots
+    print(f"{n} responses, {latency * 1000:g} ms, {slots} slots: {took:.2f} s")
+    print(f"{took / ideal:.3f} times the ideal {ideal:.2f} s")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--responses", type=int, default=200)
+    parser.add_argument("--latency", type=float, default=0.2, help="seconds")
+    parser.add_argument("--slots", type=int, default=8)
+    asked = parser.parse_args()
+    main(asked.responses, asked.latency, asked.slots)
