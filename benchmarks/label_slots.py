@@ -19,10 +19,11 @@ from pathlib import Path
 import pyarrow as pa
 import yaml
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "scripts"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 
 from headpursuit.labellers.label import label_responses, open_backend
+
+ROOT = Path(__file__).parents[1]
 
 
 def main(n: int, latency: float, slots: int) -> None:
