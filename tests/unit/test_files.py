@@ -37,7 +37,9 @@ def test_an_atomic_write_shows_nothing_before_its_end(tmp_path: Path):
         assert not path.exists()
         assert part.parent == path.parent  # a rename must not cross file systems
         assert part.suffix == path.suffix  # matplotlib chooses the format by it
+        number = part.stat().st_ino
     assert path.read_text() == "whole"
+    assert path.stat().st_ino == number  # renamed, not copied
     assert stat.S_IMODE(path.stat().st_mode) == 0o644
 
 

@@ -296,7 +296,9 @@ def test_first_and_all_rows_and_what_splits_share(tokenizer):
     assert shared == {"wren": True, "wolf": True, "apple": False, "river": False}
     every = build_dictionary(asked, tokenizer, "all", ["lower"], [False])
     assert [token for _, token, _ in tokens_of(every, "wren")] == list("wren")
-    assert not every[every["word"] == "wren"]["starts_word"].any()
+    spaced = build_dictionary(asked, tokenizer, "all", ["lower"], [True])
+    starts = dict(zip(spaced["token"], spaced["starts_word"], strict=True))
+    assert starts == {"Ġ": False, **dict.fromkeys("wrenolf", False), "Ġapple": True, "Ġriver": True}
     own = every[every["word"] == "wolf"]
     assert dict(zip(own["token"], own["shared"], strict=True)) == {
         **dict.fromkeys("olf", False), "w": True
