@@ -23,6 +23,7 @@ include: "rules/pursuit.smk"
 include: "rules/controls.smk"
 include: "rules/score.smk"
 include: "rules/publish.smk"
+include: "rules/table1.smk"
 
 
 rule all:
@@ -30,6 +31,7 @@ rule all:
     default_target: True
     input:
         rules.table2.input,
+        rules.table1.input,
         collect("<resources>/{source}/provenance.json", source=used_sources(config)),
         MODEL_FILES,
         collect(

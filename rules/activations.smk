@@ -6,7 +6,7 @@ rule cache_activations:
     input:
         prompts="<results>/prompts/{dataset}.parquet",
         responses=branch(
-            config["activations"]["positions"] == "response",
+            lambda wildcards: pooled_where(config, wildcards.dataset) == "response",
             then="<results>/generations/{dataset}/baseline.parquet",
         ),
         model=MODEL_FILES,
@@ -29,7 +29,10 @@ rule cache_activations:
     params:
         model=MODEL,
         device=config["compute"]["device"],
-        activations=config["activations"],
+        activations=lambda wildcards: {
+            **config["activations"],
+            "positions": pooled_where(config, wildcards.dataset),
+        },
         code=code_hash("cache_activations"),
     script:
         "../scripts/cache_activations.py"

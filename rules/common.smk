@@ -11,6 +11,7 @@ from headpursuit.config import (
     check_config,
     generated_conditions,
     intervened_conditions,
+    pooled_where,
 )
 from headpursuit.files import UserError
 from headpursuit.lineage import code_hash
@@ -40,6 +41,7 @@ wildcard_constraints:
     source="[a-z0-9][a-z0-9._-]*",
     model="[a-z0-9][a-z0-9._-]*",
     dataset="[a-z0-9][a-z0-9._-]*",
+    concept="[a-z0-9][a-z0-9_-]*",
     method="somp|logit_lens",
     condition=r"(somp|logit_lens|random)-k\d+(-d\d+)?",
     k=r"\d+",

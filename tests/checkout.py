@@ -105,6 +105,7 @@ TINY = {
     "pursuit": {"iterations": 5},
     "heads": {"k": [2], "draws": 2, "count_draws": 1},
     "score": {"resamples": 100, "batch_tokens": 512},
+    "table1": {"datasets": []},
     "compute": {"device": "cpu", "threads": 1},
 }
 

@@ -2,6 +2,7 @@
 
 import difflib
 import math
+import re
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -110,11 +111,15 @@ def _inconsistencies(config: Mapping[str, Any]) -> Iterator[str]:
     else:
         yield from no_source(f"models.{model}.source", config["models"][model]["source"])
         yield from _head_problems(config["heads"], config["models"][model], model)
-    for name in config["text"]["datasets"]:
-        if name not in config["datasets"]:
-            there = ", ".join(config["datasets"])
-            yield f"text.datasets: {name!r} is not under datasets; there are {there}"
-        else:
+        if config["table1"]["datasets"]:
+            yield from _table1_problems(config["table1"], config["models"][model], model)
+    for section in ("text", "table1"):
+        for name in config[section]["datasets"]:
+            if name not in config["datasets"]:
+                there = ", ".join(config["datasets"])
+                yield f"{section}.datasets: {name!r} is not under datasets; there are {there}"
+    for name in used_datasets(config):
+        if name in config["datasets"]:
             yield from no_source(f"datasets.{name}.source", config["datasets"][name]["source"])
     labeller = config["labeller"]
     for backend in used_labellers(config):
@@ -144,6 +149,49 @@ def _head_problems(heads: Mapping[str, Any], model: Mapping[str, Any], name: str
                 )
     if heads["count_draws"] > heads["draws"]:
         yield f"heads.count_draws: {heads['count_draws']} is above heads.draws, {heads['draws']}"
+
+
+def _table1_problems(
+    table1: Mapping[str, Any], model: Mapping[str, Any], name: str
+) -> Iterator[str]:
+    for head in table1["heads"] or []:
+        layer, number = head_of(head)
+        if layer >= model["layers"] or number >= model["heads"]:
+            yield (
+                f"table1.heads: {head}, but {name} has layers 0 to {model['layers'] - 1} of heads "
+                f"0 to {model['heads'] - 1}; null takes the most specialised heads"
+            )
+    if table1["tokens"] > table1["iterations"]:
+        yield (
+            f"table1.tokens: {table1['tokens']} tokens cannot be had from table1.iterations, "
+            f"{table1['iterations']}"
+        )
+    if table1["random_sets"]["neighbours"] < 2 * table1["iterations"]:
+        yield (
+            f"table1.random_sets.neighbours: {table1['random_sets']['neighbours']} tokens leave no "
+            f"choice for sets of table1.iterations, {table1['iterations']}; at least "
+            f"{2 * table1['iterations']}"
+        )
+    for concept, words in table1["concepts"].items():
+        if isinstance(words, str) and not Path(words).is_file():
+            yield f"table1.concepts.{concept}: there is no file {words}"
+
+
+def used_datasets(config: Mapping[str, Any]) -> list[str]:
+    """Return the data sets of a run, those of table 2 first."""
+    return list(dict.fromkeys([*config["text"]["datasets"], *config["table1"]["datasets"]]))
+
+
+def pooled_where(config: Mapping[str, Any], dataset: str) -> str:
+    """Return which positions of a data set are averaged: its own key, or else the run's."""
+    own = config["datasets"][dataset].get("positions")
+    return config["activations"]["positions"] if own is None else own
+
+
+def head_of(name: str) -> tuple[int, int]:
+    """Return the layer and the head that a name like ``L18.H27`` means."""
+    layer, head = re.fullmatch(r"L(\d+)\.H(\d+)", name).groups()
+    return int(layer), int(head)
 
 
 def candidate_layers(heads: Mapping[str, Any], model: Mapping[str, Any]) -> tuple[int, int]:

@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 
-from headpursuit.config import generated_conditions
+from headpursuit.config import generated_conditions, pooled_where, used_datasets
 from headpursuit.files import UserError
 from headpursuit.labellers import LOOPBACK, used_labellers
 from headpursuit.labellers.prompt import load_prompt
@@ -159,10 +159,12 @@ def results_bytes(config: dict) -> int:
     """Estimate what a run writes: the activation cache, the texts, a converted model."""
     model, generation = config["models"][config["text"]["model"]], config["generation"]
     samples = generation["samples"]
-    prompts = sum(
-        config["datasets"][name]["sample"] or PROMPTS for name in config["text"]["datasets"]
+    sizes = {name: config["datasets"][name]["sample"] or PROMPTS for name in used_datasets(config)}
+    rows = sum(
+        size * (samples if pooled_where(config, name) == "response" else 1)
+        for name, size in sizes.items()
     )
-    rows = prompts * (samples if config["activations"]["positions"] == "response" else 1)
+    prompts = sum(sizes[name] for name in config["text"]["datasets"])
     cache = rows * model["layers"] * _width(model) * BYTES[config["activations"]["dtype"]]
     conditions = 1 + len(generated_conditions(config["heads"]))
     texts = prompts * samples * conditions * generation["max_new_tokens"] * 8

@@ -117,7 +117,9 @@ def pursue_layer(
     room = _ELEMENTS // max(len(atoms) * (z.shape[2] + iterations), len(z) * z.shape[2])
     pursuits = []
     for some in torch.arange(len(w_o)).split(max(1, room)):
-        factors = [_factor(z[:, i].to(atoms.device), w_o[i].to(atoms.device), center) for i in some]
+        factors = [
+            head_factor(z[:, i].to(atoms.device), w_o[i].to(atoms.device), center) for i in some
+        ]
         stacked = torch.cat([factor for _, factor in factors], dim=1).to(dtype)
         products = (atoms @ stacked).split(factors[0][1].shape[1], dim=1)
         heads = [
@@ -152,7 +154,7 @@ def _check(z: Tensor, w_o: Tensor, dictionary: Tensor) -> None:
             )
 
 
-def _factor(z: Tensor, w_o: Tensor, center: bool) -> tuple[Tensor, Tensor]:
+def head_factor(z: Tensor, w_o: Tensor, center: bool) -> tuple[Tensor, Tensor]:
     """Return S (n x r, orthonormal) and F (d x r) with H = S Fᵀ up to scale, ||F|| = 1 or 0."""
     z, w_o = z.double(), w_o.double()
     if center:

@@ -38,9 +38,9 @@ RESUME = "Run the same command again: it goes on from the files that have arrive
 
 def used_sources(config: dict) -> dict[str, dict]:
     """Return the sources that a checked config's run reads, name to spec, in the order of use."""
-    text = config["text"]
-    names = [config["models"][text["model"]]["source"]]
-    names += [config["datasets"][dataset]["source"] for dataset in text["datasets"]]
+    names = [config["models"][config["text"]["model"]]["source"]]
+    datasets = config["text"]["datasets"] + config["table1"]["datasets"]
+    names += [config["datasets"][dataset]["source"] for dataset in datasets]
     if "lexicon" in used_labellers(config):
         names.append(config["labeller"]["lexicon"]["source"])
     return {name: config["sources"][name] for name in names}

@@ -11,7 +11,7 @@ import pandas as pd
 from headpursuit.files import UserError, write_text
 
 # Columns whose cells are text even where they look like numbers or truth values.
-_TEXT = ("word", "form", "token", "atoms", "split")
+_TEXT = ("word", "form", "token", "tokens", "atoms", "split")
 
 # Text that a spreadsheet would take for a formula, and text that looks as if guarded against it.
 _FORMULA = re.compile(r"'*[=+\-@]")
@@ -25,6 +25,7 @@ _LATEX = str.maketrans(
         "<": r"\textless{}",
         ">": r"\textgreater{}",
         "|": r"\textbar{}",
+        "␣": r"\textvisiblespace{}",
     }
 )
 

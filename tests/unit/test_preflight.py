@@ -32,6 +32,8 @@ def config(over: dict | None = None, *, demo: bool = True) -> dict:
     read = yaml.safe_load((ROOT / "config.yaml").read_text())
     if demo:
         read = merged(read, yaml.safe_load((ROOT / "configs/demo.yaml").read_text()))
+        read["compute"]["device"] = "auto"  # the demo asks for no GPU; these tests do
+    read["table1"]["datasets"] = []
     return merged(read, over or {})
 
 

@@ -1,0 +1,263 @@
+"""What single heads write: their atoms out of the whole vocabulary, and what chance would give."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from headpursuit.activations import read_layer
+from headpursuit.files import UserError, seed_for
+from headpursuit.models import Decoder, unembedding
+from headpursuit.somp import head_factor, logit_lens_tokens, pursue_layer
+
+Numbers = np.ndarray
+
+
+def vocabulary(decoder: Decoder, tokenizer, fold_norm_gain: bool) -> Tensor:
+    """Return the unembedding's rows that are tokens, v x d; padding behind the last is left out."""
+    rows = unembedding(decoder, None, fold_norm_gain)
+    return rows[: len(tokenizer)]
+
+
+def _layers(decoder: Decoder, paths: Sequence[str | Path], what: str) -> Iterator:
+    """Yield each layer's number, z (n x heads x head_dim) and columns (heads x d x head_dim)."""
+    for layer, path in enumerate(tqdm(paths, desc=what, unit="layer")):
+        z = torch.from_numpy(read_layer(path)[1]).to(decoder.device)
+        yield layer, z, decoder.layer_columns(layer)
+
+
+def decompose_heads(
+    decoder: Decoder,
+    dictionary: Tensor,
+    paths: Sequence[str | Path],
+    iterations: int,
+    pursuit: Mapping[str, Any],
+) -> pd.DataFrame:
+    """Run SOMP on every head, a layer at a time (the paper's section 3 and appendix A).
+
+    Args:
+        decoder: the model.
+        dictionary: (v, d) of :func:`vocabulary`.
+        paths: the activation cache, a file a layer in their order.
+        iterations: atoms a head.
+        pursuit: the config's ``pursuit``; its own ``iterations`` is for words' dictionaries.
+
+    Returns:
+        Table with layer, head, step (from 1), token_id and explained (variance, in [0, 1], by
+        this step's atoms and those before it).
+
+    Raises:
+        UserError: if no head has anything to explain.
+    """
+    options = {key: pursuit[key] for key in ("norm", "center", "normalise_atoms")}
+    records = [
+        (layer, head, step, token_id, explained)
+        for layer, z, columns in _layers(decoder, paths, "SOMP")
+        for head, found in enumerate(pursue_layer(z, columns, dictionary, iterations, **options))
+        for step, (token_id, explained) in enumerate(
+            zip(found.support, found.explained, strict=True), start=1
+        )
+    ]
+    if not records:
+        raise UserError(
+            "No head's write varies over the samples, so there is nothing to explain: use more "
+            "than one prompt, or pursuit.center: false."
+        )
+    return pd.DataFrame(records, columns=["layer", "head", "step", "token_id", "explained"])
+
+
+def read_lens(
+    decoder: Decoder,
+    dictionary: Tensor,
+    paths: Sequence[str | Path],
+    per_sample: int,
+    top: int,
+) -> pd.DataFrame:
+    """Apply the aggregated logit lens to every head (the seed's footnote to table 1).
+
+    Args:
+        decoder: the model.
+        dictionary: (v, d) of :func:`vocabulary`.
+        paths: the activation cache, a file a layer in their order.
+        per_sample: tokens of highest logit counted for each sample.
+        top: most frequent tokens that are kept.
+
+    Returns:
+        Table with layer, head, place (from 1) and token_id.
+    """
+    records = [
+        (layer, head, place, token_id)
+        for layer, z, columns in _layers(decoder, paths, "logit lens")
+        for head in range(len(columns))
+        for place, token_id in enumerate(
+            logit_lens_tokens(z[:, head], columns[head], dictionary, per_sample, top), start=1
+        )
+    ]
+    return pd.DataFrame(records, columns=["layer", "head", "place", "token_id"])
+
+
+def rank_specialists(
+    decoder: Decoder,
+    dictionary: Tensor,
+    paths: Sequence[str | Path],
+    atoms: pd.DataFrame,
+    tokens: int,
+    random_sets: Mapping[str, int],
+    center: bool,
+    seed: int,
+    dataset: str,
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Rank heads by how well few tokens explain them and how much those have to do with each other.
+
+    Both are set against random sets of as many tokens, each of which has about the norm of the
+    token it stands for. The score is the geometric mean of the two excesses over the random sets'
+    mean (0 where one is not positive): a head that one frequent direction explains, or whose
+    tokens are alike but explain nothing, is no specialist. Equal scores (most are 0) go by the
+    excess of the explained variance, then by layer and head.
+
+    Args:
+        decoder: the model.
+        dictionary: (v, d) of :func:`vocabulary`.
+        paths: the activation cache, a file a layer in their order.
+        atoms: of :func:`decompose_heads`.
+        tokens: how many of a head's first atoms count.
+        random_sets: the config's ``table1.random_sets``, draws and neighbours.
+        center: the config's ``pursuit.center``.
+        seed: the config's seed; with dataset, layer and head it decides the draws.
+        dataset: see seed.
+
+    Returns:
+        The ranking (layer, head, score, rank, explained, explained_null, explained_high,
+        coherence, coherence_null, coherence_high, coherence_p), and what random sets explain
+        (layer, head, step, mean, low, high: the central 95 % of the draws). ``_null`` is the mean
+        over draws and ``_high`` the 95th percentile.
+    """
+    norms = dictionary.norm(dim=1).cpu().numpy()
+    by_norm = np.argsort(norms, kind="stable")
+    mean = dictionary.double().mean(0)
+    chosen = {
+        head: own.sort_values("step") for head, own in atoms.groupby(["layer", "head"], sort=True)
+    }
+    ranked, nulls = [], []
+    for layer, z, columns in _layers(decoder, paths, "random sets"):
+        for head in range(len(columns)):
+            own = chosen.get((layer, head))
+            if own is None:  # it writes nothing
+                ranked.append({"layer": layer, "head": head})
+                continue
+            support = own["token_id"].to_numpy()
+            rng = np.random.default_rng(seed_for(seed, dataset, "random sets", layer, head))
+            sets = norm_matched_sets(support, by_norm, rng=rng, **random_sets)
+            rows = dictionary[torch.tensor(sets, device=dictionary.device)].double()
+            _, factor = head_factor(z[:, head], columns[head], center)
+            by_chance = explained_by_sets(rows, factor).cpu().numpy()
+            few = min(tokens, len(support))
+            top = dictionary[torch.tensor(support[:few], device=dictionary.device)].double()
+            alike = coherence((rows[:, :few] - mean).cpu())
+            ranked.append(
+                {"layer": layer, "head": head}
+                | _compared("explained", own["explained"].iloc[few - 1], by_chance[:, few - 1])
+                | _compared("coherence", float(coherence((top - mean).cpu())), alike.numpy())
+            )
+            nulls.append(_band(layer, head, by_chance))
+    table = pd.DataFrame(ranked)
+    excess = {name: table[name] - table[f"{name}_null"] for name in ("explained", "coherence")}
+    product = excess["explained"].clip(lower=0) * excess["coherence"].clip(lower=0)
+    table["score"] = np.sqrt(product).fillna(0.0)
+    table = (
+        table.assign(excess=excess["explained"])
+        .sort_values(["score", "excess", "layer", "head"], ascending=[False, False, True, True])
+        .reset_index(drop=True)[SPECIALIST]
+    )
+    table.insert(3, "rank", range(1, len(table) + 1))
+    return table, pd.concat(nulls, ignore_index=True)
+
+
+SPECIALIST = [
+    *("layer", "head", "score", "explained", "explained_null", "explained_high"),
+    *("coherence", "coherence_null", "coherence_high", "coherence_p"),
+]
+
+
+def _compared(name: str, value: float, by_chance: Numbers) -> dict[str, float]:
+    return {
+        name: value,
+        f"{name}_null": by_chance.mean(),
+        f"{name}_high": np.quantile(by_chance, 0.95),
+        f"{name}_p": (1 + (by_chance >= value).sum()) / (1 + len(by_chance)),
+    }
+
+
+def _band(layer: int, head: int, by_chance: Numbers) -> pd.DataFrame:
+    low, high = np.quantile(by_chance, [0.025, 0.975], axis=0)
+    steps = range(1, by_chance.shape[1] + 1)
+    columns = {"step": steps, "mean": by_chance.mean(axis=0), "low": low, "high": high}
+    return pd.DataFrame({"layer": layer, "head": head, **columns})
+
+
+def norm_matched_sets(
+    support: Numbers, by_norm: Numbers, draws: int, neighbours: int, rng: np.random.Generator
+) -> Numbers:
+    """Draw random sets of tokens whose rows have about the norms of a head's atoms.
+
+    Args:
+        support: (k,) the atoms.
+        by_norm: (v,) all tokens in order of their rows' norms.
+        draws: number of sets.
+        neighbours: each token is one of the so many whose norms are nearest in rank to the atom's.
+        rng: what draws.
+
+    Returns:
+        (draws, k) token ids; no token twice in a set.
+    """
+    width = min(neighbours, len(by_norm))
+    place = np.empty_like(by_norm)
+    place[by_norm] = np.arange(len(by_norm))
+    first = np.clip(place[support] - width // 2, 0, len(by_norm) - width)
+    sets = np.full((draws, len(support)), -1)
+    for step, start in enumerate(first):
+        waiting = np.arange(draws)
+        while len(waiting):
+            drawn = by_norm[start + rng.integers(width, size=len(waiting))]
+            repeated = (sets[waiting] == drawn[:, None]).any(axis=1)
+            sets[waiting[~repeated], step] = drawn[~repeated]
+            waiting = waiting[repeated]
+    return sets
+
+
+def explained_by_sets(atoms: Tensor, factor: Tensor) -> Tensor:
+    """Return what growing sets of atoms explain of a head.
+
+    Args:
+        atoms: (draws, k, d) float64.
+        factor: (d, r) of :func:`headpursuit.somp.head_factor`.
+
+    Returns:
+        (draws, k) shares of the head's variance explained by a set's first atom, two, and so on.
+    """
+    basis = torch.zeros_like(atoms)
+    for step in range(atoms.shape[1]):
+        rest, before = atoms[:, step : step + 1], basis[:, :step]
+        for _ in range(2):  # the second pass removes what rounding left of the first
+            rest = rest - (rest @ before.mT) @ before
+        length = rest.norm(dim=2, keepdim=True)
+        new = length > 1e-9 * atoms[:, step : step + 1].norm(dim=2, keepdim=True)
+        basis[:, step : step + 1] = torch.where(new, rest / length, 0.0)
+    return (basis @ factor).square().sum(2).cumsum(1)
+
+
+def coherence(rows: Tensor) -> Tensor:
+    """Return the mean cosine between the rows of each set, (...); NaN for fewer than two.
+
+    Args:
+        rows: (..., k, d) unembedding rows less the vocabulary's mean row.
+    """
+    k = rows.shape[-2]
+    units = torch.nn.functional.normalize(rows, dim=-1)
+    total = units.sum(-2).square().sum(-1) - units.square().sum((-1, -2))
+    return total / (k * (k - 1)) if k > 1 else torch.full_like(total, torch.nan)

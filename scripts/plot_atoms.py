@@ -1,0 +1,22 @@
+"""Draw explained variance against the number of atoms."""
+
+import pandas as pd
+from headpursuit.rule import run_rule
+from headpursuit.table1 import plot_atoms, save, shown_heads
+from headpursuit.tables import read_csv
+
+
+def main(snakemake):
+    """Write the figure as pdf and png."""
+    params, files = snakemake.params, snakemake.input
+    atoms = dict(zip(params.datasets, map(pd.read_parquet, files.atoms), strict=True))
+    nulls = dict(zip(params.datasets, map(pd.read_parquet, files.nulls), strict=True))
+    shown = {
+        dataset: shown_heads(params.heads, read_csv(path, ["layer", "head", "rank"]), params.top)
+        for dataset, path in zip(params.datasets, files.specialists, strict=True)
+    }
+    save(plot_atoms(atoms, nulls, shown, params.tokens, params.colours), snakemake.output)
+
+
+if __name__ == "__main__":
+    run_rule(main, snakemake)

@@ -1,0 +1,32 @@
+"""Rank heads by how well few tokens explain them, against random tokens."""
+
+import pandas as pd
+import pyarrow as pa
+from headpursuit.decompose import rank_specialists, vocabulary
+from headpursuit.files import write_parquet
+from headpursuit.models import open_model
+from headpursuit.rule import run_rule
+from headpursuit.tables import write_csv
+
+
+def main(snakemake):
+    """Write the ranking, and what random sets of tokens explain of each head."""
+    params = snakemake.params
+    decoder, tokenizer, _ = open_model(snakemake.input.model, params.model, params.device)
+    ranking, null = rank_specialists(
+        decoder,
+        vocabulary(decoder, tokenizer, params.fold_norm_gain),
+        snakemake.input.activations,
+        pd.read_parquet(snakemake.input.atoms),
+        params.tokens,
+        params.random_sets,
+        params.center,
+        params.seed,
+        snakemake.wildcards.dataset,
+    )
+    write_csv(snakemake.output.ranking, ranking)
+    write_parquet(snakemake.output.null, pa.Table.from_pandas(null))
+
+
+if __name__ == "__main__":
+    run_rule(main, snakemake)

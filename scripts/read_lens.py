@@ -1,0 +1,24 @@
+"""Apply the aggregated logit lens to every head."""
+
+import pyarrow as pa
+from headpursuit.decompose import read_lens, vocabulary
+from headpursuit.files import write_parquet
+from headpursuit.models import open_model
+from headpursuit.rule import run_rule
+from headpursuit.tokens import token_texts
+
+
+def main(snakemake):
+    """Write layer, head, place, token_id and token."""
+    params = snakemake.params
+    decoder, tokenizer, _ = open_model(snakemake.input.model, params.model, params.device)
+    dictionary = vocabulary(decoder, tokenizer, params.fold_norm_gain)
+    lens = read_lens(
+        decoder, dictionary, snakemake.input.activations, params.per_sample, params.tokens
+    )
+    lens["token"] = token_texts(tokenizer, lens["token_id"])
+    write_parquet(snakemake.output[0], pa.Table.from_pandas(lens))
+
+
+if __name__ == "__main__":
+    run_rule(main, snakemake)
