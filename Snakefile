@@ -65,3 +65,6 @@ rule all:
             dataset=DATASETS,
             condition=generated_conditions(config["heads"]),
         ),
+
+
+include: "rules/audit.smk"

@@ -1,6 +1,5 @@
 """The manifest of a run: what each file is, how it came about, and whether it is still the same."""
 
-import json
 import os
 import platform
 import subprocess
@@ -35,13 +34,14 @@ def build_manifest(results: Path, started_in: Path) -> dict[str, Any]:
             manifest are relative to it.
 
     Returns:
-        date, host, software, workflow (commit and the hashes of its files) and files: for each
-        path its sha256, bytes, rows and columns (of tables), and how it was made: rule, params,
-        inputs, and when.
+        results (the run's folder), date, host, software, workflow (commit and the hashes of its
+        files) and files: for each path its sha256, bytes, rows and columns (of tables), and how
+        it was made: rule, params, inputs, and when.
     """
     made = snakemake_records(started_in)
     own = [path.relative_to(started_in).as_posix() for path in run_files(results)]
     return {
+        "results": results.relative_to(started_in).as_posix(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "host": describe_host(),
         "software": {dist.name: dist.version for dist in sorted(distributions(), key=_name)},
@@ -191,10 +191,11 @@ def verify(results: Path) -> list[str]:
         and figures that stand on it; empty if all is as it was.
 
     Raises:
-        UserError: if there is no manifest, or it is not of this folder.
+        UserError: if there is no manifest.
     """
-    files = load_manifest(results)["files"]
-    started_in = _root_of(results, files)
+    manifest = load_manifest(results)
+    files = manifest["files"]
+    started_in = results.resolve().parents[len(Path(manifest["results"]).parts) - 1]
     problems = []
     for name, facts in files.items():
         path = started_in / name
@@ -205,17 +206,6 @@ def verify(results: Path) -> list[str]:
             problems.append(f"{name}: changed ({difference}){_standing_on(name, files)}")
     present = {path.relative_to(started_in).as_posix() for path in run_files(results)}
     return problems + [f"{name}: not in the manifest" for name in sorted(present - set(files))]
-
-
-def _root_of(results: Path, files: Mapping[str, Any]) -> Path:
-    """Return the folder that the manifest's paths are relative to."""
-    results = results.resolve()
-    inside = next((name for name in files if f"/{results.name}/" in f"/{name}"), None)
-    if inside is None:
-        raise UserError(f"{results}/audit/manifest.json is of another run's folder.")
-    prefix = f"/{inside}".split(f"/{results.name}/")[0].strip("/")
-    depth = len(Path(prefix).parts) if prefix else 0
-    return results.parents[depth]
 
 
 def _standing_on(name: str, files: Mapping[str, Mapping[str, Any]]) -> str:
@@ -244,8 +234,3 @@ def _difference(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
         how = "in another order" if sorted(old) == sorted(new) else "others"
         said.append(f"columns are {how}: {', '.join(new)}")
     return "; ".join(said) or "content"
-
-
-def dump(manifest: Mapping[str, Any]) -> str:
-    """Return a manifest as text, its keys in order."""
-    return json.dumps(manifest, indent=1, ensure_ascii=False)

@@ -1,0 +1,17 @@
+"""Describe every file of the run: hash, size, columns, and how it was made."""
+
+from pathlib import Path
+
+from headpursuit.files import write_json
+from headpursuit.manifest import build_manifest
+from headpursuit.rule import run_rule
+
+
+def main(snakemake):
+    """Write the manifest."""
+    output = Path(snakemake.output[0])
+    write_json(output, build_manifest(output.absolute().parents[1], Path.cwd()))
+
+
+if __name__ == "__main__":
+    run_rule(main, snakemake)
