@@ -41,6 +41,7 @@ class FakeOllama:
         port: int = 0,
     ):
         self.reply, self.models, self.delay = reply, list(models), delay
+        self.prompt_ones = float("inf")  # chat requests beyond these are held for a minute
         self.faults: list[str] = []
         self.stuck = False
         self.context: int | None = 131072  # what /api/ps tells
@@ -154,7 +155,7 @@ class _Handler(BaseHTTPRequestHandler):
         fake = self.server.fake
         text, attempt, fault = fake.note(body, dict(self.headers))
         fake.gate.wait()
-        time.sleep(fake.delay)
+        time.sleep(fake.delay if len(fake.requests) <= fake.prompt_ones else 60)
         if fault is not None:
             self.fail(fault)
             return
@@ -213,6 +214,7 @@ def serve() -> None:
             handle.write(f"{os.getpid()} {runner.pid}\n")
     port = int(os.environ["OLLAMA_HOST"].rsplit(":", 1)[1])
     with FakeOllama(port=port, delay=float(os.environ.get("FAKE_DELAY", "0"))) as server:
+        server.prompt_ones = float(os.environ.get("FAKE_PROMPT_ONES", "inf"))
         server.thread.join()
 
 

@@ -112,6 +112,25 @@ def test_ended_when_the_labeller_is_killed(binary, settings, responses, tmp_path
     assert not (tmp_path / "labels.parquet").exists()
 
 
+def test_sigterm_waits_for_no_reply(binary, settings, responses, tmp_path):
+    settings |= {"slots": 1, "timeout": 100}
+    write_json(tmp_path / "settings.json", settings)
+    pq.write_table(responses(20), tmp_path / "responses.parquet")
+    names = ("settings.json", "responses.parquet", "labels.parquet")
+    command = [sys.executable, HERE / "run_labeller.py", *(tmp_path / name for name in names)]
+    environment = {**os.environ, "FAKE_PROMPT_ONES": "3", "OLLAMA_HOST": "127.0.0.1:9"}
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+    journal = tmp_path / "labels.journal.jsonl"
+    deadline = time.monotonic() + 30
+    while not journal.exists() or journal.read_text().count('"sent"') < 4:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.terminate()
+    assert process.wait(20) != 0
+    assert gone(started(tmp_path))
+    assert journal.read_text().count('"reply": ') == 3
+
+
 def test_no_binary(settings, monkeypatch, tmp_path):
     monkeypatch.setattr(backend_module, "DEFAULT_HOST", "127.0.0.1:9")
     monkeypatch.setenv("PATH", str(tmp_path))
