@@ -19,10 +19,10 @@ rule measure_expected:
         "<logs>/measure_expected/{dataset}.log",
     benchmark:
         "<benchmarks>/measure_expected/{dataset}.tsv"
+    priority: 10  # the longest single job: the others fit beside it, but not the other way round
     conda:
         "../envs/model.yaml"
     threads: config["compute"]["threads"]
-    priority: 10  # the longest single job: the others fit beside it, but not the other way round
     resources:
         mem_mb=MODEL_MB,
         runtime=720,
