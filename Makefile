@@ -1,6 +1,8 @@
 # Each target sets up what it needs; the environment is kept in .venv.
 #   make demo    a small real model on real data: tables and figures in results/demo
 #   make test    lint and tests
+#   make test-labeller   labelling against real servers and injected faults
+#   make bench   the measured comparisons
 #   make paper   the paper's own run: needs a GPU and the Hub (README, "The paper's run")
 #   make docs    docs/choices.md out of the config's schema
 
@@ -8,7 +10,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 CORES ?= 2
 SNAKEMAKE = .venv/bin/snakemake --cores $(CORES)
 
-.PHONY: demo paper test lint docs env
+.PHONY: demo paper test test-labeller bench lint docs env
 
 env: .venv/complete
 
@@ -34,6 +36,15 @@ lint: env
 
 test: lint
 	.venv/bin/pytest -n $(CORES)
+
+test-labeller: .venv-labeller/complete
+	.venv/bin/pytest tests/labeller
+
+.venv-labeller/complete: .venv/complete tests/labeller/requirements.txt tests/labeller/make_servers.sh
+	tests/labeller/make_servers.sh .venv .venv-labeller
+
+bench: env
+	.venv/bin/python benchmarks/label_slots.py
 
 docs: env
 	PYTHONPATH=scripts .venv/bin/python -m headpursuit.choices > docs/choices.md

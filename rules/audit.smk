@@ -13,6 +13,8 @@ rule write_manifest:
         "<results>/audit/manifest.json",
     log:
         "<logs>/write_manifest.log",
+    benchmark:
+        "<benchmarks>/write_manifest.tsv"
     conda:
         "../envs/tables.yaml"
     resources:
