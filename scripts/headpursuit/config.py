@@ -205,6 +205,11 @@ def condition_name(method: str, k: int, draw: int | None = None) -> str:
     return f"{method}-k{k}" + ("" if draw is None else f"-d{draw:02d}")
 
 
+def cross_name(condition: str, dataset: str) -> str:
+    """Return the name of a condition whose heads were chosen on another data set."""
+    return f"{condition}-from-{dataset}"
+
+
 def random_conditions(heads: Mapping[str, Any], draws: int) -> list[str]:
     """Return the names of the first ``draws`` random controls of each k."""
     return [condition_name("random", k, d) for k in heads["k"] for d in range(draws)]

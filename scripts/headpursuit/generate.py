@@ -209,7 +209,7 @@ def generate_batch(
     new = decoder.model.generate(input_ids=ids, attention_mask=mask, logits_processor=processors)[
         :, ids.shape[1] :
     ].tolist()
-    return [_until_stop(row, stops) for row in new]
+    return [until_stop(row, stops) for row in new]
 
 
 def end_tokens(decoder: Decoder, tokenizer) -> list[int]:
@@ -217,12 +217,14 @@ def end_tokens(decoder: Decoder, tokenizer) -> list[int]:
     model = decoder.model
     ends = {tokenizer.eos_token_id}
     # A chat model's end of turn often stands in its generation defaults alone.
-    for declared in (model.config.eos_token_id, model.generation_config.eos_token_id):
+    of_text = model.config.get_text_config()  # an image-text model has it there
+    for declared in (of_text.eos_token_id, model.generation_config.eos_token_id):
         ends |= set(declared) if isinstance(declared, list) else {declared}
     return sorted(ends - {None})
 
 
-def _until_stop(row: list[int], stops: Sequence[int]) -> tuple[list[int], str]:
+def until_stop(row: list[int], stops: Sequence[int]) -> tuple[list[int], str]:
+    """Return a row up to its first end token, and whether there is one: ``eos`` or ``length``."""
     for position, token in enumerate(row):
         if token in stops:
             return row[:position], "eos"

@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 # Where each family keeps its decoder layers and, in a layer, the attention output projection.
 # GPT-2's projection is a Conv1D, whose weight is (in, out) instead of (out, in).
 LLAMA_LIKE = ("model.layers", "self_attn.o_proj", False)
+IMAGE_TEXT = ("model.language_model.layers", "self_attn.o_proj", False)
 FAMILIES: dict[str, tuple[str, str, bool]] = {
     "llama": LLAMA_LIKE,
     "mistral": LLAMA_LIKE,
@@ -28,6 +29,10 @@ FAMILIES: dict[str, tuple[str, str, bool]] = {
     "gemma": LLAMA_LIKE,
     "gemma2": LLAMA_LIKE,
     "gpt2": ("transformer.h", "attn.c_proj", True),
+    "llava": IMAGE_TEXT,
+    "llava_next": IMAGE_TEXT,
+    "qwen2_5_vl": IMAGE_TEXT,
+    "gemma3": IMAGE_TEXT,
 }
 
 
@@ -89,6 +94,7 @@ def decoder_of(model: nn.Module) -> Decoder:
         )
     layers_path, projection_path, transposed = FAMILIES[config.model_type]
     layers = attrgetter(layers_path)(model)
+    config = config.get_text_config()  # of an image-text model, its language model's
     n_heads = config.num_attention_heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // n_heads
     attention_path = projection_path.rpartition(".")[0]
@@ -126,11 +132,12 @@ def load_model(
             self-check fails.
     """
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
     target = pick_device(device)
+    auto = AutoModelForImageTextToText if reads_images(folder) else AutoModelForCausalLM
     try:
-        model, loaded = AutoModelForCausalLM.from_pretrained(
+        model, loaded = auto.from_pretrained(
             folder,
             dtype=getattr(torch, dtype),
             device_map={"": target},
@@ -155,6 +162,13 @@ def load_model(
         folder, *decoder.shape, decoder.head_dim, dtype, target,
     )  # fmt: skip
     return decoder
+
+
+def reads_images(folder: str | Path) -> bool:
+    """Say whether a folder's model reads images beside text."""
+    config = Path(folder) / "config.json"
+    kind = read_json(config).get("model_type") if config.exists() else None
+    return FAMILIES.get(kind) == IMAGE_TEXT
 
 
 def model_folder(provenance: str | Path, model: Mapping[str, Any]) -> Path:
@@ -412,6 +426,7 @@ def unembedding(decoder: Decoder, token_ids: Sequence[int] | None, fold_norm_gai
 def final_norm_gain(decoder: Decoder) -> Tensor:
     """Return the gain of the norm before the unembedding, d."""
     base = decoder.model.base_model
+    base = getattr(base, "language_model", base)
     norm = base.ln_f if decoder.model.config.model_type == "gpt2" else base.norm
     # Gemma's norms store the gain less one.
     return norm.weight + 1 if decoder.model.config.model_type.startswith("gemma") else norm.weight

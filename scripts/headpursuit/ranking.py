@@ -27,13 +27,15 @@ def rank_heads(
     ``somp``: the share of the head's variance that the chosen atoms explain, with the atoms in
     the order chosen. ``logit_lens``: the mean logit of the dictionary's tokens (v2, section 4.1),
     with all tokens in falling order of their mean logit, as many as there are iterations.
+    Two controls: ``unrelated`` is ``somp`` (over a dictionary that has nothing to do with the
+    subject), and ``size`` the root mean square of what the head writes, whatever it says.
 
     Args:
         decoder: the model.
         tokenizer: to print the atoms.
         layers: the activation cache, a file a layer in their order.
         token_ids: rows of the unembedding that make the dictionary.
-        method: ``somp`` or ``logit_lens``.
+        method: ``somp``, ``logit_lens``, ``unrelated`` or ``size``.
         pursuit: the config's ``pursuit``.
 
     Returns:
@@ -52,7 +54,9 @@ def rank_heads(
 
 
 def _scores(z, columns, dictionary, method, pursuit) -> list[tuple[float, list[int]]]:
-    if method == "somp":
+    if method == "size":
+        return [(size, []) for size in write_sizes(z, columns, pursuit["center"])]
+    if method in ("somp", "unrelated"):
         found = pursue_layer(
             z,
             columns,
@@ -69,3 +73,17 @@ def _scores(z, columns, dictionary, method, pursuit) -> list[tuple[float, list[i
         order = by_row.argsort(descending=True, stable=True)[: pursuit["iterations"]]
         scores.append((float(score), order.tolist()))
     return scores
+
+
+def write_sizes(z: torch.Tensor, columns: torch.Tensor, center: bool) -> list[float]:
+    """Return the root mean square length of what each head of a layer writes.
+
+    Args:
+        z: samples x heads x head_dim.
+        columns: heads x d x head_dim.
+        center: whether the mean write is subtracted first.
+    """
+    z = (z - z.mean(0) if center else z).double()
+    second = torch.einsum("nhi,nhj->hij", z, z) / len(z)
+    gram = columns.double().mT @ columns.double()
+    return (second * gram).sum((1, 2)).clamp_min(0).sqrt().tolist()

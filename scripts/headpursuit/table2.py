@@ -1,6 +1,6 @@
 """Table 2: how much rarer the held-out words become when heads are scaled."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,13 @@ from headpursuit.score import bootstrap_ratio
 from headpursuit.tables import read_csv
 
 METRICS = ("count", "expected")
-METHOD_NAMES = {"somp": "SOMP", "logit_lens": "logit lens", "random": "random"}
+METHOD_NAMES = {
+    "somp": "SOMP",
+    "logit_lens": "logit lens",
+    "unrelated": "unrelated words",
+    "size": "size of write",
+    "random": "random",
+}
 METRIC_NAMES = {"count": "occurrences", "expected": "expected"}
 # Which artefacts of data/published.csv speak of a metric, the first that has a value counts.
 PUBLISHED = {"count": ("table2", "table2_lexical"), "expected": ()}
@@ -60,7 +66,9 @@ def table2(
                     identity = {"dataset": dataset, "method": method, "heads": k, "metric": metric}
                     row, values = _row(own, metric, score, seed_for(seed, dataset, "bootstrap"))
                     row["coverage"] = coverage if metric == "expected" else 1.0
-                    reference = _published(published, identity, published_heads)
+                    reference = published_value(
+                        published, PUBLISHED[metric], identity, published_heads
+                    )
                     rows.append({**identity, **row, **reference})
                     draws += [{**identity, "draw": n, "value": v} for n, v in enumerate(values)]
     return pd.DataFrame(rows)[COLUMNS], pd.DataFrame(draws)
@@ -120,12 +128,23 @@ def _ratio(after: float, before: float) -> float:
     return after / before if before else np.nan
 
 
-def _published(
-    published: pd.DataFrame, identity: Mapping[str, Any], published_heads: Mapping | None
+def published_value(
+    published: pd.DataFrame,
+    artefacts: Sequence[str],
+    identity: Mapping[str, Any],
+    published_heads: Mapping[int, int] | None,
 ) -> dict[str, Any]:
+    """Return the published value of a row, with its range and source; all None if there is none.
+
+    Args:
+        published: ``data/published.csv``.
+        artefacts: where to look, the first that has a value counts.
+        identity: dataset, method and heads.
+        published_heads: which published k stands beside a k of this run.
+    """
     mapping = {int(k): v for k, v in (published_heads or {}).items()}
     k = mapping.get(identity["heads"], identity["heads"])
-    for artefact in PUBLISHED[identity["metric"]]:
+    for artefact in artefacts:
         same = published[
             (published["artefact"] == artefact)
             & (published["dataset"] == identity["dataset"])
@@ -143,11 +162,13 @@ def _published(
     return dict.fromkeys(("published", "published_low", "published_high", "published_source"))
 
 
+def number(value: Any, form: str = ".2f") -> str:
+    """Return a number as text; empty where it is missing."""
+    return "" if value is None or pd.isna(value) else format(value, form)
+
+
 def display(table: pd.DataFrame, spread: str, confidence: float) -> pd.DataFrame:
     """Return table 2 as text cells for Markdown and LaTeX."""
-
-    def number(value: Any, form: str = ".2f") -> str:
-        return "" if value is None or pd.isna(value) else format(value, form)
 
     def ratio(row: pd.Series) -> str:
         text = f"{number(row['value'])} [{number(row['ci_low'])}, {number(row['ci_high'])}]"
@@ -233,7 +254,7 @@ def plot(table: pd.DataFrame, draws: pd.DataFrame, colours: Mapping[str, str]):
         for axis, metric in zip(row, metrics, strict=True):
             own = _part(table, dataset, metric)
             own_draws = _part(draws, dataset, metric)
-            _panel(axis, own, own_draws, colours)
+            bars(axis, own, own_draws, colours, "heads")
             axis.set_title(f"{dataset}: {METRIC_NAMES[metric]}", fontsize=10)
         row[0].set_ylabel("held-out words, after / before")
     handles, labels = axes[0][0].get_legend_handles_labels()
@@ -248,25 +269,41 @@ def _part(table: pd.DataFrame, dataset: str, metric: str) -> pd.DataFrame:
     return table[(table["dataset"] == dataset) & (table["metric"] == metric)]
 
 
-def _panel(axis, table: pd.DataFrame, draws: pd.DataFrame, colours: Mapping[str, str]) -> None:
-    ks = sorted(table["heads"].unique())
+def bars(
+    axis, table: pd.DataFrame, draws: pd.DataFrame, colours: Mapping[str, str], group: str
+) -> None:
+    """Draw a group of bars, one a method, for each value of a column.
+
+    Args:
+        axis: matplotlib's.
+        table: rows of one metric, with method and value, ci_low, ci_high, draws and published.
+        draws: single draws, with method, value and the column.
+        colours: the config's ``publish.colours``.
+        group: the column, ``heads`` or ``dataset``.
+    """
+    groups = list(dict.fromkeys(table[group]))
+    groups = sorted(groups) if group == "heads" else groups
     methods = list(dict.fromkeys(table["method"]))
     width = 0.8 / len(methods)
     for row in table.itertuples():
-        x = ks.index(row.heads) + (methods.index(row.method) - (len(methods) - 1) / 2) * width
+        at = getattr(row, group)
+        x = groups.index(at) + (methods.index(row.method) - (len(methods) - 1) / 2) * width
         name = METHOD_NAMES[row.method]
         axis.bar(x, row.value, 0.9 * width, color=colours[row.method], label=name, zorder=1)
         interval = [[max(row.value - row.ci_low, 0)], [max(row.ci_high - row.value, 0)]]
         axis.errorbar(x, row.value, interval, color="black", lw=1, capsize=2, zorder=3)
         if row.draws > 1:
-            own = draws[(draws["method"] == row.method) & (draws["heads"] == row.heads)]["value"]
+            own = draws[(draws["method"] == row.method) & (draws[group] == at)]["value"]
             # Spread evenly from left to right, so that equal draws can be told apart.
-            at = x + np.linspace(-0.3, 0.3, len(own)) * width
-            axis.plot(at, own, "o", ms=3, mfc="white", mec="black", mew=0.6, label="random draw")
+            spread = x + np.linspace(-0.3, 0.3, len(own)) * width
+            axis.plot(
+                spread, own, "o", ms=3, mfc="white", mec="black", mew=0.6, label="random draw"
+            )
         if pd.notna(row.published):
             mark = {"color": colours["published"], "marker": "D", "ms": 5, "ls": "none"}
             axis.plot(x, row.published, **mark, mec="white", label="published", zorder=4)
     axis.axhline(1, color="black", lw=0.8, ls=":")
-    axis.set_xticks(range(len(ks)), [f"{k} heads" for k in ks])
+    labels = [f"{value} heads" if group == "heads" else str(value) for value in groups]
+    axis.set_xticks(range(len(groups)), labels)
     axis.set_ylim(bottom=0)
     axis.spines[["top", "right"]].set_visible(False)

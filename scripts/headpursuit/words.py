@@ -2,7 +2,7 @@
 
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from itertools import product
 from pathlib import Path
 from string import capwords
@@ -74,7 +74,9 @@ def tidy_word(word: str, case_sensitive: bool = False) -> str:
     return normalise(" ".join("".join(kept).split()), case_sensitive)
 
 
-def read_word_list(path: str | Path, case_sensitive: bool = False) -> list[str]:
+def read_word_list(
+    path: str | Path, case_sensitive: bool = False, key: str = "words.file"
+) -> list[str]:
     """Read a user's list, one word or phrase a line; empty lines and repeats are dropped.
 
     Raises:
@@ -83,12 +85,12 @@ def read_word_list(path: str | Path, case_sensitive: bool = False) -> list[str]:
     try:
         lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError:
-        raise UserError(f"words.file: {path} does not exist.") from None
+        raise UserError(f"{key}: {path} does not exist.") from None
     except UnicodeDecodeError as error:
-        raise UserError(f"words.file: {path} is not UTF-8 (byte {error.start}).") from None
+        raise UserError(f"{key}: {path} is not UTF-8 (byte {error.start}).") from None
     words = [word for word in dict.fromkeys(tidy_word(x, case_sensitive) for x in lines) if word]
     if not words:
-        raise UserError(f"words.file: {path} holds no word.")
+        raise UserError(f"{key}: {path} holds no word.")
     return words
 
 
@@ -135,7 +137,7 @@ def split_words(
 def variants(word: str, cases: Sequence[str], leading_space: Sequence[bool]) -> list[str]:
     """Return the written forms of a word: each case, with and without a space before it."""
     # str.title would also raise the letter after an apostrophe.
-    change = {"lower": str.lower, "title": capwords, "upper": str.upper}
+    change = {"written": str, "lower": str.lower, "title": capwords, "upper": str.upper}
     forms = (
         (" " if space else "") + change[case](word) for case, space in product(cases, leading_space)
     )
@@ -156,7 +158,7 @@ def build_dictionary(
         tokenizer: a Hugging Face tokenizer.
         rows: ``single`` takes the forms that are one token, ``first`` each form's first token,
             ``all`` each of its tokens.
-        cases: of ``lower``, ``title`` and ``upper``.
+        cases: of ``written`` (as it is), ``lower``, ``title`` and ``upper``.
         leading_space: which of the forms with (True) and without (False) a space before them.
 
     Returns:
@@ -204,3 +206,42 @@ def form_tokens(tokenizer, form: str) -> list[int]:
     if ids[: len(prefix)] == prefix:
         return ids[len(prefix) :]
     return tokenizer(form, add_special_tokens=False).input_ids
+
+
+def unrelated_tokens(
+    path: str | Path,
+    tokenizer,
+    taken: Collection[int],
+    cases: Sequence[str],
+    leading_space: Sequence[bool],
+    seed: int,
+    dataset: str,
+) -> list[int]:
+    """Draw as many rows of the vocabulary as a dictionary has, from words about something else.
+
+    Args:
+        path: the words, one a line.
+        tokenizer: a Hugging Face tokenizer.
+        taken: rows of the dictionary; none of them is drawn.
+        cases: as in :func:`build_dictionary`.
+        leading_space: as there.
+        seed: the config's seed; with the data set it decides the draw.
+        dataset: see seed.
+
+    Raises:
+        UserError: if the words have too few forms of one token.
+    """
+    words = read_word_list(path, case_sensitive=True, key="unrelated_words")
+    rng = np.random.default_rng(seed_for(seed, dataset, "unrelated"))
+    drawn: dict[int, None] = {}
+    for index in rng.permutation(len(words)):
+        for form in variants(words[index], cases, leading_space):
+            ids = form_tokens(tokenizer, form)
+            if len(ids) == 1 and ids[0] not in taken and ids[0] != tokenizer.unk_token_id:
+                drawn[ids[0]] = None
+    if len(drawn) < len(taken):
+        raise UserError(
+            f"{path}: its words have {len(drawn)} forms of one token, and the dictionary of "
+            f"{dataset} has {len(taken)}: a list of unrelated words as large needs more words."
+        )
+    return sorted(list(drawn)[: len(taken)])

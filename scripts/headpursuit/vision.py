@@ -1,0 +1,300 @@
+"""Image-text models: what they read, where its image tokens are, and answers under interventions.
+
+The model's own forward pass puts an image's features in the place of its tokens, however it cuts
+the image up. What it then hands to its language model is kept, and from there on an image-text
+model is a decoder like any other: the same layers, heads, cache and scaling as for text.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from copy import copy
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+from transformers import AutoImageProcessor, AutoProcessor, DynamicCache, Qwen2_5_VLProcessor
+
+from headpursuit.files import UserError, read_json
+from headpursuit.generate import until_stop
+from headpursuit.heads import Head
+from headpursuit.images import open_image, stream_images
+from headpursuit.models import (
+    Decoder,
+    layer_outputs,
+    load_tokenizer,
+    projection_inputs,
+    replayed,
+    scaled_heads,
+)
+
+
+class QwenImages(Qwen2_5_VLProcessor):
+    """Qwen2.5-VL's processor without its part for videos, which takes torchvision."""
+
+    @classmethod
+    def get_attributes(cls) -> list[str]:
+        """Return the parts that it has."""
+        return ["image_processor", "tokenizer"]
+
+
+LOCAL = {"local_files_only": True, "trust_remote_code": False}
+
+
+def load_processor(folder: str | Path) -> Any:
+    """Load the processor of a model's folder: images through Pillow, padding on the left.
+
+    Raises:
+        UserError: if the folder holds none.
+    """
+    tokenizer = load_tokenizer(folder)
+    try:
+        if read_json(Path(folder) / "config.json")["model_type"] == "qwen2_5_vl":
+            images = AutoImageProcessor.from_pretrained(folder, backend="pil", **LOCAL)
+            template = tokenizer.chat_template
+            processor = QwenImages(images, tokenizer, chat_template=template)
+        else:
+            processor = AutoProcessor.from_pretrained(folder, backend="pil", **LOCAL)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder}: the processor does not load: {error}") from error
+    processor.tokenizer.padding_side = "left"
+    processor.tokenizer.pad_token = tokenizer.pad_token
+    return processor
+
+
+def render_question(
+    processor: Any, template: str, thing: str, classes: Sequence[str], chat: bool
+) -> str:
+    """Return the text that is asked of every image of a data set (v2, table 4).
+
+    Args:
+        processor: of :func:`load_processor`.
+        template: holds ``{image}``, ``{object}`` and ``{classes}``.
+        thing: what the images show, in the place of ``{object}``.
+        classes: class names, joined with commas.
+        chat: whether it goes through the chat template as a user's message.
+
+    Raises:
+        UserError: if the chat template is missing.
+    """
+    text = template.replace("{object}", thing).replace("{classes}", ", ".join(classes))
+    before, after = text.split("{image}")
+    if not chat:
+        return f"{before}{_image_mark(processor)}{after}"
+    if not processor.chat_template:
+        raise UserError("models.*.chat is true, but the processor has no chat template.")
+    parts = [
+        *([{"type": "text", "text": before.strip()}] if before.strip() else []),
+        {"type": "image"},
+        {"type": "text", "text": after.strip()},
+    ]
+    return processor.apply_chat_template(
+        [{"role": "user", "content": parts}], tokenize=False, add_generation_prompt=True
+    )
+
+
+def _image_mark(processor: Any) -> str:
+    """Return what stands for an image in a text, before the processor expands it."""
+    if hasattr(processor, "boi_token"):  # Gemma 3
+        return processor.boi_token
+    if isinstance(processor, Qwen2_5_VLProcessor):
+        return f"<|vision_start|>{processor.image_token}<|vision_end|>"
+    return processor.image_token
+
+
+def encode(
+    decoder: Decoder, processor: Any, question: str, chat: bool, images: Sequence[Any]
+) -> dict[str, Tensor]:
+    """Return what the model's forward pass takes for one question about several images.
+
+    Args:
+        decoder: the image-text model.
+        processor: its processor.
+        question: of :func:`render_question`.
+        chat: whether the question went through the chat template, which writes special tokens.
+        images: RGB images.
+
+    Raises:
+        UserError: if the processor makes no image tokens.
+    """
+    encoded = processor(
+        text=[question] * len(images),
+        images=[[image] for image in images],
+        padding=True,
+        add_special_tokens=not chat,
+        return_tensors="pt",
+    )
+    model = decoder.model
+    encoded = dict(encoded.to(decoder.device, dtype=model.get_input_embeddings().weight.dtype))
+    if not image_positions(decoder, encoded["input_ids"]).any(1).all():
+        raise UserError(
+            f"The processor made no image tokens (id {model.config.image_token_id}) of the "
+            "question and an image: is {image} in vision.template, and the processor this model's?"
+        )
+    if model.config.model_type != "qwen2_5_vl":  # which has positions of its own
+        encoded["position_ids"] = (encoded["attention_mask"].cumsum(1) - 1).clamp_min(0)
+    return encoded
+
+
+def image_positions(decoder: Decoder, ids: Tensor) -> Tensor:
+    """Return where the image tokens are, as the processor expanded them, batch x positions."""
+    return ids == decoder.model.config.image_token_id
+
+
+@torch.inference_mode()
+def pooled_image_inputs(
+    decoder: Decoder,
+    processor: Any,
+    question: str,
+    chat: bool,
+    path: str | Path,
+    part: str,
+    batch_images: int,
+) -> Iterator[tuple[list[int], int, Tensor]]:
+    """Run the model on images and average each layer's projection input over the image tokens.
+
+    Args:
+        decoder: the image-text model.
+        processor: its processor.
+        question: of :func:`render_question`.
+        chat: see :func:`encode`.
+        path: images of :func:`headpursuit.images.prepare_images`.
+        part: ``selection`` or ``evaluation``.
+        batch_images: images of a batch.
+
+    Yields:
+        As :func:`headpursuit.activations.pooled_inputs`.
+    """
+    layers = range(len(decoder.layers))
+    seen = 0
+    with projection_inputs(decoder, layers) as inputs:
+        for rows in tqdm(stream_images(path, part, batch_images), unit="batch"):
+            images = [open_image(row["image"], row["source"]) for row in rows]
+            encoded = encode(decoder, processor, question, chat, images)
+            decoder.model.base_model(**encoded, use_cache=False)
+            weights = image_positions(decoder, encoded["input_ids"]).float()
+            weights /= weights.sum(1, keepdim=True)
+            indices = list(range(seen, seen + len(rows)))
+            seen += len(rows)
+            for layer in layers:
+                yield indices, layer, torch.einsum("bp,bpk->bk", weights, inputs[layer].float())
+            inputs.clear()
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A batch of questions as the model read them, and where answers start from.
+
+    Attributes:
+        arguments: what the language model was called with.
+        mask: 1 at tokens, 0 at padding, batch x positions.
+        outputs: every layer's output.
+        cache: keys and values.
+        hidden: the last position's final hidden state, batch x d.
+    """
+
+    arguments: dict[str, Any]
+    mask: Tensor
+    outputs: list
+    cache: DynamicCache
+    hidden: Tensor
+
+
+@contextmanager
+def _language_arguments(decoder: Decoder) -> Iterator[dict[str, Any]]:
+    """Collect what the next forward pass calls the language model with."""
+    seen: dict[str, Any] = {}
+    model = decoder.model.base_model.language_model
+    handle = model.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.update(kwargs), with_kwargs=True
+    )
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+def read_questions(decoder: Decoder, encoded: Mapping[str, Tensor]) -> Reading:
+    """Read a batch of questions with the model as it is."""
+    cache = DynamicCache(config=decoder.model.config.get_text_config())
+    with _language_arguments(decoder) as arguments, layer_outputs(decoder) as outputs:
+        done = decoder.model.base_model(**encoded, past_key_values=cache, use_cache=True)
+    hidden = done.last_hidden_state[:, -1]
+    return Reading(arguments, encoded["attention_mask"], outputs, cache, hidden)
+
+
+def read_again(decoder: Decoder, plain: Reading, first: int) -> Reading:
+    """Read the same questions from layer ``first`` on; below it, what was read before holds."""
+    cache = DynamicCache(config=decoder.model.config.get_text_config())
+    hidden = plain.hidden
+    if first < len(decoder.layers):
+        arguments = {**plain.arguments, "past_key_values": cache, "use_cache": True}
+        with replayed(decoder, plain.outputs[:first]):
+            done = decoder.model.base_model.language_model(**arguments)
+        hidden = done.last_hidden_state[:, -1]
+    # Copies, since the answer is going to be added to them.
+    cache.layers[:first] = [copy(layer) for layer in plain.cache.layers[:first]]
+    return replace(plain, cache=cache, hidden=hidden)
+
+
+@torch.inference_mode()
+def answer_batch(
+    decoder: Decoder,
+    encoded: Mapping[str, Tensor],
+    conditions: Mapping[str, Sequence[Head]],
+    alpha: float,
+    max_new_tokens: int,
+    stops: Sequence[int],
+) -> dict[str, list[tuple[list[int], str]]]:
+    """Answer a batch of questions, greedily, as the model is and under every condition.
+
+    The images' features and the layers below a condition's first head are computed once: an edit
+    above does not reach them.
+
+    Args:
+        decoder: the image-text model.
+        encoded: of :func:`encode`.
+        conditions: name to the heads that are scaled.
+        alpha: what their writes are multiplied by.
+        max_new_tokens: longest answer.
+        stops: ids that end an answer.
+
+    Returns:
+        ``baseline`` and each condition to each row's token ids and why it stopped, ``eos`` or
+        ``length``.
+    """
+    plain = read_questions(decoder, encoded)
+    answers = {}
+    for name, heads in {"baseline": [], **conditions}.items():
+        first = min((layer for layer, _ in heads), default=len(decoder.layers))
+        with scaled_heads(decoder, heads, alpha):
+            read = read_again(decoder, plain, first)
+            answers[name] = _go_on(decoder, read, max_new_tokens, stops)
+    return answers
+
+
+def _go_on(
+    decoder: Decoder, read: Reading, max_new_tokens: int, stops: Sequence[int]
+) -> list[tuple[list[int], str]]:
+    """Answer read questions greedily, until every row has stopped."""
+    model, mask, hidden = decoder.model, read.mask, read.hidden
+    position = read.arguments["position_ids"][..., -1:]
+    ends = torch.tensor(list(stops), device=decoder.device)
+    stopped = torch.zeros(len(hidden), dtype=torch.bool, device=decoder.device)
+    tokens: list[Tensor] = []
+    while True:
+        token = model.get_output_embeddings()(hidden).argmax(-1)
+        tokens.append(token)
+        stopped |= torch.isin(token, ends)
+        if len(tokens) == max_new_tokens or bool(stopped.all()):
+            return [until_stop(row, stops) for row in torch.stack(tokens, dim=1).tolist()]
+        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+        hidden = model.base_model.language_model(
+            inputs_embeds=model.get_input_embeddings()(token[:, None]),
+            attention_mask=mask,
+            position_ids=position + len(tokens),
+            past_key_values=read.cache,
+            use_cache=True,
+        ).last_hidden_state[:, -1]

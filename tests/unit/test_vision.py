@@ -1,0 +1,410 @@
+"""Image-text models of every family, tiny and random: where heads are, what is edited, batches."""
+
+import csv
+import gzip
+import io
+import json
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from headpursuit import vision
+from headpursuit.activations import read_layer, write_cache
+from headpursuit.answers import judge, normalise_answer
+from headpursuit.figure1 import cross, overlap, score_answers
+from headpursuit.files import UserError
+from headpursuit.generate import end_tokens
+from headpursuit.images import open_image, prepare_images, stream_images
+from headpursuit.models import Decoder, load_model, projection_inputs, scaled_heads
+from headpursuit.ranking import write_sizes
+from headpursuit.somp import pursue
+from headpursuit.sources import download
+from headpursuit.words import unrelated_tokens
+from PIL import Image
+from tiny import WORDS
+from tiny_vision import FAMILIES, HEADS, LAYERS, SIDE, make_vlm
+
+families = pytest.mark.parametrize("family", FAMILIES)
+TEMPLATE = "{image} What {object} is it? One of {classes}. Answer:"
+CHOSEN = [(1, 2), (2, 0)]
+
+
+@pytest.fixture(scope="module")
+def vlm(tmp_path_factory: pytest.TempPathFactory):
+    """Give a family's model and processor, loaded once; loading proves it by the self-check."""
+
+    @cache
+    def load(family: str) -> tuple[Decoder, object]:
+        folder = make_vlm(tmp_path_factory.mktemp(family), family)
+        return load_model(folder, "float32", "cpu", (LAYERS, HEADS)), vision.load_processor(folder)
+
+    return load
+
+
+@pytest.fixture(scope="module")
+def pictures() -> list[Image.Image]:
+    """Give three images of different shapes, which are cut up differently."""
+    rng = np.random.default_rng(0)
+    return [
+        Image.fromarray(rng.integers(0, 255, (high, wide, 3), dtype=np.uint8))
+        for high, wide in ((16, 16), (8, 30), (20, 9))
+    ]
+
+
+def ask(loaded, images, chat: bool = False) -> dict:
+    decoder, processor = loaded
+    question = vision.render_question(processor, TEMPLATE, "fruit", ["apple", "stone"], chat)
+    return vision.encode(decoder, processor, question, chat, images)
+
+
+def logits(decoder: Decoder, encoded: dict) -> torch.Tensor:
+    with torch.inference_mode():
+        return decoder.model(**encoded, use_cache=False).logits
+
+
+@families
+def test_scaling_by_one_is_identity(vlm, pictures, family: str) -> None:
+    decoder, encoded = vlm(family)[0], ask(vlm(family), pictures)
+    plain = logits(decoder, encoded)
+    with scaled_heads(decoder, CHOSEN, 1.0):
+        assert torch.equal(logits(decoder, encoded), plain)
+    with scaled_heads(decoder, CHOSEN, -1.0):
+        assert not torch.allclose(logits(decoder, encoded), plain, atol=1e-3)
+    assert torch.equal(logits(decoder, encoded), plain)  # and put back bit by bit
+
+
+@families
+def test_edit_equals_hook(vlm, pictures, family: str) -> None:
+    decoder, encoded = vlm(family)[0], ask(vlm(family), pictures)
+    width = decoder.head_dim
+
+    def hook(head):
+        def scale(module, args):
+            z = args[0].clone()
+            z[..., head * width : (head + 1) * width] *= -1
+            return (z,)
+
+        return scale
+
+    handles = [decoder.projections[at].register_forward_pre_hook(hook(h)) for at, h in CHOSEN]
+    try:
+        hooked = logits(decoder, encoded)
+    finally:
+        for handle in handles:
+            handle.remove()
+    with scaled_heads(decoder, CHOSEN, -1.0):
+        assert torch.allclose(logits(decoder, encoded), hooked, atol=1e-4)
+
+
+@families
+@pytest.mark.parametrize("chat", [False, True])
+def test_one_image_is_the_same_in_a_padded_batch(vlm, pictures, family: str, chat: bool) -> None:
+    decoder, processor = vlm(family)
+    stops = end_tokens(decoder, processor.tokenizer)
+    heads = {"edited": CHOSEN}
+    together = vision.answer_batch(decoder, ask(vlm(family), pictures, chat), heads, -1.0, 5, stops)
+    for row, picture in enumerate(pictures):
+        alone = vision.answer_batch(
+            decoder, ask(vlm(family), [picture], chat), heads, -1.0, 5, stops
+        )
+        for name in ("baseline", "edited"):
+            assert alone[name] == together[name][row : row + 1]
+
+
+@families
+def test_answers_are_those_of_generate(vlm, pictures, family: str) -> None:
+    """Reading once and replaying the layers below an edit changes no answer."""
+    decoder, processor = vlm(family)
+    encoded = ask(vlm(family), pictures)
+    stops = end_tokens(decoder, processor.tokenizer)
+    answers = vision.answer_batch(decoder, encoded, {"edited": CHOSEN}, -1.0, 5, stops)
+
+    def generated() -> list[list[int]]:
+        given = {name: value for name, value in encoded.items() if name != "position_ids"}
+        new = decoder.model.generate(
+            **given,
+            do_sample=False,
+            max_new_tokens=5,
+            pad_token_id=processor.tokenizer.pad_token_id,
+        )[:, encoded["input_ids"].shape[1] :]
+        return [
+            row[: next((i for i, t in enumerate(row) if t in stops), 5)] for row in new.tolist()
+        ]
+
+    assert [own for own, _ in answers["baseline"]] == generated()
+    with scaled_heads(decoder, CHOSEN, -1.0):
+        assert [own for own, _ in answers["edited"]] == generated()
+
+
+def test_llava_next_reads_its_own_tiling(vlm, pictures) -> None:
+    """Images of different shapes have different numbers of image tokens, newlines included."""
+    decoder, _ = vlm("llava_next")
+    counts = vision.image_positions(decoder, ask(vlm("llava_next"), pictures)["input_ids"]).sum(1)
+    tokens = (SIDE // 4) ** 2
+    assert counts[0] == tokens + 4 * tokens + 4  # a 2 x 2 tiling, a newline for each of 4 rows
+    assert len(set(counts.tolist())) == 3
+
+
+@families
+def test_cache_is_the_mean_over_image_tokens(vlm, pictures, tmp_path: Path, family: str) -> None:
+    decoder, processor = vlm(family)
+    path = store(tmp_path, pictures)
+    question = vision.render_question(processor, TEMPLATE, "fruit", ["apple"], False)
+    pooled = vision.pooled_image_inputs(decoder, processor, question, False, path, "selection", 2)
+    files = [tmp_path / f"layer-{layer}.parquet" for layer in range(LAYERS)]
+    write_cache(files, pooled, ["a", "b", "c"], "float32", {"heads": str(HEADS)})
+    encoded = vision.encode(decoder, processor, question, False, [pictures[1]])
+    with torch.inference_mode(), projection_inputs(decoder, [1]) as inputs:
+        decoder.model(**encoded, use_cache=False)
+    where = vision.image_positions(decoder, encoded["input_ids"])[0]
+    names, z, _ = read_layer(files[1])
+    assert names == ["a", "b", "c"]
+    mean = inputs[1][0, where].mean(0).numpy()
+    np.testing.assert_allclose(z[1].ravel(), mean, atol=1e-5)
+
+
+def test_no_image_tokens_is_refused(vlm, pictures) -> None:
+    decoder, processor = vlm("llava")
+    with pytest.raises((UserError, ValueError), match="image"):
+        vision.encode(decoder, processor, "no image here", False, pictures[:1])
+
+
+def store(folder: Path, images: list[Image.Image], part: str = "selection") -> Path:
+    """Write images as a prepared data set's file."""
+    path = folder / "images.parquet"
+    pq.write_table(pa.table({
+        "image_id": [f"x-{i}" for i in range(len(images))], "part": [part] * len(images),
+        "source": ["x:1"] * len(images), "label": [0] * len(images),
+        "class_name": ["apple"] * len(images), "image": [png(image) for image in images],
+    }), path)  # fmt: skip
+    return path
+
+
+def png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+# Answers
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        ("seven", (0, 0, "class")),
+        (" Seven.\n", (0, 0, "class")),
+        ("seven seven seven", (-1, 0, "class")),
+        ("It is seven", (-1, -1, "class")),
+        ("seven or eight", (-1, 0, "several")),
+        ("eighty", (-1, -1, "none")),
+        ("permanent crop", (3, 3, "class")),
+        ("crop", (2, 2, "class")),
+        ("", (-1, -1, "none")),
+    ],
+)
+def test_judge(answer: str, expected: tuple[int, int, str]) -> None:
+    classes = ["seven", "eight", "crop", "permanent crop"]
+    assert judge(answer, classes, ("case", "space", "punctuation")) == expected
+
+
+def test_normalisation_is_a_choice() -> None:
+    assert normalise_answer('  "Sea  Lake".') == "sea lake"
+    assert normalise_answer("Seven.", ["punctuation"]) == "Seven"
+    assert normalise_answer("Seven.", ["case"]) == "seven."
+    assert judge("Seven", ["seven"], [])[0] == -1
+
+
+def test_scores() -> None:
+    answers = pd.DataFrame({
+        "condition": ["baseline", "baseline", "somp-k2", "somp-k2"], "image_id": ["a", "b"] * 2,
+        "label": [0, 1, 0, 1], "answer": ["one", "two two", "two", "one or two"],
+    })  # fmt: skip
+    table = score_answers(answers, ["one", "two"], ["case"])
+    assert table["strict"].tolist() == [True, False, False, False]
+    assert table["first_word"].tolist() == [True, True, False, False]
+    assert table["names"].tolist() == ["class", "class", "class", "several"]
+    crossed = cross({"x": table}, "somp", [2], {"resamples": 100, "confidence": 0.95}, 0)
+    assert crossed.set_index("metric")["value"].to_dict() == {"strict": 0, "first_word": 0}
+
+
+def test_overlap() -> None:
+    def heads(*chosen):
+        return pd.DataFrame([("somp-k2", *head) for head in chosen],
+                            columns=["condition", "layer", "head"])  # fmt: skip
+
+    table = overlap({"a": heads((0, 1), (2, 3)), "b": heads((0, 1), (2, 2))}, "somp", [2])
+    jaccard = table.set_index(["dataset", "other"])["jaccard"]
+    assert jaccard["a", "a"] == 1
+    assert jaccard["a", "b"] == jaccard["b", "a"] == pytest.approx(1 / 3)
+
+
+# Controls
+
+
+def test_write_sizes() -> None:
+    torch.manual_seed(0)
+    z, columns = torch.randn(50, 2, 3), torch.randn(2, 5, 3)
+    for center in (True, False):
+        written = torch.einsum("nhk,hdk->nhd", z, columns)
+        written = written - written.mean(0) if center else written
+        expected = written.square().sum(-1).mean(0).sqrt()
+        assert write_sizes(z, columns, center) == pytest.approx(expected.tolist(), rel=1e-5)
+
+
+def test_unrelated_tokens(tokenizer, tmp_path: Path) -> None:
+    words = tmp_path / "words.txt"
+    words.write_text("\n".join(WORDS[20:]) + "\n")
+    taken = tokenizer.convert_tokens_to_ids([f"Ġ{word}" for word in WORDS[15:25]])
+    drawn = unrelated_tokens(words, tokenizer, taken, ["written"], [True], 0, "x")
+    assert len(set(drawn)) == len(taken)
+    assert not set(drawn) & set(taken)
+    assert set(tokenizer.convert_ids_to_tokens(drawn)) <= {f"Ġ{word}" for word in WORDS[25:]}
+    with pytest.raises(UserError, match="needs more words"):
+        unrelated_tokens(words, tokenizer, range(100), ["written"], [True], 0, "x")
+
+
+def test_somp_over_few_rows_is_a_projection() -> None:
+    """With as many iterations as rows, the explained variance is that of the rows' span."""
+    torch.manual_seed(0)
+    z, columns, atoms = torch.randn(40, 8), torch.randn(16, 8), torch.randn(5, 16)
+    written = z @ columns.T
+    written = written - written.mean(0)
+    basis = torch.linalg.qr(atoms.T)[0]
+    share = ((written @ basis).square().sum() / written.square().sum()).item()
+    for norm in ("l1", "l2"):
+        found = pursue(z, columns, atoms, 50, norm=norm)
+        assert len(found.support) == 5
+        assert found.explained[-1] == pytest.approx(share, rel=1e-5)
+
+
+# Data sets
+
+
+def spec(**changes) -> dict:
+    part = {"files": "labels.csv"}
+    base = {"source": "own", "object": "fruit", "image": "file", "label": "name", "classes": None}
+    return {**base, "selection": part, "evaluation": part, **changes}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch) -> Path:
+    """Give a folder of images with a CSV of labels."""
+    monkeypatch.chdir(tmp_path)
+    own = tmp_path / "own"
+    own.mkdir()
+    rng = np.random.default_rng(0)
+    with (own / "labels.csv").open("w", newline="") as handle:
+        rows = csv.writer(handle)
+        rows.writerow(["file", "name", "split"])
+        for number in range(30):
+            pixels = rng.integers(0, 255, (9, 12, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(own / f"{number}.png")
+            rows.writerow([f"{number}.png", ["red_apple", "pear"][number % 2],
+                           ["train", "test"][number < 10]])  # fmt: skip
+    return own
+
+
+def prepare(folder: Path, own: dict, per_class=(5, 4)) -> tuple[pd.DataFrame, pd.DataFrame]:
+    record = folder.parent / "resources/own"
+    download("own", {"kind": "local", "path": str(folder)}, record)
+    sizes = dict(zip(("selection", "evaluation"), per_class, strict=True))
+    path = folder.parent / "images.parquet"
+    classes = prepare_images(record / "provenance.json", own, sizes, 0, "own", path)
+    return classes, pq.read_table(path).to_pandas()
+
+
+def test_a_folder_with_labels(folder: Path) -> None:
+    classes, table = prepare(folder, spec())
+    assert classes["class_name"].tolist() == ["pear", "red apple"]
+    assert classes["selection"].tolist() == [5, 5]
+    assert classes["evaluation"].tolist() == [4, 4]
+    assert table["source"].is_unique  # the parts share no image
+    assert table["image_id"].is_unique
+    number = int(table["source"].iloc[0].split(":")[1]) - 1
+    assert table["image"].iloc[0] == (folder / f"{number}.png").read_bytes()
+    assert prepare(folder, spec())[1].equals(table)
+    batches = list(stream_images(folder.parent / "images.parquet", "evaluation", 3))
+    assert [len(batch) for batch in batches] == [3, 3, 2]
+
+
+def test_parts_by_a_column(folder: Path) -> None:
+    own = spec(
+        selection={"files": "labels.csv", "where": {"split": "train"}},
+        evaluation={"files": "labels.csv", "where": {"split": "test"}},
+    )
+    classes, table = prepare(folder, own, (100, 100))
+    assert classes["evaluation"].sum() == 10
+    rows = table["source"].str.split(":").str[1].astype(int)
+    assert (rows[table["part"] == "evaluation"] <= 10).all()
+
+
+def test_parquet_with_class_names(folder: Path) -> None:
+    labels = [0, 1, 2] * 6
+    images = [{"bytes": (folder / f"{i}.png").read_bytes(), "path": None} for i in range(18)]
+    label = {"names": ["sea_lake", "river", "road"], "_type": "ClassLabel"}
+    features = {"image": {"_type": "Image"}, "label": label}
+    table = pa.table({"image": images, "label": labels}).replace_schema_metadata(
+        {"huggingface": json.dumps({"info": {"features": features}})}
+    )
+    pq.write_table(table, folder / "all.parquet")
+    part = {"files": "*.parquet"}
+    own = spec(image="image", label="label", selection=part, evaluation=part)
+    classes, _ = prepare(folder, own, (2, 2))
+    assert classes["class_name"].tolist() == ["sea lake", "river", "road"]
+    named = spec(image="image", label="label", selection=part, evaluation=part,
+                 classes={0: "lake", 1: "river", 2: "road"})  # fmt: skip
+    assert prepare(folder, named, (2, 2))[0]["class_name"].tolist() == ["lake", "river", "road"]
+
+
+def test_rows_of_pixels(folder: Path) -> None:
+    rng = np.random.default_rng(0)
+    rows = [[*rng.integers(0, 17, 16), number % 2] for number in range(12)]
+    rows[0][0] = 16
+    text = "\n".join(",".join(map(str, row)) for row in rows) + "\n"
+    (folder / "pixels.csv.gz").write_bytes(gzip.compress(text.encode()))
+    own = spec(
+        image=None,
+        classes={0: "zero", 1: "one"},
+        selection={"files": "pixels.csv.gz", "rows": [1, 6]},
+        evaluation={"files": "pixels.csv.gz", "rows": [7, 12]},
+    )
+    classes, table = prepare(folder, own, (9, 9))
+    assert classes["selection"].tolist() == classes["evaluation"].tolist() == [3, 3]
+    first = np.array(open_image(table["image"].iloc[0], "x"))[..., 0]
+    assert first.shape == (4, 4)
+    assert first.max() == 255
+    np.testing.assert_allclose(first.ravel() / 255 * 16, rows[0][:-1], atol=0.04)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"label": "kind"}, "no column kind; it has file, name, split"),
+        ({"classes": {"pear": "pear"}}, "no name for the labels red_apple"),
+        ({"classes": {"pear": "fruit", "red_apple": "Fruit."}}, "Several classes are called fruit"),
+        ({"classes": {"pear": "p", "red_apple": "r", "plum": "x"}}, "classes x have no image"),
+        ({"selection": {"files": "labels.csv", "rows": [1, 1]}}, "class pear has no image"),
+    ],
+)
+def test_bad_data_sets(folder: Path, changes: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        prepare(folder, spec(**changes))
+
+
+def test_a_broken_image_is_named(folder: Path) -> None:
+    for number in range(30):
+        (folder / f"{number}.png").write_bytes(b"\x89PNG and no more")
+    with pytest.raises(UserError, match=r"labels.csv:\d+: the image does not decode"):
+        prepare(folder, spec())
+
+
+def test_a_missing_image_is_named(folder: Path) -> None:
+    (folder / "7.png").unlink()
+    with pytest.raises(UserError, match=r"7.png cannot be read"):
+        prepare(folder, spec(), (10, 5))
