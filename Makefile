@@ -35,7 +35,7 @@ lint: env
 	.venv/bin/snakemake --lint
 
 test: lint
-	.venv/bin/pytest -n $(CORES)
+	.venv/bin/pytest -n $(CORES) --dist loadgroup
 
 test-labeller: .venv-labeller/complete
 	.venv/bin/pytest tests/labeller

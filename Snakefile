@@ -26,12 +26,18 @@ include: "rules/publish.smk"
 include: "rules/table1.smk"
 
 
+if config["vision"]:
+
+    include: "rules/vision.smk"
+
+
 rule all:
     """The tables and figures, and all that lies in between, so that what is deleted is made anew."""
     default_target: True
     input:
         rules.table2.input,
         rules.table1.input,
+        FIGURE1,
         collect("<resources>/{source}/provenance.json", source=used_sources(config)),
         MODEL_FILES,
         collect(
@@ -40,7 +46,6 @@ rule all:
                 "<results>/generations/{dataset}/baseline.parquet",
                 "<results>/words/{dataset}.csv",
                 "<results>/dictionaries/{dataset}.csv",
-                "<results>/expected/{dataset}.parquet",
                 "<results>/scores/{dataset}.parquet",
             ],
             dataset=DATASETS,
@@ -49,6 +54,7 @@ rule all:
             not config["words"]["file"],
             then=rules.labels.input,
         ),
+        collect(EXPECTED, dataset=DATASETS),
         collect(rules.cache_activations.output, dataset=DATASETS),
         collect(
             "<results>/rankings/{dataset}/{method}.csv",

@@ -9,11 +9,12 @@ hub_offline = os.environ.get("HF_HUB_OFFLINE")
 from headpursuit.config import (
     candidate_layers,
     check_config,
+    cross_conditions,
     generated_conditions,
     intervened_conditions,
     pooled_where,
 )
-from headpursuit.files import UserError
+from headpursuit.files import UserError, beside
 from headpursuit.lineage import code_hash
 from headpursuit.sources import used_sources
 from snakemake.exceptions import WorkflowError
@@ -42,10 +43,11 @@ wildcard_constraints:
     model="[a-z0-9][a-z0-9._-]*",
     dataset="[a-z0-9][a-z0-9._-]*",
     concept="[a-z0-9][a-z0-9_-]*",
-    method="somp|logit_lens",
-    condition=r"(somp|logit_lens|random)-k\d+(-d\d+)?",
+    method="somp|logit_lens|unrelated|size",
+    condition=r"(somp|logit_lens|unrelated|size|random)-k\d+(-d\d+)?",
     k=r"\d+",
     draw=r"\d+",
+    part=r"\d+",
 
 
 def source_record(key):
@@ -54,11 +56,17 @@ def source_record(key):
     return lambda wildcards: f"<resources>/{source(wildcards)}/provenance.json"
 
 
-# The model's files: as downloaded, or as converted from GGUF.
-MODEL_FILES = (
-    f"<resources>/models/{config['text']['model']}/provenance.json"
-    if MODEL["gguf"]
-    else f"<resources>/{MODEL['source']}/provenance.json"
-)
+def model_files(name):
+    """The record of a model's files: as downloaded, or as converted from GGUF."""
+    if config["models"][name]["gguf"]:
+        return f"<resources>/models/{name}/provenance.json"
+    return f"<resources>/{config['models'][name]['source']}/provenance.json"
+
+
+MODEL_FILES = model_files(config["text"]["model"])
+# What the method `unrelated` ranks heads by.
+UNRELATED_WORDS = str(beside(config["pursuit"]["unrelated_words"]))
 # How words are matched in text, wherever they are counted.
 MATCHING = {key: config["words"][key] for key in ("case_sensitive", "inflections")}
+# What `all` makes of figure 1; rules/vision.smk says, where the config has it.
+FIGURE1 = []

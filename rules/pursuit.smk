@@ -6,6 +6,7 @@ rule rank_heads:
     input:
         activations=rules.cache_activations.output,
         dictionary="<results>/dictionaries/{dataset}.csv",
+        unrelated=UNRELATED_WORDS,
         model=MODEL_FILES,
     output:
         "<results>/rankings/{dataset}/{method}.csv",
@@ -24,6 +25,8 @@ rule rank_heads:
         model=MODEL,
         device=config["compute"]["device"],
         pursuit=config["pursuit"],
+        dictionary=config["dictionary"],
+        seed=config["seed"],
         code=code_hash("rank_heads"),
     script:
         "../scripts/rank_heads.py"

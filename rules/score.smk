@@ -1,5 +1,10 @@
 # The metrics.
 
+EXPECTED = collect(
+    "<results>/expected/{{dataset}}/part-{part}.parquet",
+    part=range(1, config["score"]["parts"] + 1),
+)
+
 
 rule measure_expected:
     """The words' probability at the baseline's own positions under every condition."""
@@ -14,12 +19,12 @@ rule measure_expected:
         ),
         model=MODEL_FILES,
     output:
-        "<results>/expected/{dataset}.parquet",
+        "<results>/expected/{dataset}/part-{part}.parquet",
     log:
-        "<logs>/measure_expected/{dataset}.log",
+        "<logs>/measure_expected/{dataset}/part-{part}.log",
     benchmark:
-        "<benchmarks>/measure_expected/{dataset}.tsv"
-    priority: 10  # the longest single job: the others fit beside it, but not the other way round
+        "<benchmarks>/measure_expected/{dataset}/part-{part}.tsv"
+    priority: 10  # the longest jobs: the others fit beside them, but not the other way round
     conda:
         "../envs/model.yaml"
     threads: config["compute"]["threads"]
@@ -33,6 +38,7 @@ rule measure_expected:
         conditions=intervened_conditions(config["heads"]),
         alpha=config["heads"]["alpha"],
         batch_tokens=config["score"]["batch_tokens"],
+        parts=config["score"]["parts"],
         code=code_hash("measure_expected"),
     script:
         "../scripts/measure_expected.py"
@@ -47,7 +53,7 @@ rule score_words:
             "<results>/generations/{{dataset}}/{condition}.parquet",
             condition=generated_conditions(config["heads"]),
         ),
-        expected="<results>/expected/{dataset}.parquet",
+        expected=EXPECTED,
     output:
         by_word="<results>/scores/{dataset}.parquet",
         by_prompt="<results>/scores/{dataset}.per_prompt.parquet",

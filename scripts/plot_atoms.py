@@ -2,8 +2,8 @@
 
 import pandas as pd
 from headpursuit.rule import run_rule
-from headpursuit.table1 import plot_atoms, save, shown_heads
-from headpursuit.tables import read_csv
+from headpursuit.table1 import plot_atoms, shown_heads
+from headpursuit.tables import read_csv, save_figure
 
 
 def main(snakemake):
@@ -15,7 +15,7 @@ def main(snakemake):
         dataset: shown_heads(params.heads, read_csv(path, ["layer", "head", "rank"]), params.top)
         for dataset, path in zip(params.datasets, files.specialists, strict=True)
     }
-    save(plot_atoms(atoms, nulls, shown, params.tokens, params.colours), snakemake.output)
+    save_figure(plot_atoms(atoms, nulls, shown, params.tokens, params.colours), snakemake.output)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
 from headpursuit.heads import top_heads
 from headpursuit.rule import run_rule
-from headpursuit.table1 import plot_heads, save
-from headpursuit.tables import read_csv
+from headpursuit.table1 import plot_heads
+from headpursuit.tables import read_csv, save_figure
 
 
 def main(snakemake):
@@ -14,7 +14,7 @@ def main(snakemake):
         values[dataset] = table.rename(columns={"score": "value"})
         shown[dataset] = top_heads(table, params.k, *params.layers)
     label = f"variance explained by {snakemake.wildcards.concept}"
-    save(plot_heads(values, shown, label), snakemake.output)
+    save_figure(plot_heads(values, shown, label), snakemake.output)
 
 
 if __name__ == "__main__":

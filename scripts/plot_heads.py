@@ -1,8 +1,8 @@
 """Draw what few tokens explain of each head."""
 
 from headpursuit.rule import run_rule
-from headpursuit.table1 import plot_heads, save, shown_heads
-from headpursuit.tables import read_csv
+from headpursuit.table1 import plot_heads, shown_heads
+from headpursuit.tables import read_csv, save_figure
 
 
 def main(snakemake):
@@ -13,7 +13,7 @@ def main(snakemake):
         values[dataset] = table.rename(columns={"explained": "value"})
         shown[dataset] = shown_heads(params.heads, table, params.top)
     label = f"variance explained by {params.tokens} tokens"
-    save(plot_heads(values, shown, label), snakemake.output)
+    save_figure(plot_heads(values, shown, label), snakemake.output)
 
 
 if __name__ == "__main__":

@@ -20,12 +20,11 @@ def main(snakemake):
     }
     count, count_by_prompt = score_counts(baseline, intervened, words, params.matching)
     keys = ["condition", "prompt_id", "sample", "positions", "nll", "mass"]
-    expected, expected_by_prompt = score_expected(
-        read_parquet(snakemake.input.expected, keys), words
-    )
+    parts = [read_parquet(path, keys) for path in snakemake.input.expected]
+    expected, expected_by_prompt = score_expected(pa.concat_tables(parts), words)
     by_word = pd.concat([count.assign(metric="count"), expected.assign(metric="expected")])
     order = ["metric", "condition", "word", "split", "before", "after"]
-    covered = parquet_metadata(snakemake.input.expected)["tokens"]
+    covered = parquet_metadata(snakemake.input.expected[0])["tokens"]
     heldout = [
         bool(own) for own, split in zip(covered, words["split"], strict=True) if split == "heldout"
     ]

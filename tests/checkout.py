@@ -104,8 +104,9 @@ TINY = {
     "activations": {"positions": "response", "batch_tokens": 512},
     "pursuit": {"iterations": 5},
     "heads": {"k": [2], "draws": 2, "count_draws": 1},
-    "score": {"resamples": 100, "batch_tokens": 512},
+    "score": {"resamples": 100, "batch_tokens": 512, "parts": 2},
     "table1": {"datasets": []},
+    "vision": None,
     "compute": {"device": "cpu", "threads": 1},
 }
 

@@ -3,7 +3,7 @@
 import difflib
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -121,6 +121,8 @@ def _inconsistencies(config: Mapping[str, Any]) -> Iterator[str]:
     for name in used_datasets(config):
         if name in config["datasets"]:
             yield from no_source(f"datasets.{name}.source", config["datasets"][name]["source"])
+    if config.get("vision"):
+        yield from _vision_problems(config, no_source)
     labeller = config["labeller"]
     for backend in used_labellers(config):
         if backend == "lexicon":
@@ -133,22 +135,63 @@ def _inconsistencies(config: Mapping[str, Any]) -> Iterator[str]:
         yield f"labeller.second: {labeller['second']} is the first already; null, or another"
 
 
-def _head_problems(heads: Mapping[str, Any], model: Mapping[str, Any], name: str) -> Iterator[str]:
+def _head_problems(
+    heads: Mapping[str, Any], model: Mapping[str, Any], name: str, section: str = "heads"
+) -> Iterator[str]:
     first, last = candidate_layers(heads, model)
     if last >= model["layers"]:
-        yield f"heads.last_layer: {last}, but the last layer of {name} is {model['layers'] - 1}"
+        yield f"{section}.last_layer: {last}, but the last layer of {name} is {model['layers'] - 1}"
     elif first > last:
-        yield f"heads.first_layer: {first} comes after the last candidate layer, {last}"
+        yield f"{section}.first_layer: {first} comes after the last candidate layer, {last}"
     else:
         there = (last - first + 1) * model["heads"]
         for k in heads["k"]:
             if 2 * k > there:
                 yield (
-                    f"heads.k: {k} heads and as many disjoint random ones do not fit into the "
+                    f"{section}.k: {k} heads and as many disjoint random ones do not fit into the "
                     f"{there} heads of {name}'s layers {first} to {last}; at most {there // 2}"
                 )
-    if heads["count_draws"] > heads["draws"]:
+    if heads.get("count_draws", 0) > heads["draws"]:
         yield f"heads.count_draws: {heads['count_draws']} is above heads.draws, {heads['draws']}"
+
+
+def _vision_problems(config: Mapping[str, Any], no_source: Callable) -> Iterator[str]:
+    vision, models = config["vision"], config["models"]
+    catalogue = config.get("image_datasets") or {}
+    build = vision["build"] or {}
+    for key, name in (
+        ("vision.model", vision["model"]),
+        ("vision.build.language_model", build.get("language_model", vision["model"])),
+    ):
+        if name not in models:
+            yield f"{key}: {name!r} is not under models; there are {', '.join(models)}"
+        else:
+            yield from no_source(f"models.{name}.source", models[name]["source"])
+    if vision["model"] in models:
+        model = models[vision["model"]]
+        yield from _head_problems(vision["heads"], model, vision["model"], "vision.heads")
+    for name in vision["datasets"]:
+        if name not in catalogue:
+            there = ", ".join(catalogue) or "none"
+            yield f"vision.datasets: {name!r} is not under image_datasets; there are {there}"
+            continue
+        yield from no_source(f"image_datasets.{name}.source", catalogue[name]["source"])
+        for part in ("selection", "evaluation"):
+            first, last = catalogue[name][part].get("rows") or (1, 1)
+            if first > last:
+                yield f"image_datasets.{name}.{part}.rows: the first, {first}, is after the last"
+    for field in ("{image}", "{classes}"):
+        if vision["template"].count(field) != 1:
+            yield f"vision.template: {field} has to be in it once"
+    if build:
+        tower = build["tower"]
+        if build["dataset"] not in vision["datasets"]:
+            yield f"vision.build.dataset: {build['dataset']!r} is not among vision.datasets"
+        for whole, part in (("image_size", "patch_size"), ("hidden_size", "heads")):
+            if tower[whole] % tower[part]:
+                yield f"vision.build.tower.{whole}: {tower[whole]} is no multiple of {part}"
+        if models.get(vision["model"], {}).get("gguf"):
+            yield f"models.{vision['model']}.gguf: null, since vision.build makes this model"
 
 
 def _table1_problems(
@@ -223,6 +266,18 @@ def selected_conditions(heads: Mapping[str, Any]) -> list[str]:
 def intervened_conditions(heads: Mapping[str, Any]) -> list[str]:
     """Return every condition but the baseline."""
     return selected_conditions(heads) + random_conditions(heads, heads["draws"])
+
+
+def cross_conditions(vision: Mapping[str, Any], dataset: str) -> dict[str, tuple[str, str]]:
+    """Return the conditions of a data set whose heads were chosen on another.
+
+    Returns:
+        Name to the other data set and the condition that its heads have there.
+    """
+    method = vision["heads"]["methods"][0]
+    others = [other for other in vision["datasets"] if other != dataset] if vision["cross"] else []
+    own = [condition_name(method, k) for k in vision["heads"]["k"]]
+    return {cross_name(name, other): (other, name) for other in others for name in own}
 
 
 def generated_conditions(heads: Mapping[str, Any]) -> list[str]:

@@ -9,6 +9,7 @@ import pandas as pd
 from headpursuit.answers import judge
 from headpursuit.config import condition_name, cross_name
 from headpursuit.files import seed_for
+from headpursuit.heads import draw_control, top_heads
 from headpursuit.score import bootstrap_ratio
 from headpursuit.table2 import METHOD_NAMES, bars, number, published_value
 
@@ -23,6 +24,39 @@ COLUMNS = [
     *("several", "none", "images", "flag"),
     *("published", "published_low", "published_high", "published_source"),
 ]
+
+
+def choose_heads(
+    rankings: Mapping[str, pd.DataFrame],
+    heads: Mapping[str, Any],
+    layers: tuple[int, int],
+    n_heads: int,
+    seed: int,
+    dataset: str,
+) -> pd.DataFrame:
+    """Choose the heads of every condition: each ranking's top k, and draws matched to the first's.
+
+    Args:
+        rankings: method to its ranking, in the order of ``heads.methods``.
+        heads: the config's ``vision.heads``.
+        layers: first and last candidate layer.
+        n_heads: heads a layer.
+        seed: the config's seed.
+        dataset: with the seed, decides the draws.
+
+    Returns:
+        Table with condition, layer and head.
+    """
+    rows = []
+    for k in heads["k"]:
+        chosen = {method: top_heads(own, k, *layers) for method, own in rankings.items()}
+        conditions = {condition_name(method, k): own for method, own in chosen.items()}
+        for draw in range(heads["draws"]):
+            name = condition_name("random", k, draw)
+            first = chosen[heads["methods"][0]]
+            conditions[name] = draw_control(first, n_heads, seed, dataset, name)
+        rows += [(name, *head) for name, own in conditions.items() for head in own]
+    return pd.DataFrame(rows, columns=["condition", "layer", "head"])
 
 
 def score_answers(

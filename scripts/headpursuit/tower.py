@@ -5,13 +5,17 @@ learn to make the language model answer with the class name and stop. Only they 
 kept; with the language model they make a ``LlavaForConditionalGeneration`` like any other.
 """
 
+import json
 import logging
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, pad
 from tqdm import trange
@@ -27,7 +31,10 @@ from transformers import (
 )
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from headpursuit.files import UserError, atomic
+from headpursuit.files import UserError, atomic, read_json, sha256, write_json
+from headpursuit.images import PARTS, class_names, open_image, read_images
+from headpursuit.sources import source_files
+from headpursuit.vision import render_question
 
 log = logging.getLogger(__name__)
 
@@ -237,27 +244,195 @@ def _train_through(model, pixels, targets, ids, answers, training) -> None:
             log.info("step %d: loss %.3f, end %.3f, right %.2f", *said)
 
 
-def save_trained(model: nn.Module, path: str | Path) -> None:
-    """Write what was trained as float16 safetensors."""
+def held_out_accuracy(
+    model: LlavaForConditionalGeneration,
+    processor: LlavaProcessor,
+    images: Sequence[Any],
+    labels: Sequence[int],
+    classes: Sequence[str],
+    prompt: str,
+) -> dict[str, float | int]:
+    """Return how often the class name is the likeliest next token, and the end the one after it.
+
+    Args:
+        model: trained.
+        processor: of :func:`make_processor`.
+        images: images that training did not see.
+        labels: their class numbers.
+        classes: class names.
+        prompt: the text the model reads, with one image token.
+    """
+    pixels = processor.image_processor(images=list(images), return_tensors="pt")["pixel_values"]
+    answers = _answer_ids(processor.tokenizer, classes)[torch.tensor(labels)]
+    ids = processor(text=[prompt], images=[images[0]], return_tensors="pt")["input_ids"]
+    right = torch.zeros(2)
+    with torch.inference_mode():
+        for own, some in zip(answers.split(32), pixels.split(32), strict=True):
+            logits = model(
+                input_ids=torch.cat([ids.expand(len(own), -1), own[:, :1]], dim=1),
+                pixel_values=some,
+                logits_to_keep=2,
+                use_cache=False,
+            ).logits
+            right += (logits.argmax(-1) == own).sum(0)
+    answer, end = (right / len(labels)).tolist()
+    return {"images": len(labels), "answer": round(answer, 4), "end": round(end, 4)}
+
+
+def train_tower(
+    language_folder: Path,
+    data: str | Path,
+    dataset: Mapping[str, Any],
+    build: Mapping[str, Any],
+    template: str,
+    seed: int,
+    tower_path: str | Path,
+    record_path: str | Path,
+) -> None:
+    """Train a tower on a data set's selection part and write it, and its record.
+
+    Args:
+        language_folder: folder of the language model.
+        data: provenance.json of the data set's source.
+        dataset: its entry in the config's ``image_datasets``.
+        build: the config's ``vision.build``.
+        template: the config's ``vision.template``.
+        seed: the config's seed.
+        tower_path: float16 safetensors.
+        record_path: JSON: data, seed, accuracy on the evaluation part, checksum, versions.
+
+    Raises:
+        UserError: if an evaluation image is among those to be learned.
+    """
+    parts, places, names = {}, {}, None
+    for part in PARTS:
+        files = source_files(data, dataset[part]["files"])
+        rows = list(read_images(files, dataset, part, True))
+        names = names or class_names(dataset, {label for _, label, _ in rows}, files)
+        numbers = {label: number for number, label in enumerate(names)}
+        places[part] = {where for where, _, _ in rows}
+        parts[part] = (
+            [open_image(image, f"{path}:{row}") for (path, row), _, image in rows],
+            [numbers[label] for _, label, _ in rows],
+        )
+    if shared := places["selection"] & places["evaluation"]:
+        raise UserError(
+            f"vision.build.dataset: {len(shared)} images are in both parts, so accuracy would be "
+            "measured on images that the tower has learned. Give its parts rows or files apart."
+        )
+    torch.manual_seed(seed)
+    processor = make_processor(language_folder, build["tower"])
+    model = assemble(language_folder, build["tower"], processor.image_token_id, torch.bfloat16)
+    classes = list(names.values())
+    prompt = render_question(processor, template, dataset["object"], classes, chat=False)
+    train(model, processor, *parts["selection"], classes, prompt, build["training"], seed)
+    save_trained(model, tower_path, dataset)
+    load_trained(model.float(), tower_path, dataset)  # what is kept is what is measured
+    accuracy = held_out_accuracy(model, processor, *parts["evaluation"], classes, prompt)
+    log.info("on images it never saw: %s", accuracy)
+    source = read_json(data)
+    record = {
+        "data": {key: source.get(key) for key in ("name", "id", "version", "commit", "licence")},
+        "files": [{key: file[key] for key in ("path", "sha256")} for file in source["files"]],
+        "dataset": dict(dataset),
+        "trained_images": len(parts["selection"][1]),
+        "language_model": sha256(language_folder / "model.safetensors"),
+        "question": prompt,
+        "build": dict(build),
+        "seed": seed,
+        "threads": torch.get_num_threads(),
+        "accuracy": accuracy,
+        "sha256": sha256(tower_path),
+        "tools": {name: version(name) for name in ("torch", "transformers")},
+    }
+    write_json(record_path, record)
+
+
+def assemble_model(
+    language_folder: Path,
+    language_provenance: str | Path,
+    trained: str | Path,
+    tower: Mapping[str, Any],
+    dataset: Mapping[str, Any],
+    provenance: str | Path,
+) -> None:
+    """Save language model, tower and projector as one image-text model with its processor.
+
+    Args:
+        language_folder: folder of the language model.
+        language_provenance: its provenance.json.
+        trained: file of the trained tower.
+        tower: the config's ``vision.build.tower``.
+        dataset: the data set that the tower has to have been trained on.
+        provenance: written last, beside the model's files.
+    """
+    folder = Path(provenance).parent
+    processor = make_processor(language_folder, tower)
+    model = assemble(language_folder, tower, processor.image_token_id)
+    load_trained(model, trained, dataset)
+    folder.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    source = read_json(language_provenance)
+    write_json(
+        provenance,
+        {
+            "name": folder.name,
+            "kind": "assembled",
+            "from": {key: source.get(key) for key in ("name", "kind", "id", "version", "commit")},
+            "tower_sha256": sha256(trained),
+            "licence": source.get("licence"),
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "tools": {name: version(name) for name in ("torch", "transformers")},
+            "root": str(folder),
+            "files": [
+                {"path": path.name, "size": path.stat().st_size, "sha256": sha256(path)}
+                for path in files
+                if not path.name.startswith(".") and path != Path(provenance)
+            ],
+        },
+    )
+
+
+def save_trained(model: nn.Module, path: str | Path, dataset: Mapping[str, Any]) -> None:
+    """Write what was trained as float16 safetensors, with the images it was trained on."""
     tensors = {
         name: tensor.to(torch.float16).contiguous()
         for name, tensor in model.state_dict().items()
         if name.startswith(TRAINED)
     }
     with atomic(path) as part:
-        save_file(tensors, part)
+        save_file(tensors, part, metadata={"dataset": json.dumps(_learned(dataset))})
 
 
-def load_trained(model: nn.Module, path: str | Path) -> None:
+def _learned(dataset: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what decides which images a tower learns and which it does not."""
+    return {part: dict(dataset[part]) for part in PARTS}
+
+
+def load_trained(model: nn.Module, path: str | Path, dataset: Mapping[str, Any]) -> None:
     """Load what :func:`save_trained` wrote.
 
     Raises:
-        UserError: if the file is not of this tower.
+        UserError: if the file is not of this tower, or it learned other images.
     """
-    tensors = load_file(path)
+    try:
+        with safe_open(path, "pt") as file:
+            learned = json.loads(file.metadata()["dataset"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: not a trained tower ({error}).") from error
     wanted = {name: value for name, value in model.state_dict().items() if name.startswith(TRAINED)}
     shapes = {name: tuple(value.shape) for name, value in tensors.items()}
     if shapes != {name: tuple(value.shape) for name, value in wanted.items()}:
         raise UserError(f"{path} does not hold the tower that vision.build.tower describes.")
-    for name, value in tensors.items():
-        wanted[name].copy_(value)
+    if learned != _learned(dataset):
+        raise UserError(
+            f"{path} learned {learned['selection']} and was to be measured on "
+            f"{learned['evaluation']}; the config's data set has other parts, so the two may "
+            "share images. Set vision.build.trained to null, to train it anew."
+        )
+    with torch.no_grad():
+        for name, value in tensors.items():
+            wanted[name].copy_(value)

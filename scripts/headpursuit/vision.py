@@ -5,6 +5,7 @@ the image up. What it then hands to its language model is kept, and from there o
 model is a decoder like any other: the same layers, heads, cache and scaling as for text.
 """
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
@@ -12,23 +13,29 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 from tqdm import tqdm
 from transformers import AutoImageProcessor, AutoProcessor, DynamicCache, Qwen2_5_VLProcessor
 
-from headpursuit.files import UserError, read_json
-from headpursuit.generate import until_stop
+from headpursuit.files import UserError, atomic, read_json
+from headpursuit.generate import end_tokens, until_stop
 from headpursuit.heads import Head
 from headpursuit.images import open_image, stream_images
 from headpursuit.models import (
     Decoder,
     layer_outputs,
     load_tokenizer,
+    model_folder,
+    open_model,
     projection_inputs,
+    reads_images,
     replayed,
     scaled_heads,
 )
+from headpursuit.tables import read_csv
 
 
 class QwenImages(Qwen2_5_VLProcessor):
@@ -40,6 +47,16 @@ class QwenImages(Qwen2_5_VLProcessor):
         return ["image_processor", "tokenizer"]
 
 
+ANSWERS = pa.schema(
+    {
+        "condition": pa.string(),
+        "image_id": pa.string(),
+        "label": pa.int32(),
+        "answer": pa.string(),
+        "n_tokens": pa.int32(),
+        "stop_reason": pa.string(),
+    }
+)
 LOCAL = {"local_files_only": True, "trust_remote_code": False}
 
 
@@ -62,6 +79,40 @@ def load_processor(folder: str | Path) -> Any:
     processor.tokenizer.padding_side = "left"
     processor.tokenizer.pad_token = tokenizer.pad_token
     return processor
+
+
+def open_vlm(
+    provenance: str | Path,
+    model: Mapping[str, Any],
+    device: str,
+    template: str,
+    thing: str,
+    classes: str | Path,
+) -> tuple[Decoder, Any, str, dict[str, Any]]:
+    """Load a config's image-text model and render a data set's question for it.
+
+    Args:
+        provenance: of the model (see :func:`headpursuit.models.model_folder`).
+        model: its entry in the config's ``models``.
+        device: the config's ``compute.device``.
+        template: the config's ``vision.template``.
+        thing: the data set's ``object``.
+        classes: table with its class names.
+
+    Returns:
+        The model, its processor, the question, and what identifies the model.
+
+    Raises:
+        UserError: if the model reads no images.
+    """
+    folder = model_folder(provenance, model)
+    if not reads_images(folder):
+        raise UserError(f"{folder}: vision.model reads no images, as far as its config.json says.")
+    decoder, _, identity = open_model(provenance, model, device)
+    processor = load_processor(folder)
+    names = list(read_csv(classes, ["class_name"])["class_name"])
+    question = render_question(processor, template, thing, names, model["chat"])
+    return decoder, processor, question, identity
 
 
 def render_question(
@@ -298,3 +349,53 @@ def _go_on(
             past_key_values=read.cache,
             use_cache=True,
         ).last_hidden_state[:, -1]
+
+
+def write_answers(
+    path: str | Path,
+    decoder: Decoder,
+    processor: Any,
+    question: str,
+    chat: bool,
+    images: str | Path,
+    conditions: Mapping[str, Sequence[Head]],
+    alpha: float,
+    batch_images: int,
+    max_new_tokens: int,
+    metadata: Mapping[str, Any],
+) -> None:
+    """Ask about every evaluation image and write the answers, batch by batch.
+
+    Args:
+        path: Parquet file of :data:`ANSWERS`.
+        decoder: the image-text model.
+        processor: its processor.
+        question: of :func:`render_question`.
+        chat: see :func:`encode`.
+        images: of :func:`headpursuit.images.prepare_images`.
+        conditions: name to the heads that are scaled.
+        alpha: what their writes are multiplied by.
+        batch_images: images of a batch.
+        max_new_tokens: longest answer.
+        metadata: stored in the schema as JSON.
+    """
+    stops = end_tokens(decoder, processor.tokenizer)
+    schema = ANSWERS.with_metadata({key: json.dumps(value) for key, value in metadata.items()})
+    with atomic(path) as part, pq.ParquetWriter(part, schema) as writer:
+        for rows in tqdm(stream_images(images, "evaluation", batch_images), unit="batch"):
+            opened = [open_image(row["image"], row["source"]) for row in rows]
+            encoded = encode(decoder, processor, question, chat, opened)
+            answers = answer_batch(decoder, encoded, conditions, alpha, max_new_tokens, stops)
+            records = [
+                {
+                    "condition": name,
+                    "image_id": row["image_id"],
+                    "label": row["label"],
+                    "answer": processor.tokenizer.decode(tokens, skip_special_tokens=True),
+                    "n_tokens": len(tokens),
+                    "stop_reason": stop,
+                }
+                for name, own in answers.items()
+                for row, (tokens, stop) in zip(rows, own, strict=True)
+            ]
+            writer.write_table(pa.Table.from_pylist(records, schema))

@@ -184,7 +184,7 @@ def build_dictionary(
                 records.append((word, split, form, starts, token_id, token))
     columns = ["word", "split", "form", "starts_word", "token_id", "token"]
     table = pd.DataFrame(records, columns=columns)
-    for split in SPLITS:
+    for split in dict.fromkeys(words["split"]):
         if not (table["split"] == split).any():
             raise UserError(
                 f"dictionary.rows: {rows} leaves no row of the vocabulary for the {split} words; "
@@ -206,6 +206,51 @@ def form_tokens(tokenizer, form: str) -> list[int]:
     if ids[: len(prefix)] == prefix:
         return ids[len(prefix) :]
     return tokenizer(form, add_special_tokens=False).input_ids
+
+
+def class_dictionary(
+    names: Sequence[str],
+    tokenizer,
+    rows: str,
+    cases: Sequence[str],
+    leading_space: Sequence[bool],
+) -> pd.DataFrame:
+    """Turn class names into rows of the unembedding matrix.
+
+    Rows that all classes share (a piece that only stands for a space) say nothing of any class
+    and are left out.
+
+    Args:
+        names: class names.
+        tokenizer: a Hugging Face tokenizer.
+        rows: as in :func:`build_dictionary`, and so are the others.
+        cases: see rows.
+        leading_space: see rows.
+
+    Returns:
+        Table with class_name, form, token_id and token.
+
+    Raises:
+        UserError: if a class has no row, or two classes have the same rows.
+    """
+    words = pd.DataFrame({"word": names, "split": "selection"})
+    table = build_dictionary(words, tokenizer, rows, cases, leading_space)
+    sets = {name: set(table[table["word"] == name]["token_id"]) for name in names}
+    common = set.intersection(*sets.values()) if len(names) > 1 else set()
+    if lost := [name for name, own in sets.items() if not own - common]:
+        raise UserError(
+            f"The classes {', '.join(lost)} have no token of their own: nothing in the dictionary "
+            "would tell them from the others. Change vision.dictionary.rows, or the names."
+        )
+    seen: dict[frozenset[int], str] = {}
+    for name, own in sets.items():
+        if (other := seen.setdefault(frozenset(own), name)) != name:
+            raise UserError(
+                f"The classes {other} and {name} share all their tokens, so no head can be told "
+                "to write one and not the other. Change vision.dictionary, or the names."
+            )
+    kept = table[~table["token_id"].isin(common)].rename(columns={"word": "class_name"})
+    return kept[["class_name", "form", "token_id", "token"]].reset_index(drop=True)
 
 
 def unrelated_tokens(

@@ -1,0 +1,36 @@
+"""Ask about every evaluation image, as the model is and under every condition."""
+
+from headpursuit.heads import read_conditions
+from headpursuit.rule import run_rule
+from headpursuit.vision import open_vlm, write_answers
+
+
+def main(snakemake):
+    """Write condition, image_id, label, answer, n_tokens and stop_reason."""
+    params = snakemake.params
+    conditions = read_conditions(snakemake.input.heads, snakemake.wildcards.dataset, params.crossed)
+    decoder, processor, question, provenance = open_vlm(
+        snakemake.input.model,
+        params.model,
+        params.device,
+        params.template,
+        params.object,
+        snakemake.input.classes,
+    )
+    write_answers(
+        snakemake.output[0],
+        decoder,
+        processor,
+        question,
+        params.model["chat"],
+        snakemake.input.images,
+        conditions,
+        params.alpha,
+        params.batch_images,
+        params.max_new_tokens,
+        {"model": provenance, "question": question, "alpha": params.alpha},
+    )
+
+
+if __name__ == "__main__":
+    run_rule(main, snakemake)

@@ -1,0 +1,22 @@
+"""Put language model, tower and projector together as an image-text model."""
+
+from headpursuit.models import model_folder
+from headpursuit.rule import run_rule
+from headpursuit.tower import assemble_model
+
+
+def main(snakemake):
+    """Save the model and its processor; its own provenance.json is written last."""
+    params = snakemake.params
+    assemble_model(
+        model_folder(snakemake.input.model, params.language_model),
+        snakemake.input.model,
+        snakemake.input.tower,
+        params.tower,
+        params.dataset,
+        snakemake.output[0],
+    )
+
+
+if __name__ == "__main__":
+    run_rule(main, snakemake)

@@ -1,0 +1,234 @@
+"""A real Snakemake run of the image experiment: a tiny tower trained through a tiny text model."""
+
+import gzip
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from checkout import Checkout, make_checkout
+from PIL import Image
+from tiny import WORDS
+from tiny_vision import HEADS, LAYERS, make_vlm
+
+pytestmark = pytest.mark.xdist_group("vision")
+
+FRUIT = {0: WORDS[0], 1: WORDS[1], 2: WORDS[2]}
+TABLES = ["figure1.csv", "figure1.md", "figure1.tex", "figure1.draws.csv"]
+TABLES += ["figure1.overlap.csv", "figure1.cross.csv"]
+
+
+def write_pixels(path: Path, rng: np.random.Generator, n: int) -> None:
+    """Write images of 4 x 4 pixels whose class is the row that is bright."""
+    lines = []
+    for number in range(n):
+        label = number % 3
+        pixels = rng.integers(0, 6, (4, 4))
+        pixels[label] += 10
+        lines.append(",".join(map(str, [*pixels.ravel(), label])))
+    path.write_bytes(gzip.compress("\n".join([*lines, ""]).encode()))
+
+
+def write_folder(folder: Path, rng: np.random.Generator) -> None:
+    """Write a folder of images of many shapes with a CSV of labels."""
+    folder.mkdir()
+    lines = ["file,kind,split"]
+    for number in range(24):
+        high, wide = rng.integers(5, 12, 2)
+        pixels = rng.integers(0, 255, (high, wide, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+        lines.append(f"{number}.png,{WORDS[5 + number % 2]},{'train' if number < 14 else 'test'}")
+    (folder / "labels.csv").write_text("\n".join([*lines, ""]))
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
+    """Give a checkout in which figure 1 was made, with the tower trained in it."""
+    checkout = make_checkout(tmp_path_factory.mktemp("vision") / "checkout")
+    rng = np.random.default_rng(0)
+    own = checkout.folder / "own"
+    write_pixels(own / "pixels.csv.gz", rng, 90)
+    write_folder(own / "photos", rng)
+    part = {"files": "pixels.csv.gz"}
+    split = {"files": "labels.csv"}
+    model = {"path": "", "gguf": None, "layers": LAYERS, "heads": HEADS, "parameters": 100000}
+    model |= {"dtype": "float32", "chat": False}
+    checkout.configure(
+        "vision",
+        sources={
+            "pixels": {"kind": "local", "path": "own/pixels.csv.gz"},
+            "photos": {"kind": "local", "path": "own/photos"},
+        },
+        models={"assembled": {"source": "tiny-model", **model}},
+        image_datasets={
+            "stripes": {
+                "source": "pixels", "object": "fruit", "image": None, "label": None,
+                "classes": FRUIT,
+                "selection": {**part, "rows": [1, 60]}, "evaluation": {**part, "rows": [61, 90]},
+            },
+            "photos": {
+                "source": "photos", "object": "thing", "image": "file", "label": "kind",
+                "classes": None,
+                "selection": {**split, "where": {"split": "train"}},
+                "evaluation": {**split, "where": {"split": "test"}},
+            },
+        },
+        vision={
+            "model": "assembled", "datasets": ["stripes", "photos"], "max_new_tokens": 3,
+            "template": "See {image} What {object} is it? One of: {classes}. Answer:",
+            "images": {"selection": 8, "evaluation": 8}, "batch_images": 7,
+            "heads": {"k": [1, 2], "draws": 2},
+            "build": {
+                "language_model": "tiny", "dataset": "stripes", "trained": None,
+                "tower": {"image_size": 4, "patch_size": 2, "hidden_size": 8, "layers": 1,
+                          "heads": 2},
+                "training": {"tower_epochs": 2, "epochs": 1, "batch_size": 10, "tower_rate": 1e-3,
+                             "projector_rate": 1e-2, "end_weight": 0.3},
+            },
+        },
+    )  # fmt: skip
+    checkout.snakemake("figure1", overlay="vision")
+    return checkout
+
+
+def test_every_file_of_the_contract_is_there(ran: Checkout) -> None:
+    columns = {
+        "images/stripes.parquet": "image_id part source label class_name image",
+        "classes/photos.csv": "label class_name selection evaluation",
+        "class_dictionaries/stripes.csv": "class_name form token_id token",
+        "image_activations/photos/layer-02.parquet": "sample_id layer z",
+        "image_rankings/stripes/somp.csv": "layer head score rank atoms",
+        "image_rankings/stripes/unrelated.csv": "layer head score rank atoms",
+        "image_rankings/stripes/size.csv": "layer head score rank",
+        "image_heads/photos.csv": "condition layer head",
+        "answers/stripes.parquet": "condition image_id label answer n_tokens stop_reason",
+        "image_scores/stripes.parquet": "condition image_id label strict first_word names",
+        "tables/figure1.csv": "dataset method heads metric value sd median q25 q75 ci_low ci_high "
+        "draws baseline_accuracy accuracy images published published_source",
+        "tables/figure1.overlap.csv": "heads dataset other shared jaccard",
+        "tables/figure1.cross.csv": "heads dataset heads_from metric value ci_low ci_high",
+    }
+    for name, wanted in columns.items():
+        path = ran.path(name)
+        table = pd.read_csv(path) if path.suffix == ".csv" else pq.read_table(path).to_pandas()
+        assert set(wanted.split()) <= set(table.columns), name
+        assert len(table), name
+    for name in ("figure1.pdf", "figure1.png", "figure1.overlap.pdf", "figure1.overlap.png"):
+        assert ran.path(f"figures/{name}").stat().st_size > 0
+
+
+def test_the_table_is_that_of_the_answers(ran: Checkout) -> None:
+    answers = pq.read_table(ran.path("answers/stripes.parquet")).to_pandas()
+    names = dict(enumerate(pd.read_csv(ran.path("classes/stripes.csv"))["class_name"]))
+    right = answers["answer"].str.strip().str.lower() == answers["label"].map(names)
+    accuracy = right.groupby(answers["condition"]).mean()
+    table = pd.read_csv(ran.path("tables/figure1.csv"))
+    own = table[(table["dataset"] == "stripes") & (table["metric"] == "strict")]
+    assert set(own["method"]) == {"somp", "logit_lens", "unrelated", "size", "random"}
+    for row in own[own["method"] != "random"].itertuples():
+        assert row.accuracy == pytest.approx(accuracy[f"{row.method}-k{row.heads}"])
+        assert row.baseline_accuracy == pytest.approx(accuracy["baseline"])
+        assert row.images == 24
+    draws = [accuracy[f"random-k2-d0{draw}"] for draw in range(2)]
+    random = own[(own["method"] == "random") & (own["heads"] == 2)].iloc[0]
+    assert random["accuracy"] == pytest.approx(np.mean(draws))
+
+
+def test_parts_share_no_image(ran: Checkout) -> None:
+    for dataset in ("stripes", "photos"):
+        table = pq.read_table(ran.path(f"images/{dataset}.parquet")).to_pandas()
+        assert table["source"].is_unique
+        assert set(table["part"]) == {"selection", "evaluation"}
+
+
+def test_random_heads_match_layers_and_are_disjoint(ran: Checkout) -> None:
+    heads = pd.read_csv(ran.path("image_heads/stripes.csv")).groupby("condition")
+    for k in (1, 2):
+        chosen = heads.get_group(f"somp-k{k}")
+        for draw in range(2):
+            control = heads.get_group(f"random-k{k}-d0{draw}")
+            assert sorted(control["layer"]) == sorted(chosen["layer"])
+            both = [set(zip(t["layer"], t["head"], strict=True)) for t in (chosen, control)]
+            assert not both[0] & both[1]
+
+
+def test_heads_of_the_other_data_set_are_evaluated(ran: Checkout) -> None:
+    table = pd.read_csv(ran.path("tables/figure1.cross.csv"))
+    assert len(table) == 2 * 2 * 2 * 2  # k, data sets, where from, metrics
+    conditions = set(pq.read_table(ran.path("answers/photos.parquet"))["condition"].to_pylist())
+    assert {"somp-k1-from-stripes", "somp-k2-from-stripes"} <= conditions
+
+
+def test_the_tower_has_its_record(ran: Checkout) -> None:
+    record = json.loads(ran.path("tower/tower.json").read_text())
+    assert record["trained_images"] == 60
+    assert record["accuracy"]["images"] == 30
+    assert record["build"]["training"]["epochs"] == 1
+    assert len(record["sha256"]) == 64
+
+
+def test_second_run_does_nothing(ran: Checkout) -> None:
+    assert ran.planned("figure1", overlay="vision") == {}
+
+
+def test_all_makes_figure1_too(ran: Checkout) -> None:
+    assert "publish_table2" in ran.planned(overlay="vision")
+    assert "figure1" not in ran.planned(overlay="vision")  # it is there already
+    assert "answer_images" not in ran.planned(overlay="tiny")
+
+
+def test_a_rebuilt_tower_and_its_tables_are_the_same(ran: Checkout) -> None:
+    names = ["tower/tower.safetensors", "answers/photos.parquet", "figures/figure1.png"]
+    names += ["figures/figure1.overlap.pdf", *(f"tables/{name}" for name in TABLES)]
+    before = {name: ran.path(name).read_bytes() for name in names}
+    ran.path("tower/tower.safetensors").unlink()
+    ran.snakemake("figure1", overlay="vision")
+    for name in names:
+        assert ran.path(name).read_bytes() == before[name], name
+
+
+def test_a_normalisation_needs_no_model(ran: Checkout) -> None:
+    overlay = (ran.folder / "configs/vision.yaml").read_text()
+    (ran.folder / "configs/letters.yaml").write_text(
+        overlay.replace("vision:\n", "vision:\n  normalise: []\n", 1)
+    )
+    planned = set(ran.planned("figure1", overlay="letters"))
+    assert "score_answers" in planned
+    assert not planned & {"answer_images", "cache_image_activations", "rank_image_heads"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("rows:\n      - 61", "rows:\n      - 1"), "images are in both parts"),
+        (("{classes}. Answer", "classes. Answer"), "vision.template: {classes} has to be in it"),
+        (("dataset: stripes", "dataset: plums"), "vision.build.dataset: 'plums' is not among"),
+    ],
+)
+def test_refused(ran: Checkout, change: tuple[str, str], message: str) -> None:
+    text = (ran.folder / "configs/vision.yaml").read_text()
+    assert change[0] in text
+    wrong = text.replace(*change).replace("run: tiny", "run: wrong")
+    (ran.folder / "configs/wrong.yaml").write_text(wrong)
+    code, said = ran.run("results/wrong/tower/tower.json", overlay="wrong")
+    assert code != 0
+    assert message in said, said
+    assert "Traceback" not in said
+
+
+def test_a_whole_model_of_a_folder(ran: Checkout, tmp_path: Path) -> None:
+    """LLaVA-NeXT with its tiling, chat template and a data set of one's own; no build."""
+    make_vlm(ran.folder / "own/next", "llava_next")
+    text = (ran.folder / "configs/vision.yaml").read_text()
+    config = yaml.safe_load(text)
+    config["run"] = "next"
+    config["sources"]["next"] = {"kind": "local", "path": "own/next"}
+    config["models"]["next"] = {**config["models"]["assembled"], "source": "next", "chat": True}
+    config["vision"] |= {"model": "next", "datasets": ["photos"], "build": None}
+    (ran.folder / "configs/next.yaml").write_text(yaml.safe_dump(config))
+    ran.snakemake("results/next/tables/figure1.csv", overlay="next")
+    table = pd.read_csv(ran.folder / "results/next/tables/figure1.csv")
+    assert len(table) == 5 * 2 * 2
