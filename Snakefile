@@ -38,6 +38,7 @@ rule all:
         rules.table2.input,
         rules.table1.input,
         FIGURE1,
+        "<results>/tables/published.csv",
         collect("<resources>/{source}/provenance.json", source=used_sources(config)),
         MODEL_FILES,
         collect(

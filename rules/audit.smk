@@ -1,8 +1,45 @@
-# What a sceptic needs.
+# What a sceptic needs: the published values beside this run's, and what each file is.
 
 
 localrules:
     write_manifest,
+
+
+def hub_id(model):
+    """The Hub repository of a model of the config; None where it comes from elsewhere."""
+    return config["sources"][config["models"][model]["source"]].get("id") if model else None
+
+
+rule compare_published:
+    """Every published value beside this run's, with what else differs."""
+    input:
+        table2="<results>/tables/table2.csv",
+        figure1=branch(config["vision"], then="<results>/tables/figure1.csv"),
+        published=workflow.source_path("../data/published.csv"),
+    output:
+        csv="<results>/tables/published.csv",
+        md="<results>/tables/published.md",
+        tex="<results>/tables/published.tex",
+    log:
+        "<logs>/compare_published.log",
+    benchmark:
+        "<benchmarks>/compare_published.tsv"
+    conda:
+        "../envs/tables.yaml"
+    resources:
+        mem_mb=1000,
+        runtime=10,
+    params:
+        run=config["run"],
+        models={
+            "table2": hub_id(config["text"]["model"]),
+            "figure1": hub_id((config["vision"] or {}).get("model")),
+        },
+        labeller=None if config["words"]["file"] else config["labeller"]["backend"],
+        published_heads=config["publish"]["published_heads"],
+        code=code_hash("compare_published"),
+    script:
+        "../scripts/compare_published.py"
 
 
 rule write_manifest:

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.xdist_group("workflow")
 
 TABLES = ["table2.csv", "table2.draws.csv", "table2.md", "table2.tex"]
 # What stands on each file, by rule: what must be made again, and nothing else.
-PUBLISH = {"publish_table2": 1, "plot_table2": 1}
+PUBLISH = {"publish_table2": 1, "plot_table2": 1, "compare_published": 1}
 SCORE = {"score_words": 1, **PUBLISH}
 HEADS = {"generate_intervened": 3, "measure_expected": 2, **SCORE}
 RANKED = {"rank_heads": 2, "select_heads": 2, "draw_controls": 2, **HEADS}
