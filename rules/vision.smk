@@ -15,6 +15,12 @@ VLM_FILES = (
     else model_files(VISION["model"])
 )
 
+# score.parts files share a data set's evaluation images.
+ANSWERS = collect(
+    "<results>/answers/{{dataset}}/part-{part}.parquet",
+    part=range(1, config["score"]["parts"] + 1),
+)
+
 
 rule prepare_images:
     """Draw a data set's images, class by class, for selection and for evaluation."""
@@ -217,7 +223,7 @@ rule choose_image_heads:
 
 
 rule answer_images:
-    """The model's answers about the evaluation images under every condition, in one load."""
+    """Answers about the evaluation images under every condition, in one load of the model."""
     input:
         images="<results>/images/{dataset}.parquet",
         classes="<results>/classes/{dataset}.csv",
@@ -229,11 +235,11 @@ rule answer_images:
         ),
         model=VLM_FILES,
     output:
-        "<results>/answers/{dataset}.parquet",
+        "<results>/answers/{dataset}/part-{part}.parquet",
     log:
-        "<logs>/answer_images/{dataset}.log",
+        "<logs>/answer_images/{dataset}/part-{part}.log",
     benchmark:
-        "<benchmarks>/answer_images/{dataset}.tsv"
+        "<benchmarks>/answer_images/{dataset}/part-{part}.tsv"
     priority: 10  # the longest single job
     conda:
         "../envs/model.yaml"
@@ -250,6 +256,7 @@ rule answer_images:
         batch_images=VISION["batch_images"],
         max_new_tokens=VISION["max_new_tokens"],
         alpha=VISION["heads"]["alpha"],
+        parts=config["score"]["parts"],
         crossed=lambda wildcards: cross_conditions(VISION, wildcards.dataset),
         code=code_hash("answer_images"),
     script:
@@ -259,7 +266,7 @@ rule answer_images:
 rule score_answers:
     """Which answers are right, strictly and by their first word."""
     input:
-        answers="<results>/answers/{dataset}.parquet",
+        answers=ANSWERS,
         classes="<results>/classes/{dataset}.csv",
     output:
         "<results>/image_scores/{dataset}.parquet",
@@ -357,14 +364,15 @@ rule figure1:
         rules.publish_figure1.output,
         rules.plot_figure1.output,
         VLM_FILES,
+        branch(BUILD and not BUILD["trained"], then=rules.train_tower.output),
         collect(
             [
                 "<results>/images/{dataset}.parquet",
                 "<results>/class_dictionaries/{dataset}.csv",
-                "<results>/answers/{dataset}.parquet",
             ],
             dataset=IMAGE_DATASETS,
         ),
+        collect(ANSWERS, dataset=IMAGE_DATASETS),
         collect(rules.cache_image_activations.output, dataset=IMAGE_DATASETS),
         collect(
             "<results>/image_rankings/{dataset}/{method}.csv",

@@ -1,6 +1,7 @@
-"""Ask about every evaluation image, as the model is and under every condition."""
+"""Ask about the evaluation images, as the model is and under every condition."""
 
 from headpursuit.heads import read_conditions
+from headpursuit.images import image_ids, stream_images
 from headpursuit.rule import run_rule
 from headpursuit.vision import open_vlm, write_answers
 
@@ -9,6 +10,8 @@ def main(snakemake):
     """Write condition, image_id, label, answer, n_tokens and stop_reason."""
     params = snakemake.params
     conditions = read_conditions(snakemake.input.heads, snakemake.wildcards.dataset, params.crossed)
+    part, n = int(snakemake.wildcards.part), len(image_ids(snakemake.input.images, "evaluation"))
+    first, end = (n * at // params.parts for at in (part - 1, part))
     decoder, processor, question, provenance = open_vlm(
         snakemake.input.model,
         params.model,
@@ -23,10 +26,9 @@ def main(snakemake):
         processor,
         question,
         params.model["chat"],
-        snakemake.input.images,
+        stream_images(snakemake.input.images, "evaluation", params.batch_images, first, end),
         conditions,
         params.alpha,
-        params.batch_images,
         params.max_new_tokens,
         {"model": provenance, "question": question, "alpha": params.alpha},
     )

@@ -7,6 +7,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache, partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -310,18 +311,15 @@ def open_image(encoded: bytes | None, name: str) -> Image.Image:
         raise UserError(f"{name}: the image does not decode ({error}).") from error
 
 
-def stream_images(path: str | Path, part: str, size: int) -> Iterator[list[dict[str, Any]]]:
-    """Read a prepared data set's part, ``size`` rows at a time."""
-    waiting: list[dict[str, Any]] = []
-    for batch in pq.ParquetFile(path).iter_batches(batch_size=size):
-        for row in batch.to_pylist():
-            if row["part"] == part:
-                waiting.append(row)
-            if len(waiting) == size:
-                yield waiting
-                waiting = []
-    if waiting:
-        yield waiting
+def stream_images(
+    path: str | Path, part: str, size: int, first: int = 0, end: int | None = None
+) -> Iterator[list[dict[str, Any]]]:
+    """Read the images ``first`` to ``end`` (excluded) of a prepared part, ``size`` at a time."""
+    batches = pq.ParquetFile(path).iter_batches(batch_size=ROW_GROUP)
+    rows = (row for batch in batches for row in batch.to_pylist() if row["part"] == part)
+    wanted = islice(rows, first, end)
+    while some := list(islice(wanted, size)):
+        yield some
 
 
 def image_ids(path: str | Path, part: str) -> list[str]:

@@ -24,6 +24,7 @@ from headpursuit.sources import bare_url, bytes_to_come, source_files, used_sour
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 LARGE = 1e9  # parameters; from here on a run without a GPU takes days
 PROMPTS = 3000  # assumed of a data set taken whole; the paper's two have fewer
+CLASSES = 50  # assumed of an image data set; the paper's have 10 to 47
 GIB = 2**30
 
 
@@ -83,7 +84,11 @@ def model_bytes(config: dict) -> int:
     size = BYTES[model["dtype"]]
     # Keys and values of one batch, where four query heads share each (grouped-query attention).
     cache = config["generation"]["batch_tokens"] * 2 * model["layers"] * _width(model) * size / 4
-    return int(model["parameters"] * size * 1.2 + cache)
+    needed = model["parameters"] * size * 1.2 + cache
+    if vision := config.get("vision"):  # its batches depend on how images are cut up
+        own = config["models"][vision["model"]]
+        needed = max(needed, own["parameters"] * BYTES[own["dtype"]] * 1.2)
+    return int(needed)
 
 
 def find_gpu(notes: list[str]) -> dict[str, Any]:
@@ -169,7 +174,18 @@ def results_bytes(config: dict) -> int:
     conditions = 1 + len(generated_conditions(config["heads"]))
     texts = prompts * samples * conditions * generation["max_new_tokens"] * 8
     converted = model["parameters"] * BYTES[model["dtype"]] if model["gguf"] else 0
-    return int(cache + texts + converted) + 100 * 2**20  # tables, figures, logs
+    more = 100 * 2**20  # tables, figures, logs
+    return int(cache + texts + converted + _vision_bytes(config)) + more
+
+
+def _vision_bytes(config: dict) -> float:
+    if not config.get("vision"):
+        return 0
+    vision = config["vision"]
+    model = config["models"][vision["model"]]
+    images = len(vision["datasets"]) * CLASSES * vision["images"]["selection"]
+    cache = images * model["layers"] * _width(model) * BYTES[config["activations"]["dtype"]]
+    return cache + (model["parameters"] * 4 if vision["build"] else 0)
 
 
 def check_disk(needs: list[tuple[Path, int]], lacks: list[str]) -> list[dict]:

@@ -109,8 +109,12 @@ def assemble(
     )
     model = AutoModelForImageTextToText.from_config(config)
     # Loaded, and not put in its place, so that its attention is set up as in any such model.
-    model.model.language_model.load_state_dict(causal.model.state_dict())
-    model.model.language_model.to(dtype)
+    for module, loaded in (
+        (model.model.language_model, causal.model),
+        (model.lm_head, causal.lm_head),
+    ):
+        module.load_state_dict(loaded.state_dict())
+        module.to(dtype)
     model.tie_weights()
     model.generation_config = causal.generation_config
     for module in model.model.multi_modal_projector.modules():

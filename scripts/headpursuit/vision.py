@@ -6,7 +6,7 @@ model is a decoder like any other: the same layers, heads, cache and scaling as 
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, replace
@@ -357,14 +357,13 @@ def write_answers(
     processor: Any,
     question: str,
     chat: bool,
-    images: str | Path,
+    batches: Iterable[list[dict[str, Any]]],
     conditions: Mapping[str, Sequence[Head]],
     alpha: float,
-    batch_images: int,
     max_new_tokens: int,
     metadata: Mapping[str, Any],
 ) -> None:
-    """Ask about every evaluation image and write the answers, batch by batch.
+    """Ask about images and write the answers, batch by batch.
 
     Args:
         path: Parquet file of :data:`ANSWERS`.
@@ -372,17 +371,16 @@ def write_answers(
         processor: its processor.
         question: of :func:`render_question`.
         chat: see :func:`encode`.
-        images: of :func:`headpursuit.images.prepare_images`.
+        batches: of :func:`headpursuit.images.stream_images`.
         conditions: name to the heads that are scaled.
         alpha: what their writes are multiplied by.
-        batch_images: images of a batch.
         max_new_tokens: longest answer.
         metadata: stored in the schema as JSON.
     """
     stops = end_tokens(decoder, processor.tokenizer)
     schema = ANSWERS.with_metadata({key: json.dumps(value) for key, value in metadata.items()})
     with atomic(path) as part, pq.ParquetWriter(part, schema) as writer:
-        for rows in tqdm(stream_images(images, "evaluation", batch_images), unit="batch"):
+        for rows in tqdm(batches, unit="batch"):
             opened = [open_image(row["image"], row["source"]) for row in rows]
             encoded = encode(decoder, processor, question, chat, opened)
             answers = answer_batch(decoder, encoded, conditions, alpha, max_new_tokens, stops)
