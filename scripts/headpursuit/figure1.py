@@ -309,23 +309,28 @@ def notes(
 
 
 def plot(table: pd.DataFrame, draws: pd.DataFrame, colours: Mapping[str, str]):
-    """Draw figure 1: a panel for each k and a group of bars for each data set.
+    """Draw figure 1: a column of panels for each k, and in each a group of bars for each data set.
+
+    The upper row is the paper's exact match, the lower one forgives an answer that goes on.
 
     Returns:
         A matplotlib figure.
     """
     from matplotlib.figure import Figure
 
-    table, draws = (own[own["metric"] == "strict"] for own in (table, draws))
     datasets, ks = list(dict.fromkeys(table["dataset"])), sorted(table["heads"].unique())
     width = max(4.2, 1.5 * len(datasets))
-    figure = Figure(figsize=(width * len(ks), 3.4), layout="constrained")
-    axes = figure.subplots(1, len(ks), squeeze=False, sharey=True)[0]
-    for axis, k in zip(axes, ks, strict=True):
-        bars(axis, table[table["heads"] == k], draws[draws["heads"] == k], colours, "dataset")
-        axis.set_title(f"{k} heads", fontsize=10)
-    axes[0].set_ylabel("accuracy, after / before")
-    handles, labels = axes[0].get_legend_handles_labels()
+    figure = Figure(figsize=(width * len(ks), 3.0 * len(METRICS)), layout="constrained")
+    axes = figure.subplots(len(METRICS), len(ks), squeeze=False, sharey=True)
+    for row, metric in zip(axes, METRICS, strict=True):
+        for axis, k in zip(row, ks, strict=True):
+            own, own_draws = (
+                part[(part["heads"] == k) & (part["metric"] == metric)] for part in (table, draws)
+            )
+            bars(axis, own, own_draws, colours, "dataset")
+            axis.set_title(f"{k} heads, {METRIC_NAMES[metric]}", fontsize=10)
+        row[0].set_ylabel("accuracy, after / before")
+    handles, labels = axes[0][0].get_legend_handles_labels()
     unique = dict(zip(labels, handles, strict=True))
     figure.legend(
         unique.values(), unique.keys(), loc="outside lower center", ncols=len(unique), fontsize=8

@@ -84,7 +84,7 @@ def _kept(row: Mapping[str, Any], where: Mapping[str, Any]) -> bool:
 
 def _parquet_rows(path: Path, spec: Mapping[str, Any], where: Mapping, with_images: bool):
     try:
-        file = pq.ParquetFile(path)
+        file = pq.ParquetFile(path, pre_buffer=False)  # which would hold the whole file
     except (pa.ArrowInvalid, OSError) as error:
         raise UserError(f"{path}: not a readable Parquet file ({error}).") from error
     columns = [spec["label"], *where, *([spec["image"]] if with_images else [])]
@@ -315,7 +315,7 @@ def stream_images(
     path: str | Path, part: str, size: int, first: int = 0, end: int | None = None
 ) -> Iterator[list[dict[str, Any]]]:
     """Read the images ``first`` to ``end`` (excluded) of a prepared part, ``size`` at a time."""
-    batches = pq.ParquetFile(path).iter_batches(batch_size=ROW_GROUP)
+    batches = pq.ParquetFile(path, pre_buffer=False).iter_batches(batch_size=ROW_GROUP)
     rows = (row for batch in batches for row in batch.to_pylist() if row["part"] == part)
     wanted = islice(rows, first, end)
     while some := list(islice(wanted, size)):
