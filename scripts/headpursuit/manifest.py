@@ -193,9 +193,10 @@ def verify(results: Path) -> list[str]:
     Raises:
         UserError: if there is no manifest.
     """
+    results = results.resolve()
     manifest = load_manifest(results)
     files = manifest["files"]
-    started_in = results.resolve().parents[len(Path(manifest["results"]).parts) - 1]
+    started_in = results.parents[len(Path(manifest["results"]).parts) - 1]
     problems = []
     for name, facts in files.items():
         path = started_in / name

@@ -71,8 +71,10 @@ def _heads(
         yield "    " + ", ".join(f"L{layer}.H{head}" for layer, head in heads.values)
         return
     ranking = read_csv(results / f"rankings/{dataset}/{method}.csv", ["score", "rank", "atoms"])
+    ranking["atoms"] = ranking["atoms"].fillna("")  # of a head that writes nothing
     for own in heads.merge(ranking, on=["layer", "head"], how="left").itertuples():
-        atoms = " ".join(hide(plain(atom)) for atom in str(own.atoms).split()[:5])
+        # The marks that tokenizers write for a space before a word are no letters of it.
+        atoms = " ".join(hide(plain(atom).lstrip("Ġ▁") or atom) for atom in own.atoms.split()[:5])
         yield f"    L{own.layer}.H{own.head}  rank {own.rank}  score {own.score:.4f}  {atoms}"
 
 

@@ -17,7 +17,7 @@ from headpursuit import vision
 from headpursuit.activations import read_layer, write_cache
 from headpursuit.answers import judge, normalise_answer
 from headpursuit.figure1 import cross, overlap, score_answers
-from headpursuit.files import UserError
+from headpursuit.files import UserError, sha256
 from headpursuit.generate import end_tokens
 from headpursuit.images import open_image, prepare_images, stream_images
 from headpursuit.models import Decoder, load_model, projection_inputs, scaled_heads
@@ -408,3 +408,12 @@ def test_a_missing_image_is_named(folder: Path) -> None:
     (folder / "7.png").unlink()
     with pytest.raises(UserError, match=r"7.png cannot be read"):
         prepare(folder, spec(), (10, 5))
+
+
+def test_the_demo_tower_is_the_one_of_its_record(demo: dict) -> None:
+    build, data = demo["vision"]["build"], Path(__file__).parents[2] / "data"
+    record = json.loads((data / "digits-tower.json").read_text(encoding="utf-8"))
+    assert sha256(data / "digits-tower.safetensors") == record["sha256"]
+    assert record["dataset"] == demo["image_datasets"][build["dataset"]]
+    assert record["build"] == {key: value for key, value in build.items() if key != "trained"}
+    assert record["seed"] == demo["seed"]
