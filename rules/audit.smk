@@ -5,11 +5,6 @@ localrules:
     write_manifest,
 
 
-def hub_id(model):
-    """The Hub repository of a model of the config; None where it comes from elsewhere."""
-    return config["sources"][config["models"][model]["source"]].get("id") if model else None
-
-
 rule compare_published:
     """Every published value beside this run's, with what else differs."""
     input:

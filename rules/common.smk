@@ -70,3 +70,8 @@ UNRELATED_WORDS = str(beside(config["pursuit"]["unrelated_words"]))
 MATCHING = {key: config["words"][key] for key in ("case_sensitive", "inflections")}
 # What `all` makes of figure 1; rules/vision.smk says, where the config has it.
 FIGURE1 = []
+
+
+def hub_id(model):
+    """The Hub repository of a model of the config; None where it comes from elsewhere."""
+    return config["sources"][config["models"][model]["source"]].get("id") if model else None
