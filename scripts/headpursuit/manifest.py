@@ -142,7 +142,8 @@ def _processor() -> str:
 def describe_workflow() -> dict[str, Any]:
     """Return the workflow's commit, where it is a checkout, and the hashes of its files."""
     root = SCRIPTS.parent
-    parts = [root / name for name in ("Snakefile", "config.yaml", "requirements.txt")]
+    names = ("Snakefile", "config.yaml", "requirements.txt")
+    parts = [root / name for name in names if (root / name).exists()]
     for folder in ("rules", "scripts", "schemas", "envs", "data"):
         parts += sorted(
             path for path in (root / folder).rglob("*") if path.suffix not in ("", ".pyc")
