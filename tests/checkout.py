@@ -39,7 +39,7 @@ class Checkout:
         done = subprocess.run(
             [Path(sys.executable).with_name("snakemake"), *arguments, *cores, *config],
             cwd=self.folder,
-            env={**os.environ, "OMP_NUM_THREADS": "1", **env},
+            env={**_environment(), "OMP_NUM_THREADS": "1", **env},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -64,6 +64,11 @@ class Checkout:
     def path(self, name: str) -> Path:
         """Return the path of a file of the tiny run."""
         return self.folder / "results/tiny" / name
+
+
+def _environment() -> dict[str, str]:
+    """Return a user's environment: without what the library sets in the process that imports it."""
+    return {key: value for key, value in os.environ.items() if key != "HF_HUB_OFFLINE"}
 
 
 TINY = {

@@ -37,10 +37,10 @@ from headpursuit.table1 import (
     plot_atoms,
     plot_heads,
     read_published_tokens,
-    save,
     shown_heads,
     table1,
 )
+from headpursuit.tables import save_figure
 from headpursuit.tokens import token_texts, visible
 
 ROOT = Path(__file__).parents[2]
@@ -365,7 +365,7 @@ def test_figures_are_the_same_bytes_each_time(parts, tmp_path):
         for kind in ("pdf", "png"):
             paths = [tmp_path / f"{turn}.{kind}" for turn in (1, 2)]
             for path in paths:
-                save(make(), [path])
+                save_figure(make(), [path])
             assert paths[0].read_bytes() == paths[1].read_bytes()
 
 
