@@ -253,6 +253,13 @@ def cross_name(condition: str, dataset: str) -> str:
     return f"{condition}-from-{dataset}"
 
 
+def condition_names(method: str, k: int, draws: int) -> list[str]:
+    """Return the names of a method's conditions for one k: of ``random`` one for each draw."""
+    if method == "random":
+        return [condition_name(method, k, draw) for draw in range(draws)]
+    return [condition_name(method, k)]
+
+
 def random_conditions(heads: Mapping[str, Any], draws: int) -> list[str]:
     """Return the names of the first ``draws`` random controls of each k."""
     return [condition_name("random", k, d) for k in heads["k"] for d in range(draws)]

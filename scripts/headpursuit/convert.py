@@ -1,13 +1,12 @@
 """GGUF weights, dequantised once into a folder that loads like any other model."""
 
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from struct import error as StructError
 
 import torch
 
-from headpursuit.files import UserError, read_json, sha256, write_json
+from headpursuit.files import UserError, sha256
+from headpursuit.sources import write_made_provenance
 
 
 def convert_gguf(gguf: Path, provenance: Path, source_provenance: str | Path) -> None:
@@ -36,23 +35,6 @@ def convert_gguf(gguf: Path, provenance: Path, source_provenance: str | Path) ->
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    files = sorted(path for path in folder.iterdir() if path.is_file() and path != provenance)
-    source = read_json(source_provenance)
-    write_json(
-        provenance,
-        {
-            "name": folder.name,
-            "kind": "converted",
-            "from": {key: source.get(key) for key in ("name", "kind", "id", "version", "commit")},
-            "gguf": {"path": gguf.name, "sha256": sha256(gguf)},
-            "licence": source.get("licence"),
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "tools": {name: version(name) for name in ("torch", "transformers", "gguf")},
-            "root": str(folder),
-            "files": [
-                {"path": path.name, "size": path.stat().st_size, "sha256": sha256(path)}
-                for path in files
-                if not path.name.startswith(".")
-            ],
-        },
-    )
+    origin = {"gguf": {"path": gguf.name, "sha256": sha256(gguf)}}
+    tools = ("torch", "transformers", "gguf")
+    write_made_provenance(provenance, "converted", source_provenance, origin, tools)

@@ -7,10 +7,10 @@ import numpy as np
 import pandas as pd
 
 from headpursuit.answers import judge
-from headpursuit.config import condition_name, cross_name
+from headpursuit.config import condition_name, condition_names, cross_name
 from headpursuit.files import seed_for
 from headpursuit.heads import draw_control, top_heads
-from headpursuit.score import bootstrap_ratio
+from headpursuit.score import summarise_ratio
 from headpursuit.table2 import METHOD_NAMES, bars, number, published_value
 
 METRICS = ("strict", "first_word")
@@ -110,11 +110,7 @@ def figure1(
     rows, draws = [], []
     for method in [*heads["methods"], "random"]:
         for k in heads["k"]:
-            names = (
-                [condition_name("random", k, d) for d in range(heads["draws"])]
-                if method == "random"
-                else [condition_name(method, k)]
-            )
+            names = condition_names(method, k, heads["draws"])
             for metric in METRICS:
                 own = [by_condition[name] for name in names]
                 identity = {"dataset": dataset, "method": method, "heads": k, "metric": metric}
@@ -140,21 +136,11 @@ def _row(
 ) -> tuple[dict[str, Any], np.ndarray]:
     before = baseline[metric].to_numpy(float)
     after = np.stack([own[metric].to_numpy(float) for own in draws])
-    values, low, high = bootstrap_ratio(
-        before, after, score["resamples"], score["confidence"], seed
-    )
-    several = len(draws) > 1
+    ratio, values = summarise_ratio(before, after, score, seed)
     everything = pd.concat(draws)
     chance = 1 / baseline["label"].nunique()
     row = {
-        "value": values.mean(),
-        "sd": values.std(ddof=1) if several else np.nan,
-        "median": np.median(values) if several else np.nan,
-        "q25": np.quantile(values, 0.25) if several else np.nan,
-        "q75": np.quantile(values, 0.75) if several else np.nan,
-        "ci_low": low,
-        "ci_high": high,
-        "draws": len(draws),
+        **ratio,
         "baseline_accuracy": before.mean(),
         "accuracy": after.mean(),
         "several": (everything["names"] == "several").mean(),

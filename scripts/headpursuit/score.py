@@ -1,7 +1,8 @@
 """Word counts and ratios with their intervals, from responses and from `expected`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -123,6 +124,38 @@ def bootstrap_ratio(
     tail = (1 - confidence) / 2
     low, high = np.quantile(means, [tail, 1 - tail])
     return after.sum(axis=1) / total, float(low), float(high)
+
+
+def summarise_ratio(
+    before: np.ndarray, after: np.ndarray, score: Mapping[str, Any], seed: int
+) -> tuple[dict[str, Any], np.ndarray]:
+    """Summarise the ratios of draws as the tables show them.
+
+    Args:
+        before: see :func:`bootstrap_ratio`.
+        after: see :func:`bootstrap_ratio`.
+        score: the config's ``score``.
+        seed: of the resampling.
+
+    Returns:
+        value (mean over draws), sd, median, q25 and q75 over draws (missing where there is one),
+        ci_low, ci_high and draws; and the ratio of each draw.
+    """
+    values, low, high = bootstrap_ratio(
+        before, after, score["resamples"], score["confidence"], seed
+    )
+    several = len(values) > 1
+    summary = {
+        "value": values.mean(),
+        "sd": values.std(ddof=1) if several else np.nan,
+        "median": np.median(values) if several else np.nan,
+        "q25": np.quantile(values, 0.25) if several else np.nan,
+        "q75": np.quantile(values, 0.75) if several else np.nan,
+        "ci_low": low,
+        "ci_high": high,
+        "draws": len(values),
+    }
+    return summary, values
 
 
 def check_same_prompts(baseline: pa.Table, other: pa.Table, condition: str) -> None:

@@ -76,6 +76,44 @@ def download(name: str, spec: dict, folder: Path) -> dict:
     return provenance
 
 
+def write_made_provenance(
+    provenance_path: Path,
+    kind: str,
+    source_provenance: str | Path,
+    origin: dict[str, Any],
+    packages: Iterable[str],
+) -> None:
+    """Record a folder of files that were made here out of a source.
+
+    Args:
+        provenance_path: the record, beside the files; it is written last.
+        kind: how they were made.
+        source_provenance: that of the source.
+        origin: what else they were made of.
+        packages: those whose versions are noted.
+    """
+    folder = provenance_path.parent
+    source = _read(source_provenance)
+    write_json(
+        provenance_path,
+        {
+            "name": folder.name,
+            "kind": kind,
+            "from": {key: source.get(key) for key in ("name", "kind", "id", "version", "commit")},
+            **origin,
+            "licence": source.get("licence"),
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "tools": {package: version(package) for package in packages},
+            "root": str(folder),
+            "files": [
+                _record(folder, folder / path)
+                for path in _visible(folder)
+                if path != provenance_path.name
+            ],
+        },
+    )
+
+
 def source_root(provenance_path: str | Path) -> Path:
     """Return the folder that the recorded paths are relative to.
 

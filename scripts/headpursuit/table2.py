@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from headpursuit.config import condition_name
+from headpursuit.config import condition_names
 from headpursuit.files import seed_for
-from headpursuit.score import bootstrap_ratio
+from headpursuit.score import summarise_ratio
 from headpursuit.tables import read_csv
 
 METRICS = ("count", "expected")
@@ -54,11 +54,7 @@ def table2(
     rows, draws = [], []
     for method in [*heads["methods"], "random"]:
         for k in heads["k"]:
-            names = (
-                [condition_name("random", k, d) for d in range(heads["draws"])]
-                if method == "random"
-                else [condition_name(method, k)]
-            )
+            names = condition_names(method, k, heads["draws"])
             for metric in METRICS:
                 own = [by_condition[name] for name in names]
                 own = [scores for scores in own if scores[f"{metric}_after"].notna().all()]
@@ -87,19 +83,9 @@ def _row(
 ) -> tuple[dict[str, Any], np.ndarray]:
     before = draws[0][f"{metric}_before"].to_numpy(float)
     after = np.stack([scores[f"{metric}_after"].to_numpy(float) for scores in draws])
-    values, low, high = bootstrap_ratio(
-        before, after, score["resamples"], score["confidence"], seed
-    )
-    several = len(draws) > 1
+    ratio, values = summarise_ratio(before, after, score, seed)
     row = {
-        "value": values.mean(),
-        "sd": values.std(ddof=1) if several else np.nan,
-        "median": np.median(values) if several else np.nan,
-        "q25": np.quantile(values, 0.25) if several else np.nan,
-        "q75": np.quantile(values, 0.75) if several else np.nan,
-        "ci_low": low,
-        "ci_high": high,
-        "draws": len(draws),
+        **ratio,
         "baseline_count": before.sum(),
         "count": after.sum(axis=1).mean(),
         "prompts": len(before),

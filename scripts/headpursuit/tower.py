@@ -8,7 +8,6 @@ kept; with the language model they make a ``LlavaForConditionalGeneration`` like
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from headpursuit.files import UserError, atomic, read_json, sha256, write_json
 from headpursuit.images import PARTS, class_names, open_image, read_images
-from headpursuit.sources import source_files
+from headpursuit.sources import source_files, write_made_provenance
 from headpursuit.vision import render_question
 
 log = logging.getLogger(__name__)
@@ -377,26 +376,9 @@ def assemble_model(
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
-    files = sorted(path for path in folder.iterdir() if path.is_file())
-    source = read_json(language_provenance)
-    write_json(
-        provenance,
-        {
-            "name": folder.name,
-            "kind": "assembled",
-            "from": {key: source.get(key) for key in ("name", "kind", "id", "version", "commit")},
-            "tower_sha256": sha256(trained),
-            "licence": source.get("licence"),
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "tools": {name: version(name) for name in ("torch", "transformers")},
-            "root": str(folder),
-            "files": [
-                {"path": path.name, "size": path.stat().st_size, "sha256": sha256(path)}
-                for path in files
-                if not path.name.startswith(".") and path != Path(provenance)
-            ],
-        },
-    )
+    origin = {"tower_sha256": sha256(trained)}
+    tools = ("torch", "transformers")
+    write_made_provenance(Path(provenance), "assembled", language_provenance, origin, tools)
 
 
 def save_trained(model: nn.Module, path: str | Path, dataset: Mapping[str, Any]) -> None:
