@@ -38,8 +38,8 @@ rule label_responses:
         "../scripts/label_responses.py"
 
 
-rule label_second:
-    """The same texts, labelled by labeller.second."""
+# The same texts, labelled by labeller.second.
+use rule label_responses as label_second with:
     input:
         responses="<results>/generations/{dataset}/baseline.parquet",
         prompts=PROMPTS_TO_LABEL,
@@ -51,17 +51,13 @@ rule label_second:
         "<logs>/label_second/{dataset}.log",
     benchmark:
         "<benchmarks>/label_second/{dataset}.tsv"
-    conda:
-        "../envs/label.yaml"
     resources:
         mem_mb=2000,
         runtime=2880,
         gpu=OLLAMA_GPU if LABELLER["second"] == "ollama" else 0,
     params:
         labeller={**LABELLER, "backend": LABELLER["second"]},
-        code=code_hash("label_second"),
-    script:
-        "../scripts/label_second.py"
+        code=code_hash("label_responses"),
 
 
 rule summarise_labels:
