@@ -23,8 +23,8 @@ rule cache_activations:
         "../envs/model.yaml"
     threads: config["compute"]["threads"]
     resources:
-        mem_mb=MODEL_MB,
-        runtime=240,
+        mem_mb=by_attempt(MODEL_MB),
+        runtime=by_attempt(240),
         gpu=GPU,
     params:
         model=MODEL,

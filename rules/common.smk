@@ -34,8 +34,13 @@ DATASETS = config["text"]["datasets"]
 LAYERS = range(MODEL["layers"])
 # A job that runs a model asks for a GPU, unless the config says that it runs without.
 GPU = 0 if config["compute"]["device"] == "cpu" else 1
-# Weights, activations and some room, for each attempt.
+# Weights, activations and some room.
 MODEL_MB = 2000 + int(MODEL["parameters"] * (4 if MODEL["dtype"] == "float32" else 2) * 1.5 / 1e6)
+
+
+def by_attempt(amount):
+    """A resource that grows with each attempt: a job killed for want of it is given more."""
+    return lambda wildcards, attempt: amount * attempt
 
 
 wildcard_constraints:

@@ -14,8 +14,8 @@ rule select_heads:
     conda:
         "../envs/tables.yaml"
     resources:
-        mem_mb=1000,
-        runtime=10,
+        mem_mb=by_attempt(1000),
+        runtime=by_attempt(10),
     params:
         layers=candidate_layers(config["heads"], MODEL),
         code=code_hash("select_heads"),
@@ -36,8 +36,8 @@ rule draw_controls:
     conda:
         "../envs/tables.yaml"
     resources:
-        mem_mb=1000,
-        runtime=10,
+        mem_mb=by_attempt(1000),
+        runtime=by_attempt(10),
     params:
         n_heads=MODEL["heads"],
         seed=config["seed"],

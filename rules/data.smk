@@ -94,8 +94,8 @@ rule prepare_prompts:
     conda:
         "../envs/model.yaml"
     resources:
-        mem_mb=4000,
-        runtime=30,
+        mem_mb=by_attempt(4000),
+        runtime=by_attempt(30),
     params:
         dataset=lookup("datasets/{dataset}", within=config),
         model=MODEL,

@@ -16,8 +16,8 @@ rule generate_baseline:
         "../envs/model.yaml"
     threads: config["compute"]["threads"]
     resources:
-        mem_mb=MODEL_MB,
-        runtime=720,
+        mem_mb=by_attempt(MODEL_MB),
+        runtime=by_attempt(720),
         gpu=GPU,
     params:
         model=MODEL,
@@ -45,8 +45,8 @@ rule generate_intervened:
         "../envs/model.yaml"
     threads: config["compute"]["threads"]
     resources:
-        mem_mb=MODEL_MB,
-        runtime=720,
+        mem_mb=by_attempt(MODEL_MB),
+        runtime=by_attempt(720),
         gpu=GPU,
     params:
         model=MODEL,

@@ -8,8 +8,10 @@ LEXICON = f"<resources>/{LABELLER['lexicon']['source']}/provenance.json"
 PROMPTS_TO_LABEL = branch(
     "prompt" in config["words"]["texts"], then="<results>/prompts/{dataset}.parquet"
 )
-# A job that may start its own server asks for a GPU; one whose server is elsewhere does not.
+# A job that may start its own server asks for a GPU and for room to load a model of 43 GB; one
+# whose server is elsewhere for neither.
 OLLAMA_GPU = 0 if LABELLER["ollama"]["host"] else GPU
+OLLAMA_MB = 2000 if LABELLER["ollama"]["host"] else 48000
 
 
 rule label_responses:
@@ -28,8 +30,8 @@ rule label_responses:
     conda:
         "../envs/label.yaml"
     resources:
-        mem_mb=2000,
-        runtime=2880,
+        mem_mb=by_attempt(OLLAMA_MB if LABELLER["backend"] == "ollama" else 2000),
+        runtime=by_attempt(2880),
         gpu=OLLAMA_GPU if LABELLER["backend"] == "ollama" else 0,
     params:
         labeller={key: value for key, value in LABELLER.items() if key != "second"},
@@ -52,8 +54,8 @@ use rule label_responses as label_second with:
     benchmark:
         "<benchmarks>/label_second/{dataset}.tsv"
     resources:
-        mem_mb=2000,
-        runtime=2880,
+        mem_mb=by_attempt(OLLAMA_MB if LABELLER["second"] == "ollama" else 2000),
+        runtime=by_attempt(2880),
         gpu=OLLAMA_GPU if LABELLER["second"] == "ollama" else 0,
     params:
         labeller={**LABELLER, "backend": LABELLER["second"]},
@@ -78,8 +80,8 @@ rule summarise_labels:
     conda:
         "../envs/label.yaml"
     resources:
-        mem_mb=1000,
-        runtime=10,
+        mem_mb=by_attempt(1000),
+        runtime=by_attempt(10),
     params:
         code=code_hash("summarise_labels"),
     script:
@@ -100,8 +102,8 @@ rule compare_labels:
     conda:
         "../envs/label.yaml"
     resources:
-        mem_mb=1000,
-        runtime=10,
+        mem_mb=by_attempt(1000),
+        runtime=by_attempt(10),
     params:
         code=code_hash("compare_labels"),
     script:
@@ -136,8 +138,8 @@ rule split_words:
     conda:
         "../envs/tables.yaml"
     resources:
-        mem_mb=1000,
-        runtime=10,
+        mem_mb=by_attempt(1000),
+        runtime=by_attempt(10),
     params:
         words=config["words"],
         matching=MATCHING,
@@ -161,8 +163,8 @@ rule build_dictionary:
     conda:
         "../envs/model.yaml"
     resources:
-        mem_mb=4000,
-        runtime=10,
+        mem_mb=by_attempt(4000),
+        runtime=by_attempt(10),
     params:
         model=MODEL,
         dictionary=config["dictionary"],

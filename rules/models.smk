@@ -14,8 +14,8 @@ rule convert_gguf:
     conda:
         "../envs/model.yaml"
     resources:
-        mem_mb=MODEL_MB * 2,
-        runtime=60,
+        mem_mb=by_attempt(MODEL_MB * 2),
+        runtime=by_attempt(60),
     params:
         model=lookup("models/{model}", within=config),
         code=code_hash("convert_gguf"),

@@ -18,8 +18,8 @@ rule publish_table2:
     conda:
         "../envs/tables.yaml"
     resources:
-        mem_mb=2000,
-        runtime=30,
+        mem_mb=by_attempt(2000),
+        runtime=by_attempt(30),
     params:
         datasets=DATASETS,
         model=config["text"]["model"],
@@ -48,8 +48,8 @@ rule plot_table2:
     conda:
         "../envs/tables.yaml"
     resources:
-        mem_mb=1000,
-        runtime=10,
+        mem_mb=by_attempt(1000),
+        runtime=by_attempt(10),
     params:
         colours=config["publish"]["colours"],
         code=code_hash("plot_table2"),

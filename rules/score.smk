@@ -29,8 +29,8 @@ rule measure_expected:
         "../envs/model.yaml"
     threads: config["compute"]["threads"]
     resources:
-        mem_mb=MODEL_MB,
-        runtime=720,
+        mem_mb=by_attempt(MODEL_MB),
+        runtime=by_attempt(720),
         gpu=GPU,
     params:
         model=MODEL,
@@ -64,8 +64,8 @@ rule score_words:
     conda:
         "../envs/tables.yaml"
     resources:
-        mem_mb=4000,
-        runtime=60,
+        mem_mb=by_attempt(4000),
+        runtime=by_attempt(60),
     params:
         conditions=generated_conditions(config["heads"]),
         matching=MATCHING,

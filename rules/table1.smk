@@ -20,8 +20,8 @@ rule decompose_heads:
         "../envs/model.yaml"
     threads: config["compute"]["threads"]
     resources:
-        mem_mb=MODEL_MB,
-        runtime=240,
+        mem_mb=by_attempt(MODEL_MB),
+        runtime=by_attempt(240),
         gpu=GPU,
     params:
         model=MODEL,
@@ -48,8 +48,8 @@ rule read_lens:
         "../envs/model.yaml"
     threads: config["compute"]["threads"]
     resources:
-        mem_mb=MODEL_MB,
-        runtime=240,
+        mem_mb=by_attempt(MODEL_MB),
+        runtime=by_attempt(240),
         gpu=GPU,
     params:
         model=MODEL,
@@ -79,8 +79,8 @@ rule rank_specialists:
         "../envs/model.yaml"
     threads: config["compute"]["threads"]
     resources:
-        mem_mb=MODEL_MB,
-        runtime=240,
+        mem_mb=by_attempt(MODEL_MB),
+        runtime=by_attempt(240),
         gpu=GPU,
     params:
         model=MODEL,
@@ -113,8 +113,8 @@ rule publish_table1:
     conda:
         "../envs/tables.yaml"
     resources:
-        mem_mb=2000,
-        runtime=30,
+        mem_mb=by_attempt(2000),
+        runtime=by_attempt(30),
     params:
         datasets=TABLE1_DATASETS,
         model=config["text"]["model"],
@@ -140,8 +140,8 @@ rule plot_heads:
     conda:
         "../envs/tables.yaml"
     resources:
-        mem_mb=1000,
-        runtime=10,
+        mem_mb=by_attempt(1000),
+        runtime=by_attempt(10),
     params:
         datasets=TABLE1_DATASETS,
         heads=TABLE1["heads"],
@@ -168,8 +168,8 @@ rule plot_atoms:
     conda:
         "../envs/tables.yaml"
     resources:
-        mem_mb=1000,
-        runtime=10,
+        mem_mb=by_attempt(1000),
+        runtime=by_attempt(10),
     params:
         datasets=TABLE1_DATASETS,
         heads=TABLE1["heads"],
@@ -198,8 +198,8 @@ rule build_concept:
     conda:
         "../envs/model.yaml"
     resources:
-        mem_mb=4000,
-        runtime=10,
+        mem_mb=by_attempt(4000),
+        runtime=by_attempt(10),
     params:
         model=MODEL,
         words=lookup("table1/concepts/{concept}", within=config),
@@ -243,8 +243,8 @@ rule publish_concepts:
     conda:
         "../envs/tables.yaml"
     resources:
-        mem_mb=1000,
-        runtime=10,
+        mem_mb=by_attempt(1000),
+        runtime=by_attempt(10),
     params:
         datasets=TABLE1_DATASETS,
         concepts=CONCEPTS,
@@ -281,8 +281,8 @@ rule plot_concept:
     conda:
         "../envs/tables.yaml"
     resources:
-        mem_mb=1000,
-        runtime=10,
+        mem_mb=by_attempt(1000),
+        runtime=by_attempt(10),
     params:
         datasets=TABLE1_DATASETS,
         k=max(config["heads"]["k"]),

@@ -36,8 +36,8 @@ rule prepare_images:
     conda:
         "../envs/model.yaml"
     resources:
-        mem_mb=2000,
-        runtime=60,
+        mem_mb=by_attempt(2000),
+        runtime=by_attempt(60),
     params:
         dataset=lookup("image_datasets/{dataset}", within=config),
         images=VISION["images"],
@@ -63,8 +63,8 @@ rule train_tower:
         "../envs/model.yaml"
     threads: config["compute"]["threads"]
     resources:
-        mem_mb=VLM_MB * 2,
-        runtime=240,
+        mem_mb=by_attempt(VLM_MB * 2),
+        runtime=by_attempt(240),
     params:
         language_model=config["models"][LANGUAGE_MODEL],
         dataset=LEARNED,
@@ -94,8 +94,8 @@ rule assemble_model:
     conda:
         "../envs/model.yaml"
     resources:
-        mem_mb=VLM_MB * 2,
-        runtime=60,
+        mem_mb=by_attempt(VLM_MB * 2),
+        runtime=by_attempt(60),
     params:
         language_model=config["models"][LANGUAGE_MODEL],
         dataset=LEARNED,
@@ -119,8 +119,8 @@ rule build_class_dictionary:
     conda:
         "../envs/model.yaml"
     resources:
-        mem_mb=2000,
-        runtime=10,
+        mem_mb=by_attempt(2000),
+        runtime=by_attempt(10),
     params:
         model=VLM,
         dictionary=VISION["dictionary"],
@@ -148,8 +148,8 @@ rule cache_image_activations:
         "../envs/model.yaml"
     threads: config["compute"]["threads"]
     resources:
-        mem_mb=VLM_MB,
-        runtime=240,
+        mem_mb=by_attempt(VLM_MB),
+        runtime=by_attempt(240),
         gpu=GPU,
     params:
         model=VLM,
@@ -180,8 +180,8 @@ rule rank_image_heads:
         "../envs/model.yaml"
     threads: config["compute"]["threads"]
     resources:
-        mem_mb=VLM_MB,
-        runtime=240,
+        mem_mb=by_attempt(VLM_MB),
+        runtime=by_attempt(240),
         gpu=GPU,
     params:
         model=VLM,
@@ -210,8 +210,8 @@ rule choose_image_heads:
     conda:
         "../envs/tables.yaml"
     resources:
-        mem_mb=1000,
-        runtime=10,
+        mem_mb=by_attempt(1000),
+        runtime=by_attempt(10),
     params:
         heads=VISION["heads"],
         layers=candidate_layers(VISION["heads"], VLM),
@@ -245,8 +245,8 @@ rule answer_images:
         "../envs/model.yaml"
     threads: config["compute"]["threads"]
     resources:
-        mem_mb=VLM_MB,
-        runtime=1440,
+        mem_mb=by_attempt(VLM_MB),
+        runtime=by_attempt(1440),
         gpu=GPU,
     params:
         model=VLM,
@@ -277,8 +277,8 @@ rule score_answers:
     conda:
         "../envs/tables.yaml"
     resources:
-        mem_mb=2000,
-        runtime=30,
+        mem_mb=by_attempt(2000),
+        runtime=by_attempt(30),
     params:
         normalise=VISION["normalise"],
         code=code_hash("score_answers"),
@@ -307,8 +307,8 @@ rule publish_figure1:
     conda:
         "../envs/tables.yaml"
     resources:
-        mem_mb=2000,
-        runtime=30,
+        mem_mb=by_attempt(2000),
+        runtime=by_attempt(30),
     params:
         datasets=IMAGE_DATASETS,
         model=VISION["model"],
@@ -348,8 +348,8 @@ rule plot_figure1:
     conda:
         "../envs/tables.yaml"
     resources:
-        mem_mb=1000,
-        runtime=10,
+        mem_mb=by_attempt(1000),
+        runtime=by_attempt(10),
     params:
         colours=config["publish"]["colours"],
         code=code_hash("plot_figure1"),

@@ -7,6 +7,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 LIBRARY = ROOT / "scripts" / "headpursuit"
+# What never leaves the machine that Snakemake runs on: no scheduler kills it.
+LOCAL = {"write_config", "preflight", "download_source", "write_manifest"}
 # What runs before the first result, in seconds, and whose code is no part of a result.
 PREPARATION = {"write_config", "preflight", "download_source"}
 
@@ -73,6 +75,19 @@ def test_a_rule_has_log_environment_and_resources(rule: Rule):
     assert {"mem_mb", "runtime"} <= names(rule.sections["resources"])
     if rule.name not in PREPARATION:
         assert f"<benchmarks>/{rule.name}" in rule.sections["benchmark"]
+
+
+@working
+def test_a_job_killed_for_memory_or_time_gets_more_on_its_next_attempt(rule: Rule):
+    for resource in ("mem_mb", "runtime"):
+        value = re.search(rf"{resource}=(.*),\n", rule.sections["resources"])[1]
+        assert value.startswith("by_attempt(") != (rule.name in LOCAL)
+
+
+def test_only_the_rules_known_as_local_are_local():
+    text = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "rules").glob("*.smk"))
+    listed = re.findall(r"^localrules:\n((?:    \w+,\n)+)", text, re.MULTILINE)
+    assert set(re.findall(r"\w+", "".join(listed))) == LOCAL
 
 
 @working
