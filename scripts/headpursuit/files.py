@@ -1,4 +1,10 @@
-"""Files that appear whole or not at all, and seeds that depend on identity alone."""
+"""Files that appear whole or not at all, and seeds that depend on identity alone.
+
+The Snakefile imports this where nothing but Snakemake is installed, so pyarrow is only imported by
+what needs it.
+"""
+
+from __future__ import annotations
 
 import hashlib
 import json
@@ -7,10 +13,10 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 class UserError(Exception):
@@ -60,6 +66,8 @@ def write_parquet(
     path: str | Path, table: pa.Table, metadata: Mapping[str, Any] | None = None
 ) -> None:
     """Write a table atomically; each metadata value is stored as JSON in the schema."""
+    import pyarrow.parquet as pq
+
     if metadata:
         encoded = {key: json.dumps(value) for key, value in metadata.items()}
         table = table.replace_schema_metadata({**(table.schema.metadata or {}), **encoded})
@@ -73,6 +81,9 @@ def read_parquet(path: str | Path, columns: list[str]) -> pa.Table:
     Raises:
         UserError: if the file is not Parquet or lacks a column.
     """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     try:
         schema = pq.read_schema(path)
         missing = [name for name in columns if name not in schema.names]
@@ -90,6 +101,8 @@ def read_parquet(path: str | Path, columns: list[str]) -> pa.Table:
 
 def parquet_metadata(path: str | Path) -> dict[str, Any]:
     """Return the JSON metadata that :func:`write_parquet` stored."""
+    import pyarrow.parquet as pq
+
     stored = pq.read_schema(path).metadata or {}
     return {
         key.decode(): json.loads(value)

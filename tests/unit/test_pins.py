@@ -1,13 +1,15 @@
 import ast
 import re
+import subprocess
 import sys
 from functools import cache
-from importlib.metadata import packages_distributions, version
+from importlib.metadata import packages_distributions, requires, version
 from pathlib import Path
 
 import pytest
 import yaml
 from headpursuit import lineage
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = ROOT / "scripts"
@@ -165,3 +167,35 @@ def test_requirements_hold_what_the_code_imports_and_nothing_else():
     every = {own for path in SCRIPTS.rglob("*.py") for own in third_party(path, optional=True)}
     assert every - set(requirements()) == set()
     assert set(requirements()) - every == set(BEHIND) | {"snakemake"}
+
+
+def behind(package: str) -> set[str]:
+    """Return the packages that come with a package."""
+    waiting, seen = {package}, set()
+    while waiting:
+        name = waiting.pop()
+        seen.add(name)
+        own = map(Requirement, requires(name) or [])
+        here = [it for it in own if not it.marker or it.marker.evaluate({"extra": ""})]
+        waiting |= {normal(it.name) for it in here} - seen
+    return seen
+
+
+def test_the_snakefile_imports_nothing_that_snakemake_lacks():
+    """With --sdm conda nothing else is installed where the Snakefile is read."""
+    text = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "rules").glob("*.smk"))
+    modules = ", ".join(sorted(set(re.findall(r"^from (headpursuit[\w.]*) import", text, re.M))))
+    code = (
+        f"import sys; there = set(sys.modules); import {modules}; print(*set(sys.modules) - there)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={"PYTHONPATH": str(SCRIPTS)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    tops = {name.split(".")[0] for name in done.stdout.split()}
+    packages = {normal(distributions()[top][0]) for top in tops & set(distributions())}
+    assert {"jsonschema", "pyyaml"} <= packages
+    assert packages - behind("snakemake") == set()
