@@ -55,6 +55,7 @@ rule all:
             not config["words"]["file"],
             then=rules.labels.input,
         ),
+        collect(RESPONSES, dataset=DATASETS),
         collect(EXPECTED, dataset=DATASETS),
         collect(rules.cache_activations.output, dataset=DATASETS),
         collect(

@@ -11,6 +11,7 @@ from headpursuit.config import (
     check_config,
     cross_conditions,
     generated_conditions,
+    generation_jobs,
     intervened_conditions,
     pooled_where,
 )
@@ -49,7 +50,8 @@ wildcard_constraints:
     dataset="[a-z0-9][a-z0-9._-]*",
     concept="[a-z0-9][a-z0-9_-]*",
     method="somp|logit_lens|unrelated|size",
-    condition=r"(somp|logit_lens|unrelated|size|random)-k\d+(-d\d+)?",
+    condition=r"baseline|(somp|logit_lens|unrelated|size|random)-k\d+(-d\d+)?",
+    job=r"k\d+-\d+",
     k=r"\d+",
     draw=r"\d+",
     part=r"\d+",

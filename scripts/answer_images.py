@@ -10,8 +10,10 @@ def main(snakemake):
     """Write condition, image_id, label, answer, n_tokens and stop_reason."""
     params = snakemake.params
     conditions = read_conditions(snakemake.input.heads, snakemake.wildcards.dataset, params.crossed)
-    part, n = int(snakemake.wildcards.part), len(image_ids(snakemake.input.images, "evaluation"))
-    first, end = (n * at // params.parts for at in (part - 1, part))
+    part, size = int(snakemake.wildcards.part), params.batch_images
+    # Whole batches, so that they are the same however many parts there are.
+    batches = -(-len(image_ids(snakemake.input.images, "evaluation")) // size)
+    first, end = (batches * at // params.parts * size for at in (part - 1, part))
     decoder, processor, question, provenance = open_vlm(
         snakemake.input.model,
         params.model,
@@ -26,7 +28,7 @@ def main(snakemake):
         processor,
         question,
         params.model["chat"],
-        stream_images(snakemake.input.images, "evaluation", params.batch_images, first, end),
+        stream_images(snakemake.input.images, "evaluation", size, first, end),
         conditions,
         params.alpha,
         params.max_new_tokens,

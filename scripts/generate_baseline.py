@@ -1,4 +1,4 @@
-"""Generate the responses of a data set's prompts without any intervention."""
+"""Generate the responses to a part of a data set's prompts without any intervention."""
 
 from headpursuit.responses import write_responses
 from headpursuit.rule import run_rule
@@ -6,7 +6,7 @@ from headpursuit.rule import run_rule
 
 def main(snakemake):
     """Write the responses."""
-    write_responses(snakemake, heads=[], alpha=1.0)
+    write_responses(snakemake, {"baseline": []}, alpha=1.0)
 
 
 if __name__ == "__main__":

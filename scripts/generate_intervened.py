@@ -1,4 +1,4 @@
-"""Generate the responses of a data set's prompts with a condition's heads scaled by alpha."""
+"""Generate the responses to a part of a data set's prompts under each condition of a job."""
 
 from headpursuit.heads import read_heads
 from headpursuit.responses import write_responses
@@ -7,7 +7,12 @@ from headpursuit.rule import run_rule
 
 def main(snakemake):
     """Write the responses."""
-    write_responses(snakemake, read_heads(snakemake.input.heads), snakemake.params.alpha)
+    params = snakemake.params
+    conditions = {
+        condition: read_heads(path)
+        for condition, path in zip(params.conditions, snakemake.input.heads, strict=True)
+    }
+    write_responses(snakemake, conditions, params.alpha)
 
 
 if __name__ == "__main__":

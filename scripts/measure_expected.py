@@ -13,9 +13,6 @@ def main(snakemake):
     params = snakemake.params
     prompts = read_parquet(snakemake.input.prompts, ["prompt_id", "token_ids"])
     responses = read_parquet(snakemake.input.responses, ["prompt_id", "sample", "token_ids"])
-    part, parts = int(snakemake.wildcards.part), params.parts
-    first, end = (len(responses) * at // parts for at in (part - 1, part))
-    responses = responses.slice(first, end - first)
     words = read_csv(snakemake.input.words, ["word", "split"])
     dictionary = read_csv(snakemake.input.dictionary, ["word", "token_id", "starts_word"])
     covered = covered_words(words, dictionary)
@@ -33,6 +30,8 @@ def main(snakemake):
         conditions,
         params.alpha,
         params.batch_tokens,
+        int(snakemake.wildcards.part),
+        params.parts,
     )
     metadata = {"words": list(covered), "tokens": list(covered.values()), "model": provenance}
     write_parquet(snakemake.output[0], table, metadata)

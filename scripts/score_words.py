@@ -21,7 +21,10 @@ def main(snakemake):
     count, count_by_prompt = score_counts(baseline, intervened, words, params.matching)
     keys = ["condition", "prompt_id", "sample", "positions", "nll", "mass"]
     parts = [read_parquet(path, keys) for path in snakemake.input.expected]
-    expected, expected_by_prompt = score_expected(pa.concat_tables(parts), words)
+    # In the same order however many parts there are: sums and the bootstrap depend on it.
+    in_order = [("prompt_id", "ascending"), ("sample", "ascending")]
+    table = pa.concat_tables(parts).sort_by(in_order)
+    expected, expected_by_prompt = score_expected(table, words)
     by_word = pd.concat([count.assign(metric="count"), expected.assign(metric="expected")])
     order = ["metric", "condition", "word", "split", "before", "after"]
     covered = parquet_metadata(snakemake.input.expected[0])["tokens"]

@@ -290,3 +290,25 @@ def cross_conditions(vision: Mapping[str, Any], dataset: str) -> dict[str, tuple
 def generated_conditions(heads: Mapping[str, Any]) -> list[str]:
     """Return the conditions, baseline apart, under which responses are generated."""
     return selected_conditions(heads) + random_conditions(heads, heads["count_draws"])
+
+
+def generation_jobs(heads: Mapping[str, Any], conditions_per_job: int | None) -> dict[str, list]:
+    """Divide the generated conditions among jobs, each of which loads the model once.
+
+    A job's conditions are of one k, draws last, so that another k or more draws leave the jobs
+    before them as they are.
+
+    Args:
+        heads: the config's ``heads``.
+        conditions_per_job: how many share a job at most; None: all of a k.
+
+    Returns:
+        Name of a job (``k16-1``) to its conditions.
+    """
+    jobs = {}
+    for k in heads["k"]:
+        own = generated_conditions({**heads, "k": [k]})
+        size = conditions_per_job or len(own)
+        for start in range(0, len(own), size):
+            jobs[f"k{k}-{start // size + 1}"] = own[start : start + size]
+    return jobs

@@ -13,6 +13,17 @@ from headpursuit.generate import pad, plan_batches
 from headpursuit.heads import Head
 from headpursuit.models import Decoder, layer_outputs, replayed, scaled_heads
 
+SCHEMA = pa.schema(
+    {
+        "condition": pa.string(),
+        "prompt_id": pa.string(),
+        "sample": pa.int64(),
+        "positions": pa.int64(),
+        "nll": pa.float64(),
+        "mass": pa.list_(pa.float64()),
+    }
+)
+
 
 def covered_words(words: pd.DataFrame, dictionary: pd.DataFrame) -> dict[str, list[int]]:
     """Return the token ids whose probability is a word's: its one-token forms that start a word.
@@ -34,6 +45,8 @@ def measure_expected(
     conditions: Mapping[str, Sequence[Head]],
     alpha: float,
     batch_tokens: int,
+    part: int = 1,
+    parts: int = 1,
 ) -> pa.Table:
     """Measure the probability that each word gets at the positions of the baseline's responses.
 
@@ -50,6 +63,9 @@ def measure_expected(
         conditions: condition to its heads; the baseline, without heads, is added.
         alpha: what the heads' writes are multiplied by.
         batch_tokens: tokens of a batch, padding included.
+        part: which part of the responses, from 1; it takes every ``parts``-th batch, so that
+            batches are the same however many parts there are.
+        parts: how many there are.
 
     Returns:
         Table with condition, prompt_id, sample, positions (response tokens), nll (negative
@@ -64,7 +80,8 @@ def measure_expected(
     owner = torch.tensor([w for w, own in enumerate(words.values()) for _ in own])
 
     out = []
-    for batch in tqdm(plan_batches([len(r) for r in rows], batch_tokens), unit="batch"):
+    batches = plan_batches([len(r) for r in rows], batch_tokens)[part - 1 :: parts]
+    for batch in tqdm(batches, unit="batch"):
         inputs, mask = pad([rows[i] for i in batch], pad_id, left=False, device=decoder.device)
         scored = torch.zeros_like(mask, dtype=torch.bool)
         for row, i in enumerate(batch):
@@ -89,7 +106,7 @@ def measure_expected(
                 }
                 for row, i in enumerate(batch)
             ]
-    table = pa.Table.from_pylist(out)
+    table = pa.Table.from_pylist(out, schema=SCHEMA)
     order = {name: n for n, name in enumerate(["baseline", *conditions])}
     keys = pa.array([order[name] for name in table["condition"].to_pylist()])
     by = [("order", "ascending"), ("prompt_id", "ascending"), ("sample", "ascending")]

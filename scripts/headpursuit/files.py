@@ -75,8 +75,8 @@ def write_parquet(
         pq.write_table(table, part)
 
 
-def read_parquet(path: str | Path, columns: list[str]) -> pa.Table:
-    """Read ``columns`` of a table.
+def read_parquet(path: str | Path, columns: list[str] | None) -> pa.Table:
+    """Read ``columns`` of a table, or all where it is None.
 
     Raises:
         UserError: if the file is not Parquet or lacks a column.
@@ -86,7 +86,7 @@ def read_parquet(path: str | Path, columns: list[str]) -> pa.Table:
 
     try:
         schema = pq.read_schema(path)
-        missing = [name for name in columns if name not in schema.names]
+        missing = [name for name in columns or [] if name not in schema.names]
         if missing:
             raise UserError(
                 f"{path}: no column {', '.join(missing)}; it has {', '.join(schema.names)}. "

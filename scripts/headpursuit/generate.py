@@ -104,8 +104,12 @@ def generate(
     seed: int,
     journal: Path,
     identity: Any,
+    part: int = 1,
+    parts: int = 1,
 ) -> pa.Table:
-    """Generate the responses of all prompts.
+    """Generate the responses to all prompts, or to a part of them.
+
+    Batches are the same however many parts there are: a part takes every ``parts``-th.
 
     Args:
         decoder: the model, with its heads already scaled where that is wanted.
@@ -116,6 +120,8 @@ def generate(
         journal: file that keeps finished batches, so that a killed job goes on where it was.
         identity: whatever else decides the responses (model, heads, alpha); a journal of another
             identity is not used.
+        part: which part, from 1.
+        parts: how many there are.
 
     Returns:
         Table of :data:`SCHEMA`, in the order of the prompts, then samples.
@@ -133,7 +139,9 @@ def generate(
         log.info("%d of %d batches are in the journal", len(done), len(batches))
     records: list[dict | None] = [None] * len(jobs)
     with journal.open("a", encoding="utf-8") as handle:
-        for number, batch in enumerate(tqdm(batches, desc=journal.stem.lstrip("."), unit="batch")):
+        own = range(part - 1, len(batches), parts)
+        for number in tqdm(own, desc=journal.stem.lstrip("."), unit="batch"):
+            batch = batches[number]
             if number not in done:
                 rows = [jobs[j] for j in batch]
                 numbers = [uniforms(seed, names[i], sample, steps) for i, sample in rows]
@@ -151,7 +159,7 @@ def generate(
                     "stop_reason": stop,
                     "token_ids": tokens,
                 }
-    return pa.Table.from_pylist(records, schema=SCHEMA)
+    return pa.Table.from_pylist(list(filter(None, records)), schema=SCHEMA)
 
 
 def read_journal(journal: Path, fingerprint: str) -> dict[int, list]:

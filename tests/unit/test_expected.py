@@ -138,6 +138,17 @@ def test_the_size_of_batches_does_not_matter(model, prompts, responses, batch_to
     )
 
 
+@pytest.mark.parametrize("parts", [2, 20])
+def test_parts_make_up_the_whole_bit_by_bit(model, prompts, responses, parts: int):
+    whole = measure(model("llama"), prompts, responses, batch_tokens=25)
+    tables = [
+        measure(model("llama"), prompts, responses, batch_tokens=25, part=part, parts=parts)
+        for part in range(1, parts + 1)
+    ]
+    order = [(key, "ascending") for key in ("condition", "prompt_id", "sample")]
+    assert pa.concat_tables(tables).sort_by(order) == whole.sort_by(order)
+
+
 def test_the_words_of_the_whole_vocabulary_sum_to_the_positions(model, prompts, responses):
     everything = {"all": list(range(model("llama").model.config.vocab_size))}
     table = measure(model("llama"), prompts, responses, words=everything)

@@ -95,6 +95,20 @@ def test_the_size_of_batches_does_not_matter(
     assert tables[0] == tables[1] == tables[2]
 
 
+@pytest.mark.parametrize("parts", [2, 3, 20])
+def test_parts_make_up_the_whole(model, tokenizer, prompts, tmp_path: Path, parts: int):
+    whole = run(model("llama"), tokenizer, prompts, SMALL, tmp_path / "whole")
+    tables = [
+        generate(
+            model("llama"), tokenizer, prompts, SMALL, 0, tmp_path / f"{part}", {}, part, parts
+        )
+        for part in range(1, parts + 1)
+    ]
+    assert all(table.schema == SCHEMA for table in tables)
+    order = [("prompt_id", "ascending"), ("sample", "ascending")]
+    assert pa.concat_tables(tables).sort_by(order) == whole
+
+
 def test_samples_and_prompts_have_numbers_of_their_own(model, tokenizer, tmp_path: Path):
     ids = tokenizer(["river"] * 2)["input_ids"]
     prompts = pa.table({"prompt_id": ["a", "b"], "token_ids": ids})

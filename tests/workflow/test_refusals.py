@@ -23,7 +23,7 @@ def test_paper_dry_run_needs_no_network_gpu_or_secret(fresh: Checkout) -> None:
 
 
 def test_demo_dry_run(fresh: Checkout) -> None:
-    assert fresh.planned(overlay="demo")["generate_intervened"] == 8
+    assert fresh.planned(overlay="demo")["generate_intervened"] == 2
 
 
 def test_three_mistakes_are_said_at_once(fresh: Checkout) -> None:

@@ -18,11 +18,11 @@ TABLES = ["table2.csv", "table2.draws.csv", "table2.md", "table2.tex"]
 # What stands on each file, by rule: what must be made again, and nothing else.
 PUBLISH = {"publish_table2": 1, "plot_table2": 1, "compare_published": 1}
 SCORE = {"score_words": 1, **PUBLISH}
-HEADS = {"generate_intervened": 3, "measure_expected": 2, **SCORE}
+HEADS = {"generate_intervened": 1, "join_responses": 3, "measure_expected": 2, **SCORE}
 RANKED = {"rank_heads": 2, "select_heads": 2, "draw_controls": 2, **HEADS}
 WORDED = {"build_dictionary": 1, **RANKED}
 LABELLED = {"summarise_labels": 1, "split_words": 1, **WORDED}
-BASELINE = {"label_responses": 1, "cache_activations": 1, **LABELLED}
+BASELINE = {"label_responses": 1, "cache_activations": 1, **LABELLED, "join_responses": 4}
 
 
 def test_every_file_of_the_contract_is_there(finished: Checkout) -> None:
@@ -103,15 +103,23 @@ def test_second_run_does_nothing(finished: Checkout) -> None:
 @pytest.mark.parametrize(
     ("deleted", "made"),
     [
-        ("prompts/rtp.parquet", {"prepare_prompts": 1, "generate_baseline": 1, **BASELINE}),
-        ("generations/rtp/baseline.parquet", {"generate_baseline": 1, **BASELINE}),
+        (
+            "prompts/rtp.parquet",
+            {"prepare_prompts": 1, "generate_baseline": 1, **BASELINE, "join_responses": 4},
+        ),
+        ("responses/rtp/baseline/part-1.parquet", {"generate_baseline": 1, **BASELINE}),
+        ("generations/rtp/baseline.parquet", BASELINE),
         ("labels/rtp.parquet", {"label_responses": 1, **LABELLED}),
         ("words/rtp.csv", {"split_words": 1, **WORDED}),
         ("dictionaries/rtp.csv", WORDED),
         ("activations/rtp/layer-01.parquet", {"cache_activations": 1, **RANKED}),
         ("rankings/rtp/logit_lens.csv", {"rank_heads": 1, "select_heads": 1, **HEADS}),
         ("heads/rtp/random-k2-d01.csv", {"draw_controls": 1, "measure_expected": 2, **SCORE}),
-        ("generations/rtp/somp-k2.parquet", {"generate_intervened": 1, **SCORE}),
+        ("generations/rtp/somp-k2.parquet", {"join_responses": 1, **SCORE}),
+        (
+            "responses/rtp/k2-1/part-1.parquet",
+            {"generate_intervened": 1, "join_responses": 3, **SCORE},
+        ),
         ("expected/rtp/part-2.parquet", {"measure_expected": 1, **SCORE}),
         ("scores/rtp.parquet", SCORE),
         ("tables/table2.tex", PUBLISH),
@@ -128,8 +136,6 @@ def test_a_deleted_file_is_made_again_with_what_stands_on_it(
     finally:
         aside.rename(path)
     planned.pop("all")
-    if deleted.startswith("rankings/rtp/logit"):
-        made = {**made, "generate_intervened": 1}  # the other method's heads stay
     assert planned == made
 
 
@@ -168,8 +174,37 @@ def test_a_colour_makes_a_new_figure_and_nothing_else(finished: Checkout) -> Non
 def test_alpha_reruns_from_the_intervention_on(finished: Checkout) -> None:
     finished.configure("alpha", heads={"alpha": 0.0})
     planned = finished.planned(overlay="alpha")
-    assert planned["generate_intervened"] == 3
+    assert planned["generate_intervened"] == 1
     assert not {"generate_baseline", "cache_activations", "rank_heads"} & set(planned)
+
+
+def test_another_k_or_draw_leaves_the_other_responses_as_they_are(finished: Checkout) -> None:
+    finished.configure("k", heads={"k": [1, 2]})
+    assert finished.planned(overlay="k")["generate_intervened"] == 1
+    one_each = {"generation": {"conditions_per_job": 1}}
+    finished.configure("each", **one_each)
+    assert finished.planned(overlay="each")["generate_intervened"] == 3
+
+
+def test_how_work_is_divided_changes_no_result(checkout: Checkout) -> None:
+    names = [
+        *(f"generations/rtp/{name}.parquet" for name in ("baseline", "somp-k2", "random-k2-d00")),
+        "scores/rtp.parquet",
+        "scores/rtp.per_prompt.parquet",
+        *(f"tables/{name}" for name in TABLES),
+    ]
+    checkout.configure(
+        "divided",
+        run="divided",
+        generation={"parts": 3, "conditions_per_job": 2},
+        score={"parts": 3},
+    )
+    checkout.snakemake("results/divided/tables/table2.csv", overlay="divided")
+    for name in names:
+        other = checkout.folder / "results/divided" / name
+        assert other.read_bytes() == checkout.path(name).read_bytes(), name
+    planned = checkout.planned(overlay="divided")
+    assert not {"generate_baseline", "generate_intervened", "measure_expected"} & set(planned)
 
 
 def test_own_words_need_no_labeller(checkout: Checkout) -> None:
