@@ -76,3 +76,4 @@ rule all:
 
 
 include: "rules/audit.smk"
+include: "rules/estimate.smk"

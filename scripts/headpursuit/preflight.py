@@ -9,22 +9,18 @@ import shutil
 import subprocess
 import sys
 from collections import defaultdict
-from math import sqrt
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from headpursuit.config import generated_conditions, pooled_where, used_datasets
+from headpursuit.estimate import file_bytes, model_bytes
 from headpursuit.files import UserError
 from headpursuit.labellers import LOOPBACK, used_labellers
 from headpursuit.labellers.prompt import load_prompt
 from headpursuit.sources import bare_url, bytes_to_come, source_files, used_sources
 
-BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 LARGE = 1e9  # parameters; from here on a run without a GPU takes days
-PROMPTS = 3000  # assumed of a data set taken whole; the paper's two have fewer
-CLASSES = 50  # assumed of an image data set; the paper's have 10 to 47
 GIB = 2**30
 
 
@@ -39,7 +35,7 @@ def preflight(config: dict, resources: Path, results: Path) -> dict:
     device = check_device(config, lacks, notes)
     sources = check_sources(config, Path(resources), lacks)
     to_come = sum(found["bytes_to_come"] or 0 for found in sources.values())
-    needs = [(Path(resources), to_come), (Path(results), results_bytes(config))]
+    needs = [(Path(resources), to_come), (Path(results), sum(file_bytes(config).values()))]
     report = {
         "run": config["run"],
         "device": device,
@@ -76,19 +72,6 @@ def check_device(config: dict, lacks: list[str], notes: list[str]) -> dict:
     if free is not None and free < needed:
         lacks.append(_memory_message(config, gpu["name"], needed, free))
     return {"checked": True, "needed_bytes": needed, **gpu}
-
-
-def model_bytes(config: dict) -> int:
-    """Estimate the memory of the model at work: weights, a fifth on top, and the cache."""
-    model = config["models"][config["text"]["model"]]
-    size = BYTES[model["dtype"]]
-    # Keys and values of one batch, where four query heads share each (grouped-query attention).
-    cache = config["generation"]["batch_tokens"] * 2 * model["layers"] * _width(model) * size / 4
-    needed = model["parameters"] * size * 1.2 + cache
-    if vision := config.get("vision"):  # its batches depend on how images are cut up
-        own = config["models"][vision["model"]]
-        needed = max(needed, own["parameters"] * BYTES[own["dtype"]] * 1.2)
-    return int(needed)
 
 
 def find_gpu(notes: list[str]) -> dict[str, Any]:
@@ -152,40 +135,7 @@ def _memory_message(config: dict, where: str, needed: int, free: int) -> str:
     )
 
 
-def _width(model: dict) -> float:
-    # A decoder layer has about 12 d^2 parameters; the config doesn't carry d itself.
-    return sqrt(model["parameters"] / (12 * model["layers"]))
-
-
 # Disk
-
-
-def results_bytes(config: dict) -> int:
-    """Estimate what a run writes: the activation cache, the texts, a converted model."""
-    model, generation = config["models"][config["text"]["model"]], config["generation"]
-    samples = generation["samples"]
-    sizes = {name: config["datasets"][name]["sample"] or PROMPTS for name in used_datasets(config)}
-    rows = sum(
-        size * (samples if pooled_where(config, name) == "response" else 1)
-        for name, size in sizes.items()
-    )
-    prompts = sum(sizes[name] for name in config["text"]["datasets"])
-    cache = rows * model["layers"] * _width(model) * BYTES[config["activations"]["dtype"]]
-    conditions = 1 + len(generated_conditions(config["heads"]))
-    texts = prompts * samples * conditions * generation["max_new_tokens"] * 8
-    converted = model["parameters"] * BYTES[model["dtype"]] if model["gguf"] else 0
-    more = 100 * 2**20  # tables, figures, logs
-    return int(cache + texts + converted + _vision_bytes(config)) + more
-
-
-def _vision_bytes(config: dict) -> float:
-    if not config.get("vision"):
-        return 0
-    vision = config["vision"]
-    model = config["models"][vision["model"]]
-    images = len(vision["datasets"]) * CLASSES * vision["images"]["selection"]
-    cache = images * model["layers"] * _width(model) * BYTES[config["activations"]["dtype"]]
-    return cache + (model["parameters"] * 4 if vision["build"] else 0)
 
 
 def check_disk(needs: list[tuple[Path, int]], lacks: list[str]) -> list[dict]:

@@ -8,9 +8,9 @@ import pytest
 ROOT = Path(__file__).parents[2]
 LIBRARY = ROOT / "scripts" / "headpursuit"
 # What never leaves the machine that Snakemake runs on: no scheduler kills it.
-LOCAL = {"write_config", "preflight", "download_source", "write_manifest"}
+LOCAL = {"write_config", "preflight", "download_source", "write_manifest", "estimate"}
 # What runs before the first result, in seconds, and whose code is no part of a result.
-PREPARATION = {"write_config", "preflight", "download_source"}
+PREPARATION = {"write_config", "preflight", "download_source", "estimate"}
 
 
 @dataclass

@@ -1,0 +1,18 @@
+"""Reckon what the run takes, and say it."""
+
+from headpursuit.estimate import estimate, render
+from headpursuit.files import write_json, write_text
+from headpursuit.rule import run_rule
+
+
+def main(snakemake):
+    """Write the estimate as JSON and as Markdown, which is also printed."""
+    params = snakemake.params
+    found = estimate(params.config, params.python, params.benchmarks)
+    write_json(snakemake.output.json, found)
+    write_text(snakemake.output.md, render(found))
+    print(render(found))
+
+
+if __name__ == "__main__":
+    run_rule(main, snakemake)
