@@ -4,7 +4,7 @@
 #   make test-labeller   labelling against real servers and injected faults
 #   make bench   the measured comparisons
 #   make paper   the paper's own run: needs a GPU and the Hub (README, "The paper's run")
-#   make docs    docs/choices.md out of the config's schema
+#   make docs    docs/choices.md and docs/columns.md out of the schemas
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 CORES ?= 2
@@ -48,3 +48,4 @@ bench: env
 
 docs: env
 	PYTHONPATH=scripts .venv/bin/python -m headpursuit.choices > docs/choices.md
+	PYTHONPATH=scripts .venv/bin/python -m headpursuit.contracts > docs/columns.md

@@ -12,7 +12,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from headpursuit.files import UserError, atomic, parquet_metadata, read_parquet
+from headpursuit.files import (
+    UserError,
+    atomic,
+    check_table,
+    parquet_metadata,
+    read_parquet,
+)
 from headpursuit.generate import pad, plan_batches
 from headpursuit.models import Decoder, projection_inputs
 
@@ -117,6 +123,7 @@ def write_cache(
             z = np.concatenate([values for _, values in batches])
             samples = [names[i] for indices, _ in batches for i in indices]
             table = _layer_table(samples, layer, z, metadata)
+            check_table(paths[layer], table)
             if layer not in writers:
                 writers[layer] = stack.enter_context(
                     pq.ParquetWriter(

@@ -62,12 +62,32 @@ def read_json(path: str | Path) -> Any:
         raise UserError(f"{path}: not readable JSON ({error}). Delete it and run again.") from error
 
 
+def check_table(path: str | Path, table: pa.Table) -> None:
+    """Check a table that is about to be written against its contract.
+
+    Raises:
+        UserError: if it breaks it.
+    """
+    from headpursuit.contracts import violations
+
+    if broken := violations(path, table):
+        raise UserError(
+            f"{path} is not written, it breaks its contract (docs/columns.md):\n  "
+            + "\n  ".join(broken)
+        )
+
+
 def write_parquet(
     path: str | Path, table: pa.Table, metadata: Mapping[str, Any] | None = None
 ) -> None:
-    """Write a table atomically; each metadata value is stored as JSON in the schema."""
+    """Write a table atomically; each metadata value is stored as JSON in the schema.
+
+    Raises:
+        UserError: if the table breaks its contract; nothing is written.
+    """
     import pyarrow.parquet as pq
 
+    check_table(path, table)
     if metadata:
         encoded = {key: json.dumps(value) for key, value in metadata.items()}
         table = table.replace_schema_metadata({**(table.schema.metadata or {}), **encoded})

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from headpursuit.answers import normalise_answer
-from headpursuit.files import UserError, atomic, read_parquet, seed_for
+from headpursuit.files import UserError, atomic, check_table, read_parquet, seed_for
 from headpursuit.sources import source_files
 
 # Rows held at once, read or written; it bounds the memory whatever the number of images.
@@ -274,6 +274,12 @@ def prepare_images(
     numbers = {label: number for number, label in enumerate(names)}
     counts = {part: Counter() for part in PARTS}
     with atomic(path) as temporary, pq.ParquetWriter(temporary, SCHEMA) as writer:
+
+        def write(records: list[dict[str, Any]]) -> None:
+            table = pa.Table.from_pylist(records, SCHEMA)
+            check_table(path, table)
+            writer.write_table(table)
+
         for part in PARTS:
             waiting: list[dict[str, Any]] = []
             for (file, row), label, image in read_images(files[part], spec, part, True):
@@ -286,10 +292,10 @@ def prepare_images(
                 record |= {"label": numbers[label], "class_name": names[label]}
                 waiting.append(record)
                 if len(waiting) == ROW_GROUP:
-                    writer.write_table(pa.Table.from_pylist(waiting, SCHEMA))
+                    write(waiting)
                     waiting.clear()
             if waiting:
-                writer.write_table(pa.Table.from_pylist(waiting, SCHEMA))
+                write(waiting)
     return pd.DataFrame(
         {
             "label": list(numbers.values()),

@@ -4,12 +4,14 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from html import escape as escape_html
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 
-from headpursuit.files import UserError, atomic, write_text
+from headpursuit.files import UserError, atomic, check_table, write_text
 
 # Columns whose cells are text even where they look like numbers or truth values.
 _TEXT = ("word", "form", "token", "tokens", "atoms", "split")
@@ -36,8 +38,19 @@ def write_csv(path: str | Path, table: pd.DataFrame) -> None:
 
     Text that a spreadsheet would take for a formula gets an apostrophe before it, which
     :func:`read_csv` takes off again. Numbers are left alone.
+
+    Raises:
+        UserError: if the table breaks its contract; nothing is written.
     """
-    write_text(path, _map_text(table, _guard).to_csv(index=False, lineterminator="\n"))
+    text = _map_text(table, _guard).to_csv(index=False, lineterminator="\n")
+    check_table(path, read_cells(StringIO(text)))
+    write_text(path, text)
+
+
+def read_cells(source: str | Path | StringIO) -> pa.Table:
+    """Read a CSV file with every cell as text, None where it is empty."""
+    cells = pd.read_csv(source, dtype=str, keep_default_na=False, na_values=[""], index_col=False)
+    return pa.table({name: pa.array(column, pa.string()) for name, column in cells.items()})
 
 
 def _map_text(table: pd.DataFrame, change) -> pd.DataFrame:

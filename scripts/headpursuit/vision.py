@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import AutoImageProcessor, AutoProcessor, DynamicCache, Qwen2_5_VLProcessor
 
-from headpursuit.files import UserError, atomic, read_json
+from headpursuit.files import UserError, atomic, check_table, read_json
 from headpursuit.generate import end_tokens, until_stop
 from headpursuit.heads import Head
 from headpursuit.images import open_image, stream_images
@@ -396,4 +396,6 @@ def write_answers(
                 for name, own in answers.items()
                 for row, (tokens, stop) in zip(rows, own, strict=True)
             ]
-            writer.write_table(pa.Table.from_pylist(records, schema))
+            table = pa.Table.from_pylist(records, schema)
+            check_table(path, table)
+            writer.write_table(table)

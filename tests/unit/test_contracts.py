@@ -1,0 +1,172 @@
+"""What is refused of a table, how it is said, and that every table of a run has a contract."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+from headpursuit.contracts import contract_of, contracts, record, violations
+from headpursuit.files import UserError, write_parquet
+from headpursuit.tables import read_cells, write_csv
+
+ROOT = Path(__file__).parents[2]
+
+
+def words(**changes: list) -> pd.DataFrame:
+    columns = {"word": ["plum", "pear"], "count": [3, 2], "rank": [1, 2]}
+    return pd.DataFrame({**columns, "split": ["selection", "heldout"], **changes})
+
+
+def lens(**changes: list) -> pa.Table:
+    columns = {"layer": [0, 0], "head": [1, 1], "place": [1, 2], "token_id": [7, 8]}
+    return pa.table({**columns, "token": ["a", "b"], **changes})
+
+
+# Which contract
+
+
+@pytest.mark.parametrize(
+    ("path", "column"),
+    [
+        ("results/demo/words/rtp.csv", "word"),
+        ("/elsewhere/words/rtp.csv", "word"),
+        ("results/demo/scores/rtp.parquet", "metric"),
+        ("results/demo/scores/rtp.per_prompt.parquet", "positions"),
+        ("results/demo/generations/words/baseline.parquet", "response"),
+        ("results/demo/rankings/rtp/months/somp.csv", "atoms"),
+        ("results/demo/dictionaries/concepts/months.csv", "form"),
+    ],
+)
+def test_a_path_has_its_contract(path: str, column: str) -> None:
+    assert column in contract_of(path)["columns"]
+
+
+@pytest.mark.parametrize("path", ["mine.csv", "results/demo/swords/rtp.csv", "words/rtp.csv.gz"])
+def test_other_files_have_none(path: str) -> None:
+    assert contract_of(path) is None
+
+
+def test_every_table_that_a_rule_makes_has_a_contract() -> None:
+    text = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "rules").glob("*.smk"))
+    made = set()
+    for block in re.findall(r"^    output:\n((?:        .*\n)+)", text, re.MULTILINE):
+        made |= set(re.findall(r'"<results>/(\S+\.(?:csv|parquet))"', block))
+    assert len(made) > 25
+    for template in made:
+        assert contract_of(re.sub(r"\{+(\w+)\}+", _example, template)), template
+
+
+def _example(wildcard: re.Match[str]) -> str:
+    return {"method": "somp"}.get(wildcard[1], "x")
+
+
+def test_rankings_of_every_method_have_a_contract() -> None:
+    for method in ("somp", "logit_lens", "unrelated", "size"):
+        for folder in ("rankings", "image_rankings"):
+            assert contract_of(f"{folder}/x/{method}.csv")
+
+
+def test_the_documentation_is_up_to_date() -> None:
+    written = (ROOT / "docs/columns.md").read_text(encoding="utf-8")
+    assert record() == written, "run `make docs`"
+
+
+def test_the_schema_uses_known_words_only() -> None:
+    """A misspelt rule would check nothing."""
+    known = {"type", "items", "minimum", "maximum", "enum", "required", "description"}
+    for contract in contracts():
+        assert set(contract) <= {"files", "key", "columns"}
+        assert set(contract.get("key", [])) <= set(contract["columns"])
+        for name, column in contract["columns"].items():
+            assert set(column) <= known, name
+            assert column["description"], name
+            assert ("items" in column) == (column["type"] == "array"), name
+
+
+# What is refused
+
+
+def test_a_sound_table_is_written(tmp_path: Path) -> None:
+    write_csv(tmp_path / "words/x.csv", words())
+    write_parquet(tmp_path / "lens/x.parquet", lens())
+    assert violations("words/x.csv", read_cells(tmp_path / "words/x.csv")) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"split": ["selection", "held out"]}, "column split, row 2: 'held out' is not one of "),
+        ({"count": [3, -1]}, "column count, row 2: -1 is less than 0"),
+        ({"count": [3.5, 1]}, "column count, row 1: '3.5' is not a whole number"),
+        ({"count": ["many", 1]}, "column count, row 1: 'many' is not a whole number"),
+        ({"word": ["plum", None]}, "column word, row 2: it is empty"),
+        ({"word": ["plum", "plum"]}, "word 'plum' stands in 2 rows, and should in one"),
+        ({"more": [1, 2]}, "it has further columns; it has word, count, rank, split, more and "),
+        ({"split": ["\x1b[31m", "heldout"]}, r"row 1: '\x1b[31m' is not one of"),
+    ],
+)
+def test_a_csv_is_refused(tmp_path: Path, changes: dict, said: str) -> None:
+    with pytest.raises(UserError, match=re.escape(said)) as error:
+        write_csv(tmp_path / "words/x.csv", words(**changes))
+    assert f"{tmp_path}/words/x.csv is not written" in str(error.value)
+    assert not (tmp_path / "words").exists()
+
+
+def test_columns_in_another_order(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="its columns are in another order; it has split, rank"):
+        write_csv(tmp_path / "words/x.csv", words()[["split", "rank", "count", "word"]])
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"token": [1, 2]}, "column token: its type is int64, which is no string"),
+        ({"layer": [0, None]}, "column layer, row 2: it is empty"),
+        ({"place": [1, 0]}, "column place, row 2: 0 is less than 1"),
+        ({"place": [1, 1]}, "layer 0, head 1, place 1 stands in 2 rows, and should in one"),
+    ],
+)
+def test_a_parquet_table_is_refused(tmp_path: Path, changes: dict, said: str) -> None:
+    path = tmp_path / "lens/x.parquet"
+    with pytest.raises(UserError, match=said):
+        write_parquet(path, lens(**changes))
+    assert not path.exists()
+
+
+def atoms(explained: list[float]) -> pa.Table:
+    steps = [*range(1, 1 + len(explained))]
+    same = dict.fromkeys(("layer", "head", "token_id"), [0] * len(steps))
+    table = pa.table({**same, "step": steps, "token": ["a"] * len(steps), "explained": explained})
+    return table.select(["layer", "head", "step", "token_id", "token", "explained"])
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (1.1, "1.1 is more than 1"),
+        (-0.1, "-0.1 is less than 0"),
+        (np.inf, "inf is no finite number"),
+        (np.nan, "nan is not a number"),
+    ],
+)
+def test_a_share_is_a_share(value: float, said: str) -> None:
+    path = "decompositions/x.parquet"
+    assert violations(path, atoms([0.2, value])) == [f"column explained, row 2: {said}"]
+    assert violations(path, atoms([0.2, 1 + 1e-12])) == []  # rounding
+
+
+def test_items_of_lists_are_checked() -> None:
+    for kind in (pa.list_(pa.float32()), pa.list_(pa.float32(), 2)):
+        z = pa.array([[1.0, 2.0], [3.0, np.inf]], kind)
+        table = pa.table({"sample_id": ["a", "b"], "layer": [0, 0], "z": z})
+        [said] = violations("activations/x/layer-00.parquet", table)
+        assert said == "column z, row 2: inf is no finite number"
+
+
+def test_the_list_of_files_names_every_table() -> None:
+    listed = (ROOT / "docs/files.md").read_text(encoding="utf-8")
+    for contract in contracts():
+        for template in contract["files"]:
+            assert f"`{template.split('{')[0].removesuffix('.csv')}" in listed, template
