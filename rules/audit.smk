@@ -1,5 +1,9 @@
 # What a sceptic needs: the published values beside this run's, and what each file is.
 
+from headpursuit.settings import labeller_name, unlike_paper
+
+VISION_MODEL = (config["vision"] or {}).get("model")
+
 
 localrules:
     write_manifest,
@@ -27,10 +31,11 @@ rule compare_published:
     params:
         run=config["run"],
         models={
-            "table2": hub_id(config["text"]["model"]),
-            "figure1": hub_id((config["vision"] or {}).get("model")),
+            "table2": hub_id(config["text"]["model"]) or config["text"]["model"],
+            "figure1": VISION_MODEL and (hub_id(VISION_MODEL) or VISION_MODEL),
         },
-        labeller=None if config["words"]["file"] else config["labeller"]["backend"],
+        labeller=labeller_name(config),
+        settings=unlike_paper(config),
         published_heads=config["publish"]["published_heads"],
         code=code_hash("compare_published"),
     script:

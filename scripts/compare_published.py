@@ -13,7 +13,14 @@ def main(snakemake):
     if snakemake.input.figure1:
         tables["figure1"] = read_csv(snakemake.input.figure1, wanted)
     published = read_published(snakemake.input.published)
-    table = compare(published, tables, params.models, params.labeller, params.published_heads)
+    table = compare(
+        published,
+        tables,
+        params.models,
+        params.labeller,
+        params.settings,
+        params.published_heads,
+    )
     write_csv(snakemake.output.csv, table)
     said = notes(table, params.run)
     write_markdown(snakemake.output.md, display(table), said)

@@ -4,13 +4,14 @@
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from headpursuit.config import SCHEMA
+from headpursuit.settings import MISSING, PAPER, leaves, value_at
 from headpursuit.tables import escape_markdown
 
 ROOT = SCHEMA.parents[1]
@@ -22,37 +23,6 @@ says of it ("open": nothing, in either text), why the value is what it is, and, 
 differs, its value and the reason. "The seed" is the workshop version of the paper, "v2" is
 arXiv 2510.21518v2. This file is generated from `schemas/config.schema.yaml` by `make docs`.
 """
-
-
-def leaves(
-    schema: Mapping[str, Any], definitions: Mapping[str, Any], path: tuple[str, ...] = ()
-) -> Iterator[tuple[tuple[str, ...], Mapping[str, Any]]]:
-    """Yield the path and the schema of every key that holds a value and no further keys.
-
-    Entries of a catalogue (``models.<name>``) have the path part ``*``.
-    """
-    if "$ref" in schema:
-        schema = {**definitions[schema["$ref"].rsplit("/", 1)[1]], **schema}
-    inner = dict(schema.get("properties", {}))
-    entry = schema.get("additionalProperties")
-    if isinstance(entry, Mapping) and ("$ref" in entry or "properties" in entry):
-        inner["*"] = entry
-    if not inner:
-        yield path, schema
-    for name, own in inner.items():
-        yield from leaves(own, definitions, (*path, name))
-
-
-MISSING = object()
-
-
-def value_at(config: Any, path: tuple[str, ...]) -> Any:
-    """Return the value at a path; :data:`MISSING` where the config (an overlay) does not set it."""
-    for name in path:
-        if not isinstance(config, Mapping) or name not in config:
-            return MISSING
-        config = config[name]
-    return config
 
 
 def record(schema: Mapping[str, Any], paper: Mapping[str, Any], demo: Mapping[str, Any]) -> str:
@@ -105,9 +75,7 @@ def main() -> None:
     def load(path: Path) -> Any:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
 
-    print(
-        record(load(SCHEMA), load(ROOT / "config.yaml"), load(ROOT / "configs/demo.yaml")), end=""
-    )
+    print(record(load(SCHEMA), load(PAPER), load(ROOT / "configs/demo.yaml")), end="")
 
 
 if __name__ == "__main__":

@@ -42,6 +42,17 @@ def _imported(tree: ast.Module) -> set[Path]:
 
 
 @cache
+def modules(rule: str) -> frozenset[Path]:
+    """Return a rule's script and all library modules that it reaches."""
+    waiting, seen = {SCRIPTS / f"{rule}.py"}, set()
+    while waiting:
+        path = waiting.pop()
+        seen.add(path)
+        waiting |= _imported(_parsed(path)) - seen
+    return frozenset(seen)
+
+
+@cache
 def code_hash(rule: str) -> str:
     """Return a hash of a rule's script and of all library modules that it reaches.
 
@@ -49,10 +60,5 @@ def code_hash(rule: str) -> str:
     Comments, docstrings and layout do not count, and neither do the files' dates, which a fresh
     checkout resets.
     """
-    waiting, seen = {SCRIPTS / f"{rule}.py"}, set()
-    while waiting:
-        path = waiting.pop()
-        seen.add(path)
-        waiting |= _imported(_parsed(path)) - seen
-    text = "\n".join(ast.dump(_parsed(path)) for path in sorted(seen))
+    text = "\n".join(ast.dump(_parsed(path)) for path in sorted(modules(rule)))
     return hashlib.sha256(text.encode()).hexdigest()[:16]

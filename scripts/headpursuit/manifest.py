@@ -1,28 +1,29 @@
 """The manifest of a run: what each file is, how it came about, and whether it is still the same."""
 
-import os
-import platform
+import hashlib
+import json
 import subprocess
 from base64 import urlsafe_b64decode
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
-from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from headpursuit.contracts import contract_of, violations
 from headpursuit.files import UserError, read_json, sha256
-from headpursuit.lineage import SCRIPTS
+from headpursuit.lineage import SCRIPTS, code_hash, modules
+from headpursuit.rule import MADE_BY, describe_host
+from headpursuit.tables import read_cells
 
 # Where a run keeps what says how it went, and not what came out.
 ASIDE = ("audit", "logs", "benchmarks")
 # What a reader is told to stand on a changed file.
 PUBLISHED = ("tables", "figures")
+ROOT = SCRIPTS.parent
 
 
 def build_manifest(results: Path, started_in: Path) -> dict[str, Any]:
@@ -34,21 +35,44 @@ def build_manifest(results: Path, started_in: Path) -> dict[str, Any]:
             manifest are relative to it.
 
     Returns:
-        results (the run's folder), date, host, software, workflow (commit and the hashes of its
-        files) and files: for each path its sha256, bytes, rows and columns (of tables), and how
-        it was made: rule, params, inputs, and when.
+        What two runs of the same workflow share, and ``circumstances``, which they do not: dates,
+        hosts and times. docs/audit.md says what is in it.
     """
-    made = snakemake_records(started_in)
-    own = [path.relative_to(started_in).as_posix() for path in run_files(results)]
+    records = snakemake_records(started_in)
+    own = [_name(path, started_in) for path in run_files(results)]
+    names = {*own, *_upstream(own, records, started_in)}
+    held = {name: owner for owner in names for name in _held(owner, started_in)}
+    made = {name: _made(records[name], started_in) for name in names if name in records}
+    files, changing = {}, {}
+    for name in sorted(names | set(held)):
+        facts = describe_file(_place(name, started_in))
+        if (content := _content(_place(name, started_in))) is not None:
+            changing[name] = {key: facts.pop(key) for key in ("sha256", "bytes")}
+            facts = {"content": content, **facts}
+        files[name] = facts
+    environments, hosts, jobs = {}, {}, {}
+    for name, (facts, where, times) in made.items():
+        software = where.pop("software", None)
+        files[name] |= facts | {"software": _kept(software, environments)}
+        jobs[name] = times | {"host": _kept(where or None, hosts)}
+    for name, owner in held.items():
+        files[name] |= {"listed_in": owner}
+    for facts in files.values():
+        if "inputs" in facts:
+            facts["inputs"] = {name: _identity(files[name]) for name in facts["inputs"]}
+    rules = sorted({facts["rule"] for facts in files.values() if "rule" in facts})
     return {
-        "results": results.relative_to(started_in).as_posix(),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "host": describe_host(),
-        "software": {dist.name: dist.version for dist in sorted(distributions(), key=_name)},
+        "results": _name(results, started_in),
         "workflow": describe_workflow(),
-        "files": {
-            path: {**describe_file(started_in / path), **_made_by(made.get(path))}
-            for path in sorted({*own, *_upstream(own, made)})
+        "rules": {rule: describe_rule(rule) for rule in rules},
+        "software": environments,
+        "files": files,
+        "circumstances": {
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "host": describe_host(),
+            "hosts": hosts,
+            "jobs": jobs,
+            "files": changing,
         },
     }
 
@@ -65,7 +89,7 @@ def run_files(results: Path) -> list[Path]:
 
 
 def snakemake_records(started_in: Path) -> dict[str, dict[str, Any]]:
-    """Read what Snakemake noted of each output file: rule, params, input, times."""
+    """Read what Snakemake noted of each output file: rule, params, input, log, times."""
     folder = started_in / ".snakemake" / "metadata"
     records = {}
     for path in folder.rglob("*"):
@@ -76,28 +100,117 @@ def snakemake_records(started_in: Path) -> dict[str, dict[str, Any]]:
     return records
 
 
-def _upstream(paths: Iterable[str], made: Mapping[str, Mapping[str, Any]]) -> set[str]:
-    """Return the inputs of files, and theirs, as far as Snakemake made them."""
+def _name(path: str | Path, started_in: Path) -> str:
+    """Return a path as the manifest has it: below where Snakemake ran, or the workflow is."""
+    path = started_in / path
+    for folder, before in ((started_in, ""), (ROOT, "<workflow>/")):
+        if path.is_relative_to(folder):
+            return before + path.relative_to(folder).as_posix()
+    return path.as_posix()
+
+
+def _place(name: str, started_in: Path) -> Path:
+    """Return where a file of the manifest is."""
+    inside = name.removeprefix("<workflow>/")
+    return ROOT / inside if inside != name else started_in / name
+
+
+def _upstream(paths: Iterable[str], records: Mapping[str, Any], started_in: Path) -> set[str]:
+    """Return the inputs of files, and theirs."""
     waiting, seen = deque(paths), set()
     while waiting:
-        for name in made.get(waiting.popleft(), {}).get("input") or []:
-            if name in made and name not in seen:
+        for path in records.get(waiting.popleft(), {}).get("input") or []:
+            name = _name(path, started_in)
+            # A folder of the user's own is an input of its record, which lists its files.
+            if name not in seen and _place(name, started_in).is_file():
                 seen.add(name)
                 waiting.append(name)
     return seen
 
 
-def _made_by(record: Mapping[str, Any] | None) -> dict[str, Any]:
-    if record is None:
-        return {}
+def _held(name: str, started_in: Path) -> list[str]:
+    """Return the files that a provenance.json lists."""
+    path = _place(name, started_in)
+    if path.name != "provenance.json":
+        return []
+    record = read_json(path)
+    # A user's own files stay where they are; others lie beside their record.
+    folder = started_in / record["root"] if record["kind"] == "local" else path.parent
+    paths = [folder / listed["path"] for listed in record["files"]]
+    return [_name(path, started_in) for path in paths if path.is_file()]
+
+
+def _made(
+    record: Mapping[str, Any], started_in: Path
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """Return how a file came about: the rule and all it was given, on what, and when."""
     began, ended = record.get("starttime"), record.get("endtime")
-    return {
+    said = _said_in_log(record, started_in)
+    params = said.pop("params", None)
+    facts = {
         "rule": record["rule"],
-        "params": record["params"],
-        "inputs": sorted(set(record["input"])),
+        "script": f"scripts/{record['rule']}.py",
+        "code": (params or {}).get("code"),
+        # Snakemake's own record has the values alone.
+        "params": record["params"] if params is None else params,
+        "inputs": sorted(
+            name
+            for name in {_name(path, started_in) for path in record["input"]}
+            if _place(name, started_in).is_file()
+        ),
+    }
+    times = {
         "ended": ended and datetime.fromtimestamp(ended, UTC).isoformat(timespec="seconds"),
         "seconds": round(ended - began, 1) if began and ended else None,
     }
+    return facts, said, times
+
+
+def _said_in_log(record: Mapping[str, Any], started_in: Path) -> dict[str, Any]:
+    """Return what a job wrote into its log of itself; nothing where the log is gone."""
+    for path in record.get("log") or []:
+        try:
+            lines = (started_in / path).read_text(encoding="utf-8", errors="replace").splitlines()
+            return json.loads([line for line in lines if MADE_BY in line][-1].split(MADE_BY, 1)[1])
+        except (OSError, IndexError, ValueError):
+            continue
+    return {}
+
+
+def _kept(value: Any, values: dict[str, Any]) -> str | None:
+    """Keep a value that many files share once, and return its name."""
+    if value is None:
+        return None
+    name = hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:8]
+    values[name] = value
+    return name
+
+
+def _identity(facts: Mapping[str, Any]) -> str:
+    return facts.get("content") or facts.get("sha256") or ""
+
+
+# Of records, what says when, where and with what they were made.
+_PASSING = ("date", "root", "tools", "tokens_per_second")
+_WHOLLY_PASSING = ("preflight.json", ".journal.jsonl", ".summary.html")
+
+
+def _content(path: Path) -> str | None:
+    """Return the hash of what a file holds besides times, hosts and folders.
+
+    None for a file that holds nothing of the kind, empty for one that holds nothing else.
+    """
+    if path.name.endswith(_WHOLLY_PASSING):
+        return ""
+    if path.name == "provenance.json" or path.name.endswith(".summary.json"):
+        record = read_json(path)
+        passing = (*_PASSING, "path", "url") if record.get("kind") == "local" else _PASSING
+        kept: Any = {key: value for key, value in record.items() if key not in passing}
+    elif contract_of(path) is contract_of("labels/x.parquet"):
+        kept = pq.read_table(path).to_pylist()  # its metadata say how long the labeller took
+    else:
+        return None
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
 def describe_file(path: Path) -> dict[str, Any]:
@@ -110,49 +223,38 @@ def describe_file(path: Path) -> dict[str, Any]:
             facts |= {"rows": table.num_rows}
             facts |= {"columns": {field.name: str(field.type) for field in schema}}
         elif path.suffix == ".csv":
-            # As text: a type guessed from one table's cells is none of the file's.
-            frame = pd.read_csv(path, dtype=str, keep_default_na=False)
-            facts |= {"rows": len(frame), "columns": dict.fromkeys(frame.columns, "text")}
+            cells = read_cells(path)
+            types = (contract_of(path) or {}).get("columns", {})
+            facts |= {"rows": len(cells)}
+            facts |= {
+                "columns": {
+                    name: types.get(name, {}).get("type", "string") for name in cells.column_names
+                }
+            }
     except (pa.ArrowInvalid, OSError, ValueError) as error:
         facts["unreadable"] = str(error)
     return facts
 
 
-def describe_host() -> dict[str, Any]:
-    """Return the hardware and operating system of this machine."""
-    return {
-        "name": platform.node(),
-        "system": platform.platform(),
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "memory_bytes": psutil.virtual_memory().total,
-        "python": platform.python_version(),
-    }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
+def describe_rule(rule: str) -> dict[str, Any]:
+    """Return a rule's script, the library modules that it reaches, and the hash of their code."""
+    reached = sorted(path.relative_to(ROOT).as_posix() for path in modules(rule))
+    return {"code": code_hash(rule), "modules": reached}
 
 
 def describe_workflow() -> dict[str, Any]:
     """Return the workflow's commit, where it is a checkout, and the hashes of its files."""
-    root = SCRIPTS.parent
     names = ("Snakefile", "config.yaml", "requirements.txt")
-    parts = [root / name for name in names if (root / name).exists()]
+    parts = [ROOT / name for name in names if (ROOT / name).exists()]
     for folder in ("rules", "scripts", "schemas", "envs", "data"):
         parts += sorted(
-            path for path in (root / folder).rglob("*") if path.suffix not in ("", ".pyc")
+            path for path in (ROOT / folder).rglob("*") if path.suffix not in ("", ".pyc")
         )
 
     def git(*arguments: str) -> str | None:
         try:
             done = subprocess.run(
-                ["git", *arguments], cwd=root, capture_output=True, text=True, check=True
+                ["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True
             )
         except (OSError, subprocess.CalledProcessError):
             return None
@@ -161,19 +263,15 @@ def describe_workflow() -> dict[str, Any]:
     return {
         "commit": git("rev-parse", "HEAD"),
         "changed": (git("status", "--porcelain", "--untracked-files=no") or "").splitlines(),
-        "files": {path.relative_to(root).as_posix(): sha256(path) for path in parts},
+        "files": {path.relative_to(ROOT).as_posix(): sha256(path) for path in parts},
     }
-
-
-def _name(distribution: Any) -> str:
-    return distribution.name.lower()
 
 
 def load_manifest(results: Path) -> dict[str, Any]:
     """Read a run's manifest.
 
     Raises:
-        UserError: if the run has none.
+        UserError: if the run has none, or what is there is none.
     """
     path = results / "audit" / "manifest.json"
     if not path.exists():
@@ -181,33 +279,78 @@ def load_manifest(results: Path) -> dict[str, Any]:
             f"{path} does not exist. Write it first: snakemake --cores 1 audit, with the run's "
             "--configfile."
         )
-    return read_json(path)
+    manifest = read_json(path)
+    parts = {"results", "workflow", "rules", "software", "files", "circumstances"}
+    if not isinstance(manifest, dict) or set(manifest) != parts:
+        raise UserError(
+            f"{path} is no manifest of this version: it should hold {', '.join(sorted(parts))}. "
+            "Delete it and write it again: snakemake --cores 1 audit, with the run's --configfile."
+        )
+    return manifest
 
 
-def verify(results: Path) -> list[str]:
-    """Compare a run's files with its manifest.
+def verify(results: Path) -> tuple[list[str], list[str]]:
+    """Compare a run's files with its manifest and its tables with their contracts.
 
     Returns:
-        A line for each file that changed, is missing or is not in the manifest, with the tables
-        and figures that stand on it; empty if all is as it was.
+        A line for each file that changed, is missing, is not in the manifest or breaks its
+        contract, with the tables and figures that stand on it, none if all is as it was; and
+        notes on what is no change of a result: newer code, and files that are not here.
 
     Raises:
         UserError: if there is no manifest.
     """
     results = results.resolve()
     manifest = load_manifest(results)
-    files = manifest["files"]
+    files, inside = manifest["files"], manifest["results"] + "/"
     started_in = results.parents[len(Path(manifest["results"]).parts) - 1]
-    problems = []
+    problems, missing, found = [], [], 0
     for name, facts in files.items():
-        path = started_in / name
+        own = name.startswith(inside)
+        path = results / name.removeprefix(inside) if own else _place(name, started_in)
         if not path.exists():
-            problems.append(f"{name}: missing{_standing_on(name, files)}")
-        elif sha256(path) != facts["sha256"]:
-            difference = _difference(facts, describe_file(path))
-            problems.append(f"{name}: changed ({difference}){_standing_on(name, files)}")
-    present = {path.relative_to(started_in).as_posix() for path in run_files(results)}
-    return problems + [f"{name}: not in the manifest" for name in sorted(present - set(files))]
+            (problems if own else missing).append(f"{name}: missing{_standing_on(name, files)}")
+            continue
+        found += not own
+        wanted, now = facts | manifest["circumstances"]["files"].get(name, {}), describe_file(path)
+        if now["sha256"] != wanted["sha256"]:
+            said = f"changed ({_difference(wanted, now)})"
+            problems.append(f"{name}: {said}{_standing_on(name, files)}")
+        problems += [f"{name}: {broken}" for broken in _broken(path)]
+    here = {inside + path.relative_to(results).as_posix() for path in run_files(results)}
+    problems += [f"{name}: not in the manifest" for name in sorted(here - set(files))]
+    notes = list(_newer_code(manifest))
+    if found or not missing:
+        problems += missing
+    else:
+        notes.append(
+            f"{len(missing)} files that the run stands on, downloads and the like, are not beside "
+            "it and were not compared."
+        )
+    return problems, notes
+
+
+def _broken(path: Path) -> list[str]:
+    """Return in what a table breaks its contract; nothing of one that is not readable."""
+    if contract_of(path) is None:
+        return []
+    try:
+        table = read_cells(path) if path.suffix == ".csv" else pq.read_table(path)
+    except (pa.ArrowInvalid, OSError, ValueError):
+        return []
+    return violations(path, table)
+
+
+def _newer_code(manifest: Mapping[str, Any]) -> Iterator[str]:
+    """Say which rules' code is no longer what made the files."""
+    made_by = {rule: {facts["code"]} for rule, facts in manifest["rules"].items()}
+    for facts in manifest["files"].values():
+        if facts.get("code"):
+            made_by[facts["rule"]].add(facts["code"])
+    script = {rule: (SCRIPTS / f"{rule}.py").exists() for rule in made_by}
+    changed = [rule for rule in made_by if made_by[rule] != {script[rule] and code_hash(rule)}]
+    if changed:
+        yield f"Files were made by other code than is here now, of the rules {', '.join(changed)}."
 
 
 def _standing_on(name: str, files: Mapping[str, Mapping[str, Any]]) -> str:
@@ -215,10 +358,11 @@ def _standing_on(name: str, files: Mapping[str, Mapping[str, Any]]) -> str:
     standing, waiting = set(), deque([name])
     while waiting:
         source = waiting.popleft()
-        for path, facts in files.items():
-            if path not in standing and source in facts.get("inputs", []):
-                standing.add(path)
-                waiting.append(path)
+        # What stands on a download has its record as input.
+        own = {files[source]["listed_in"]} if "listed_in" in files[source] else set()
+        own |= {path for path, facts in files.items() if source in facts.get("inputs", {})}
+        waiting += own - standing
+        standing |= own
     ends = sorted(path for path in standing if Path(path).parent.name in PUBLISHED)
     return f"; {', '.join(ends)} stand on it" if ends else ""
 
@@ -236,3 +380,38 @@ def _difference(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
         how = "in another order" if sorted(old) == sorted(new) else "others"
         said.append(f"columns are {how}: {', '.join(new)}")
     return "; ".join(said) or "content"
+
+
+def differences(one: Path, other: Path) -> list[str]:
+    """Compare the manifests of two runs, dates, hosts and times aside.
+
+    Returns:
+        A line for each part, file or rule that differs, saying in what.
+
+    Raises:
+        UserError: if either has no manifest.
+    """
+    a, b = (_flat(load_manifest(results)) for results in (one, other))
+    said = []
+    for key in sorted({*a, *b}):
+        mine, theirs = a.get(key), b.get(key)
+        if mine is None or theirs is None:
+            said.append(f"{' '.join(key)}: only in {one if theirs is None else other}")
+        elif mine != theirs:
+            names = sorted({*mine, *theirs}) if isinstance(mine, dict) else []
+            parts = [name for name in names if mine.get(name) != theirs.get(name)]
+            said.append(f"{' '.join(key)}: {', '.join(parts) or 'differs'}")
+    return said
+
+
+def _flat(manifest: Mapping[str, Any]) -> dict[tuple[str, ...], Any]:
+    """Return the parts of a manifest that two equal runs share, a run's own folder left out."""
+    text = json.dumps({key: own for key, own in manifest.items() if key != "circumstances"})
+    shared = json.loads(text.replace(f'"{manifest["results"]}', '"<results>'))
+    flat = {("workflow", key): own for key, own in shared.pop("workflow").items()}
+    flat |= {
+        (key, name): own
+        for key in ("rules", "software", "files")
+        for name, own in shared[key].items()
+    }
+    return flat

@@ -1,33 +1,41 @@
 """Published against reproduced: every value of the paper beside this run's."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
 from headpursuit.table2 import METHOD_NAMES, number
 
-# The artefacts of data/published.csv: this run's table and metric, and the paper's model.
-MISTRAL, LLAVA = "mistralai/Mistral-7B-Instruct-v0.2", "llava-hf/llava-v1.6-mistral-7b-hf"
+# The artefacts of data/published.csv: this run's table and metric.
 ARTEFACTS = {
-    "table2": ("table2", "count", MISTRAL),
-    "table2_lexical": ("table2", "count", MISTRAL),
-    "table2_classifier": (None, None, MISTRAL),
-    "figure1": ("figure1", "strict", LLAVA),
+    "table2": ("table2", "count"),
+    "table2_lexical": ("table2", "count"),
+    "table2_classifier": (None, None),
+    "figure1": ("figure1", "strict"),
 }
-LABELLERS = ("ollama", "openai")
+# Both texts print the same metric for these.
+TWICE = {"table2": "table2_lexical", "table2_lexical": "table2"}
+# The paper's models, by the table that stands on them, and its labeller.
+MODELS = {
+    "table2": "mistralai/Mistral-7B-Instruct-v0.2",
+    "figure1": "llava-hf/llava-v1.6-mistral-7b-hf",
+}
+LABELLER = "ollama: llama3.3:70b"
 
 COLUMNS = [
     *("artefact", "dataset", "method", "heads", "statistic", "published", "low", "high", "source"),
-    *("own_heads", "own", "own_low", "own_high", "difference", "inside", "n", "remarks"),
+    *("own_heads", "own", "own_low", "own_high", "difference", "inside", "n"),
+    *("model", "labeller", "settings", "remarks"),
 ]
 
 
 def compare(
     published: pd.DataFrame,
     tables: Mapping[str, pd.DataFrame],
-    models: Mapping[str, str | None],
-    labeller: str | None,
+    models: Mapping[str, str],
+    labeller: str,
+    settings: Mapping[str, Sequence[str]],
     published_heads: Mapping[int, int] | None,
 ) -> pd.DataFrame:
     """Put this run's values beside the published ones.
@@ -35,21 +43,22 @@ def compare(
     Args:
         published: ``data/published.csv``.
         tables: ``table2`` and, where the run has it, ``figure1``.
-        models: the same names to the Hub id of the run's model, None where it has none.
-        labeller: what labelled the words of table 2; None for the user's own list.
+        models: the same names to the run's model, its Hub id where it has one.
+        labeller: what named the words of table 2.
+        settings: of :func:`headpursuit.settings.unlike_paper`.
         published_heads: this run's k to the published k that stands beside it.
 
     Returns:
         A row for each published value, in their order: where this run has a counterpart its value
         and interval (of ``median_iqr`` the median and quartiles over draws, otherwise the
         bootstrap's), the difference (own - published), whether the published value lies in the
-        own interval, and remarks on what else differs.
+        own interval, n, what else differs, and remarks.
     """
     own_heads = {int(theirs): int(own) for own, theirs in (published_heads or {}).items()}
     rows = []
     for value in published.to_dict("records"):
-        name, metric, model = ARTEFACTS[value["artefact"]]
-        remarks = list(_oddities(value))
+        name, metric = ARTEFACTS[value["artefact"]]
+        remarks = list(_oddities(value, published))
         row = {**value, "published": value["value"]}
         own = None
         if name is None:
@@ -62,18 +71,32 @@ def compare(
             if own is None:
                 remarks.append("not in this run")
         if own is not None:
-            row |= _beside(own, value) | {"own_heads": k}
-            remarks += _differences(models[name], model, labeller if name == "table2" else "ollama")
+            row |= _beside(own, value) | {"own_heads": k, "model": models[name]}
+            row["labeller"] = labeller if name == "table2" else None
+            row["settings"] = " ".join(_of(settings[name], value["dataset"])) or None
+            remarks += _differences(row, MODELS[name])
             if isinstance(own["flag"], str) and own["flag"]:
                 remarks.append(own["flag"])
         rows.append({**dict.fromkeys(COLUMNS), **row, "remarks": "; ".join(remarks)})
-    return pd.DataFrame(rows)[COLUMNS]
+    table = pd.DataFrame(rows)[COLUMNS]
+    return table.astype({"own_heads": "Int64", "n": "Int64"})
 
 
-def _oddities(value: Mapping[str, Any]) -> Sequence[str]:
+def _of(keys: Sequence[str], dataset: str) -> list[str]:
+    """Return the keys that say something of a data set."""
+    others = {"datasets", "image_datasets"}
+    return [key for key in keys if key.split(".")[0] not in others or f".{dataset}." in key]
+
+
+def _oddities(value: Mapping[str, Any], published: pd.DataFrame) -> Iterator[str]:
+    """Say what is odd about a published value, whatever this run has."""
     if pd.notna(value["low"]) and not value["low"] <= value["value"] <= value["high"]:
-        return ["the published value lies outside its own interval"]
-    return []
+        yield "impossible: the published value lies outside its own interval"
+    same = ["dataset", "method", "heads", "statistic"]
+    other = published[published["artefact"] == TWICE.get(value["artefact"])]
+    for text in other[(other[same] == [value[key] for key in same]).all(axis=1)].itertuples():
+        if text.value != value["value"]:
+            yield f"{text.source} prints {text.value:.2f}"
 
 
 def _counterpart(
@@ -102,11 +125,13 @@ def _beside(own: Mapping[str, Any], value: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _differences(own_model: str | None, model: str, labeller: str | None) -> list[str]:
-    said = [] if own_model == model else ["another model"]
-    if labeller not in LABELLERS:
-        said.append("words from a list" if labeller else "words of the user's own")
-    return said
+def _differences(row: Mapping[str, Any], model: str) -> Iterator[str]:
+    if row["model"] != model:
+        yield "another model"
+    if row["labeller"] not in (None, LABELLER):
+        yield "words from elsewhere"
+    if row["settings"]:
+        yield "other settings"
 
 
 def display(table: pd.DataFrame) -> pd.DataFrame:
@@ -136,6 +161,7 @@ def display(table: pd.DataFrame) -> pd.DataFrame:
             "inside": [
                 "" if pd.isna(row["own"]) else "yes" if row["inside"] else "no" for row in rows
             ],
+            "n": ["" if pd.isna(row["n"]) else str(row["n"]) for row in rows],
             "remarks": [row["remarks"] for row in rows],
         }
     )
@@ -143,12 +169,36 @@ def display(table: pd.DataFrame) -> pd.DataFrame:
 
 def notes(table: pd.DataFrame, run: str) -> str:
     """Return what a reader of the comparison has to know."""
-    known = table["own"].notna()
-    inside = table["inside"].eq(True)
-    return (
-        f"Run {run}: {known.sum()} of {len(table)} published values have a counterpart, and "
-        f"{inside.sum()} of those lie in this run's interval. Intervals of this run: bootstrap "
-        "over prompts or images; where the published value is a median over random draws, median "
-        "and quartiles over draws. Where a remark says another model, agreement and disagreement "
-        "say nothing about the paper's numbers."
+    own = table[table["own"].notna()]
+    inside = own["inside"].eq(True).sum()
+    said = [f"Run {run}: {len(own)} of {len(table)} published values have a counterpart."]
+    used = own.drop_duplicates(["artefact", "model"])
+    others = {row.model for row in used.itertuples() if row.model not in MODELS.values()}
+    if others:
+        said.append(
+            f"This run is of another model than the paper ({', '.join(sorted(others))}, not "
+            f"{' and '.join(MODELS.values())}): whether its values are near the published ones "
+            "says nothing about the paper's numbers."
+        )
+    said.append(
+        f"{inside} of the {len(own)} published values lie in this run's interval: bootstrap over "
+        "prompts or images; where the published value is a median over random draws, median and "
+        "quartiles over draws. The paper does not say how many prompts or images it used."
     )
+    for labeller in own["labeller"].dropna().unique():
+        said.append(f"The paper's words are Llama 3.3 70B's, this run's are of {labeller}.")
+    for name, own_settings in _settings(own).items():
+        said.append(
+            f"Other settings, {name}, than config.yaml, the paper's configuration (values in this "
+            f"run's config.yaml, reasons in docs/choices.md): {', '.join(own_settings)}."
+        )
+    return " ".join(said)
+
+
+def _settings(own: pd.DataFrame) -> dict[str, list[str]]:
+    """Return the settings that differ, by this run's table."""
+    found: dict[str, list[str]] = {}
+    for row in own.dropna(subset="settings").itertuples():
+        keys = found.setdefault(ARTEFACTS[row.artefact][0], [])
+        keys += [key for key in row.settings.split() if key not in keys]
+    return found

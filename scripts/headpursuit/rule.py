@@ -1,12 +1,19 @@
 """What every rule's script does around its work: log, threads, and errors in plain words."""
 
+import json
 import logging
+import os
+import platform
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from headpursuit.files import UserError
+
+# Before what a job writes into its log of itself; the manifest reads it.
+MADE_BY = "made by "
 
 
 def run_rule(main: Callable[[Any], None], snakemake: Any) -> None:
@@ -36,3 +43,40 @@ def run_rule(main: Callable[[Any], None], snakemake: Any) -> None:
         logging.exception("%s failed", snakemake.rule)
         raise
     logging.info("%s done in %.1f s", snakemake.rule, time.monotonic() - started)
+    maker = {"params": dict(snakemake.params.items()), "software": loaded(), **describe_host()}
+    logging.info("%s%s", MADE_BY, json.dumps(maker, default=str))
+
+
+def loaded() -> dict[str, str]:
+    """Return the versions of Python and of the packages that this process has imported."""
+    packages = {
+        name: version
+        for name, module in sorted(sys.modules.items())
+        if "." not in name
+        and name not in sys.stdlib_module_names
+        and isinstance(version := getattr(module, "__dict__", {}).get("__version__"), str)
+    }
+    return {"python": platform.python_version(), **packages}
+
+
+def describe_host() -> dict[str, Any]:
+    """Return the hardware and operating system of this machine."""
+    torch = sys.modules.get("torch")
+    with_gpu = torch is not None and torch.cuda.is_available()
+    return {
+        "name": platform.node(),
+        "system": platform.platform(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "gpu": torch.cuda.get_device_name() if with_gpu else None,
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()

