@@ -41,7 +41,6 @@ def _imported(tree: ast.Module) -> set[Path]:
     return {path for path in files if path.exists()}
 
 
-@cache
 def modules(rule: str) -> frozenset[Path]:
     """Return a rule's script and all library modules that it reaches."""
     waiting, seen = {SCRIPTS / f"{rule}.py"}, set()

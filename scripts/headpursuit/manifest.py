@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import subprocess
 from base64 import urlsafe_b64decode
 from collections import deque
@@ -102,7 +103,7 @@ def snakemake_records(started_in: Path) -> dict[str, dict[str, Any]]:
 
 def _name(path: str | Path, started_in: Path) -> str:
     """Return a path as the manifest has it: below where Snakemake ran, or the workflow is."""
-    path = started_in / path
+    path = Path(os.path.normpath(started_in / path))
     for folder, before in ((started_in, ""), (ROOT, "<workflow>/")):
         if path.is_relative_to(folder):
             return before + path.relative_to(folder).as_posix()
