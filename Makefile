@@ -2,15 +2,17 @@
 #   make demo    a small real model on real data: tables and figures in results/demo
 #   make test    lint and tests
 #   make test-labeller   labelling against real servers and injected faults
+#   make report  one HTML file of a finished run: make report RUN=demo
 #   make bench   the measured comparisons
 #   make paper   the paper's own run: needs a GPU and the Hub (README, "The paper's run")
 #   make docs    docs/choices.md and docs/columns.md out of the schemas
 
+RUN ?= paper
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 CORES ?= 2
 SNAKEMAKE = .venv/bin/snakemake --cores $(CORES)
 
-.PHONY: demo paper test test-labeller bench lint docs env
+.PHONY: demo paper report test test-labeller bench lint docs env
 
 env: .venv/complete
 
@@ -27,6 +29,9 @@ demo: env
 
 paper: env
 	$(SNAKEMAKE)
+
+report: env
+	$(SNAKEMAKE) --report results/$(RUN)/report.html --configfile results/$(RUN)/config.yaml
 
 lint: env
 	.venv/bin/ruff check --quiet .

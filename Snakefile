@@ -13,6 +13,9 @@ pathvars:
     benchmarks="<results>/benchmarks",
 
 
+report: "report/workflow.rst"
+
+
 include: "rules/common.smk"
 include: "rules/data.smk"
 include: "rules/models.smk"
@@ -31,6 +34,9 @@ if config["vision"]:
     include: "rules/vision.smk"
 
 
+include: "rules/report.smk"
+
+
 rule all:
     """The tables and figures, and all that lies in between, so that what is deleted is made anew."""
     default_target: True
@@ -39,6 +45,7 @@ rule all:
         rules.table1.input,
         FIGURE1,
         "<results>/tables/published.csv",
+        PAGES,
         collect("<resources>/{source}/provenance.json", source=used_sources(config)),
         MODEL_FILES,
         collect(

@@ -71,7 +71,8 @@ rule summarise_labels:
         html=report(
             "<results>/labels/{dataset}.summary.html",
             caption="../report/labels.rst",
-            category="Labels",
+            category="6 Labels",
+            labels={"result": "labelling of {dataset}"},
         ),
     log:
         "<logs>/summarise_labels/{dataset}.log",

@@ -39,8 +39,13 @@ rule plot_table2:
         table="<results>/tables/table2.csv",
         draws="<results>/tables/table2.draws.csv",
     output:
-        report("<results>/figures/table2.pdf", caption="../report/table2.rst", category="Table 2"),
-        report("<results>/figures/table2.png", caption="../report/table2.rst", category="Table 2"),
+        "<results>/figures/table2.pdf",
+        report(
+            "<results>/figures/table2.png",
+            caption="../report/table2.rst",
+            category="2 Table 2",
+            labels={"result": "figure"},
+        ),
     log:
         "<logs>/plot_table2.log",
     benchmark:

@@ -131,8 +131,13 @@ rule plot_heads:
     input:
         specialists=collect("<results>/specialists/{dataset}.csv", dataset=TABLE1_DATASETS),
     output:
-        report("<results>/figures/heads.pdf", caption="../report/heads.rst", category="Table 1"),
-        report("<results>/figures/heads.png", caption="../report/heads.rst", category="Table 1"),
+        "<results>/figures/heads.pdf",
+        report(
+            "<results>/figures/heads.png",
+            caption="../report/heads.rst",
+            category="3 Table 1",
+            labels={"result": "figure: what the heads' atoms explain"},
+        ),
     log:
         "<logs>/plot_heads.log",
     benchmark:
@@ -159,8 +164,13 @@ rule plot_atoms:
         specialists=collect("<results>/specialists/{dataset}.csv", dataset=TABLE1_DATASETS),
         nulls=collect("<results>/specialists/{dataset}.null.parquet", dataset=TABLE1_DATASETS),
     output:
-        report("<results>/figures/atoms.pdf", caption="../report/atoms.rst", category="Table 1"),
-        report("<results>/figures/atoms.png", caption="../report/atoms.rst", category="Table 1"),
+        "<results>/figures/atoms.pdf",
+        report(
+            "<results>/figures/atoms.png",
+            caption="../report/atoms.rst",
+            category="3 Table 1",
+            labels={"result": "figure: variance explained by atoms"},
+        ),
     log:
         "<logs>/plot_atoms.log",
     benchmark:
@@ -264,15 +274,12 @@ rule plot_concept:
             dataset=TABLE1_DATASETS,
         ),
     output:
-        report(
-            "<results>/figures/concept-{concept}.pdf",
-            caption="../report/concept.rst",
-            category="Concepts",
-        ),
+        "<results>/figures/concept-{concept}.pdf",
         report(
             "<results>/figures/concept-{concept}.png",
             caption="../report/concept.rst",
-            category="Concepts",
+            category="4 Concepts",
+            labels={"result": "figure: {concept}"},
         ),
     log:
         "<logs>/plot_concept/{concept}.log",

@@ -331,16 +331,24 @@ rule plot_figure1:
         overlap="<results>/tables/figure1.overlap.csv",
         cross="<results>/tables/figure1.cross.csv",
     output:
-        bars=report(
-            multiext("<results>/figures/figure1", ".pdf", ".png"),
-            caption="../report/figure1.rst",
-            category="Figure 1",
-        ),
-        overlap=report(
-            multiext("<results>/figures/figure1.overlap", ".pdf", ".png"),
-            caption="../report/figure1.overlap.rst",
-            category="Figure 1",
-        ),
+        bars=[
+            "<results>/figures/figure1.pdf",
+            report(
+                "<results>/figures/figure1.png",
+                caption="../report/figure1.rst",
+                category="5 Figure 1",
+                labels={"result": "figure: right answers"},
+            ),
+        ],
+        overlap=[
+            "<results>/figures/figure1.overlap.pdf",
+            report(
+                "<results>/figures/figure1.overlap.png",
+                caption="../report/figure1.overlap.rst",
+                category="5 Figure 1",
+                labels={"result": "figure: heads of other data sets"},
+            ),
+        ],
     log:
         "<logs>/plot_figure1.log",
     benchmark:

@@ -352,7 +352,21 @@ def test_the_page_holds_text_only(text):
     facts = {"ok": 1, "words": [{"word": text, "responses": 2}], "labeller": {text: text}}
     page = audit.summary_html(facts, text)
     tags = set(re.findall(r"<(/?\w+)", page))
-    known = {"meta", "title", "/title", "h1", "/h1", "h2", "/h2", "table", "/table", "tr", "th"}
+    known = {
+        "meta",
+        "style",
+        "/style",
+        "title",
+        "/title",
+        "h1",
+        "/h1",
+        "h2",
+        "/h2",
+        "table",
+        "/table",
+        "tr",
+        "th",
+    }
     assert tags <= known | {"td"}
 
 

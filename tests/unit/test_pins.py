@@ -19,7 +19,6 @@ environments = pytest.mark.parametrize("name", ENVIRONMENTS)
 BEHIND = {
     "accelerate": "transformers, to place weights",
     "gguf": "transformers, to read GGUF",
-    "jinja2": "pandas, for LaTeX; transformers, for chat templates",
     "sentencepiece": "transformers, for tokenizers of that kind",
     "tabulate": "pandas, for Markdown",
     "tokenizers": "transformers",

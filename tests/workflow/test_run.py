@@ -15,7 +15,7 @@ pytestmark = pytest.mark.xdist_group("workflow")
 
 TABLES = ["table2.csv", "table2.draws.csv", "table2.md", "table2.tex"]
 # What stands on each file, by rule: what must be made again, and nothing else.
-PUBLISH = {"publish_table2": 1, "plot_table2": 1, "compare_published": 1}
+PUBLISH = {"publish_table2": 1, "plot_table2": 1, "compare_published": 1, "write_pages": 1}
 SCORE = {"score_words": 1, **PUBLISH}
 HEADS = {"generate_intervened": 1, "join_responses": 3, "measure_expected": 2, **SCORE}
 RANKED = {"rank_heads": 2, "select_heads": 2, "draw_controls": 2, **HEADS}
@@ -122,7 +122,7 @@ def test_second_run_does_nothing(finished: Checkout) -> None:
         ("expected/rtp/part-2.parquet", {"measure_expected": 1, **SCORE}),
         ("scores/rtp.parquet", SCORE),
         ("tables/table2.tex", PUBLISH),
-        ("figures/table2.png", {"plot_table2": 1}),
+        ("figures/table2.png", {"plot_table2": 1, "write_pages": 1}),
     ],
 )
 def test_a_deleted_file_is_made_again_with_what_stands_on_it(
@@ -159,6 +159,7 @@ def test_a_colour_makes_a_new_figure_and_nothing_else(finished: Checkout) -> Non
         "plot_table2",
         "preflight",
         "write_config",
+        "write_pages",
     }
 
 

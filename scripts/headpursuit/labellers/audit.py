@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from html import escape
 from typing import Any
 
@@ -47,17 +47,27 @@ def summary(table: pa.Table) -> dict[str, Any]:
 def summary_html(facts: Mapping[str, Any], title: str) -> str:
     """Return a summary as a page of its own; every text is escaped, whoever wrote it."""
     counts = {name: value for name, value in facts.items() if name not in ("words", "labeller")}
-    words = {row["word"]: row["responses"] for row in facts["words"]}
-    parts = [("Labels", counts), ("Most frequent words (masked)", words)]
-    tables = (_rows(heading, rows) for heading, rows in [*parts, ("Labeller", facts["labeller"])])
-    head = f'<meta charset="utf-8"><title>{escape(title)}</title>'
+    words = [(row["word"], row["responses"]) for row in facts["words"]]  # masks can be equal
+    parts = [("Labels", counts.items()), ("Most frequent words (masked)", words)]
+    parts += [("Labeller", facts["labeller"].items())]
+    tables = (_rows(heading, rows) for heading, rows in parts)
+    head = f'<meta charset="utf-8"><title>{escape(title)}</title>{_STYLE}'
     return f"<!doctype html>{head}<h1>{escape(title)}</h1>{''.join(tables)}\n"
 
 
-def _rows(heading: str, rows: Mapping[str, Any]) -> str:
+# A page may load nothing, whatever got into it.
+_STYLE = (
+    """<meta http-equiv="Content-Security-Policy" content="default-src 'none'; """
+    """style-src 'unsafe-inline'"><style>body { font: 15px/1.45 system-ui, sans-serif; """
+    "margin: 1.5rem 2rem } h1 { font-size: 1.5rem } h2 { font-size: 1.1rem } th, td { "
+    "text-align: left; vertical-align: top; padding: .2rem .8rem .2rem 0; "
+    "border-bottom: 1px solid #e1e4e8; unicode-bidi: isolate }</style>"
+)
+
+
+def _rows(heading: str, rows: Iterable[tuple[str, Any]]) -> str:
     cells = "".join(
-        f"<tr><th align=left>{escape(str(name))}<td>{escape(_text(value))}"
-        for name, value in rows.items()
+        f"<tr><th>{escape(str(name))}<td>{escape(_text(value))}" for name, value in rows
     )
     return f"<h2>{escape(heading)}</h2><table>{cells}</table>"
 

@@ -1,0 +1,17 @@
+"""Write pages of the report, each named by its file."""
+
+from pathlib import Path
+
+from headpursuit.files import write_text
+from headpursuit.pages import write_page
+from headpursuit.rule import run_rule
+
+
+def main(snakemake):
+    """Write the pages."""
+    for path in snakemake.output:
+        write_text(path, write_page(Path(path).stem, snakemake.input, Path.cwd()))
+
+
+if __name__ == "__main__":
+    run_rule(main, snakemake)
