@@ -1,10 +1,5 @@
 # The report's pages: snakemake --report shows them beside the figures (docs/report.md).
 
-
-localrules:
-    write_pages,
-
-
 PAGE = workflow.source_path("../report/page.html.jinja")
 
 
@@ -51,8 +46,8 @@ rule write_pages:
     conda:
         "../envs/tables.yaml"
     resources:
-        mem_mb=1000,
-        runtime=10,
+        mem_mb=by_attempt(1000),
+        runtime=by_attempt(10),
     params:
         code=code_hash("write_pages"),
     script:
