@@ -16,6 +16,7 @@ from headpursuit.config import (
     pooled_where,
 )
 from headpursuit.files import UserError, beside
+from headpursuit.interrupt import end_jobs_on_signals
 from headpursuit.lineage import code_hash
 from headpursuit.sources import used_sources
 from snakemake.exceptions import WorkflowError
@@ -29,6 +30,11 @@ try:
     check_config(config)
 except UserError as error:
     raise WorkflowError(str(error)) from None
+
+
+onstart:
+    end_jobs_on_signals()
+
 
 MODEL = config["models"][config["text"]["model"]]
 DATASETS = config["text"]["datasets"]

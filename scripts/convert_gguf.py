@@ -4,12 +4,13 @@ from pathlib import Path
 
 from headpursuit.convert import convert_gguf
 from headpursuit.rule import run_rule
-from headpursuit.sources import source_root
+from headpursuit.sources import source_root, verify
 
 
 def main(snakemake):
     """Dequantise the model of the source; its own provenance.json is written last."""
     model, provenance = snakemake.params.model, snakemake.input.source
+    verify(provenance)
     gguf = source_root(provenance) / model["path"] / model["gguf"]
     convert_gguf(gguf, Path(snakemake.output[0]), provenance)
 

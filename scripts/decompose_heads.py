@@ -15,7 +15,7 @@ def main(snakemake):
     dictionary = vocabulary(decoder, tokenizer, params.pursuit["fold_norm_gain"])
     atoms = decompose_heads(decoder, dictionary, paths, params.iterations, params.pursuit)
     atoms.insert(4, "token", token_texts(tokenizer, atoms["token_id"]))
-    cache = parquet_metadata(paths[0])
+    cache = parquet_metadata(paths[0], ["samples", "positions"])
     metadata = {
         "model": model,
         "pursuit": params.pursuit | {"iterations": params.iterations},

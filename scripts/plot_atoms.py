@@ -1,6 +1,6 @@
 """Draw explained variance against the number of atoms."""
 
-import pandas as pd
+from headpursuit.files import read_parquet
 from headpursuit.rule import run_rule
 from headpursuit.table1 import plot_atoms, shown_heads
 from headpursuit.tables import read_csv, save_figure
@@ -9,8 +9,14 @@ from headpursuit.tables import read_csv, save_figure
 def main(snakemake):
     """Write the figure as pdf and png."""
     params, files = snakemake.params, snakemake.input
-    atoms = dict(zip(params.datasets, map(pd.read_parquet, files.atoms), strict=True))
-    nulls = dict(zip(params.datasets, map(pd.read_parquet, files.nulls), strict=True))
+    steps = ["layer", "head", "step"]
+    atoms, nulls = (
+        {
+            dataset: read_parquet(path, [*steps, *columns]).to_pandas()
+            for dataset, path in zip(params.datasets, paths, strict=True)
+        }
+        for paths, columns in ((files.atoms, ["explained"]), (files.nulls, ["mean", "low", "high"]))
+    )
     shown = {
         dataset: shown_heads(params.heads, read_csv(path, ["layer", "head", "rank"]), params.top)
         for dataset, path in zip(params.datasets, files.specialists, strict=True)

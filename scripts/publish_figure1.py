@@ -2,6 +2,7 @@
 
 import pandas as pd
 from headpursuit.figure1 import cross, display, figure1, notes, overlap
+from headpursuit.files import read_parquet
 from headpursuit.rule import run_rule
 from headpursuit.table2 import read_published
 from headpursuit.tables import read_csv, write_csv, write_latex, write_markdown
@@ -12,7 +13,11 @@ def main(snakemake):
     params = snakemake.params
     published = read_published(snakemake.input.published)
     names, heads, score = params.datasets, params.heads, params.score
-    scores = dict(zip(names, map(pd.read_parquet, snakemake.input.scores), strict=True))
+    wanted = ["condition", "image_id", "label", "strict", "first_word", "names"]
+    scores = {
+        name: read_parquet(path, wanted).to_pandas()
+        for name, path in zip(names, snakemake.input.scores, strict=True)
+    }
     columns = ["condition", "layer", "head"]
     chosen = {
         name: read_csv(path, columns)

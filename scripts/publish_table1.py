@@ -1,7 +1,7 @@
 """Make table 1 as csv, Markdown and LaTeX."""
 
 import pandas as pd
-from headpursuit.files import parquet_metadata
+from headpursuit.files import parquet_metadata, read_parquet
 from headpursuit.rule import run_rule
 from headpursuit.table1 import display, notes, read_published_tokens, shown_heads, table1
 from headpursuit.tables import read_csv, write_csv, write_latex, write_markdown
@@ -19,8 +19,8 @@ def main(snakemake):
             table1(
                 dataset,
                 shown_heads(spec["heads"], specialists, spec["top"]),
-                pd.read_parquet(atoms),
-                pd.read_parquet(lens),
+                read_parquet(atoms, ["layer", "head", "step", "token"]).to_pandas(),
+                read_parquet(lens, ["layer", "head", "place", "token"]).to_pandas(),
                 specialists,
                 read_published_tokens(files.published, dataset, params.model_id),
                 spec["tokens"],

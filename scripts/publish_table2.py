@@ -1,9 +1,9 @@
 """Make table 2 as csv, Markdown and LaTeX, and the table of single random draws."""
 
 import pandas as pd
-from headpursuit.files import parquet_metadata
+from headpursuit.files import parquet_metadata, read_parquet
 from headpursuit.rule import run_rule
-from headpursuit.table2 import display, notes, read_published, table2
+from headpursuit.table2 import PER_PROMPT, display, notes, read_published, table2
 from headpursuit.tables import write_csv, write_latex, write_markdown
 
 
@@ -14,9 +14,9 @@ def main(snakemake):
     tables, draws = [], []
     for dataset, path in zip(params.datasets, snakemake.input.scores, strict=True):
         own, own_draws = table2(
-            pd.read_parquet(path),
+            read_parquet(path, PER_PROMPT).to_pandas(),
             dataset,
-            parquet_metadata(path)["coverage"],
+            parquet_metadata(path, ["coverage"])["coverage"],
             params.heads,
             params.score,
             published,

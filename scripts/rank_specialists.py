@@ -1,9 +1,8 @@
 """Rank heads by how well few tokens explain them, against random tokens."""
 
-import pandas as pd
 import pyarrow as pa
 from headpursuit.decompose import rank_specialists, vocabulary
-from headpursuit.files import write_parquet
+from headpursuit.files import read_parquet, write_parquet
 from headpursuit.models import open_model
 from headpursuit.rule import run_rule
 from headpursuit.tables import write_csv
@@ -11,13 +10,13 @@ from headpursuit.tables import write_csv
 
 def main(snakemake):
     """Write the ranking, and what random sets of tokens explain of each head."""
-    params = snakemake.params
+    params, columns = snakemake.params, ["layer", "head", "step", "token_id", "explained"]
     decoder, tokenizer, _ = open_model(snakemake.input.model, params.model, params.device)
     ranking, null = rank_specialists(
         decoder,
         vocabulary(decoder, tokenizer, params.fold_norm_gain),
         snakemake.input.activations,
-        pd.read_parquet(snakemake.input.atoms),
+        read_parquet(snakemake.input.atoms, columns).to_pandas(),
         params.tokens,
         params.random_sets,
         params.center,

@@ -27,7 +27,7 @@ def main(snakemake):
     expected, expected_by_prompt = score_expected(table, words)
     by_word = pd.concat([count.assign(metric="count"), expected.assign(metric="expected")])
     order = ["metric", "condition", "word", "split", "before", "after"]
-    covered = parquet_metadata(snakemake.input.expected[0])["tokens"]
+    covered = parquet_metadata(snakemake.input.expected[0], ["tokens"])["tokens"]
     heldout = [
         bool(own) for own, split in zip(covered, words["split"], strict=True) if split == "heldout"
     ]

@@ -5,8 +5,10 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,18 +36,27 @@ class Checkout:
 
     def run(self, *arguments: str, overlay: str = "tiny", **env: str) -> tuple[int, str]:
         """Run Snakemake and return its exit status and all it printed."""
+        with self.start(*arguments, overlay=overlay, **env) as process:
+            try:
+                said, _ = process.communicate(timeout=900)
+            finally:
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+        return process.returncode, said
+
+    def start(self, *arguments: str, overlay: str = "tiny", **env: str) -> subprocess.Popen:
+        """Start Snakemake as the leader of a process group; its stdout has all that it prints."""
         config = ["--configfile", f"configs/{overlay}.yaml"] if overlay else []
         cores = [] if "--cores" in arguments else ["--cores", "2"]
-        done = subprocess.run(
+        return subprocess.Popen(
             [Path(sys.executable).with_name("snakemake"), *arguments, *cores, *config],
             cwd=self.folder,
             env={**_environment(), "OMP_NUM_THREADS": "1", **env},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=900,
+            start_new_session=True,
         )
-        return done.returncode, done.stdout
 
     def planned(self, *arguments: str, overlay: str = "tiny") -> dict[str, int]:
         """Return how many jobs of each rule a dry run lists."""

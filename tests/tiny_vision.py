@@ -1,7 +1,9 @@
-"""Tiny random image-text models of the exact architectures, with their processors."""
+"""Tiny random image-text models of the exact architectures, their processors, and images."""
 
+import gzip
 from pathlib import Path
 
+import numpy as np
 import torch
 from headpursuit.vision import QwenImages
 from tiny import make_tokenizer
@@ -148,3 +150,14 @@ def _processor(family: str, tokenizer: PreTrainedTokenizerFast):
         return LlavaNextProcessor(images, tokenizer, chat_template=chat, **clip)
     images = CLIPImageProcessorPil(size={"shortest_edge": SIDE}, crop_size=square)
     return LlavaProcessor(images, tokenizer, chat_template=chat, **clip)
+
+
+def write_pixels(path: Path, rng: np.random.Generator, n: int) -> None:
+    """Write images of 4 x 4 pixels whose class is the row that is bright."""
+    lines = []
+    for number in range(n):
+        label = number % 3
+        pixels = rng.integers(0, 6, (4, 4))
+        pixels[label] += 10
+        lines.append(",".join(map(str, [*pixels.ravel(), label])))
+    path.write_bytes(gzip.compress("\n".join([*lines, ""]).encode()))

@@ -127,7 +127,11 @@ def write_cache(
             if layer not in writers:
                 writers[layer] = stack.enter_context(
                     pq.ParquetWriter(
-                        parts[layer], table.schema, use_dictionary=False, compression="none"
+                        parts[layer],
+                        table.schema,
+                        use_dictionary=False,
+                        compression="none",
+                        write_page_checksum=True,
                     )
                 )
             writers[layer].write_table(table, row_group_size=len(table))
@@ -169,11 +173,19 @@ def read_layer(path: str | Path) -> tuple[list[str], np.ndarray, dict[str, Any]]
         UserError: if the file is damaged or a value is not finite.
     """
     table = read_parquet(path, ["sample_id", "z"])
-    metadata = parquet_metadata(path)
-    values = table["z"].combine_chunks().flatten().to_numpy().astype(np.float32)
-    z = values.reshape(len(table), metadata["heads"], -1)
+    metadata = parquet_metadata(path, ["heads"])
+    width = getattr(table.schema.field("z").type, "list_size", 0)
+    if not len(table) or not width or width % metadata["heads"] or table["z"].null_count:
+        raise UserError(
+            f"{path}: not the activations of {metadata['heads']} heads. Delete it and run again."
+        )
+    values = table["z"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    z = values.astype(np.float32).reshape(len(table), metadata["heads"], -1)
     finite = np.isfinite(z).all(axis=(1, 2))
     names = table["sample_id"].to_pylist()
     if not finite.all():
-        raise UserError(f"{path}: sample {names[int((~finite).argmax())]} is not finite.")
+        raise UserError(
+            f"{path}: sample {names[int((~finite).argmax())]} is not finite. "
+            "Delete the file and run again."
+        )
     return names, z, metadata

@@ -6,11 +6,13 @@ what needs it.
 
 from __future__ import annotations
 
+import errno
+import glob
 import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,11 +25,45 @@ class UserError(Exception):
     """A mistake or lack that the user can mend; shown as one message, without a traceback."""
 
 
+_AGAIN = "then run the same command again: it goes on from what is finished."
+# What a disk may refuse, and what to do about it.
+REFUSALS = {
+    errno.ENOSPC: ("no space is left", f"Free some, {_AGAIN}"),
+    errno.EDQUOT: ("your quota is used up", f"Free some, {_AGAIN}"),
+    errno.EROFS: ("the file system is read-only", f"Make it writable, {_AGAIN}"),
+    errno.EACCES: ("access is denied", f"Set its owner or permissions right, {_AGAIN}"),
+    errno.EPERM: ("access is denied", f"Set its owner or permissions right, {_AGAIN}"),
+}
+
+
+def refusal(error: BaseException | None, where: str | Path) -> str | None:
+    """Return what to say of an error by which a disk refuses to be used; None of another.
+
+    Args:
+        error: it, or one that it is the cause of.
+        where: what was being written, where the error does not say.
+    """
+    while error is not None:
+        # safetensors and others raise errors of their own, with the system's number in their text.
+        said = (n for n in REFUSALS if f"(os error {n})" in str(error))
+        number = getattr(error, "errno", None) or next(said, None)
+        if number in REFUSALS:
+            lack, step = REFUSALS[number]
+            return f"{getattr(error, 'filename', None) or where}: {lack}. {step}"
+        error = error.__cause__
+    return None
+
+
 @contextmanager
 def atomic(path: str | Path) -> Iterator[Path]:
-    """Yield a path beside ``path`` to write to; it becomes ``path`` when the block ends well."""
+    """Yield a path beside ``path`` to write to; it becomes ``path`` when the block ends well.
+
+    What a killed writer of the same file left beside it is removed.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob(f".{glob.escape(path.name)}.????????{glob.escape(path.suffix)}"):
+        left.unlink(missing_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
     os.close(handle)
     part = Path(name)
@@ -92,7 +128,7 @@ def write_parquet(
         encoded = {key: json.dumps(value) for key, value in metadata.items()}
         table = table.replace_schema_metadata({**(table.schema.metadata or {}), **encoded})
     with atomic(path) as part:
-        pq.write_table(table, part)
+        pq.write_table(table, part, write_page_checksum=True)
 
 
 def read_parquet(path: str | Path, columns: list[str] | None) -> pa.Table:
@@ -112,23 +148,40 @@ def read_parquet(path: str | Path, columns: list[str] | None) -> pa.Table:
                 f"{path}: no column {', '.join(missing)}; it has {', '.join(schema.names)}. "
                 "Delete the file and run again to have it rebuilt."
             )
-        return pq.read_table(path, columns=columns)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(
-            f"{path}: not a readable Parquet file ({error}). Delete it and run again."
-        ) from error
+        return pq.read_table(path, columns=columns, page_checksum_verification=True)
+    except (pa.ArrowException, OSError) as error:
+        raise damaged_parquet(path, error) from error
 
 
-def parquet_metadata(path: str | Path) -> dict[str, Any]:
-    """Return the JSON metadata that :func:`write_parquet` stored."""
+def damaged_parquet(path: str | Path, error: Exception) -> UserError:
+    """Return what to say of a Parquet file that cannot be read."""
+    why = " ".join(str(error).split())
+    return UserError(f"{path}: not a readable Parquet file ({why}). Delete it and run again.")
+
+
+def parquet_metadata(path: str | Path, wanted: Collection[str] = ()) -> dict[str, Any]:
+    """Return the JSON metadata that :func:`write_parquet` stored.
+
+    Raises:
+        UserError: if the file is not Parquet, or its metadata lack one of ``wanted``.
+    """
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    stored = pq.read_schema(path).metadata or {}
-    return {
-        key.decode(): json.loads(value)
-        for key, value in stored.items()
-        if key not in (b"pandas", b"ARROW:schema")
-    }
+    try:
+        stored = pq.read_schema(path).metadata or {}
+        found = {
+            key.decode(): json.loads(value)
+            for key, value in stored.items()
+            if key not in (b"pandas", b"ARROW:schema")
+        }
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise damaged_parquet(path, error) from error
+    if missing := [key for key in wanted if key not in found]:
+        raise UserError(
+            f"{path}: its metadata lack {', '.join(missing)}. Delete the file and run again."
+        )
+    return found
 
 
 def beside(path: str | Path) -> Path:

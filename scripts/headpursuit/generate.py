@@ -20,7 +20,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from headpursuit.files import seed_for
+from headpursuit.files import seed_for, write_text
 from headpursuit.models import Decoder
 
 log = logging.getLogger(__name__)
@@ -165,17 +165,21 @@ def generate(
 def read_journal(journal: Path, fingerprint: str) -> dict[int, list]:
     """Return the finished batches of a journal; start it anew if it is of another identity.
 
-    A last line that a kill tore is cut off.
+    What follows the last whole line, torn by a kill or damaged, is cut off. The file is replaced:
+    a process that still writes to the old one, and a kill right now, do no harm.
     """
-    journal.parent.mkdir(parents=True, exist_ok=True)
-    lines = journal.read_text(encoding="utf-8").splitlines(True) if journal.exists() else []
-    header = json.dumps({"fingerprint": fingerprint}) + "\n"
-    whole = [line for line in lines if line.endswith("\n")]
-    if whole[:1] != [header]:
-        whole = [header]
-    journal.write_text("".join(whole), encoding="utf-8")
-    entries = (json.loads(line) for line in whole[1:])
-    return {entry["batch"]: entry["token_ids"] for entry in entries}
+    header = json.dumps({"fingerprint": fingerprint}).encode() + b"\n"
+    lines = journal.read_bytes().splitlines(keepends=True) if journal.exists() else []
+    whole, done = [header], {}
+    for line in lines[1:] if lines[:1] == [header] else []:
+        try:
+            entry = json.loads(line) if line.endswith(b"\n") else None
+            done[entry["batch"]] = entry["token_ids"]
+        except (ValueError, TypeError, KeyError):
+            break
+        whole.append(line)
+    write_text(journal, b"".join(whole).decode())
+    return done
 
 
 @torch.inference_mode()

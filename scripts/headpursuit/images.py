@@ -19,7 +19,14 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from headpursuit.answers import normalise_answer
-from headpursuit.files import UserError, atomic, check_table, read_parquet, seed_for
+from headpursuit.files import (
+    UserError,
+    atomic,
+    check_table,
+    damaged_parquet,
+    read_parquet,
+    seed_for,
+)
 from headpursuit.sources import source_files
 
 # Rows held at once, read or written; it bounds the memory whatever the number of images.
@@ -85,8 +92,8 @@ def _kept(row: Mapping[str, Any], where: Mapping[str, Any]) -> bool:
 def _parquet_rows(path: Path, spec: Mapping[str, Any], where: Mapping, with_images: bool):
     try:
         file = pq.ParquetFile(path, pre_buffer=False)  # which would hold the whole file
-    except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"{path}: not a readable Parquet file ({error}).") from error
+    except (pa.ArrowException, OSError) as error:
+        raise damaged_parquet(path, error) from error
     columns = [spec["label"], *where, *([spec["image"]] if with_images else [])]
     _refuse_missing(path, columns, file.schema_arrow.names)
     for batch in file.iter_batches(batch_size=ROW_GROUP, columns=columns):
@@ -273,7 +280,7 @@ def prepare_images(
     drawn = draw_images(labels, names, per_class, seed, dataset)
     numbers = {label: number for number, label in enumerate(names)}
     counts = {part: Counter() for part in PARTS}
-    with atomic(path) as temporary, pq.ParquetWriter(temporary, SCHEMA) as writer:
+    with atomic(path) as temporary, _writer(temporary) as writer:
 
         def write(records: list[dict[str, Any]]) -> None:
             table = pa.Table.from_pylist(records, SCHEMA)
@@ -305,6 +312,10 @@ def prepare_images(
     )
 
 
+def _writer(path: Path) -> pq.ParquetWriter:
+    return pq.ParquetWriter(path, SCHEMA, write_page_checksum=True)
+
+
 def open_image(encoded: bytes | None, name: str) -> Image.Image:
     """Decode an image to RGB.
 
@@ -321,11 +332,16 @@ def stream_images(
     path: str | Path, part: str, size: int, first: int = 0, end: int | None = None
 ) -> Iterator[list[dict[str, Any]]]:
     """Read the images ``first`` to ``end`` (excluded) of a prepared part, ``size`` at a time."""
-    batches = pq.ParquetFile(path, pre_buffer=False).iter_batches(batch_size=ROW_GROUP)
-    rows = (row for batch in batches for row in batch.to_pylist() if row["part"] == part)
-    wanted = islice(rows, first, end)
-    while some := list(islice(wanted, size)):
-        yield some
+    try:
+        file = pq.ParquetFile(path, pre_buffer=False, page_checksum_verification=True)
+        _refuse_missing(Path(path), SCHEMA.names, file.schema_arrow.names)
+        batches = file.iter_batches(batch_size=ROW_GROUP)
+        rows = (row for batch in batches for row in batch.to_pylist() if row["part"] == part)
+        wanted = islice(rows, first, end)
+        while some := list(islice(wanted, size)):
+            yield some
+    except (pa.ArrowException, OSError) as error:
+        raise damaged_parquet(path, error) from error
 
 
 def image_ids(path: str | Path, part: str) -> list[str]:

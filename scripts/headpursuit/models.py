@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from headpursuit.files import UserError, read_json
 from headpursuit.heads import Head
-from headpursuit.sources import source_files, source_root
+from headpursuit.sources import source_files, source_root, verify
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +34,11 @@ FAMILIES: dict[str, tuple[str, str, bool]] = {
     "qwen2_5_vl": IMAGE_TEXT,
     "gemma3": IMAGE_TEXT,
 }
+
+LACKING = (
+    "See that the model's source has all its files (sources.*.files and models.*.path in the "
+    "config), delete the source's provenance.json and run again."
+)
 
 
 @dataclass(frozen=True)
@@ -147,9 +152,12 @@ def load_model(
             output_loading_info=True,
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"{folder}: the model does not load: {error}") from error
+        why = " ".join(str(error).split())
+        raise UserError(f"{folder}: the model does not load: {why} {LACKING}") from error
     if lacking := sorted(loaded["missing_keys"]):  # they would be random numbers
-        raise UserError(f"{folder}: the model does not load: no weights for {', '.join(lacking)}")
+        raise UserError(
+            f"{folder}: the model does not load: no weights for {', '.join(lacking)}. {LACKING}"
+        )
     decoder = decoder_of(model.eval().requires_grad_(False))
     if expected is not None and decoder.shape != tuple(expected):
         raise UserError(
@@ -166,9 +174,22 @@ def load_model(
 
 def reads_images(folder: str | Path) -> bool:
     """Say whether a folder's model reads images beside text."""
-    config = Path(folder) / "config.json"
-    kind = read_json(config).get("model_type") if config.exists() else None
-    return FAMILIES.get(kind) == IMAGE_TEXT
+    return FAMILIES.get(read_config(folder).get("model_type")) == IMAGE_TEXT
+
+
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """Return what a model's config.json says.
+
+    Raises:
+        UserError: if it is missing or damaged.
+    """
+    path = Path(folder) / "config.json"
+    if not path.exists():
+        raise UserError(f"{path} is missing, so this is no model. {LACKING}")
+    config = read_json(path)
+    if not isinstance(config, dict):
+        raise UserError(f"{path}: not a model's config.json. {LACKING}")
+    return config
 
 
 def model_folder(provenance: str | Path, model: Mapping[str, Any]) -> Path:
@@ -197,6 +218,7 @@ def open_model(
         The model, its tokenizer, and what identifies them (name and commit, version or checksum).
     """
     folder = model_folder(provenance, model)
+    verify(provenance)  # damaged weights mostly load, as other numbers
     decoder = load_model(folder, model["dtype"], device, (model["layers"], model["heads"]))
     record = read_json(provenance)
     weights = [file["sha256"] for file in record["files"] if file["path"].endswith(".safetensors")]
@@ -206,7 +228,7 @@ def open_model(
 
 def longest_input(folder: str | Path) -> int | None:
     """Return how many tokens a model reads at most; None if its config does not say."""
-    config = read_json(Path(folder) / "config.json")
+    config = read_config(folder)
     return config.get("max_position_embeddings") or config.get("n_positions")
 
 
@@ -218,12 +240,15 @@ def load_tokenizer(folder: str | Path):
     """
     from transformers import AutoTokenizer
 
+    if not any(Path(folder).glob("tokenizer*")) and not any(Path(folder).glob("vocab*")):
+        raise UserError(f"{folder}: no tokenizer is there (tokenizer.json and others). {LACKING}")
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False, padding_side="left"
         )
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder}: the tokenizer does not load: {error}") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        why = " ".join(str(error).split())
+        raise UserError(f"{folder}: the tokenizer does not load: {why} {LACKING}") from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

@@ -9,6 +9,7 @@ import torch
 from tqdm import tqdm
 
 from headpursuit.activations import read_layer
+from headpursuit.files import UserError
 from headpursuit.heads import rank
 from headpursuit.models import Decoder, unembedding
 from headpursuit.somp import logit_lens_scores, pursue_layer
@@ -50,7 +51,13 @@ def rank_heads(
         for head, (score, rows) in enumerate(_scores(z, columns, dictionary, method, pursuit)):
             atoms = tokenizer.convert_ids_to_tokens([token_ids[row] for row in rows])
             records.append((layer, head, score, " ".join(atoms)))
-    return rank(pd.DataFrame(records, columns=["layer", "head", "score", "atoms"]))
+    ranking = rank(pd.DataFrame(records, columns=["layer", "head", "score", "atoms"]))
+    if not ranking["score"].any():
+        raise UserError(
+            "No head's write varies over the samples, so there is nothing to rank heads by: use "
+            "more than one prompt, or pursuit.center: false."
+        )
+    return ranking
 
 
 def _scores(z, columns, dictionary, method, pursuit) -> list[tuple[float, list[int]]]:

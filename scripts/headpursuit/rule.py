@@ -1,16 +1,18 @@
 """What every rule's script does around its work: log, threads, and errors in plain words."""
 
+import ctypes
 import json
 import logging
 import os
 import platform
+import signal
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from headpursuit.files import UserError
+from headpursuit.files import UserError, refusal
 
 # Before what a job writes into its log of itself; the manifest reads it.
 MADE_BY = "made by "
@@ -19,32 +21,58 @@ MADE_BY = "made by "
 def run_rule(main: Callable[[Any], None], snakemake: Any) -> None:
     """Run a script's ``main(snakemake)`` with its messages in the rule's log and on the terminal.
 
-    A user's mistake ends with its message alone; anything else leaves its traceback in the log.
+    A user's mistake, or a disk that refuses, ends with its message alone; anything else leaves its
+    traceback in the log.
     """
-    logging.basicConfig(
-        level=logging.INFO,
-        format="%(asctime)s %(levelname)s %(message)s",
-        handlers=[logging.FileHandler(snakemake.log[0], mode="w", encoding="utf-8")],
-        force=True,
-    )
-    for noisy in ("httpx", "httpcore", "urllib3", "matplotlib", "fontTools"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
-    if "torch" in sys.modules:
-        # Results must not depend on how many processors a machine has.
-        sys.modules["torch"].set_num_threads(snakemake.threads)
-    started = time.monotonic()
+    _end_with_snakemake()
+    logging.raiseExceptions = False  # a log that cannot be written is no reason for a traceback
+    where = Path((snakemake.output or snakemake.log)[0]).parent
     try:
+        _start_log(snakemake.log[0])
+        if "torch" in sys.modules:
+            # Results must not depend on how many processors a machine has.
+            sys.modules["torch"].set_num_threads(snakemake.threads)
+        started = time.monotonic()
         main(snakemake)
     except UserError as error:
-        logging.error("%s", error)
-        print(f"\n{snakemake.rule}: {error}\n", file=sys.stderr)
-        sys.exit(1)
-    except BaseException:
+        _fail(snakemake.rule, str(error))
+    except KeyboardInterrupt:
+        _fail(snakemake.rule, "interrupted. Run the same command again to go on.", 130)
+    except BaseException as error:
+        if refused := refusal(error, where):
+            _fail(snakemake.rule, refused)
         logging.exception("%s failed", snakemake.rule)
         raise
     logging.info("%s done in %.1f s", snakemake.rule, time.monotonic() - started)
     maker = {"params": dict(snakemake.params.items()), "software": loaded(), **describe_host()}
     logging.info("%s%s", MADE_BY, json.dumps(maker, default=str))
+
+
+def _start_log(path: str) -> None:
+    logging.basicConfig(
+        level=logging.INFO,
+        format="%(asctime)s %(levelname)s %(message)s",
+        handlers=[logging.FileHandler(path, mode="w", encoding="utf-8")],
+        force=True,
+    )
+    for noisy in ("httpx", "httpcore", "urllib3", "matplotlib", "fontTools"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def _end_with_snakemake() -> None:
+    """Have Linux end this process if Snakemake is killed outright.
+
+    Else the job would go on, unseen, beside the one that the next run starts in its place.
+    """
+    if sys.platform == "linux":
+        set_death_signal = 1  # PR_SET_PDEATHSIG
+        ctypes.CDLL(None).prctl(set_death_signal, signal.SIGTERM)
+
+
+def _fail(rule: str, message: str, status: int = 1) -> NoReturn:
+    logging.error("%s", message)
+    print(f"\n{rule}: {message}\n", file=sys.stderr)
+    sys.exit(status)
 
 
 def loaded() -> dict[str, str]:

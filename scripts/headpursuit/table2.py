@@ -24,6 +24,14 @@ METRIC_NAMES = {"count": "occurrences", "expected": "expected"}
 # Which artefacts of data/published.csv speak of a metric, the first that has a value counts.
 PUBLISHED = {"count": ("table2", "table2_lexical"), "expected": ()}
 
+# What is read of scores/{dataset}.per_prompt.parquet.
+PER_PROMPT = ["condition", "prompt_id", "positions"]
+PER_PROMPT += [
+    f"{quantity}_{when}"
+    for quantity in ("expected", "nll", "count", "tokens", "repeated")
+    for when in ("before", "after")
+]
+
 
 def table2(
     per_prompt: pd.DataFrame,

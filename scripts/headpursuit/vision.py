@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import AutoImageProcessor, AutoProcessor, DynamicCache, Qwen2_5_VLProcessor
 
-from headpursuit.files import UserError, atomic, check_table, read_json
+from headpursuit.files import UserError, atomic, check_table
 from headpursuit.generate import end_tokens, until_stop
 from headpursuit.heads import Head
 from headpursuit.images import open_image, stream_images
@@ -31,6 +31,7 @@ from headpursuit.models import (
     model_folder,
     open_model,
     projection_inputs,
+    read_config,
     reads_images,
     replayed,
     scaled_heads,
@@ -68,7 +69,7 @@ def load_processor(folder: str | Path) -> Any:
     """
     tokenizer = load_tokenizer(folder)
     try:
-        if read_json(Path(folder) / "config.json")["model_type"] == "qwen2_5_vl":
+        if read_config(folder)["model_type"] == "qwen2_5_vl":
             images = AutoImageProcessor.from_pretrained(folder, backend="pil", **LOCAL)
             template = tokenizer.chat_template
             processor = QwenImages(images, tokenizer, chat_template=template)
@@ -379,7 +380,7 @@ def write_answers(
     """
     stops = end_tokens(decoder, processor.tokenizer)
     schema = ANSWERS.with_metadata({key: json.dumps(value) for key, value in metadata.items()})
-    with atomic(path) as part, pq.ParquetWriter(part, schema) as writer:
+    with atomic(path) as part, pq.ParquetWriter(part, schema, write_page_checksum=True) as writer:
         for rows in tqdm(batches, unit="batch"):
             opened = [open_image(row["image"], row["source"]) for row in rows]
             encoded = encode(decoder, processor, question, chat, opened)

@@ -1,6 +1,5 @@
 """A real Snakemake run of the image experiment: a tiny tower trained through a tiny text model."""
 
-import gzip
 import json
 from pathlib import Path
 
@@ -12,24 +11,13 @@ import yaml
 from checkout import Checkout, make_checkout
 from PIL import Image
 from tiny import WORDS
-from tiny_vision import HEADS, LAYERS, make_vlm
+from tiny_vision import HEADS, LAYERS, make_vlm, write_pixels
 
 pytestmark = pytest.mark.xdist_group("vision")
 
 FRUIT = {0: WORDS[0], 1: WORDS[1], 2: WORDS[2]}
 TABLES = ["figure1.csv", "figure1.md", "figure1.tex", "figure1.draws.csv"]
 TABLES += ["figure1.overlap.csv", "figure1.cross.csv"]
-
-
-def write_pixels(path: Path, rng: np.random.Generator, n: int) -> None:
-    """Write images of 4 x 4 pixels whose class is the row that is bright."""
-    lines = []
-    for number in range(n):
-        label = number % 3
-        pixels = rng.integers(0, 6, (4, 4))
-        pixels[label] += 10
-        lines.append(",".join(map(str, [*pixels.ravel(), label])))
-    path.write_bytes(gzip.compress("\n".join([*lines, ""]).encode()))
 
 
 def write_folder(folder: Path, rng: np.random.Generator) -> None:

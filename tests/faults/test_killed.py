@@ -1,0 +1,99 @@
+"""Runs that are killed: what was computed stays, and the next run ends as if nothing had been."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from checkout import Checkout
+from conftest import results
+
+RESUMED, SEPARATE = 24, 6  # kills of one run that goes on each time, and of runs of their own
+
+
+@pytest.fixture(scope="module")
+def undisturbed(fresh: Checkout, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """Give the files of a run of text, table 1 and images that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("undisturbed") / "checkout"
+    shutil.copytree(fresh.folder, folder)
+    checkout = Checkout(folder)
+    checkout.snakemake(overlay="whole")
+    return results(checkout)
+
+
+def refuse_half_files(checkout: Checkout, undisturbed: dict[str, bytes]) -> None:
+    """Fail if a file is there that is neither whole nor known to be unfinished."""
+    begun = {path.name for path in (checkout.folder / ".snakemake/incomplete").glob("*")}
+    for name, content in results(checkout).items():
+        folder = name.split("/")
+        # A model's folder is taken for one when its record is there, which is written last.
+        unrecorded = (
+            folder[0] == "resources"
+            and not (checkout.folder / Path(*folder[:3]) / "provenance.json").exists()
+        )
+        if content != undisturbed[name]:
+            assert unrecorded or begun, name
+
+
+def start_again(checkout: Checkout, overlay: str) -> subprocess.Popen:
+    """Remove a killed run's lock as Snakemake's message says, and start the run anew."""
+    if list((checkout.folder / ".snakemake/locks").glob("*")):
+        checkout.snakemake("--unlock", overlay=overlay)
+    return checkout.start(overlay=overlay)
+
+
+def killed(process: subprocess.Popen, jobs: int, seconds: float) -> bool:
+    """Kill a run outright, with all its jobs, so many jobs and seconds on; say if it still ran."""
+    while jobs and (line := process.stdout.readline()):
+        jobs -= "Finished jobid" in line
+    time.sleep(seconds)
+    running = process.poll() is None
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    return running
+
+
+def finish(checkout: Checkout, overlay: str, undisturbed: dict[str, bytes]) -> None:
+    """Let a killed run end, and compare all it made with what an undisturbed one made."""
+    process = start_again(checkout, overlay)
+    said, _ = process.communicate()
+    assert process.returncode == 0, said
+    made = results(checkout)
+    assert made.keys() == undisturbed.keys()
+    assert [name for name in made if made[name] != undisturbed[name]] == []
+    assert checkout.planned(overlay=overlay) == {}
+    # Nor is anything left of the files that were being written.
+    roots = (checkout.folder / root for root in ("results", "resources"))
+    assert not [path for root in roots for path in root.rglob(".*.????????.*")]
+
+
+def test_killed_again_and_again(fresh: Checkout, undisturbed: dict, tmp_path: Path) -> None:
+    """Text, table 1 and images in one run that is killed at random moments and goes on."""
+    shutil.copytree(fresh.folder, tmp_path / "checkout")
+    checkout, moments, kills = Checkout(tmp_path / "checkout"), random.Random(0), 0
+    while kills < RESUMED:
+        jobs, seconds = moments.choice([0, 1, 1, 2]), moments.uniform(0, 2.5)
+        if not killed(start_again(checkout, "whole"), jobs, seconds + (3 if jobs == 0 else 0)):
+            break
+        kills += 1
+        refuse_half_files(checkout, undisturbed)
+    assert kills >= RESUMED // 2
+    finish(checkout, "whole", undisturbed)
+
+
+@pytest.mark.parametrize(
+    "seed", [pytest.param(1, marks=pytest.mark.short), *range(2, SEPARATE + 1)]
+)
+def test_killed_once(fresh: Checkout, finished: Checkout, tmp_path: Path, seed: int) -> None:
+    """The text run, killed at a random moment of its whole length."""
+    shutil.copytree(fresh.folder, tmp_path / "checkout")
+    checkout, moment = Checkout(tmp_path / "checkout"), random.Random(seed)
+    process = checkout.start()
+    assert killed(process, moment.randrange(1, 24), moment.uniform(0, 2.5))
+    expected = results(finished)
+    refuse_half_files(checkout, expected)
+    finish(checkout, "tiny", expected)
