@@ -15,7 +15,7 @@ from headpursuit.config import (
     intervened_conditions,
     pooled_where,
 )
-from headpursuit.files import UserError, beside
+from headpursuit.files import UserError, beside, refuse_unwritable
 from headpursuit.interrupt import end_jobs_on_signals
 from headpursuit.lineage import code_hash
 from headpursuit.sources import used_sources
@@ -27,6 +27,7 @@ if hub_offline is None:
     os.environ.pop("HF_HUB_OFFLINE", None)
 
 try:
+    refuse_unwritable(".snakemake", *map(workflow.pathvars.apply, ("<results>", "<resources>")))
     check_config(config)
 except UserError as error:
     raise WorkflowError(str(error)) from None

@@ -54,6 +54,20 @@ def refusal(error: BaseException | None, where: str | Path) -> str | None:
     return None
 
 
+def refuse_unwritable(*folders: str | Path) -> None:
+    """Fail if a folder, or the one it would be made in, cannot be written.
+
+    Raises:
+        UserError: naming it and what to do.
+    """
+    for folder in map(Path, folders):
+        there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        if not os.access(there, os.W_OK | os.X_OK):
+            read_only = os.statvfs(there).f_flag & os.ST_RDONLY
+            number = errno.EROFS if read_only else errno.EACCES
+            raise UserError(str(refusal(OSError(number, ""), folder)))
+
+
 @contextmanager
 def atomic(path: str | Path) -> Iterator[Path]:
     """Yield a path beside ``path`` to write to; it becomes ``path`` when the block ends well.

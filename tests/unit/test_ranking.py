@@ -7,6 +7,7 @@ import pyarrow as pa
 import pytest
 import torch
 from headpursuit.activations import pooled_inputs, pooled_positions, write_cache
+from headpursuit.files import UserError
 from headpursuit.ranking import rank_heads
 from tiny import HEADS, LAYERS, WORDS
 
@@ -107,16 +108,31 @@ def test_the_logit_lens_ranks_by_the_mean_logit(model, tokenizer, cache, token_i
 
 def test_a_head_that_never_changes_explains_nothing(model, tokenizer, tmp_path, token_ids):
     decoder = model("llama")
-    values = torch.ones(5, HEADS * decoder.head_dim)
+    constant = torch.ones(5, HEADS * decoder.head_dim)
+    varied = torch.randn(constant.shape, generator=torch.Generator().manual_seed(0))
+    paths = [tmp_path / f"{i}.parquet" for i in range(LAYERS)]
+    pooled = [
+        (list(range(5)), layer, varied if layer == 1 else constant) for layer in range(LAYERS)
+    ]
+    write_cache(paths, pooled, list("abcde"), "float32", {"heads": "4"})
+    ranking = rank_heads(decoder, tokenizer, paths, token_ids, "somp", PURSUIT)
+    silent = ranking[ranking["layer"] != 1]
+    assert (ranking["score"] > 0).sum() == HEADS
+    assert (silent["score"] == 0).all() and (silent["atoms"] == "").all()
+    assert list(zip(silent["layer"], silent["head"], strict=True)) == [
+        (layer, head) for layer in range(LAYERS) for head in range(HEADS) if layer != 1
+    ]
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_heads_that_all_never_change_are_refused(model, tokenizer, tmp_path, token_ids, value):
+    decoder = model("llama")
+    values = torch.full((5, HEADS * decoder.head_dim), value)
     paths = [tmp_path / f"{i}.parquet" for i in range(LAYERS)]
     pooled = [(list(range(5)), layer, values) for layer in range(LAYERS)]
     write_cache(paths, pooled, list("abcde"), "float32", {"heads": "4"})
-    ranking = rank_heads(decoder, tokenizer, paths, token_ids, "somp", PURSUIT)
-    assert (ranking["score"] == 0).all()
-    assert (ranking["atoms"] == "").all()
-    assert list(zip(ranking["layer"], ranking["head"], strict=True)) == [
-        (layer, head) for layer in range(LAYERS) for head in range(HEADS)
-    ]
+    with pytest.raises(UserError, match="No head's write varies over the samples"):
+        rank_heads(decoder, tokenizer, paths, token_ids, "somp", PURSUIT)
 
 
 def test_more_iterations_than_atoms(model, tokenizer, cache, token_ids):
