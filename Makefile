@@ -3,6 +3,7 @@
 #   make test    lint and tests
 #   make test-labeller   labelling against real servers and injected faults
 #   make report  one HTML file of a finished run: make report RUN=demo
+#   make test-faults   kills, full disks, damaged files, an unreliable Hub: docs/reliability.md
 #   make bench   the measured comparisons
 #   make paper   the paper's own run: needs a GPU and the Hub (README, "The paper's run")
 #   make docs    docs/choices.md and docs/columns.md out of the schemas
@@ -12,7 +13,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 CORES ?= 2
 SNAKEMAKE = .venv/bin/snakemake --cores $(CORES)
 
-.PHONY: demo paper report test test-labeller bench lint docs env
+.PHONY: demo paper report test test-labeller test-faults bench lint docs env
 
 env: .venv/complete
 
@@ -47,6 +48,9 @@ test-labeller: .venv-labeller/complete
 
 .venv-labeller/complete: .venv/complete tests/labeller/requirements.txt tests/labeller/make_servers.sh
 	tests/labeller/make_servers.sh .venv .venv-labeller
+
+test-faults: env
+	.venv/bin/pytest tests/faults
 
 bench: env
 	.venv/bin/python benchmarks/label_slots.py
