@@ -92,7 +92,7 @@ def read_csv(path: str | Path, columns: list[str]) -> pd.DataFrame:
 
 def write_markdown(path: str | Path, table: pd.DataFrame, notes: str) -> None:
     """Write a table of text cells as Markdown, with notes below it."""
-    cells = table.map(escape_markdown)
+    cells = table.map(escape_markdown).rename(columns=escape_markdown)
     body = cells.to_markdown(index=False, disable_numparse=True)
     write_text(path, f"{body}\n\n{escape_markdown(notes)}\n")
 

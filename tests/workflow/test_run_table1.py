@@ -1,5 +1,6 @@
 """Table 1 in a real Snakemake run of a tiny random model, with concepts of one's own."""
 
+import re
 import shutil
 
 import pandas as pd
@@ -7,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from checkout import Checkout
+from headpursuit.audit import main
 from tiny import HEADS, LAYERS, WORDS
 
 pytestmark = pytest.mark.xdist_group("workflow")
@@ -60,6 +62,27 @@ def test_table1_shows_the_most_specialised(with_table1: Checkout) -> None:
     shown = table[(table["dataset"] == "asked") & (table["method"] == "somp")]
     assert shown["rank"].tolist() == [1, 2, 3]
     assert table["published"].isna().all()
+
+
+def test_every_head_of_the_table_can_be_traced(with_table1: Checkout, capsys) -> None:
+    path = str(with_table1.path("tables/table1.csv"))
+    table = pd.read_csv(path)
+    for row in table[table["method"] == "somp"].itertuples():
+        assert main(["trace", path, "asked", f"L{row.layer}.H{row.head}", "--unmasked"]) == 0
+        said = capsys.readouterr().out
+        fifth = re.search(r"^    5  (\S+)  ([\d.]+)  ([\d.]+)$", said, re.MULTILINE)
+        assert fifth[1] == row.tokens.split()[4]
+        assert float(fifth[2]) == pytest.approx(row.explained, abs=1e-4)
+        assert float(fifth[3]) == pytest.approx(row.explained_null, abs=1e-4)
+        assert f"rank {row.rank} of {LAYERS * HEADS}" in said
+        assert "layer-0" in said
+        assert "20, averaged over the positions: prompt" in said
+        prompts = pq.read_table(with_table1.path("prompts/asked.parquet"))["text"].to_pylist()
+        nearest = said.split("farthest from the mean:\n")[1].splitlines()
+        assert len(nearest) == 10
+        assert all(line.rsplit("  ", 1)[1] in prompts for line in nearest)
+    assert main(["trace", path, "asked", "L9.H9"]) == 2
+    assert "A row is named by dataset head; there are\nasked L" in capsys.readouterr().err
 
 
 def test_each_data_set_has_its_positions(with_table1: Checkout) -> None:

@@ -1,6 +1,7 @@
 """A real Snakemake run of the image experiment: a tiny tower trained through a tiny text model."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from checkout import Checkout, make_checkout
+from headpursuit.audit import main
 from PIL import Image
 from tiny import WORDS
 from tiny_vision import HEADS, LAYERS, make_vlm, write_pixels
@@ -123,6 +125,25 @@ def test_the_table_is_that_of_the_answers(ran: Checkout) -> None:
     draws = [accuracy[f"random-k2-d0{draw}"] for draw in range(2)]
     random = own[(own["method"] == "random") & (own["heads"] == 2)].iloc[0]
     assert random["accuracy"] == pytest.approx(np.mean(draws))
+
+
+def test_traced_answers_sum_to_every_cell(ran: Checkout, capsys) -> None:
+    path = str(ran.path("tables/figure1.csv"))
+    table = pd.read_csv(path)
+    assert len(table) == 2 * 4 * 2 * 2  # data sets, methods, k, metrics
+    for row in table.itertuples():
+        assert main(["trace", path, row.dataset, row.method, str(row.heads), row.metric]) == 0
+        said = capsys.readouterr().out
+        assert said.count("  right answers (") == row.draws
+        sums = []
+        for own in re.findall(r"  right answers \(.*\n((?:    .*\n)+)", said):
+            pairs = [re.search(r": (\d+) -> (\d+)$", line).groups() for line in own.splitlines()]
+            sums.append(np.array(pairs, int).sum(0))
+        before, after = np.mean(sums, axis=0)
+        assert before == pytest.approx(row.baseline_accuracy * row.images)
+        assert after == pytest.approx(row.accuracy * row.images)
+        for name in pd.read_csv(ran.path(f"classes/{row.dataset}.csv"))["class_name"]:
+            assert f"    {name}: " in said
 
 
 def test_parts_share_no_image(ran: Checkout) -> None:
