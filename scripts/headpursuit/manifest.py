@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import subprocess
 from base64 import urlsafe_b64decode
 from collections import deque
@@ -61,11 +62,11 @@ def build_manifest(results: Path, started_in: Path) -> dict[str, Any]:
     for facts in files.values():
         if "inputs" in facts:
             facts["inputs"] = {name: _identity(files[name]) for name in facts["inputs"]}
-    rules = sorted({facts["rule"] for facts in files.values() if "rule" in facts})
+    rules = {facts["rule"]: facts["script"] for facts in files.values() if "rule" in facts}
     return {
         "results": _name(results, started_in),
         "workflow": describe_workflow(),
-        "rules": {rule: describe_rule(rule) for rule in rules},
+        "rules": {rule: describe_rule(script) for rule, script in sorted(rules.items())},
         "software": environments,
         "files": files,
         "circumstances": {
@@ -150,7 +151,8 @@ def _made(
     params = said.pop("params", None)
     facts = {
         "rule": record["rule"],
-        "script": f"scripts/{record['rule']}.py",
+        # A rule that is another's with other inputs has that one's script.
+        "script": re.search(r"scripts/\w+\.py", record["code"])[0],
         "code": (params or {}).get("code"),
         # Snakemake's own record has the values alone.
         "params": record["params"] if params is None else params,
@@ -237,10 +239,11 @@ def describe_file(path: Path) -> dict[str, Any]:
     return facts
 
 
-def describe_rule(rule: str) -> dict[str, Any]:
-    """Return a rule's script, the library modules that it reaches, and the hash of their code."""
-    reached = sorted(path.relative_to(ROOT).as_posix() for path in modules(rule))
-    return {"code": code_hash(rule), "modules": reached}
+def describe_rule(script: str) -> dict[str, Any]:
+    """Return a script, the library modules that it reaches, and the hash of their code."""
+    name = Path(script).stem
+    reached = sorted(path.relative_to(ROOT).as_posix() for path in modules(name))
+    return {"script": script, "code": code_hash(name), "modules": reached}
 
 
 def describe_workflow() -> dict[str, Any]:
@@ -348,8 +351,11 @@ def _newer_code(manifest: Mapping[str, Any]) -> Iterator[str]:
     for facts in manifest["files"].values():
         if facts.get("code"):
             made_by[facts["rule"]].add(facts["code"])
-    script = {rule: (SCRIPTS / f"{rule}.py").exists() for rule in made_by}
-    changed = [rule for rule in made_by if made_by[rule] != {script[rule] and code_hash(rule)}]
+    changed = []
+    for rule, facts in manifest["rules"].items():
+        here = ROOT / facts["script"]
+        if not here.exists() or made_by[rule] != {code_hash(here.stem)}:
+            changed.append(rule)
     if changed:
         yield f"Files were made by other code than is here now, of the rules {', '.join(changed)}."
 

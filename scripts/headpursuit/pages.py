@@ -18,11 +18,13 @@ import yaml
 from jinja2 import Environment, StrictUndefined
 from markdown_it import MarkdownIt
 
-from headpursuit.choices import MISSING, ROOT, leaves, value_at
+from headpursuit.choices import ROOT
 from headpursuit.config import SCHEMA, pooled_where, used_datasets
 from headpursuit.files import read_json, read_parquet, sha256
 from headpursuit.labellers.audit import mask
-from headpursuit.manifest import describe_host, describe_workflow
+from headpursuit.manifest import describe_workflow
+from headpursuit.rule import describe_host
+from headpursuit.settings import MISSING, leaves, value_at
 from headpursuit.table2 import number
 from headpursuit.tables import read_csv
 from headpursuit.words import normalise, word_pattern
