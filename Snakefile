@@ -4,11 +4,14 @@
 # docs/files.md says what each file is.
 
 
-configfile: "config.yaml"
+configfile: f"{workflow.current_basedir}/config.yaml"
+
+
+include: "rules/common.smk"
 
 
 pathvars:
-    results=f"results/{config.get('run')}",
+    results=f"results/{config['run']}",
     logs="<results>/logs",
     benchmarks="<results>/benchmarks",
 
@@ -16,7 +19,6 @@ pathvars:
 report: "report/workflow.rst"
 
 
-include: "rules/common.smk"
 include: "rules/data.smk"
 include: "rules/models.smk"
 include: "rules/generate.smk"

@@ -5,10 +5,6 @@ from headpursuit.settings import labeller_name, unlike_paper
 VISION_MODEL = (config["vision"] or {}).get("model")
 
 
-localrules:
-    write_manifest,
-
-
 rule compare_published:
     """Every published value beside this run's, with what else differs."""
     input:
@@ -52,6 +48,7 @@ rule write_manifest:
         "<logs>/write_manifest.log",
     benchmark:
         "<benchmarks>/write_manifest.tsv"
+    localrule: True
     conda:
         "../envs/tables.yaml"
     resources:

@@ -3,7 +3,8 @@
 import os
 import sys
 
-sys.path.insert(0, str(Path(workflow.basedir) / "scripts"))
+ROOT = Path(str(workflow.current_basedir)).parent
+sys.path.insert(0, str(ROOT / "scripts"))
 hub_offline = os.environ.get("HF_HUB_OFFLINE")
 
 from headpursuit.config import (
@@ -19,12 +20,20 @@ from headpursuit.files import UserError, beside, refuse_unwritable
 from headpursuit.interrupt import end_jobs_on_signals
 from headpursuit.lineage import code_hash
 from headpursuit.sources import used_sources
+from snakemake.common.configfile import load_configfile
 from snakemake.exceptions import WorkflowError
+from snakemake.utils import update_config
 
 # The library takes the Hub offline for the process that imports it. Jobs inherit the environment
 # of this one, and those that download need the Hub.
 if hub_offline is None:
     os.environ.pop("HF_HUB_OFFLINE", None)
+
+# A workflow that imports this one hands its own config over in the place of config.yaml, and need
+# only say what differs. Where config.yaml has been read, this changes nothing.
+shipped = load_configfile(ROOT / "config.yaml")
+update_config(shipped, config)
+config = shipped
 
 try:
     refuse_unwritable(".snakemake", *map(workflow.pathvars.apply, ("<results>", "<resources>")))

@@ -1,12 +1,6 @@
 # Configuration, preflight, downloads and prompts.
 
 
-localrules:
-    write_config,
-    preflight,
-    download_source,
-
-
 rule write_config:
     """The configuration in force: config.yaml with every overlay applied. Nothing runs before."""
     output:
@@ -14,6 +8,7 @@ rule write_config:
     log:
         "<logs>/write_config.log",
     priority: 1001
+    localrule: True
     conda:
         "../envs/download.yaml"
     threads: 1000
@@ -39,6 +34,7 @@ rule preflight:
     log:
         "<logs>/preflight.log",
     priority: 1000
+    localrule: True
     conda:
         "../envs/download.yaml"
     threads: 1000
@@ -69,6 +65,7 @@ rule download_source:
         "<logs>/download_source/{source}.log",
     benchmark:
         "<benchmarks>/download_source/{source}.tsv"
+    localrule: True
     conda:
         "../envs/download.yaml"
     resources:

@@ -3,10 +3,6 @@
 from headpursuit.estimate import measured
 
 
-localrules:
-    estimate,
-
-
 rule estimate:
     """Jobs, tokens, disk, memory and device hours from the config, and what the run has measured."""
     output:
@@ -14,6 +10,7 @@ rule estimate:
         md="<results>/estimate.md",
     log:
         "<logs>/estimate.log",
+    localrule: True
     conda:
         "../envs/tables.yaml"
     resources:

@@ -20,6 +20,7 @@ from tiny import HEADS, LAYERS, WORDS, make_model
 ROOT = Path(__file__).parents[1]
 PARTS = ["Snakefile", "config.yaml", "configs", "data", "envs", "profiles", "prompts", "report"]
 PARTS += ["rules", "schemas", "scripts"]
+SNAKEMAKE = Path(sys.executable).with_name("snakemake")
 
 
 @dataclass
@@ -27,6 +28,7 @@ class Checkout:
     """A copy of the workflow, with an overlay ``configs/tiny.yaml``."""
 
     folder: Path
+    program: Path = SNAKEMAKE
 
     def snakemake(self, *arguments: str, overlay: str = "tiny", **env: str) -> str:
         """Run Snakemake and return all it printed; AssertionError if it fails."""
@@ -49,7 +51,7 @@ class Checkout:
         config = ["--configfile", f"configs/{overlay}.yaml"] if overlay else []
         cores = [] if "--cores" in arguments else ["--cores", "2"]
         return subprocess.Popen(
-            [Path(sys.executable).with_name("snakemake"), *arguments, *cores, *config],
+            [self.program, *arguments, *cores, *config],
             cwd=self.folder,
             env={**_environment(), "OMP_NUM_THREADS": "1", **env},
             stdout=subprocess.PIPE,

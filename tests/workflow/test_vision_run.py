@@ -11,75 +11,20 @@ import pytest
 import yaml
 from checkout import Checkout, make_checkout
 from headpursuit.audit import main
-from PIL import Image
-from tiny import WORDS
-from tiny_vision import HEADS, LAYERS, make_vlm, write_pixels
+from tiny_figure1 import prepare_figure1
+from tiny_vision import make_vlm
 
 pytestmark = pytest.mark.xdist_group("vision")
 
-FRUIT = {0: WORDS[0], 1: WORDS[1], 2: WORDS[2]}
 TABLES = ["figure1.csv", "figure1.md", "figure1.tex", "figure1.draws.csv"]
 TABLES += ["figure1.overlap.csv", "figure1.cross.csv"]
-
-
-def write_folder(folder: Path, rng: np.random.Generator) -> None:
-    """Write a folder of images of many shapes with a CSV of labels."""
-    folder.mkdir()
-    lines = ["file,kind,split"]
-    for number in range(24):
-        high, wide = rng.integers(5, 12, 2)
-        pixels = rng.integers(0, 255, (high, wide, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / f"{number}.png")
-        lines.append(f"{number}.png,{WORDS[5 + number % 2]},{'train' if number < 14 else 'test'}")
-    (folder / "labels.csv").write_text("\n".join([*lines, ""]))
 
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
     """Give a checkout in which figure 1 was made, with the tower trained in it."""
     checkout = make_checkout(tmp_path_factory.mktemp("vision") / "checkout")
-    rng = np.random.default_rng(0)
-    own = checkout.folder / "own"
-    write_pixels(own / "pixels.csv.gz", rng, 90)
-    write_folder(own / "photos", rng)
-    part = {"files": "pixels.csv.gz"}
-    split = {"files": "labels.csv"}
-    model = {"path": "", "gguf": None, "layers": LAYERS, "heads": HEADS, "parameters": 100000}
-    model |= {"dtype": "float32", "chat": False}
-    checkout.configure(
-        "vision",
-        sources={
-            "pixels": {"kind": "local", "path": "own/pixels.csv.gz"},
-            "photos": {"kind": "local", "path": "own/photos"},
-        },
-        models={"assembled": {"source": "tiny-model", **model}},
-        image_datasets={
-            "stripes": {
-                "source": "pixels", "object": "fruit", "image": None, "label": None,
-                "classes": FRUIT,
-                "selection": {**part, "rows": [1, 60]}, "evaluation": {**part, "rows": [61, 90]},
-            },
-            "photos": {
-                "source": "photos", "object": "thing", "image": "file", "label": "kind",
-                "classes": None,
-                "selection": {**split, "where": {"split": "train"}},
-                "evaluation": {**split, "where": {"split": "test"}},
-            },
-        },
-        vision={
-            "model": "assembled", "datasets": ["stripes", "photos"], "max_new_tokens": 3,
-            "template": "See {image} What {object} is it? One of: {classes}. Answer:",
-            "images": {"selection": 8, "evaluation": 8}, "batch_images": 7,
-            "heads": {"methods": ["somp", "unrelated", "size"], "k": [1, 2], "draws": 2},
-            "build": {
-                "language_model": "tiny", "dataset": "stripes", "trained": None,
-                "tower": {"image_size": 4, "patch_size": 2, "hidden_size": 8, "layers": 1,
-                          "heads": 2},
-                "training": {"tower_epochs": 2, "epochs": 1, "batch_size": 10, "tower_rate": 1e-3,
-                             "projector_rate": 1e-2, "end_weight": 0.3},
-            },
-        },
-    )  # fmt: skip
+    checkout.configure("vision", **prepare_figure1(checkout.folder / "own"))
     checkout.snakemake("figure1", overlay="vision")
     return checkout
 
