@@ -4,6 +4,7 @@
 #   make test-labeller   labelling against real servers and injected faults
 #   make report  one HTML file of a finished run: make report RUN=demo
 #   make test-faults   kills, full disks, damaged files, an unreliable Hub: docs/reliability.md
+#   make test-slurm      the tiny run on a real SLURM, brought up here (root, Debian)
 #   make bench   the measured comparisons
 #   make paper   the paper's own run: needs a GPU and the Hub (README, "The paper's run")
 #   make docs    docs/choices.md and docs/columns.md out of the schemas
@@ -13,7 +14,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 CORES ?= 2
 SNAKEMAKE = .venv/bin/snakemake --cores $(CORES)
 
-.PHONY: demo paper report test test-labeller test-faults bench lint docs env
+.PHONY: demo paper report test test-labeller test-faults test-slurm bench lint docs env
 
 env: .venv/complete
 
@@ -51,6 +52,17 @@ test-labeller: .venv-labeller/complete
 
 test-faults: env
 	.venv/bin/pytest tests/faults
+
+test-slurm: .venv-cluster/complete
+	.venv/bin/python tests/cluster/slurm.py .venv-cluster/bin/python -m pytest -n 5 tests/cluster
+
+# Apart from .venv, whose packages it sees: the SLURM plugin makes every Snakemake ask for a SLURM.
+.venv-cluster/complete: .venv/complete requirements-cluster.txt
+	.venv/bin/python -m venv --clear .venv-cluster
+	.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+	  > $$(.venv-cluster/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/plain.pth
+	.venv-cluster/bin/pip install --quiet --disable-pip-version-check -r requirements-cluster.txt
+	@touch $@
 
 bench: env
 	.venv/bin/python benchmarks/label_slots.py

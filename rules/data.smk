@@ -34,6 +34,7 @@ rule preflight:
     log:
         "<logs>/preflight.log",
     priority: 1000
+    retries: 0  # what is lacking is lacking the next time too
     localrule: True
     conda:
         "../envs/download.yaml"

@@ -29,9 +29,9 @@ from headpursuit.labellers import used_labellers
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 PROMPTS = 3000  # of a data set taken whole; the paper's two have fewer
 CLASSES = (10, 50)  # of an image data set; the paper's have 10 to 47
-PROMPT_TOKENS = (20, 200)
+PROMPT_TOKENS = (15, 200)
 FILLED = (0.5, 1.0)  # share of max_new_tokens that a response has
-IMAGE_TOKENS = (576, 2900)  # LLaVA's one image; LLaVA-NeXT's with its parts
+IMAGE_TOKENS = (1176, 2900)  # LLaVA-NeXT's: of a small image, and of a large one
 QUESTION_TOKENS = (60, 400)  # what is asked about an image, with every class name
 LABEL_TOKENS = (2, 30)  # a labeller's reply
 ROW_BYTES = 8  # of a generated token: its id, and its text
@@ -41,7 +41,7 @@ LOAD_SECONDS = (5, 120)  # until a job's model is loaded
 # writing one after the other, when memory is what limits. An A100 peaks at 312e12 in bfloat16.
 SPEED = {
     "GPU": {"read": (5e13, 1.6e14), "written": (3e12, 3e13)},
-    "core": {"read": (1e10, 8e10), "written": (3e9, 4e10)},
+    "core": {"read": (2e10, 1.5e11), "written": (1e10, 8e10)},
 }
 ASSUMED = {
     "prompts of a data set taken whole": PROMPTS,
@@ -276,7 +276,8 @@ def file_bytes(config: dict) -> dict[str, int]:
     parts = texts * (1 + len(intervened_conditions(config["heads"]))) * config["words"]["top"]
     found = {
         "activations": rows * model["layers"] * _width(model) * _cached(config),
-        "generations": texts * conditions * generation["max_new_tokens"] * ROW_BYTES,
+        # Twice: as the jobs write them, and joined by condition.
+        "responses, generations": 2 * texts * conditions * generation["max_new_tokens"] * ROW_BYTES,
         "expected": parts * PART_BYTES,
     }
     if model["gguf"]:
@@ -341,7 +342,8 @@ def render(found: dict) -> str:
     lines += [
         "Memory and limit are what one job asks for at its first attempt. Hours are those of a "
         f"{'CPU core' if device == 'core' else 'GPU'}, for the jobs that run a model over tokens; "
-        "rankings and decompositions are not reckoned. All else follows from the config.",
+        "rankings and decompositions are not reckoned. The low end takes every low assumption, the "
+        "high end every high one.",
         "",
     ]
     sizes = found["file_bytes"]

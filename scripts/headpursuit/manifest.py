@@ -22,7 +22,7 @@ from headpursuit.rule import MADE_BY, describe_host
 from headpursuit.tables import read_cells
 
 # Where a run keeps what says how it went, and not what came out.
-ASIDE = ("audit", "logs", "benchmarks", "report", "report.html")
+ASIDE = ("audit", "logs", "benchmarks", "report", "report.html", "estimate.json", "estimate.md")
 # What a reader is told to stand on a changed file.
 PUBLISHED = ("tables", "figures")
 ROOT = SCRIPTS.parent

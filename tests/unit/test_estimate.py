@@ -8,7 +8,7 @@ from headpursuit.files import UserError
 
 def test_jobs_are_those_that_snakemake_plans(paper: dict):
     jobs = planned_jobs(paper, sys.executable)
-    assert jobs["generate_intervened"]["jobs"] == 2 * (2 * 2 + 2 * 10)  # data sets, heads, draws
+    assert jobs["draw_controls"]["jobs"] == 2 * 2 * 10  # data sets, numbers of heads, draws
     assert jobs["generate_intervened"]["gpu"] == 1
     assert jobs["plot_table2"] == {"jobs": 1, "mem_mb": 1000, "runtime": 10, "gpu": 0}
     assert "all" not in jobs

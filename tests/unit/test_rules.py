@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[2]
 LIBRARY = ROOT / "scripts" / "headpursuit"
@@ -173,3 +174,13 @@ def test_the_snakefile_includes_every_file():
     text = (ROOT / "Snakefile").read_text(encoding="utf-8")
     included = set(re.findall(r'include: "rules/(\w+\.smk)"', text))
     assert included == {path.name for path in (ROOT / "rules").glob("*.smk")}
+
+
+def test_the_slurm_profile_names_the_rules_that_ask_for_a_gpu():
+    text = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "rules").glob("*.smk"))
+    asking = {rule.name for rule in RULES if "gpu" in names(rule.sections.get("resources", ""))}
+    asking |= {
+        own for first, own in re.findall(r"^use rule (\w+) as (\w+)", text, re.M) if first in asking
+    }
+    profile = yaml.safe_load((ROOT / "profiles/slurm/config.yaml").read_text(encoding="utf-8"))
+    assert set(profile["set-resources"]) == asking

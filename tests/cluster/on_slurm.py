@@ -1,0 +1,110 @@
+"""A checkout whose jobs go to the SLURM of slurm.py, and what SLURM says of them."""
+
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from checkout import Checkout
+
+# What the profile sets for a large cluster is too slow here.
+QUICK = ["--slurm-init-seconds-before-status-checks", "1", "--latency-wait", "10"]
+PROMPTS = "results/tiny/prompts/rtp.parquet"  # of one job that computes, after local ones
+
+
+@dataclass
+class Run:
+    """A Snakemake at work."""
+
+    process: subprocess.Popen
+    log: Path
+
+    def ended(self) -> int:
+        """Wait for its end and return its exit status."""
+        return self.process.wait(1800)
+
+    @property
+    def said(self) -> str:
+        return self.log.read_text(encoding="utf-8", errors="replace")
+
+    @property
+    def planned(self) -> dict[str, int]:
+        """How many jobs of each rule it set out with."""
+        table = self.said.split("Job stats:")[1].split("\ntotal")[0].splitlines()[3:]
+        return {rule: int(number) for rule, number in map(str.split, table)}
+
+
+class Cluster(Checkout):
+    """A checkout with the profile profiles/slurm."""
+
+    def start(self, *arguments: str, profile: str = "slurm", overlay: str = "tiny", **env) -> Run:
+        """Start Snakemake as on a login node."""
+        arguments = (*arguments, *(QUICK if profile == "slurm" else []))
+        log = self.folder / f"run-{time.monotonic_ns()}.log"
+        command = [
+            sys.executable,
+            "-m",
+            "snakemake",
+            *arguments,
+            "--profile",
+            f"profiles/{profile}",
+        ]
+        command += ["--configfile", f"configs/{overlay}.yaml", "configs/cluster.yaml"]
+        with log.open("w") as handle:
+            process = subprocess.Popen(
+                command,
+                cwd=self.folder,
+                env={**os.environ, "OMP_NUM_THREADS": "1", **env},
+                stdout=handle,
+                stderr=subprocess.STDOUT,
+            )
+        return Run(process, log)
+
+    def jobs(self) -> list[dict[str, str]]:
+        """Return what SLURM says of this checkout's jobs, in order of their submission."""
+        command = ["scontrol", "--oneliner", "show", "jobs"]
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        rows = [dict(re.findall(r"(\w+)=(\S*)", line)) for line in said.splitlines()]
+        own = [row for row in rows if row.get("WorkDir") == str(self.folder)]
+        return sorted(own, key=lambda row: int(row["JobId"]))
+
+    def states(self) -> list[str]:
+        """Return how its jobs ended or stand."""
+        return [job["JobState"] for job in self.jobs()]
+
+    def wait_for_a_running_job(self) -> str:
+        """Wait until a job runs its rule's script, and return the job's number."""
+        until(lambda: (self.folder / "own/tries").exists())
+        return self.jobs()[-1]["JobId"]
+
+    def first_try(self, code: str) -> None:
+        """Have the one job of :data:`PROMPTS` run some code when it is tried first."""
+        self.change(
+            "scripts/prepare_prompts.py",
+            "def main(snakemake):",
+            "def main(snakemake):\n"
+            "    from pathlib import Path\n"
+            "    import time\n"
+            "    first = not Path('own/tries').exists()\n"
+            "    Path('own/tries').touch()\n"
+            f"    if first:\n        {code}\n",
+        )
+
+    def change(self, name: str, old: str, new: str) -> None:
+        """Replace text in a file of the checkout."""
+        path = self.folder / name
+        text = path.read_text(encoding="utf-8")
+        assert text.count(old) == 1
+        path.write_text(text.replace(old, new), encoding="utf-8")
+
+
+def until(condition: Callable[[], bool], seconds: int = 300) -> None:
+    """Wait for a condition."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come about"
+        time.sleep(0.5)
