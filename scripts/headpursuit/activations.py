@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from headpursuit.batches import SMALLER, Halving, pad, plan_batches
 from headpursuit.files import (
     UserError,
     atomic,
@@ -19,7 +20,6 @@ from headpursuit.files import (
     parquet_metadata,
     read_parquet,
 )
-from headpursuit.generate import pad, plan_batches
 from headpursuit.models import Decoder, projection_inputs
 
 # Rows held back before they are written; it bounds the memory whatever the number of samples.
@@ -77,19 +77,50 @@ def pooled_inputs(
         (indices of the samples, layer, float32 z of samples x (heads * head_dim)), a batch and
         layer at a time.
     """
-    layers = range(len(decoder.layers))
-    model = decoder.model.base_model  # the logits are not needed
-    with projection_inputs(decoder, layers) as inputs:
-        for batch in tqdm(plan_batches([len(r) for r in rows], batch_tokens), unit="batch"):
-            # Padding is on the right, where causal attention never looks.
-            ids, mask = pad([rows[i] for i in batch], pad_id, left=False, device=decoder.device)
-            model(input_ids=ids, attention_mask=mask, use_cache=False)
-            weights = torch.zeros(ids.shape, device=decoder.device)
-            for row, i in enumerate(batch):
-                weights[row, where[i]] = 1 / (where[i].stop - where[i].start)
-            for layer in layers:
-                yield batch, layer, torch.einsum("bp,bpk->bk", weights, inputs[layer].float())
-            inputs.clear()
+
+    def read(batch: Sequence[int]) -> tuple[Sequence[int], dict[int, Tensor]]:
+        # Padding is on the right, where causal attention never looks.
+        ids, mask = pad([rows[i] for i in batch], pad_id, left=False, device=decoder.device)
+        weights = torch.zeros(ids.shape, device=decoder.device)
+        for row, i in enumerate(batch):
+            weights[row, where[i]] = 1 / (where[i].stop - where[i].start)
+        return batch, averaged_inputs(decoder, weights, input_ids=ids, attention_mask=mask)
+
+    work = Halving(
+        read,
+        "activations.batch_tokens",
+        lambda i: f"a sample of {len(rows[i])} tokens",
+        SMALLER,
+    )
+    for batch in tqdm(plan_batches([len(r) for r in rows], batch_tokens), unit="batch"):
+        for samples, averages in work(batch):
+            for layer, z in averages.items():
+                yield samples, layer, z
+
+
+def averaged_inputs(decoder: Decoder, weights: Tensor, **inputs: Any) -> dict[int, Tensor]:
+    """Run the model and return, by layer, the average of its projection's input over positions.
+
+    A layer's is averaged as soon as it is there, so that no second one is held in memory.
+
+    Args:
+        decoder: the model.
+        weights: of each position in the average, batch x positions.
+        inputs: what the model is called with.
+
+    Returns:
+        Layer to float32 averages, batch x (heads * head_dim).
+    """
+
+    def average(z: Tensor) -> Tensor:
+        # Some rows at a time, lest float32 copies of a whole batch be made.
+        pieces = zip(weights.split(8), z.split(8), strict=True)
+        return torch.cat([torch.einsum("bp,bpk->bk", w, own.float()) for w, own in pieces])
+
+    with projection_inputs(decoder, range(len(decoder.layers)), average) as averages:
+        # The logits are not needed.
+        decoder.model.base_model(**inputs, use_cache=False)
+    return averages
 
 
 def write_cache(

@@ -1,6 +1,7 @@
 """The `expected` metric: the probability of words, teacher-forced, under every condition."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from headpursuit.generate import pad, plan_batches
+from headpursuit.batches import SMALLER, Halving, pad, plan_batches
 from headpursuit.heads import Head
 from headpursuit.models import Decoder, layer_outputs, replayed, scaled_heads
 
@@ -74,38 +75,61 @@ def measure_expected(
     """
     ids = dict(zip(prompts["prompt_id"].to_pylist(), prompts["token_ids"].to_pylist(), strict=True))
     records = responses.select(["prompt_id", "sample", "token_ids"]).to_pylist()
-    rows = [ids[r["prompt_id"]] + r["token_ids"] for r in records]
-    starts = [len(ids[r["prompt_id"]]) for r in records]
+    prompt_of = [ids[record["prompt_id"]] for record in records]
+    # A response's last token is not read: what follows it is not scored.
+    rows = [
+        prompt + record["token_ids"][:-1] for prompt, record in zip(prompt_of, records, strict=True)
+    ]
     tokens = torch.tensor([i for own in words.values() for i in own], device=decoder.device)
     owner = torch.tensor([w for w, own in enumerate(words.values()) for _ in own])
 
-    out = []
-    batches = plan_batches([len(r) for r in rows], batch_tokens)[part - 1 :: parts]
-    for batch in tqdm(batches, unit="batch"):
+    def measure_batch(batch: Sequence[int]) -> list[dict[str, Any]]:
         inputs, mask = pad([rows[i] for i in batch], pad_id, left=False, device=decoder.device)
         scored = torch.zeros_like(mask, dtype=torch.bool)
-        for row, i in enumerate(batch):
+        n_scored = [len(records[i]["token_ids"]) for i in batch]
+        for row, (i, n) in enumerate(zip(batch, n_scored, strict=True)):
             # The logits at a position speak of the next token.
-            scored[row, starts[i] - 1 : len(rows[i]) - 1] = True
-        target = inputs.roll(-1, dims=1)[scored]
-        row_of = scored.nonzero()[:, 0]
+            scored[row, len(rows[i]) - n : len(rows[i])] = n > 0
+        target = torch.tensor([token for i in batch for token in records[i]["token_ids"]])
+        row_of = torch.arange(len(batch)).repeat_interleave(torch.tensor(n_scored))
+
+        def measured() -> tuple[np.ndarray, np.ndarray]:
+            logits = scored_logits(decoder, inputs, mask, scored)
+            return word_mass(
+                logits, target.to(logits.device), row_of, len(batch), tokens, owner, len(words)
+            )
+
         with layer_outputs(decoder) as plain:
-            scored_logits(decoder, inputs, mask, scored)
+            baseline = measured()
+        out = []
         for condition, heads in {"baseline": [], **conditions}.items():
-            below = plain[: min((layer for layer, _ in heads), default=len(plain))]
-            with scaled_heads(decoder, heads, alpha), replayed(decoder, below):
-                logits = scored_logits(decoder, inputs, mask, scored)
-            nll, mass = word_mass(logits, target, row_of, len(batch), tokens, owner, len(words))
+            nll, mass = baseline
+            if heads:
+                below = plain[: min(layer for layer, _ in heads)]
+                with scaled_heads(decoder, heads, alpha), replayed(decoder, below):
+                    nll, mass = measured()
             out += [
                 {
                     "condition": condition,
                     **{key: records[i][key] for key in ("prompt_id", "sample")},
-                    "positions": len(rows[i]) - starts[i],
+                    "positions": n_scored[row],
                     "nll": float(nll[row]),
                     "mass": mass[row].tolist(),
                 }
                 for row, i in enumerate(batch)
             ]
+        return out
+
+    work = Halving(
+        measure_batch,
+        "score.batch_tokens",
+        lambda i: f"prompt {records[i]['prompt_id']} with its response ({len(rows[i])} tokens)",
+        SMALLER,
+    )
+    batches = plan_batches([len(r) for r in rows], batch_tokens)[part - 1 :: parts]
+    out = [
+        record for batch in tqdm(batches, unit="batch") for piece in work(batch) for record in piece
+    ]
     table = pa.Table.from_pylist(out, schema=SCHEMA)
     order = {name: n for n, name in enumerate(["baseline", *conditions])}
     keys = pa.array([order[name] for name in table["condition"].to_pylist()])

@@ -20,6 +20,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from headpursuit.batches import SMALLER, Halving, pad, plan_batches
 from headpursuit.files import seed_for, write_text
 from headpursuit.models import Decoder
 
@@ -35,38 +36,6 @@ SCHEMA = pa.schema(
         "token_ids": pa.list_(pa.int32()),
     }
 )
-
-
-def plan_batches(lengths: Sequence[int], batch_tokens: int, extra: int = 0) -> list[list[int]]:
-    """Group sequences of similar length so that a padded batch holds at most ``batch_tokens``.
-
-    Args:
-        lengths: tokens of each sequence.
-        batch_tokens: limit of rows x (longest row + extra); a batch has one row at the least.
-        extra: tokens that each row will gain.
-
-    Returns:
-        Lists of indices into ``lengths``; every index once, longest batches first, so that a
-        lack of memory shows at the start.
-    """
-    batches: list[list[int]] = []
-    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        width = lengths[batches[-1][0]] + extra if batches else 0
-        if not batches or (len(batches[-1]) + 1) * width > batch_tokens:
-            batches.append([])
-        batches[-1].append(index)
-    return batches
-
-
-def pad(rows: Sequence[Sequence[int]], pad_id: int, left: bool, device) -> tuple[Tensor, Tensor]:
-    """Return token ids and attention mask, rows x longest row."""
-    width = max(map(len, rows))
-    ids = np.full((len(rows), width), pad_id, dtype=np.int64)
-    mask = np.zeros((len(rows), width), dtype=np.int64)
-    for i, row in enumerate(rows):
-        where = slice(width - len(row), width) if left else slice(0, len(row))
-        ids[i, where], mask[i, where] = row, 1
-    return torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device)
 
 
 class InverseCdf(LogitsProcessor):
@@ -137,17 +106,27 @@ def generate(
     done = read_journal(journal, fingerprint)
     if done:
         log.info("%d of %d batches are in the journal", len(done), len(batches))
+
+    def respond(batch: Sequence[int]) -> list[tuple[list[int], str]]:
+        rows = [jobs[j] for j in batch]
+        numbers = [uniforms(seed, names[i], sample, steps) for i, sample in rows]
+        return generate_batch(
+            decoder, tokenizer, [ids[i] for i, _ in rows], np.stack(numbers), settings
+        )
+
+    work = Halving(
+        respond,
+        "generation.batch_tokens",
+        lambda j: f"prompt {names[jobs[j][0]]} ({len(ids[jobs[j][0]])} tokens, and {steps} new)",
+        f"Lower generation.max_new_tokens. {SMALLER}",
+    )
     records: list[dict | None] = [None] * len(jobs)
     with journal.open("a", encoding="utf-8") as handle:
         own = range(part - 1, len(batches), parts)
         for number in tqdm(own, desc=journal.stem.lstrip("."), unit="batch"):
             batch = batches[number]
             if number not in done:
-                rows = [jobs[j] for j in batch]
-                numbers = [uniforms(seed, names[i], sample, steps) for i, sample in rows]
-                done[number] = generate_batch(
-                    decoder, tokenizer, [ids[i] for i, _ in rows], np.stack(numbers), settings
-                )
+                done[number] = [row for piece in work(batch) for row in piece]
                 print(json.dumps({"batch": number, "token_ids": done[number]}), file=handle)
                 handle.flush()
             for j, (tokens, stop) in zip(batch, done[number], strict=True):

@@ -1,7 +1,7 @@
 """Causal language models: loading, their heads, and scaling what a head writes."""
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -281,17 +281,23 @@ def scaled_heads(decoder: Decoder, heads: Sequence[Head], alpha: float) -> Itera
 
 
 @contextmanager
-def projection_inputs(decoder: Decoder, layers: Sequence[int]) -> Iterator[dict[int, Tensor]]:
+def projection_inputs(
+    decoder: Decoder, layers: Sequence[int], reduce: Callable[[Tensor], Tensor] = lambda z: z
+) -> Iterator[dict[int, Tensor]]:
     """Collect the inputs of the layers' output projections during forward passes.
 
+    Args:
+        decoder: the model.
+        layers: which.
+        reduce: what is kept of an input, batch x positions x (heads * head_dim); all, if not said.
+
     Yields:
-        A dict that, after each forward pass, maps a layer to its input,
-        batch x positions x (heads * head_dim).
+        A dict that, after each forward pass, maps a layer to what is kept of its input.
     """
     seen: dict[int, Tensor] = {}
 
     def keep(layer):
-        return lambda module, args: seen.__setitem__(layer, args[0])
+        return lambda module, args: seen.__setitem__(layer, reduce(args[0]))
 
     handles = [decoder.projections[i].register_forward_pre_hook(keep(i)) for i in layers]
     try:

@@ -6,7 +6,7 @@ model is a decoder like any other: the same layers, heads, cache and scaling as 
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, replace
@@ -20,6 +20,8 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import AutoImageProcessor, AutoProcessor, DynamicCache, Qwen2_5_VLProcessor
 
+from headpursuit.activations import averaged_inputs
+from headpursuit.batches import Halving
 from headpursuit.files import UserError, atomic, check_table
 from headpursuit.generate import end_tokens, until_stop
 from headpursuit.heads import Head
@@ -30,7 +32,6 @@ from headpursuit.models import (
     load_tokenizer,
     model_folder,
     open_model,
-    projection_inputs,
     read_config,
     reads_images,
     replayed,
@@ -219,20 +220,32 @@ def pooled_image_inputs(
     Yields:
         As :func:`headpursuit.activations.pooled_inputs`.
     """
-    layers = range(len(decoder.layers))
+
+    def read(rows: Sequence[dict[str, Any]]) -> tuple[int, dict[int, Tensor]]:
+        images = [open_image(row["image"], row["source"]) for row in rows]
+        encoded = encode(decoder, processor, question, chat, images)
+        weights = image_positions(decoder, encoded["input_ids"]).float()
+        weights /= weights.sum(1, keepdim=True)
+        return len(rows), averaged_inputs(decoder, weights, **encoded)
+
+    work = _by_images(read)
     seen = 0
-    with projection_inputs(decoder, layers) as inputs:
-        for rows in tqdm(stream_images(path, part, batch_images), unit="batch"):
-            images = [open_image(row["image"], row["source"]) for row in rows]
-            encoded = encode(decoder, processor, question, chat, images)
-            decoder.model.base_model(**encoded, use_cache=False)
-            weights = image_positions(decoder, encoded["input_ids"]).float()
-            weights /= weights.sum(1, keepdim=True)
-            indices = list(range(seen, seen + len(rows)))
-            seen += len(rows)
-            for layer in layers:
-                yield indices, layer, torch.einsum("bp,bpk->bk", weights, inputs[layer].float())
-            inputs.clear()
+    for rows in tqdm(stream_images(path, part, batch_images), unit="batch"):
+        for n, averages in work(rows):
+            indices = list(range(seen, seen + n))
+            seen += n
+            for layer, z in averages.items():
+                yield indices, layer, z
+
+
+def _by_images(work: Callable[[Sequence[dict[str, Any]]], Any]) -> Halving:
+    """Return work on images that goes on with smaller batches where memory does not suffice."""
+    return Halving(
+        work,
+        "vision.batch_images",
+        lambda row: f"image {row['source']}",
+        "Take a smaller vision.model or models.*.dtype.",
+    )
 
 
 @dataclass(frozen=True)
@@ -379,24 +392,29 @@ def write_answers(
         metadata: stored in the schema as JSON.
     """
     stops = end_tokens(decoder, processor.tokenizer)
+
+    def answer(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        opened = [open_image(row["image"], row["source"]) for row in rows]
+        encoded = encode(decoder, processor, question, chat, opened)
+        answers = answer_batch(decoder, encoded, conditions, alpha, max_new_tokens, stops)
+        return [
+            {
+                "condition": name,
+                "image_id": row["image_id"],
+                "label": row["label"],
+                "answer": processor.tokenizer.decode(tokens, skip_special_tokens=True),
+                "n_tokens": len(tokens),
+                "stop_reason": stop,
+            }
+            for name, own in answers.items()
+            for row, (tokens, stop) in zip(rows, own, strict=True)
+        ]
+
+    work = _by_images(answer)
     schema = ANSWERS.with_metadata({key: json.dumps(value) for key, value in metadata.items()})
     with atomic(path) as part, pq.ParquetWriter(part, schema, write_page_checksum=True) as writer:
         for rows in tqdm(batches, unit="batch"):
-            opened = [open_image(row["image"], row["source"]) for row in rows]
-            encoded = encode(decoder, processor, question, chat, opened)
-            answers = answer_batch(decoder, encoded, conditions, alpha, max_new_tokens, stops)
-            records = [
-                {
-                    "condition": name,
-                    "image_id": row["image_id"],
-                    "label": row["label"],
-                    "answer": processor.tokenizer.decode(tokens, skip_special_tokens=True),
-                    "n_tokens": len(tokens),
-                    "stop_reason": stop,
-                }
-                for name, own in answers.items()
-                for row, (tokens, stop) in zip(rows, own, strict=True)
-            ]
-            table = pa.Table.from_pylist(records, schema)
-            check_table(path, table)
-            writer.write_table(table)
+            for records in work(rows):
+                table = pa.Table.from_pylist(records, schema)
+                check_table(path, table)
+                writer.write_table(table)

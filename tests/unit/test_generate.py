@@ -12,8 +12,6 @@ from headpursuit.generate import (
     end_tokens,
     generate,
     generate_batch,
-    pad,
-    plan_batches,
     read_journal,
     uniforms,
 )
@@ -182,28 +180,6 @@ def test_a_model_s_generation_defaults_do_not_slip_in(model_path, tokenizer, pro
         do_sample=True, temperature=5.0, repetition_penalty=9.0, num_beams=3, max_length=3, top_k=1
     )
     assert run(decoder, tokenizer, prompts, GREEDY, tmp_path / "b") == plain
-
-
-# Batches
-
-
-@given(st.lists(st.integers(0, 50), max_size=40), st.integers(1, 200), st.integers(0, 20))
-def test_batches_hold_all_and_not_too_much(lengths: list[int], limit: int, extra: int):
-    batches = plan_batches(lengths, limit, extra)
-    assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
-    widths = [max(lengths[i] for i in batch) for batch in batches]
-    assert widths == sorted(widths, reverse=True)
-    for batch, width in zip(batches, widths, strict=True):
-        assert len(batch) == 1 or len(batch) * (width + extra) <= limit
-
-
-@pytest.mark.parametrize(
-    ("left", "expected"), [(True, [[9, 9, 1], [2, 3, 4]]), (False, [[1, 9, 9], [2, 3, 4]])]
-)
-def test_padding(left: bool, expected: list):
-    ids, mask = pad([[1], [2, 3, 4]], 9, left=left, device="cpu")
-    assert ids.tolist() == expected
-    assert mask.tolist() == [[int(i != 9) for i in row] for row in expected]
 
 
 # Sampling

@@ -1,0 +1,224 @@
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from headpursuit.activations import pooled_inputs, pooled_positions
+from headpursuit.batches import Halving, pad, plan_batches
+from headpursuit.expected import measure_expected
+from headpursuit.files import UserError
+from headpursuit.generate import generate
+from headpursuit.models import Decoder
+from hypothesis import given
+from hypothesis import strategies as st
+
+ROOT = Path(__file__).parents[2]
+CPU = (
+    "[enforce fail at alloc_cpu.cpp:125] err == 0. DefaultCPUAllocator: can't allocate memory: "
+    "you tried to allocate 3221225472 bytes. Error code 12 (Cannot allocate memory)"
+)
+CUDA = "CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of 79.1 GiB."
+LACKS = [RuntimeError(CPU), torch.OutOfMemoryError(CUDA), MemoryError()]
+
+
+@given(st.lists(st.integers(0, 50), max_size=40), st.integers(1, 200), st.integers(0, 20))
+def test_batches_hold_all_and_not_too_much(lengths: list[int], limit: int, extra: int):
+    batches = plan_batches(lengths, limit, extra)
+    assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
+    widths = [max(lengths[i] for i in batch) for batch in batches]
+    assert widths == sorted(widths, reverse=True)
+    for batch, width in zip(batches, widths, strict=True):
+        assert len(batch) == 1 or len(batch) * (width + extra) <= limit
+
+
+@pytest.mark.parametrize(
+    ("left", "expected"), [(True, [[9, 9, 1], [2, 3, 4]]), (False, [[1, 9, 9], [2, 3, 4]])]
+)
+def test_padding(left: bool, expected: list):
+    ids, mask = pad([[1], [2, 3, 4]], 9, left=left, device="cpu")
+    assert ids.tolist() == expected
+    assert mask.tolist() == [[int(i != 9) for i in row] for row in expected]
+
+
+# Where memory does not suffice
+
+
+def halving(work: Callable[[list], Any]) -> Halving:
+    return Halving(work, "some.batch_tokens", lambda row: f"row {row}", "Take less.")
+
+
+@pytest.mark.parametrize("lack", LACKS, ids=["cpu", "cuda", "python"])
+@pytest.mark.parametrize("largest", [1, 2, 3, 10])
+def test_work_goes_on_in_halves_that_fit(lack: Exception, largest: int):
+    tried = []
+
+    def work(rows: list) -> list:
+        tried.append(len(rows))
+        if len(rows) > largest:
+            raise lack
+        return rows
+
+    run = halving(work)
+    for batch in (list(range(10)), list(range(10, 17)), [17]):
+        assert [row for piece in run(batch) for row in piece] == batch
+    first = tried[: next(i for i, n in enumerate(tried) if n <= largest) + 1]
+    assert first == [n for n in (10, 5, 3, 2, 1) if n >= min(largest, first[-1])]
+    # The batches after the first are cut before they fail.
+    assert sum(n > largest for n in tried) == len(first) - 1
+
+
+@pytest.mark.parametrize(
+    ("lack", "said"),
+    zip(
+        LACKS,
+        ["3.00 GiB more were needed", "2.50 GiB more were needed", "memory ran out"],
+        strict=True,
+    ),
+    ids=["cpu", "cuda", "python"],
+)
+def test_a_single_row_that_does_not_fit_is_named(lack: Exception, said: str):
+    def work(rows: list) -> None:
+        if "long" in rows:
+            raise lack
+
+    with pytest.raises(UserError) as error:
+        list(halving(work)(["short", "long"]))
+    for text in ("row long", said, "GiB in use", "Take less."):
+        assert text in str(error.value)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("shapes differ"), ValueError("no"), KeyError(1)])
+def test_any_other_error_is_passed_on(error: Exception):
+    def work(rows: list) -> None:
+        raise error
+
+    with pytest.raises(type(error)):
+        list(halving(work)([1, 2]))
+
+
+@contextmanager
+def rows_at_most(decoder: Decoder, most: int):
+    """Let the model's forward pass fail as an allocator does where a batch has more rows."""
+    failed = []
+
+    def refuse(module, args, kwargs):
+        ids = kwargs.get("input_ids", args[0] if args else None)
+        if len(ids) > most:
+            failed.append(len(ids))
+            raise RuntimeError(CPU)
+
+    handle = decoder.model.base_model.register_forward_pre_hook(refuse, with_kwargs=True)
+    try:
+        yield failed
+    finally:
+        handle.remove()
+
+
+@pytest.fixture
+def prompts(tokenizer) -> pa.Table:
+    texts = [" ".join(["river"] * n) for n in (1, 2, 5, 9, 3, 4, 7)]
+    names = [f"p{i}" for i in range(len(texts))]
+    return pa.table({"prompt_id": names, "token_ids": tokenizer(texts)["input_ids"]})
+
+
+SETTINGS = {"max_new_tokens": 6, "samples": 1, "temperature": 0.7, "top_p": 0.9}
+SETTINGS |= {"batch_tokens": 10_000}
+
+
+@pytest.mark.parametrize("most", [1, 3])
+def test_halved_batches_give_the_same_responses(model, tokenizer, prompts, tmp_path, most: int):
+    decoder = model("llama")
+    whole = generate(decoder, tokenizer, prompts, SETTINGS, 0, tmp_path / "a", "x")
+    with rows_at_most(decoder, most) as failed:
+        halved = generate(decoder, tokenizer, prompts, SETTINGS, 0, tmp_path / "b", "x")
+    assert failed
+    assert halved == whole
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_a_prompt_that_does_not_fit_alone_is_named(model, tokenizer, prompts, tmp_path):
+    message = r"prompt p3 \(10 tokens, and 6 new\).*3\.00 GiB.*generation\.max_new_tokens"
+    with rows_at_most(model("llama"), 0), pytest.raises(UserError, match=message):
+        generate(model("llama"), tokenizer, prompts, SETTINGS, 0, tmp_path / "a", "x")
+
+
+def test_halved_batches_give_the_same_cache_and_masses(model, tokenizer, prompts):
+    decoder = model("llama")
+    _, rows, where = pooled_positions(prompts, None, "prompt")
+    responses = prompts.append_column("sample", pa.array(range(len(prompts))))
+
+    def cached() -> dict[tuple[int, int], np.ndarray]:
+        pooled = pooled_inputs(decoder, rows, where, 0, 10_000)
+        return {
+            (i, layer): z for own, layer, values in pooled for i, z in zip(own, values, strict=True)
+        }
+
+    def masses() -> pa.Table:
+        words, heads = {"apple": [259, 3]}, {"somp-k1": [(1, 0)]}
+        return measure_expected(decoder, 0, prompts, responses, words, heads, -1.0, 10_000)
+
+    cache, table = cached(), masses()
+    with rows_at_most(decoder, 2) as failed:
+        halved, other = cached(), masses()
+    assert len(failed) == 4  # of 7 and of 4 rows, once in each
+    assert halved.keys() == cache.keys()
+    for key, z in cache.items():
+        np.testing.assert_allclose(halved[key], z, atol=1e-5)
+    assert other.drop_columns(["nll", "mass"]) == table.drop_columns(["nll", "mass"])
+    mass = [np.stack(own["mass"].to_numpy()) for own in (table, other)]
+    np.testing.assert_allclose(*mass, atol=1e-6)
+
+
+STARVED = """
+import logging, resource, sys
+from pathlib import Path
+import pyarrow as pa
+import torch
+from headpursuit.generate import generate
+from headpursuit.models import load_model, load_tokenizer
+
+folder, journal, room = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+torch.set_num_threads(1)
+logging.basicConfig(level=logging.WARNING, stream=sys.stdout)
+decoder, tokenizer = load_model(folder, "float32", "cpu"), load_tokenizer(folder)
+texts = [" ".join(["river", "stone"] * 100) + f" {number}" for number in range(150)]
+ids = tokenizer(texts)["input_ids"]
+prompts = pa.table({"prompt_id": list(map(str, range(150))), "token_ids": ids})
+settings = {"max_new_tokens": 2, "samples": 1, "temperature": 0.0, "top_p": 1.0}
+settings["batch_tokens"] = 10**6
+# What is imported and kept on first use.
+generate(decoder, tokenizer, prompts.slice(0, 2), settings, 0, journal.with_name("warm"), "x")
+if room:
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limit = pages * resource.getpagesize() + room * 2**20
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+table = generate(decoder, tokenizer, prompts, settings, 0, journal, "x")
+print("responses", hash(tuple(map(tuple, table["token_ids"].to_pylist()))))
+"""
+
+
+def starved(folder: Path, journal: Path, room: int) -> subprocess.CompletedProcess:
+    """Generate in a process that can allocate only so many MiB more; 0: as many as it likes."""
+    return subprocess.run(
+        [sys.executable, "-c", STARVED, folder, journal, str(room)],
+        env={"PYTHONPATH": str(ROOT / "scripts"), "PATH": "", "MALLOC_ARENA_MAX": "1"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+
+
+def test_a_process_that_really_runs_out_of_memory_goes_on(model_path, tmp_path: Path):
+    plenty = starved(model_path("llama"), tmp_path / "a", 0)
+    assert plenty.returncode == 0, plenty.stderr
+    assert "memory does not suffice" not in plenty.stdout
+    little = starved(model_path("llama"), tmp_path / "b", 60)
+    assert little.returncode == 0, little.stderr
+    assert "memory does not suffice for a batch of 150" in little.stdout
+    assert little.stdout.splitlines()[-1] == plenty.stdout.splitlines()[-1]
