@@ -31,24 +31,34 @@ def record(schema: Mapping[str, Any], paper: Mapping[str, Any], demo: Mapping[st
     for section, own in schema["properties"].items():
         choices, settings = [], []
         for path, leaf in leaves(own, schema["$defs"], (section,)):
-            key = ".".join("<name>" if part == "*" else part for part in path)
-            what = leaf.get("description", "")
+            key = f"`{'.'.join('<name>' if part == '*' else part for part in path)}`"
+            what = _prose(leaf.get("description", ""))
             if "paper" not in leaf:
-                value = "" if "*" in path else _shown(paper, path)
-                settings.append(f"- `{key}`{f' ({value})' if value else ''}: {what}")
+                settings.append([key, "" if "*" in path else _shown(paper, path), what])
                 continue
             in_demo = ". ".join(filter(None, [_shown(demo, path), leaf.get("demo")]))
-            reason = leaf.get("reason", "")
-            cells = [f"`{key}`: {what}", _shown(paper, path), leaf["paper"], reason, in_demo]
-            choices.append(f"| {' | '.join(cells)} |")
-        parts.append(f"\n## {section}\n\n{own.get('description', '')}\n")
+            said = [_prose(leaf["paper"]), _prose(leaf["reason"])]
+            choices.append([key, what, _shown(paper, path), *said, in_demo])
+        parts.append(f"\n## {section}\n")
+        if (section,) not in dict(leaves(own, schema["$defs"], (section,))):
+            parts.append(f"{_prose(own.get('description', ''))}\n")
         if choices:
-            parts.append("| key | value | the paper | reason | demo |\n|---|---|---|---|---|")
-            parts += choices
+            parts += _table(["key", "what it is", "value", "the paper", "reason", "demo"], choices)
         if choices and settings:
             parts.append("\nNo choice of the experiment:\n")
-        parts += settings
+        if settings:
+            parts += _table(["key", "value", "what it is"], settings)
     return "\n".join(parts) + "\n"
+
+
+def _prose(text: str) -> str:
+    """Return a text in which ``<name>`` is no tag."""
+    return text if "`" in text else text.replace("<", "&lt;")
+
+
+def _table(heading: list[str], rows: list[list[str]]) -> list[str]:
+    lines = [heading, ["---"] * len(heading), *rows]
+    return [f"| {' | '.join(cells)} |" for cells in lines]
 
 
 def _shown(config: Mapping[str, Any], path: tuple[str, ...]) -> str:

@@ -1,5 +1,6 @@
 """docs/choices.md says what the schema and the configs say."""
 
+import re
 from pathlib import Path
 
 import yaml
@@ -24,3 +25,5 @@ def test_every_key_is_described_and_every_open_choice_has_its_reason() -> None:
         assert leaf.get("description"), path
         if "paper" in leaf:
             assert leaf.get("reason"), path
+            # Settled, with the place; or open, or nothing of the kind.
+            assert re.search(r"^open|^no |seed|v2|table 1", leaf["paper"]), path
