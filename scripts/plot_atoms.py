@@ -15,7 +15,10 @@ def main(snakemake):
             dataset: read_parquet(path, [*steps, *columns]).to_pandas()
             for dataset, path in zip(params.datasets, paths, strict=True)
         }
-        for paths, columns in ((files.atoms, ["explained"]), (files.nulls, ["mean", "low", "high"]))
+        for paths, columns in (
+            (files.atoms, ["token", "explained"]),
+            (files.nulls, ["mean", "low", "high"]),
+        )
     )
     shown = {
         dataset: shown_heads(params.heads, read_csv(path, ["layer", "head", "rank"]), params.top)
