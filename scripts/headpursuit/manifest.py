@@ -401,14 +401,17 @@ def differences(one: Path, other: Path) -> list[str]:
     a, b = (_flat(load_manifest(results)) for results in (one, other))
     said = []
     for key in sorted({*a, *b}):
-        mine, theirs = a.get(key), b.get(key)
-        if mine is None or theirs is None:
-            said.append(f"{' '.join(key)}: only in {one if theirs is None else other}")
-        elif mine != theirs:
-            names = sorted({*mine, *theirs}) if isinstance(mine, dict) else []
-            parts = [name for name in names if mine.get(name) != theirs.get(name)]
+        if key not in a or key not in b:
+            said.append(f"{' '.join(key)}: only in {one if key in a else other}")
+        elif a[key] != b[key]:
+            parts = _parts(a[key], b[key]) if isinstance(a[key], dict) else []
             said.append(f"{' '.join(key)}: {', '.join(parts) or 'differs'}")
     return said
+
+
+def _parts(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+    names = sorted({*mine, *theirs})
+    return [name for name in names if mine.get(name) != theirs.get(name)]
 
 
 def _flat(manifest: Mapping[str, Any]) -> dict[tuple[str, ...], Any]:
