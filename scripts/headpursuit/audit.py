@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 
 from headpursuit.files import UserError
-from headpursuit.manifest import differences, verify
 from headpursuit.trace import ROWS, run_folder, trace
+from headpursuit.verify import differences, verify
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -319,6 +319,8 @@ def _figure1(run: _Run, wanted: Sequence[str]) -> Iterator[str]:
     yield from _cell(row, metric)
     right = [round(row[name] * row["images"], 6) for name in ("baseline_accuracy", "accuracy")]
     yield f"  right answers before: {right[0]:g}, after: {right[1]:g}; {row['images']} images"
+    asked = parquet_metadata(run.results / f"answers/{dataset}/part-1.parquet")["question"]
+    yield f"  asked of each: {run.cover(asked)}"
     rows = run.csv(f"class_dictionaries/{dataset}.csv", ["class_name", "token"])
     classes = run.csv(f"classes/{dataset}.csv", ["label", "class_name"])
     yield f"  class words and their tokens (class_dictionaries/{dataset}.csv):"
