@@ -36,8 +36,8 @@ update_config(shipped, config)
 config = shipped
 
 try:
+    check_config(config, workflow.configfiles)
     refuse_unwritable(".snakemake", *map(workflow.pathvars.apply, ("<results>", "<resources>")))
-    check_config(config)
 except UserError as error:
     raise WorkflowError(str(error)) from None
 

@@ -2,7 +2,7 @@
 
 from headpursuit.files import write_parquet
 from headpursuit.models import load_tokenizer, longest_input, model_folder
-from headpursuit.prompts import choose_prompts, read_rows, render_prompts
+from headpursuit.prompts import read_rows, render_prompts, sample_prompts, unique_prompts
 from headpursuit.rule import run_rule
 from headpursuit.sources import source_files
 
@@ -12,17 +12,18 @@ def main(snakemake):
     params, dataset = snakemake.params, snakemake.wildcards.dataset
     spec = params.dataset
     files = source_files(snakemake.input.data, spec["files"])
-    rows = read_rows(files, spec["text"], spec["where"])
-    prompts = choose_prompts(rows, spec["sample"], params.seed, dataset)
+    rows = read_rows(files, spec["text"], spec["where"], f"datasets.{dataset}")
     folder = model_folder(snakemake.input.model, params.model)
     limit = longest_input(folder)
     prompts = render_prompts(
-        prompts,
+        unique_prompts(rows, dataset),
         spec["template"],
         load_tokenizer(folder),
         params.model["chat"],
         None if limit is None else limit - params.max_new_tokens,
+        dataset,
     )
+    prompts = sample_prompts(prompts, spec["sample"], params.seed, dataset)
     metadata = {"template": spec["template"], "chat": params.model["chat"], "seed": params.seed}
     write_parquet(snakemake.output[0], prompts, metadata)
 

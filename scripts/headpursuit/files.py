@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import tempfile
+import unicodedata
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -66,6 +67,23 @@ def refuse_unwritable(*folders: str | Path) -> None:
             read_only = os.statvfs(there).f_flag & os.ST_RDONLY
             number = errno.EROFS if read_only else errno.EACCES
             raise UserError(str(refusal(OSError(number, ""), folder)))
+
+
+def visible(text: str) -> str:
+    """Return a text without control characters (but line ends, tabs) and changes of direction."""
+    turns = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
+    return "".join(
+        char
+        for char in text
+        if char in "\n\t"
+        or (unicodedata.category(char) != "Cc" and unicodedata.bidirectional(char) not in turns)
+    )
+
+
+def plain(text: Any) -> str:
+    """Return the visible part of a text on one line."""
+    spaced = "".join(" " if char.isspace() else char for char in str(text))
+    return " ".join(visible(spaced).split())
 
 
 @contextmanager

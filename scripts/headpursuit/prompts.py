@@ -1,5 +1,6 @@
 """Prompts: reading rows out of data files, and rendering what the model reads."""
 
+import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -23,36 +24,49 @@ OPTIONS = {
 
 
 def read_rows(
-    files: Iterable[Path], column: str, where: Mapping[str, Any] | None
+    files: Iterable[Path], column: str, where: Mapping[str, Any] | None, key: str
 ) -> Iterator[tuple[str, str]]:
-    """Stream the values of a column from data files.
+    """Stream the texts of a column from data files; a row that has none gives an empty one.
 
     Args:
         files: .jsonl, .json, .csv, .parquet or .txt files; others are passed over.
         column: its name, with dots into nested columns; a text file's is ``text``.
         where: column to the value, or list of values, that a row must have to be kept.
+        key: the config's key that holds files, text and where, for messages.
 
     Yields:
-        (``file name:row``, value) with rows from 1.
+        (``file name:row``, text) with rows from 1.
 
     Raises:
-        UserError: if no file is readable, a column is missing or a file is damaged.
+        UserError: if no file is readable, a column is missing, a file is damaged, or a value is
+            no text.
     """
+    files = list(files)
     readable = [path for path in files if path.suffix.lower() in BUILDERS]
     if not readable:
-        raise UserError(f"No {', '.join(BUILDERS)} file among {[str(path) for path in files]}.")
+        raise UserError(
+            f"{key}.files: no {', '.join(BUILDERS)} file among {', '.join(map(str, files))}."
+        )
+    wanted = where or {}
     for path in readable:
         if not path.stat().st_size:
             continue  # no rows, which not every builder takes
         row: Mapping[str, Any] = {}
         try:
             for number, row in enumerate(_open(path, column), start=1):
-                if all(_matches(_nested(row, key), value) for key, value in (where or {}).items()):
-                    yield f"{path.name}:{number}", _nested(row, column)
+                if all(_matches(_nested(row, name), value) for name, value in wanted.items()):
+                    text = _as_text(_nested(row, column), f"{path}, row {number}", key)
+                    yield f"{path.name}:{number}", text
         except KeyError as error:
-            raise UserError(f"{path}: no column {error}; it has {', '.join(row)}.") from None
+            raise UserError(
+                f"{key}: {path} has no column {error}; it has {', '.join(row)}. Correct {key}.text "
+                "or where."
+            ) from None
         except (UnicodeDecodeError, pa.ArrowInvalid, ValueError) as error:
-            raise UserError(f"{path}: not readable as {path.suffix[1:]}: {error}") from error
+            raise UserError(
+                f"{key}.files: {path} is not readable as {path.suffix[1:]}: "
+                f"{_damage(path) or error}"
+            ) from error
 
 
 def _open(path: Path, column: str) -> Iterable[Mapping[str, Any]]:
@@ -63,6 +77,31 @@ def _open(path: Path, column: str) -> Iterable[Mapping[str, Any]]:
     if builder == "csv":
         options["converters"] = {column: str}  # a prompt of digits is text too
     return load_dataset(builder, data_files=[str(path)], split="train", streaming=True, **options)
+
+
+def _as_text(value: Any, place: str, key: str) -> str:
+    if not isinstance(value, str | None):
+        raise UserError(f"{key}.text: {place}: {value!r:.60} is no text.")
+    return value or ""
+
+
+def _damage(path: Path) -> str | None:
+    """Say which line of a file of lines is to blame, where one is."""
+    if BUILDERS[path.suffix.lower()] == "parquet":
+        return None
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                text = line.decode("utf-8-sig")
+                if path.suffix.lower() == ".jsonl" and text.strip():
+                    json.dumps(json.loads(text), ensure_ascii=False).encode()
+            except UnicodeEncodeError:  # half a surrogate pair
+                return f"line {number} holds half a character (an escape \\uD800 to \\uDFFF)"
+            except UnicodeDecodeError as error:
+                return f"line {number} is not UTF-8 ({error.reason}). Save the file as UTF-8"
+            except ValueError as error:
+                return f"line {number} is not JSON ({error})"
+    return None
 
 
 def _nested(row: Mapping[str, Any], key: str) -> Any:
@@ -84,44 +123,43 @@ def _matches(value: Any, wanted: Any) -> bool:
     )
 
 
-def choose_prompts(
-    rows: Iterable[tuple[str, str]], sample: int | None, seed: int, dataset: str
-) -> pa.Table:
-    """Drop empty and repeated texts and draw a seeded sample.
+def unique_prompts(rows: Iterable[tuple[str, str]], dataset: str) -> pa.Table:
+    """Drop empty and repeated texts.
 
     Returns:
         Table with prompt_id, text and source, in the order of the files.
-
-    Raises:
-        UserError: if nothing is left, or less than the sample asks for.
     """
     kept: dict[str, str] = {}
     dropped = 0
     for source, text in rows:
-        if not isinstance(text, str) or not text.strip() or text in kept:
+        if not text.strip() or text in kept:
             dropped += 1
         else:
             kept[text] = source
     if dropped:
         log.info("%s: dropped %d empty or repeated prompts", dataset, dropped)
-    wanted = len(kept) if sample is None else sample
-    if not kept or wanted > len(kept):
+    names = [f"{dataset}-{i:06d}" for i in range(len(kept))]
+    columns = {"prompt_id": names, "text": list(kept), "source": list(kept.values())}
+    return pa.table({name: pa.array(column, pa.string()) for name, column in columns.items()})
+
+
+def sample_prompts(prompts: pa.Table, sample: int | None, seed: int, dataset: str) -> pa.Table:
+    """Draw a seeded sample, in the order of the files.
+
+    Raises:
+        UserError: if nothing is there, or less than the sample asks for.
+    """
+    there = len(prompts)
+    wanted = there if sample is None else sample
+    if not there or wanted > there:
         raise UserError(
-            f"datasets.{dataset}: {len(kept)} prompts are there, {max(wanted, 1)} are wanted; "
+            f"datasets.{dataset}: {there} prompts are there, {max(wanted, 1)} are wanted; "
             "see its files, where and sample."
         )
-    chosen = np.arange(len(kept))
-    if wanted < len(kept):
-        rng = np.random.default_rng(seed_for(seed, dataset, "sample"))
-        chosen = np.sort(rng.choice(len(kept), size=wanted, replace=False))
-    texts = list(kept)
-    return pa.table(
-        {
-            "prompt_id": [f"{dataset}-{i:06d}" for i in chosen],
-            "text": [texts[i] for i in chosen],
-            "source": [kept[texts[i]] for i in chosen],
-        }
-    )
+    if wanted == there:
+        return prompts
+    rng = np.random.default_rng(seed_for(seed, dataset, "sample"))
+    return prompts.take(np.sort(rng.choice(there, size=wanted, replace=False)))
 
 
 def as_responses(prompts: pa.Table) -> pa.Table:
@@ -136,19 +174,20 @@ def as_responses(prompts: pa.Table) -> pa.Table:
 
 
 def render_prompts(
-    prompts: pa.Table, template: str, tokenizer, chat: bool, max_tokens: int | None
+    prompts: pa.Table, template: str, tokenizer, chat: bool, max_tokens: int | None, dataset: str
 ) -> pa.Table:
-    """Add what the model reads: the rendered text and its token ids.
+    """Add what the model reads, the rendered text and its token ids; drop what is too long for it.
 
     Args:
-        prompts: table of :func:`choose_prompts`.
+        prompts: table of :func:`unique_prompts`.
         template: holds ``{prompt}``; its other braces are plain text.
         tokenizer: a Hugging Face tokenizer.
         chat: whether the text goes through the tokenizer's chat template as a user's message.
         max_tokens: the longest prompt that leaves room for a response; None for no limit.
+        dataset: for messages.
 
     Raises:
-        UserError: if the chat template is missing or a prompt is too long.
+        UserError: if the chat template is missing or every prompt is too long.
     """
     if chat and not tokenizer.chat_template:
         raise UserError("models.*.chat is true, but the tokenizer has no chat template.")
@@ -161,19 +200,25 @@ def render_prompts(
             for text in texts
         ]
     # A chat template writes the special tokens itself.
-    ids = tokenizer(texts, add_special_tokens=not chat)["input_ids"]
-    for prompt_id, source, own in zip(
-        prompts["prompt_id"].to_pylist(), prompts["source"].to_pylist(), ids, strict=True
-    ):
-        if max_tokens is not None and len(own) > max_tokens:
-            raise UserError(
-                f"{prompt_id} ({source}) has {len(own)} tokens; the model reads {max_tokens} and "
-                "a response. Leave it out, or lower generation.max_new_tokens."
-            )
+    ids = tokenizer(texts, add_special_tokens=not chat)["input_ids"] if texts else []
     columns = {
         "rendered": pa.array(texts, pa.string()),
         "token_ids": pa.array(ids, pa.list_(pa.int32())),
     }
     for name, column in columns.items():
         prompts = prompts.append_column(name, column)
-    return prompts
+    if max_tokens is None:
+        return prompts
+    fits = [len(own) <= max_tokens for own in ids]
+    if ids and not any(fits):
+        raise UserError(
+            f"datasets.{dataset}: the shortest prompt has {min(map(len, ids))} tokens, and the "
+            f"model reads {max_tokens} beside a response. Lower generation.max_new_tokens."
+        )
+    for source, own in zip(prompts["source"].to_pylist(), ids, strict=True):
+        if len(own) > max_tokens:
+            log.warning(
+                "%s: left out %s, whose %d tokens are more than the %d that the model reads beside "
+                "a response", dataset, source, len(own), max_tokens,
+            )  # fmt: skip
+    return prompts.filter(pa.array(fits, pa.bool_()))

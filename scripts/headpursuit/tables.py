@@ -1,7 +1,6 @@
 """Tables: CSV, and Markdown and LaTeX with every cell escaped."""
 
 import re
-import unicodedata
 from collections.abc import Sequence
 from html import escape as escape_html
 from io import StringIO
@@ -11,7 +10,7 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 
-from headpursuit.files import UserError, atomic, check_table, write_text
+from headpursuit.files import UserError, atomic, check_table, plain, write_text
 
 # Columns whose cells are text even where they look like numbers or truth values.
 _TEXT = ("word", "form", "token", "tokens", "atoms", "split")
@@ -95,18 +94,6 @@ def write_markdown(path: str | Path, table: pd.DataFrame, notes: str) -> None:
     cells = table.map(escape_markdown).rename(columns=escape_markdown)
     body = cells.to_markdown(index=False, disable_numparse=True)
     write_text(path, f"{body}\n\n{escape_markdown(notes)}\n")
-
-
-def plain(text: Any) -> str:
-    """Return a text on one line, without control characters and changes of direction."""
-    turns = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
-    visible = (
-        char
-        for char in str(text)
-        if char.isspace()
-        or (unicodedata.category(char) != "Cc" and unicodedata.bidirectional(char) not in turns)
-    )
-    return " ".join("".join(visible).split())
 
 
 def escape_markdown(text: Any) -> str:

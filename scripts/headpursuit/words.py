@@ -122,7 +122,7 @@ def split_words(
         raise UserError(
             f"{dataset}: {len(ranked)} words are too few to split, {MIN_WORDS} are the least. "
             f"Use more prompts (datasets.{dataset}.sample), more responses (generation.samples), "
-            "or a list of your own (words.file)."
+            "or a longer list of your own (words.file)."
         )
     order = np.random.default_rng(seed_for(seed, dataset, "split")).permutation(len(ranked))
     n_selection = min(max(round(selection_share * len(ranked)), 1), len(ranked) - 1)

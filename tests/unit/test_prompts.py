@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from headpursuit.files import UserError
-from headpursuit.prompts import choose_prompts, read_rows, render_prompts
+from headpursuit.prompts import read_rows, render_prompts, sample_prompts, unique_prompts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import make_tokenizer
@@ -36,7 +36,7 @@ HOSTILE = [
 
 
 def rows(path: Path, column: str = "text", where: dict[str, Any] | None = None) -> list[Any]:
-    return [value for _, value in read_rows([path], column, where)]
+    return [value for _, value in read_rows([path], column, where, "datasets.rtp")]
 
 
 def save(path: Path, content: str | bytes) -> Path:
@@ -94,7 +94,7 @@ def test_byte_order_marks_and_line_ends_are_no_text(tmp_path: Path, mark: str, e
 def test_rows_know_where_they_stand(tmp_path: Path):
     files = [save(tmp_path / "b.txt", "one\ntwo\n"), save(tmp_path / "a.txt", "three\n")]
     files.append(save(tmp_path / "README.md", "not data"))
-    found = list(read_rows(files, "text", None))
+    found = list(read_rows(files, "text", None, "datasets.rtp"))
     assert found == [("b.txt:1", "one"), ("b.txt:2", "two"), ("a.txt:1", "three")]
 
 
@@ -128,25 +128,60 @@ def test_numbers_in_other_csv_columns_are_numbers(tmp_path: Path):
 def test_a_missing_column_is_named_with_those_there(tmp_path: Path, name: str):
     path = save_texts(tmp_path, Path(name).suffix, ["x"])
     for column, where in (("texts", None), ("text", {"texts": 1}), ("text.texts", None)):
-        with pytest.raises(UserError, match=r"no column 'text.*'; it has .*text"):
+        with pytest.raises(
+            UserError, match=r"^datasets\.rtp: .* has no column 'text.*'; it has .*text"
+        ):
             rows(path, column, where)
 
 
 @pytest.mark.parametrize(
-    ("name", "content"),
+    ("name", "content", "said"),
     [
-        ("latin.jsonl", b'{"text": "caf\xe9"}\n'),
-        ("latin.csv", b"text\ncaf\xe9\n"),
-        ("latin.txt", b"caf\xe9\n"),
-        ("torn.jsonl", b'{"text": "a"}\n{"tex'),
-        ("torn.parquet", b"PAR1torn"),
-        ("empty.parquet", b"PAR1"),
-        ("ragged.csv", b"text,n\na,1\nb,2,3\n"),
+        ("latin.jsonl", b'{"text": "a"}\n{"text": "caf\xe9"}\n', "line 2 is not UTF-8"),
+        (
+            "latin.csv",
+            b"text\na\ncaf\xe9\n",
+            "line 3 is not UTF-8 (invalid continuation byte). Save",
+        ),
+        ("latin.txt", b"a\nb\nc\ncaf\xe9\n", "line 4 is not UTF-8"),
+        ("utf16.txt", "one\ntwo".encode("utf-16"), "line 1 is not UTF-8"),
+        ("binary.txt", bytes(range(256)), "line 2 is not UTF-8"),
+        ("torn.jsonl", b'{"text": "a"}\n\n{"tex', "line 3 is not JSON"),
+        ("comma.jsonl", b'{"text": "a"}\n{"text": "b",}\n{"text": "c"}\n', "line 2 is not JSON"),
+        ("nul.jsonl", b'{"text": "a"}\n{"text": "b\x00"}\n', "line 2 is not JSON"),
+        ("half.jsonl", b'{"text": "\\ud800"}\n', "line 1 holds half a character"),
+        ("page.jsonl", b"<!doctype html><title>Log in</title>", "line 1 is not JSON"),
+        ("text.json", b'"text"', "changed from object to string"),
+        ("torn.parquet", b"PAR1torn", ""),
+        ("empty.parquet", b"PAR1", ""),
+        ("ragged.csv", b"text,n\na,1\nb,2,3\n", "line 3"),
+        ("quote.csv", b'text\n"a\nb\n', "EOF inside string"),
+        ("blank.csv", b"\n\n", "No columns"),
     ],
 )
-def test_a_damaged_file_is_named(tmp_path: Path, name: str, content: bytes):
-    with pytest.raises(UserError, match=name.replace(".", r"\.") + ": not readable as"):
+def test_a_damaged_file_is_named(tmp_path: Path, name: str, content: bytes, said: str):
+    with pytest.raises(UserError) as caught:
         rows(save(tmp_path / name, content))
+    message = str(caught.value)
+    assert message.startswith(f"datasets.rtp.files: {tmp_path / name} is not readable as ")
+    assert said in message
+
+
+@pytest.mark.parametrize("value", [1, 0.5, True, ["a"], {"b": "a"}])
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".parquet"])
+def test_what_is_no_text_is_named_with_its_row(tmp_path: Path, suffix: str, value: Any):
+    path = save_texts(tmp_path, suffix, [value, value])
+    with pytest.raises(UserError) as caught:
+        rows(path)
+    assert str(caught.value) == f"datasets.rtp.text: {path}, row 1: {value!r} is no text."
+
+
+def test_a_row_without_text_is_empty(tmp_path: Path):
+    assert rows(save(tmp_path / "a.jsonl", '{"text": "a"}\n{"text": null}\n{"b": 1}\n')) == [
+        "a",
+        "",
+        "",
+    ]
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.csv", "a.json", "a.parquet"])
@@ -155,7 +190,7 @@ def test_an_empty_file_has_no_rows(tmp_path: Path, name: str):
 
 
 def test_no_readable_file(tmp_path: Path):
-    with pytest.raises(UserError, match=r"No \.jsonl.*among.*weights\.bin"):
+    with pytest.raises(UserError, match=r"^datasets\.rtp\.files: no \.jsonl.*among .*weights\.bin"):
         rows(save(tmp_path / "weights.bin", b""))
 
 
@@ -167,7 +202,7 @@ def numbered(n: int) -> list[tuple[str, str]]:
 
 
 def test_all_prompts_keep_order_and_source():
-    table = choose_prompts(numbered(3), None, 0, "rtp")
+    table = sample_prompts(unique_prompts(numbered(3), "rtp"), None, 0, "rtp")
     assert table.to_pydict() == {
         "prompt_id": ["rtp-000000", "rtp-000001", "rtp-000002"],
         "text": ["prompt 0", "prompt 1", "prompt 2"],
@@ -176,17 +211,17 @@ def test_all_prompts_keep_order_and_source():
 
 
 def test_empty_and_repeated_prompts_go(caplog: pytest.LogCaptureFixture):
-    pairs = [("a:1", "x"), ("a:2", ""), ("a:3", "x"), ("a:4", None), ("a:5", " \n"), ("a:6", "y")]
+    pairs = [("a:1", "x"), ("a:2", ""), ("a:3", "x"), ("a:4", " \u3000"), ("a:5", "y")]
     with caplog.at_level(logging.INFO):
-        table = choose_prompts(pairs, None, 0, "rtp")
-    assert table["source"].to_pylist() == ["a:1", "a:6"]
-    assert "dropped 4" in caplog.text
+        table = unique_prompts(pairs, "rtp")
+    assert table["source"].to_pylist() == ["a:1", "a:5"]
+    assert "dropped 3" in caplog.text
 
 
 @given(st.integers(1, 60), st.data())
 def test_a_sample_is_a_subset_in_order(n: int, data: st.DataObject):
     size = data.draw(st.integers(1, n))
-    table = choose_prompts(numbered(n), size, 0, "rtp")
+    table = sample_prompts(unique_prompts(numbered(n), "rtp"), size, 0, "rtp")
     chosen = [int(text.split()[1]) for text in table["text"].to_pylist()]
     assert len(chosen) == size
     assert chosen == sorted(set(chosen))
@@ -194,8 +229,10 @@ def test_a_sample_is_a_subset_in_order(n: int, data: st.DataObject):
 
 
 def test_a_sample_depends_on_seed_and_data_set():
+    table = unique_prompts(numbered(100), "rtp")
+
     def chosen(seed: int, dataset: str) -> tuple[str, ...]:
-        return tuple(choose_prompts(numbered(100), 20, seed, dataset)["text"].to_pylist())
+        return tuple(sample_prompts(table, 20, seed, dataset)["text"].to_pylist())
 
     assert chosen(0, "rtp") == chosen(0, "rtp")
     assert len({chosen(0, "rtp"), chosen(1, "rtp"), chosen(0, "tet")}) == 3
@@ -204,19 +241,25 @@ def test_a_sample_depends_on_seed_and_data_set():
 @pytest.mark.parametrize(("there", "asked"), [(0, None), (0, 1), (3, 4)])
 def test_too_few_prompts(there: int, asked: int | None):
     with pytest.raises(UserError, match=rf"datasets\.rtp: {there} prompts are there"):
-        choose_prompts(numbered(there), asked, 0, "rtp")
+        sample_prompts(unique_prompts(numbered(there), "rtp"), asked, 0, "rtp")
 
 
 # Rendering
 
 
 def one(text: str) -> pa.Table:
-    return choose_prompts([("a.txt:1", text)], None, 0, "rtp")
+    return unique_prompts([("a.txt:1", text)], "rtp")
+
+
+def rendered(
+    prompts: pa.Table, template: str, tokenizer, chat: bool = False, longest: int | None = None
+) -> pa.Table:
+    return render_prompts(prompts, template, tokenizer, chat, longest, "rtp")
 
 
 def test_a_template_s_other_braces_are_text(tokenizer):
     template = "{'a': {prompt}} {0} {} {prompt}"
-    table = render_prompts(one("{prompt} {x}"), template, tokenizer, False, None)
+    table = rendered(one("{prompt} {x}"), template, tokenizer)
     assert table["rendered"].to_pylist() == ["{'a': {prompt} {x}} {0} {} {prompt} {x}"]
     assert table["text"].to_pylist() == ["{prompt} {x}"]
 
@@ -229,14 +272,14 @@ TOKENIZER = make_tokenizer()
 def test_what_the_model_reads_is_what_is_stored(text: str):
     if "<|" in text:
         return  # the tokenizer's own marks
-    table = render_prompts(one(text), "say {prompt}", TOKENIZER, False, None)
+    table = rendered(one(text), "say {prompt}", TOKENIZER)
     ids = table["token_ids"].to_pylist()[0]
     assert ids[0] == TOKENIZER.bos_token_id
     assert TOKENIZER.decode(ids[1:]) == table["rendered"].to_pylist()[0] == f"say {text}"
 
 
 def test_a_chat_template_writes_its_own_marks(tokenizer):
-    table = render_prompts(one("river"), "Name a {prompt}", tokenizer, True, None)
+    table = rendered(one("river"), "Name a {prompt}", tokenizer, True)
     expected = "<|start|>user\nName a river<|end|>\n<|start|>assistant\n"
     assert table["rendered"].to_pylist() == [expected]
     ids = table["token_ids"].to_pylist()[0]
@@ -246,12 +289,19 @@ def test_a_chat_template_writes_its_own_marks(tokenizer):
 
 def test_a_lacking_chat_template_is_said():
     with pytest.raises(UserError, match="no chat template"):
-        render_prompts(one("x"), "{prompt}", make_tokenizer(chat=False), True, None)
+        rendered(one("x"), "{prompt}", make_tokenizer(chat=False), True)
 
 
-def test_a_prompt_too_long_is_named(tokenizer):
-    table = one("apple " * 10)
-    n = len(render_prompts(table, "{prompt}", tokenizer, False, None)["token_ids"][0])
-    render_prompts(table, "{prompt}", tokenizer, False, n)
-    with pytest.raises(UserError, match=rf"rtp-000000 \(a\.txt:1\) has {n} tokens"):
-        render_prompts(table, "{prompt}", tokenizer, False, n - 1)
+def test_a_prompt_too_long_for_the_model_is_left_out(tokenizer, caplog: pytest.LogCaptureFixture):
+    table = unique_prompts([("a:1", "apple"), ("a:2", "x" * 100_000), ("a:3", "river")], "rtp")
+    assert len(rendered(table, "{prompt}", tokenizer)) == 3
+    short = rendered(table, "{prompt}", tokenizer, longest=2)
+    assert short["source"].to_pylist() == ["a:1", "a:3"]
+    assert short["prompt_id"].to_pylist() == ["rtp-000000", "rtp-000002"]
+    assert "rtp: left out a:2, whose 100001 tokens are more than the 2" in caplog.text
+    with pytest.raises(UserError, match=r"rtp: the shortest prompt has 2 tokens.* reads 1 beside"):
+        rendered(table, "{prompt}", tokenizer, longest=1)
+
+
+def test_no_prompt_renders_to_none(tokenizer):
+    assert len(rendered(unique_prompts([], "rtp"), "{prompt}", tokenizer, longest=5)) == 0

@@ -26,20 +26,40 @@ def test_demo_dry_run(fresh: Checkout) -> None:
     assert fresh.planned(overlay="demo")["generate_intervened"] == 2
 
 
-def test_three_mistakes_are_said_at_once(fresh: Checkout) -> None:
+def test_mistakes_of_all_kinds_are_said_at_once(fresh: Checkout) -> None:
     fresh.configure(
         "wrong",
         heads={"k": [2, 40], "alhpa": -1},
         pursuit={"norm": "l3"},
-        words={"top": "many"},
+        words={"top": "many", "\x1b[31mred": 1},
+        text={"datasets": ["rtp", "poems"]},
     )
     code, said = fresh.run("-n", overlay="wrong")
     assert code != 0
-    assert "heads.alhpa: unknown key; did you mean alpha?" in said
-    assert "pursuit.norm: 'l3' is not one of l1, l2" in said
-    assert "words.top: 'many' is not a whole number" in said
+    block = said.split("The config cannot run:\n")[1].split("\n  File ")[0].splitlines()
+    assert [line.split(". ")[0] for line in block] == [
+        "  - heads.alhpa: unknown key; did you mean alpha?",
+        "  - pursuit.norm: 'l3' is not one of l1, l2",
+        "  - words.[31mred: unknown key; known are file, texts, top, selection_share, "
+        "case_sensitive, inflections",
+        "  - words.top: 'many' is not a whole number",
+        "  - text.datasets: 'poems' is not under datasets; there are rtp, tet, triviaqa",
+        "  - heads.k: 40 heads and as many disjoint random ones do not fit into the 12 heads of "
+        "tiny's layers 0 to 2; at most 6",
+    ]
     assert "Traceback" not in said
-    assert not (fresh.folder / "results/tiny").exists()
+    assert "\x1b[31mred" not in said
+    assert not (fresh.folder / "results").exists()
+
+
+def test_a_section_that_stands_twice_is_refused(fresh: Checkout) -> None:
+    """YAML would take the second and say nothing of the first."""
+    overlay = (fresh.folder / "configs/tiny.yaml").read_text() + "heads: {alpha: 0}\n"
+    (fresh.folder / "configs/twice.yaml").write_text(overlay)
+    code, said = fresh.run("-n", overlay="twice")
+    assert code != 0
+    assert "configs/twice.yaml twice, in lines" in said
+    assert "Traceback" not in said
 
 
 @pytest.mark.parametrize(
@@ -48,7 +68,9 @@ def test_three_mistakes_are_said_at_once(fresh: Checkout) -> None:
         ({"heads": {"k": [40]}}, "heads.k: 40 heads"),
         ({"datasets": {"rtp": {"source": "nowhere"}}}, "datasets.rtp.source: 'nowhere' is not"),
         ({"text": {"datasets": ["poems"]}}, "text.datasets: 'poems' is not under datasets"),
-        ({"run": "../elsewhere"}, "run: "),
+        ({"run": "../../elsewhere"}, "run: '../../elsewhere' does not match"),
+        ({"run": None}, "run: null is not a text"),
+        ({"heads": None}, "heads: null is not a mapping"),
     ],
 )
 def test_refused(fresh: Checkout, changes: dict, message: str) -> None:
@@ -62,7 +84,10 @@ def test_refused(fresh: Checkout, changes: dict, message: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"datasets": {"rtp": {"text": "query"}}}, "no column 'query'; it has prompt, challenging"),
+        (
+            {"datasets": {"rtp": {"text": "query"}}},
+            "has no column 'query'; it has prompt, challenging",
+        ),
         ({"datasets": {"rtp": {"sample": 1000}}}, "40 prompts are there, 1000 are wanted"),
         ({"models": {"tiny": {"heads": 8}}, "heads": {"k": [2]}}, "but the config says 3 of 8"),
     ],

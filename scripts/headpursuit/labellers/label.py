@@ -92,7 +92,8 @@ def read_terms(lexicon: str | Path | None, spec: Mapping[str, Any]) -> list[str]
     """Read a word list out of a source (its provenance.json); without one there are no terms."""
     if not lexicon:
         return []
-    rows = read_rows(source_files(str(lexicon), spec["files"]), spec["text"], spec["where"])
+    files = source_files(str(lexicon), spec["files"])
+    rows = read_rows(files, spec["text"], spec["where"], "labeller.lexicon")
     return [word for _, word in rows]
 
 
