@@ -39,6 +39,7 @@ rule measure_expected:
         alpha=config["heads"]["alpha"],
         batch_tokens=config["score"]["batch_tokens"],
         parts=config["score"]["parts"],
+        products=config["score"]["products"],
         code=code_hash("measure_expected"),
     script:
         "../scripts/measure_expected.py"

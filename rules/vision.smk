@@ -257,6 +257,7 @@ rule answer_images:
         max_new_tokens=VISION["max_new_tokens"],
         alpha=VISION["heads"]["alpha"],
         parts=config["score"]["parts"],
+        products=config["score"]["products"],
         crossed=lambda wildcards: cross_conditions(VISION, wildcards.dataset),
         code=code_hash("answer_images"),
     script:

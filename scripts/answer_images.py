@@ -2,6 +2,7 @@
 
 from headpursuit.heads import read_conditions
 from headpursuit.images import image_ids, stream_images
+from headpursuit.models import fast_products
 from headpursuit.rule import run_rule
 from headpursuit.vision import open_vlm, write_answers
 
@@ -22,18 +23,20 @@ def main(snakemake):
         params.object,
         snakemake.input.classes,
     )
-    write_answers(
-        snakemake.output[0],
-        decoder,
-        processor,
-        question,
-        params.model["chat"],
-        stream_images(snakemake.input.images, "evaluation", size, first, end),
-        conditions,
-        params.alpha,
-        params.max_new_tokens,
-        {"model": provenance, "question": question, "alpha": params.alpha},
-    )
+    metadata = {"model": provenance, "question": question, "alpha": params.alpha}
+    with fast_products(decoder, params.products) as products:
+        write_answers(
+            snakemake.output[0],
+            decoder,
+            processor,
+            question,
+            params.model["chat"],
+            stream_images(snakemake.input.images, "evaluation", size, first, end),
+            conditions,
+            params.alpha,
+            params.max_new_tokens,
+            {**metadata, "products": products},
+        )
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from headpursuit.expected import covered_words, measure_expected
 from headpursuit.files import read_parquet, write_parquet
 from headpursuit.heads import read_heads
-from headpursuit.models import open_model
+from headpursuit.models import fast_products, open_model
 from headpursuit.rule import run_rule
 from headpursuit.tables import read_csv
 
@@ -21,19 +21,21 @@ def main(snakemake):
         for condition, path in zip(params.conditions, snakemake.input.heads, strict=True)
     }
     decoder, tokenizer, provenance = open_model(snakemake.input.model, params.model, params.device)
-    table = measure_expected(
-        decoder,
-        tokenizer.pad_token_id,
-        prompts,
-        responses,
-        covered,
-        conditions,
-        params.alpha,
-        params.batch_tokens,
-        int(snakemake.wildcards.part),
-        params.parts,
-    )
+    with fast_products(decoder, params.products) as products:
+        table = measure_expected(
+            decoder,
+            tokenizer.pad_token_id,
+            prompts,
+            responses,
+            covered,
+            conditions,
+            params.alpha,
+            params.batch_tokens,
+            int(snakemake.wildcards.part),
+            params.parts,
+        )
     metadata = {"words": list(covered), "tokens": list(covered.values()), "model": provenance}
+    metadata["products"] = products
     write_parquet(snakemake.output[0], table, metadata)
 
 

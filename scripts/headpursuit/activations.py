@@ -80,11 +80,11 @@ def pooled_inputs(
 
     def read(batch: Sequence[int]) -> tuple[Sequence[int], dict[int, Tensor]]:
         # Padding is on the right, where causal attention never looks.
-        ids, mask = pad([rows[i] for i in batch], pad_id, left=False, device=decoder.device)
+        ids, _ = pad([rows[i] for i in batch], pad_id, left=False, device=decoder.device)
         weights = torch.zeros(ids.shape, device=decoder.device)
         for row, i in enumerate(batch):
             weights[row, where[i]] = 1 / (where[i].stop - where[i].start)
-        return batch, averaged_inputs(decoder, weights, input_ids=ids, attention_mask=mask)
+        return batch, averaged_inputs(decoder, weights, input_ids=ids)
 
     work = Halving(
         read,

@@ -84,8 +84,9 @@ def measure_expected(
     owner = torch.tensor([w for w, own in enumerate(words.values()) for _ in own])
 
     def measure_batch(batch: Sequence[int]) -> list[dict[str, Any]]:
-        inputs, mask = pad([rows[i] for i in batch], pad_id, left=False, device=decoder.device)
-        scored = torch.zeros_like(mask, dtype=torch.bool)
+        # Padding is on the right, where causal attention never looks.
+        inputs, _ = pad([rows[i] for i in batch], pad_id, left=False, device=decoder.device)
+        scored = torch.zeros_like(inputs, dtype=torch.bool)
         n_scored = [len(records[i]["token_ids"]) for i in batch]
         for row, (i, n) in enumerate(zip(batch, n_scored, strict=True)):
             # The logits at a position speak of the next token.
@@ -94,7 +95,7 @@ def measure_expected(
         row_of = torch.arange(len(batch)).repeat_interleave(torch.tensor(n_scored))
 
         def measured() -> tuple[np.ndarray, np.ndarray]:
-            logits = scored_logits(decoder, inputs, mask, scored)
+            logits = scored_logits(decoder, inputs, scored)
             return word_mass(
                 logits, target.to(logits.device), row_of, len(batch), tokens, owner, len(words)
             )
@@ -137,7 +138,7 @@ def measure_expected(
     return table.append_column("order", keys).sort_by(by).drop_columns("order")
 
 
-def scored_logits(decoder: Decoder, inputs: Tensor, mask: Tensor, scored: Tensor) -> Tensor:
+def scored_logits(decoder: Decoder, inputs: Tensor, scored: Tensor) -> Tensor:
     """Return the logits of the positions that ``scored`` marks, positions x vocabulary.
 
     The unembedding is the widest product of the model; it is computed for these positions only.
@@ -145,7 +146,7 @@ def scored_logits(decoder: Decoder, inputs: Tensor, mask: Tensor, scored: Tensor
     head = decoder.model.get_output_embeddings()
     handle = head.register_forward_pre_hook(lambda module, args: (args[0][scored],))
     try:
-        return decoder.model(input_ids=inputs, attention_mask=mask, use_cache=False).logits
+        return decoder.model(input_ids=inputs, use_cache=False).logits
     finally:
         handle.remove()
 

@@ -186,7 +186,8 @@ def generate_batch(
     stops = end_tokens(decoder, tokenizer)
     processors = LogitsProcessorList()
     if settings["temperature"] > 0:
-        processors.append(TemperatureLogitsWarper(float(settings["temperature"])))
+        if settings["temperature"] != 1:
+            processors.append(TemperatureLogitsWarper(float(settings["temperature"])))
         if settings["top_p"] < 1:
             processors.append(TopPLogitsWarper(settings["top_p"]))
         processors.append(InverseCdf(torch.from_numpy(numbers).to(decoder.device)))
@@ -197,9 +198,16 @@ def generate_batch(
         eos_token_id=stops,
         pad_token_id=tokenizer.pad_token_id,
     )
-    new = decoder.model.generate(input_ids=ids, attention_mask=mask, logits_processor=processors)[
-        :, ids.shape[1] :
-    ].tolist()
+    # The prompts' last positions are a view, for which the unembedding, the widest product, would
+    # be read once for each row.
+    head = decoder.model.get_output_embeddings()
+    whole = head.register_forward_pre_hook(lambda module, args: (args[0].contiguous(),))
+    try:
+        new = decoder.model.generate(
+            input_ids=ids, attention_mask=mask, logits_processor=processors
+        )[:, ids.shape[1] :].tolist()
+    finally:
+        whole.remove()
     return [until_stop(row, stops) for row in new]
 
 

@@ -424,6 +424,25 @@ def replayed(decoder: Decoder, outputs: Sequence) -> Iterator[None]:
 
 
 @contextmanager
+def fast_products(decoder: Decoder, dtype: str | None) -> Iterator[str]:
+    """Let matrix products run in ``dtype`` while the block runs, where the device is fast in it.
+
+    Weights, and what lies between the products, stay as they are (PyTorch's autocast).
+
+    Args:
+        decoder: the model.
+        dtype: ``bfloat16``, or None to leave products in the model's own format.
+
+    Yields:
+        The format in which products run.
+    """
+    device = decoder.device.type
+    fast = device == "cuda" or torch.cpu.get_capabilities().get("avx512_bf16", False)
+    with torch.autocast(device, torch.bfloat16, enabled=fast and dtype is not None):
+        yield dtype if fast and dtype else str(decoder.model.dtype).removeprefix("torch.")
+
+
+@contextmanager
 def layer_outputs(decoder: Decoder) -> Iterator[list]:
     """Collect every layer's output during one forward pass, in the order of the layers."""
     collected: list = []

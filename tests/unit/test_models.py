@@ -12,6 +12,7 @@ from headpursuit.files import UserError, sha256
 from headpursuit.models import (
     Decoder,
     decoder_of,
+    fast_products,
     layer_outputs,
     load_model,
     load_tokenizer,
@@ -450,3 +451,18 @@ def test_rows_of_the_unembedding(model):
     assert every.dtype == torch.float32
     assert torch.equal(every, decoder.model.lm_head.weight)
     assert torch.equal(unembedding(decoder, [7, 0, 7], False), every[[7, 0, 7]])
+
+
+@pytest.mark.parametrize("has_it", [True, False])
+def test_products_run_in_bfloat16_where_the_processor_has_it(model, monkeypatch, has_it: bool):
+    decoder, ids = model("llama"), torch.arange(12)[None]
+    plain = decoder.model(ids).logits
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": has_it})
+    with fast_products(decoder, "bfloat16") as format_of_products:
+        logits = decoder.model(ids).logits
+    assert format_of_products == ("bfloat16" if has_it else "float32")
+    assert torch.equal(logits, plain) == (not has_it)
+    torch.testing.assert_close(logits.float(), plain, atol=0.1, rtol=0.1)
+    with fast_products(decoder, None) as format_of_products:
+        assert torch.equal(decoder.model(ids).logits, plain)
+    assert format_of_products == "float32"
