@@ -9,11 +9,14 @@ appendix A). Neither H nor the n x v correlations are ever formed:
   Refitting on atoms whose orthonormal basis is Q leaves the residual S Fᵀ(I - QQᵀ), so that the
   correlations with an atom a are S y, y = Fᵀ(I - QQᵀ)a, and ||Fᵀq||² is what a further q adds to
   the explained sum of squares. Only dictionary @ F, once, and dictionary @ q, each step, are long.
-* The largest score is found lazily. A bound on each atom's score starts at Cauchy-Schwarz'
-  (||S y||₁ <= √n ||y||₂), grows by ||S Fᵀq|| |a·q| as q leaves the residual, and falls to the score
-  itself when that is computed: for the atoms that may still win, and no others.
+* The largest score is found lazily. Two bounds hold an atom's score: Cauchy-Schwarz'
+  (||S y||₁ <= √n ||y||₂, which is cheap to keep for every atom), and the bound that it was last
+  screened to, grown by ||S Fᵀq|| |a·q| as each q left the residual. Only atoms whose bounds could
+  still win are screened: scored on a part of the samples at a time, those with the largest
+  writes first, and dropped once Cauchy-Schwarz on the samples to come cannot make them win.
 * Long products run in the dictionary's precision (at least float32). The atoms that their rounding
   cannot tell from the best are scored anew in float64, so the support is that of float64.
+* A small dictionary is first rotated into its own span; there everything is float64.
 """
 
 from dataclasses import dataclass
@@ -30,8 +33,12 @@ TIE = 1e-8  # scores this close, relatively, are a tie: the lowest row wins
 STOP = 1e-7  # correlations that are this share of ||H|| ||atom|| are nil: nothing left to explain
 
 _UNIT = {"highest": 2**-24, "high": 2**-11, "medium": 2**-8}  # of torch's float32 products
-_ELEMENTS = 2**28  # of the largest array that several heads share
-_FIRST = 64  # atoms scored at once, at first
+_ELEMENTS = 2**27  # of the arrays of the heads that are pursued together
+_SMALL = 1 / 8  # a dictionary is small if it has this share of the features, or fewer
+_FIRST = 32  # atoms screened before all others, so that few others need it
+_BLOCK = 2**20  # correlations in memory at once
+_CACHED = 2**22  # elements of the dictionary that are read at once
+_PARTS, _PART = 8, 256  # parts of the samples, and the fewest samples in one
 _ROWS = 256  # atoms scored at once in float64
 
 
@@ -108,19 +115,25 @@ def pursue_layer(
     if iterations < 1:
         raise ValueError(f"iterations must be at least 1, not {iterations}")
     _check(z, w_o, dictionary)
-    dtype = torch.float64 if dictionary.dtype == torch.float64 else torch.float32
-    atoms = dictionary.to(dtype)
+    small = len(dictionary) <= _SMALL * dictionary.shape[1]
+    double = small or dictionary.dtype == torch.float64
+    atoms = dictionary.to(torch.float64 if double else torch.float32)
     lengths = torch.linalg.vector_norm(atoms, dim=1)
     if not lengths.isfinite().all():
         raise UserError("The dictionary holds NaN or infinite values: is the model file whole?")
+    if small:  # what lies outside the atoms' span, they cannot explain
+        span, triangle = torch.linalg.qr(atoms.T)
+        atoms = triangle.T.contiguous()
     iterations = min(iterations, len(atoms))
-    room = _ELEMENTS // max(len(atoms) * (z.shape[2] + iterations), len(z) * z.shape[2])
+    room = _ELEMENTS // max(len(atoms) * (z.shape[2] + iterations), 3 * len(z) * z.shape[2])
     pursuits = []
-    for some in torch.arange(len(w_o)).split(max(1, room)):
+    for some in torch.arange(len(w_o)).chunk(-(-len(w_o) // max(1, room))):
         factors = [
             head_factor(z[:, i].to(atoms.device), w_o[i].to(atoms.device), center) for i in some
         ]
-        stacked = torch.cat([factor for _, factor in factors], dim=1).to(dtype)
+        if small:
+            factors = [(samples, span.T @ factor) for samples, factor in factors]
+        stacked = torch.cat([factor for _, factor in factors], dim=1).to(atoms.dtype)
         products = (atoms @ stacked).split(factors[0][1].shape[1], dim=1)
         heads = [
             _Head(samples, factor, atoms, product, lengths, iterations, norm, normalise_atoms)
@@ -176,7 +189,9 @@ def _pursue_together(heads: list["_Head"], atoms: Tensor, iterations: int) -> No
         if not live or step == iterations - 1:
             return
         directions = torch.stack([head.basis[-1] for head in live]).to(atoms.dtype)
-        for head, overlap in zip(live, directions @ atoms.T, strict=True):
+        blocks = atoms.split(max(1, _CACHED // atoms.shape[1]))  # BLAS is slow on all at once
+        overlaps = torch.cat([directions @ block.T for block in blocks], dim=1)
+        for head, overlap in zip(live, overlaps, strict=True):
             head.remove(overlap)
 
 
@@ -196,23 +211,29 @@ class _Head:
     ) -> None:
         """Take samples (n x r), factor (d x r), atoms (v x d), products: atoms @ factor (v x r)."""
         self.samples, self.factor, self.atoms, self.products = samples, factor, atoms, products
-        self.fast_samples = samples.to(atoms.dtype)
         self.norm, self.normalise = norm, normalise
         self.support: list[int] = []
         self.explained: list[float] = []
         self.basis = factor.new_empty(0, len(factor))  # k x d, orthonormal, spans the support
         self.writes = factor.new_empty(0, factor.shape[1])  # k x r, basis @ factor
-        self.overlaps = products.new_empty(iterations, len(atoms))  # its rows: atoms @ basis[k]
-        self.taken = torch.zeros_like(lengths, dtype=torch.bool)
+        self.overlaps = atoms.new_empty(iterations, len(atoms))  # its rows: atoms @ basis[k]
+
+        fast = samples.to(atoms.dtype)
+        sizes = ((fast @ (factor.T @ factor).to(atoms.dtype)) * fast).sum(1)  # of samples' writes
+        ordered = fast[sizes.argsort(descending=True, stable=True)]
+        self.parts = ordered.split(max(_PART, -(-len(samples) // _PARTS)))
 
         shortest = torch.finfo(lengths.dtype).tiny
         self.weight = 1 / lengths.clamp(min=shortest) if normalise else torch.ones_like(lengths)
-        most = len(samples) ** 0.5 if norm == "l1" else 1.0  # of that norm over the l2 norm
-        self.reach = most * lengths * self.weight  # no score exceeds it, as ||F|| = 1
-        fast = _UNIT[torch.get_float32_matmul_precision()]
-        unit = fast if atoms.dtype == torch.float32 else 2**-53
-        self.slack = 8 * atoms.shape[1] ** 0.5 * unit * self.reach  # more than any rounding
-        self.bound = most * products.norm(dim=1) * self.weight + self.slack
+        self.most = len(samples) ** 0.5 if norm == "l1" else 1.0  # of that norm over the l2 norm
+        self.reach = self.most * lengths * self.weight  # no score exceeds it, as ||F|| <= 1
+        single = atoms.dtype == torch.float32
+        unit = _UNIT[torch.get_float32_matmul_precision()] if single else 2**-53
+        # More than any rounding: of a score, and of a sum of squares relative to all squares.
+        self.slack = 8 * max(factor.shape) ** 0.5 * unit * self.reach
+        self.grain = 8 * (factor.shape[1] + 16) * unit
+        self.squares = self.products.square().sum(1) * (1 + self.grain)  # v, of what is left of y
+        self.bound = self._ceiling()
 
     def take(self) -> bool:
         """Add the best atom to the support; False if no atom explains anything more."""
@@ -228,7 +249,7 @@ class _Head:
         length = rest.norm()
         self.basis = torch.cat([self.basis, rest / length])
         self.writes = torch.cat([self.writes, write / length])
-        self.taken[index] = True
+        self.bound[index] = -torch.inf
         self.support.append(int(index))
         before = self.explained[-1] if self.explained else 0.0
         self.explained.append(min(1.0, before + float(self.writes[-1].square().sum())))
@@ -236,37 +257,63 @@ class _Head:
 
     def remove(self, overlap: Tensor) -> None:
         """Let the bounds follow as the newest q leaves the residual; overlap (v) is atoms @ q."""
-        self.overlaps[len(self.support) - 1] = overlap
-        most = self._norm(self.samples @ self.writes[-1:].T)
-        self.bound += (most * overlap.abs() * self.weight).to(self.bound.dtype)
+        k, write = len(self.support) - 1, self.writes[-1]
+        known = (self.writes[:k] @ write).to(overlap.dtype)
+        along = self.products @ write.to(overlap.dtype) - known @ self.overlaps[:k]  # y @ write
+        self.squares -= overlap * (2 * along - float(write @ write) * overlap)
+        self.overlaps[k] = overlap
+        most = float(self._norm(self.samples @ write))
+        self.bound = torch.minimum(self.bound + most * overlap.abs() * self.weight, self._ceiling())
+
+    def _ceiling(self) -> Tensor:
+        """Return Cauchy-Schwarz' bounds on the scores (v)."""
+        return self.most * self.squares.clamp(min=0).sqrt() * self.weight + self.slack
 
     def _norm(self, correlations: Tensor) -> Tensor:
-        """Return the norm over samples of each column's correlations (n x m)."""
-        return correlations.abs().sum(0) if self.norm == "l1" else correlations.norm(dim=0)
+        """Return the norm over samples of each row's correlations (m x n)."""
+        return correlations.abs().sum(-1) if self.norm == "l1" else correlations.norm(dim=-1)
 
     def _contenders(self) -> Tensor:
         """Return, ascending, the atoms whose score the rounding cannot tell from the largest."""
-        fresh, least, size = self.taken.clone(), 0.0, _FIRST
-        most = max(_FIRST, 2**24 // len(self.samples))  # bounds the memory of one estimate
-        while True:
-            top = self.bound.masked_fill(fresh, -1.0).topk(min(size, len(fresh)))
-            index = top.indices[top.values >= least]
-            if not len(index):
-                return (fresh & ~self.taken & (self.bound >= least)).nonzero()[:, 0]
-            score = self._estimate(index)
-            self.bound[index] = score + self.slack[index]
-            fresh[index] = True
-            least = max(least, float((score - self.slack[index]).max()) * (1 - 2 * TIE))
-            size = min(2 * size, most)
+        scored = torch.zeros_like(self.bound, dtype=torch.bool)
+        top = self.bound.topk(min(_FIRST, len(self.bound)))
+        least = self._screen(top.indices[top.values >= 0], 0.0, scored)
+        rest = ((self.bound >= least) & ~scored).nonzero()[:, 0]
+        rest = rest[self.bound[rest].argsort(descending=True)]
+        for some in rest.split(max(_FIRST, _BLOCK // len(self.parts[0]))):
+            some = some[self.bound[some] >= least]
+            if not len(some):
+                break
+            least = self._screen(some, least, scored)
+        return (scored & (self.bound >= least)).nonzero()[:, 0]
 
-    def _estimate(self, index: Tensor) -> Tensor:
-        """Return the atoms' scores in the dictionary's precision, from the stored products."""
+    def _screen(self, index: Tensor, least: float, scored: Tensor) -> float:
+        """Lower the atoms' bounds, to their scores unless they fall below ``least`` before that.
+
+        Marks in ``scored`` those that did not. Returns the new ``least``, which the largest score
+        is sure to reach, ties included.
+        """
         k = len(self.support)
-        overlaps = self.overlaps[:k].index_select(1, index).T
-        y = self.products[index] - overlaps @ self.writes.to(overlaps.dtype)
-        if self.norm == "l2":
-            return y.norm(dim=1) * self.weight[index]  # the samples are orthonormal
-        return self._norm(self.fast_samples @ y.T) * self.weight[index]
+        y = self.products[index]
+        y = y - self.overlaps[:k].index_select(1, index).T @ self.writes.to(y.dtype)
+        left, after = y.square().sum(1) * (1 + self.grain), len(self.samples)
+        total = torch.zeros_like(left)
+        for part in self.parts if self.norm == "l1" else ():
+            correlations = y @ part.T
+            after -= len(part)
+            if after:
+                left -= correlations.norm(dim=1).square_()
+            total += correlations.abs_().sum(1)
+            if after:
+                score = total + (after * left.clamp(min=0)).sqrt()
+                self.bound[index] = score * self.weight[index] + self.slack[index]
+                alive = self.bound[index] >= least
+                index, y, left, total = index[alive], y[alive], left[alive], total[alive]
+        score = (total if self.norm == "l1" else y.norm(dim=1)) * self.weight[index]
+        self.bound[index] = score + self.slack[index]
+        scored[index] = True
+        sure = (score - self.slack[index]).max() if len(index) else score.new_zeros(())
+        return max(least, float(sure) * (1 - 2 * TIE))
 
     def _score(self, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return float64 scores (m), the atoms less the basis (m x d), and that @ F (m x r)."""
@@ -275,7 +322,7 @@ class _Head:
         for _ in range(2):  # the second pass removes what rounding left of the first
             rest = rest - (rest @ self.basis.T) @ self.basis
         write = rest @ self.factor
-        score = self._norm(self.samples @ write.T)
+        score = self._norm(write @ self.samples.T)
         if self.normalise:
             score = score / atoms.norm(dim=1).clamp(min=torch.finfo(atoms.dtype).tiny)
         return score, rest, write

@@ -144,6 +144,38 @@ def test_reduced_matmul_precision_changes_nothing(precision: str) -> None:
     assert_same(found, expected, 1e-8)
 
 
+@norms
+@pytest.mark.parametrize("normalise", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_screening_by_parts_of_the_samples_loses_no_atom(
+    norm: str, normalise: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Samples without structure, where Cauchy-Schwarz alone keeps half of the atoms."""
+    for name, value in {"_FIRST": 2, "_PART": 7, "_BLOCK": 500, "_CACHED": 999}.items():
+        monkeypatch.setattr(somp, name, value)
+    options = {"norm": norm, "normalise_atoms": normalise}
+    for seed in range(4):
+        g = torch.Generator().manual_seed(seed)
+        z, w_o = torch.randn(80, 16, generator=g), torch.randn(50, 16, generator=g)
+        arrays = [a.to(dtype) for a in (z, w_o, torch.randn(700, 50, generator=g))]
+        assert_same(pursue(*arrays, 15, **options), direct(*arrays, 15, **options), 1e-8)
+
+
+@norms
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("normalise", [True, False])
+def test_a_small_dictionary_is_rotated_without_loss(
+    norm: str, dtype: torch.dtype, normalise: bool
+) -> None:
+    z, w_o, dictionary = (a.to(dtype) for a in draw(22, d=160, v=12))
+    dictionary = torch.cat([dictionary, dictionary[:4], 0 * dictionary[:2]])  # twins and zeros
+    assert len(dictionary) < dictionary.shape[1] * somp._SMALL
+    options = {"norm": norm, "normalise_atoms": normalise}
+    found = pursue(z, w_o, dictionary, 18, **options)
+    assert_same(found, direct(z, w_o, dictionary, 18, **options), 1e-9)
+    assert sorted(found.support) == list(range(12))
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @norms
 def test_cuda_equals_direct(norm: str) -> None:
