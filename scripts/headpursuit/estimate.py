@@ -26,6 +26,7 @@ from headpursuit.config import (
 from headpursuit.files import UserError, beside
 from headpursuit.labellers import used_labellers
 
+SNAKEFILE = Path(__file__).parents[2] / "Snakefile"
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 PROMPTS = 3000  # of a data set taken whole; the paper's two have fewer
 CLASSES = (10, 50)  # of an image data set; the paper's have 10 to 47
@@ -41,7 +42,7 @@ LOAD_SECONDS = (5, 120)  # until a job's model is loaded
 # writing one after the other, when memory is what limits. An A100 peaks at 312e12 in bfloat16.
 SPEED = {
     "GPU": {"read": (5e13, 1.6e14), "written": (3e12, 3e13)},
-    "core": {"read": (2e10, 1.5e11), "written": (1e10, 8e10)},
+    "core": {"read": (2e10, 3e11), "written": (1e10, 8e10)},
 }
 ASSUMED = {
     "prompts of a data set taken whole": PROMPTS,
@@ -99,7 +100,7 @@ def planned_jobs(config: dict, snakemake: str) -> dict[str, dict[str, int]]:
         handle.flush()
         command = [snakemake, "-m", "snakemake", "--dry-run", "--forceall", "--nolock"]
         command += ["--profile", "none", "--workflow-profile", "none"]
-        command += ["--snakefile", str(beside("Snakefile")), "--configfile", handle.name]
+        command += ["--snakefile", str(SNAKEFILE), "--configfile", handle.name]
         said = subprocess.run(command, capture_output=True, text=True)
     if said.returncode:
         raise UserError(f"Snakemake cannot plan this run:\n{said.stdout}{said.stderr}")
@@ -126,7 +127,6 @@ def tokens(config: dict) -> dict[str, dict[str, Any]]:
     sizes = _prompts(config)
     texts = sum(sizes[name] for name in config["text"]["datasets"]) * samples
     model = config["models"][config["text"]["model"]]["parameters"]
-
     conditions = len(generated_conditions(heads))
     scored = texts * (1 + len(intervened_conditions(heads)))
     pooled = (

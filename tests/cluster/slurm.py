@@ -8,6 +8,7 @@ they go when the command ends. A controller that dies is started again, as syste
 """
 
 import ctypes
+import fcntl
 import os
 import shutil
 import signal
@@ -16,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -26,7 +27,7 @@ PACKAGES = {"slurmctld": "slurm-wlm", "slurmd": "slurm-wlm", "munged": "munge"}
 RESTART = 12  # seconds that a dead controller stays away
 CPUS, MEMORY = 4, 12000  # of each node, whatever the machine has: most jobs here only wait
 
-SETTINGS = """
+SETTINGS = """\
 ClusterName=tests
 SlurmctldHost={host}({address})
 SlurmUser=root
@@ -65,8 +66,6 @@ JobAcctGatherType=jobacct_gather/linux
 JobAcctGatherFrequency=task=5
 JobAcctGatherParams=OverMemoryKill,NoShared
 AccountingStorageType=accounting_storage/none
-JobCompType=jobcomp/filetxt
-JobCompLoc={folder}/jobcomp.txt
 GresTypes=gpu
 NodeName={names} NodeHostname={host} NodeAddr={address} Port={ports} CPUs={cpus} RealMemory={memory} Gres=gpu:2
 PartitionName=cpu Nodes={names} Default=YES MaxTime=INFINITE DefaultTime=60 State=UP
@@ -85,8 +84,8 @@ def obstacle() -> str | None:
     """Return what keeps SLURM from running here, if anything does."""
     if os.getuid():
         return "it needs root"
-    if (ETC / "slurm.conf").exists() and MARK not in (ETC / "slurm.conf").read_text():
-        return f"{ETC}/slurm.conf is another SLURM's"
+    if foreign := [path for path in _files() if path.exists() and not _ours(path)]:
+        return f"{foreign[0]} is another SLURM's"
     try:
         socket.gethostbyname(_host())
     except OSError:
@@ -131,14 +130,21 @@ def install() -> None:
 
 
 @contextmanager
-def running():
-    """Give the folder of a SLURM that runs until the block ends, and its watch."""
+def running() -> Iterator[tuple[Path, Callable[[], None]]]:
+    """Give the folder of a SLURM that runs until the block ends, and what restarts its controller.
+
+    Where another of these runs, its end is waited for.
+    """
     with ExitStack() as stack:
+        lock = stack.enter_context(
+            Path(tempfile.gettempdir(), "tests-cluster-slurm.lock").open("w")
+        )
+        fcntl.flock(lock, fcntl.LOCK_EX)
         folder = Path(tempfile.mkdtemp(prefix="slurm-"))
         folder.chmod(0o755)
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
         _configure(folder)
-        stack.callback(lambda: [path.unlink() for path in ETC.glob("*.conf") if _ours(path)])
+        stack.callback(lambda: [path.unlink() for path in _files()])
         munged = ["munged", "--foreground", "--force", f"--socket={folder}/munge.socket"]
         munged += [f"--{name}-file={folder}/munge.{name}" for name in ("key", "pid", "log", "seed")]
         daemons = {"munged": munged, "slurmctld": ["slurmctld", "-D"]}
@@ -152,7 +158,7 @@ def running():
                 )
             (folder / f"{name}.process").write_text(str(processes[name].pid))
 
-        def watch() -> None:
+        def restart() -> None:
             if processes["slurmctld"].poll() is not None:
                 time.sleep(RESTART)
                 start("slurmctld")
@@ -174,7 +180,7 @@ def running():
             start(f"slurmd-{node}")
         for node in NODES:
             wait(f"slurmd-{node}", lambda node=node: "idle" in _said("sinfo", "-hn", node, "-o%T"))
-        yield folder, watch
+        yield folder, restart
 
 
 def _configure(folder: Path) -> None:
@@ -191,11 +197,14 @@ def _configure(folder: Path) -> None:
         (folder / name).mkdir()
     (folder / "munge.key").write_bytes(os.urandom(128))
     (folder / "munge.key").chmod(0o600)
-    (folder / "jobcomp.txt").touch()
     ETC.mkdir(exist_ok=True)
-    (ETC / "slurm.conf").write_text(MARK + SETTINGS.format(**values))
-    (ETC / "gres.conf").write_text(f"{MARK}\n{GRES.format(**values)}")
-    (ETC / "cgroup.conf").write_text(f"{MARK}\nCgroupAutomount=no\n")
+    texts = (SETTINGS.format(**values), GRES.format(**values), "CgroupAutomount=no\n")
+    for path, text in zip(_files(), texts, strict=True):
+        path.write_text(f"{MARK}\n{text}")
+
+
+def _files() -> list[Path]:
+    return [ETC / f"{name}.conf" for name in ("slurm", "gres", "cgroup")]
 
 
 def _ours(path: Path) -> bool:
@@ -245,11 +254,11 @@ def main(command: list[str]) -> int:
         print(f"SLURM: skipped, since {reason}")
         return 0
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    with running() as (folder, watch):
+    with running() as (folder, restart):
         child = subprocess.Popen(command, env={**os.environ, "TEST_SLURM": str(folder)})
         try:
             while child.poll() is None:
-                watch()
+                restart()
                 time.sleep(0.3)
         finally:
             if child.poll() is None:

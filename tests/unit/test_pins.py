@@ -60,9 +60,10 @@ def test_requirements_are_what_is_installed():
         assert version(name).split("+")[0] == pinned, name
 
 
-def test_the_two_files_of_requirements_share_nothing():
-    assert not set(requirements()) & set(requirements("requirements-dev.txt"))
-    lines = (ROOT / "requirements-dev.txt").read_text(encoding="utf-8").splitlines()
+@pytest.mark.parametrize("name", ["requirements-dev.txt", "requirements-cluster.txt"])
+def test_what_stands_on_the_requirements_repeats_none(name: str):
+    assert not set(requirements()) & set(requirements(name))
+    lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
     assert "-r requirements.txt" in lines
 
 
