@@ -85,4 +85,5 @@ rule all:
 
 
 include: "rules/audit.smk"
+include: "rules/crate.smk"
 include: "rules/estimate.smk"

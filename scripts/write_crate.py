@@ -1,0 +1,17 @@
+"""Pack the run into an RO-Crate."""
+
+from pathlib import Path
+
+from headpursuit.crate import write_crate
+from headpursuit.rule import run_rule
+
+
+def main(snakemake):
+    """Write the crate."""
+    output = Path(snakemake.output[0]).absolute()
+    limit = int(snakemake.params.largest_mb * 1e6)
+    write_crate(output, output.parents[1], Path.cwd(), limit)
+
+
+if __name__ == "__main__":
+    run_rule(main, snakemake)
