@@ -60,6 +60,7 @@ rule generate_intervened:
         "<logs>/generate_intervened/{dataset}/{job}/part-{part}.log",
     benchmark:
         "<benchmarks>/generate_intervened/{dataset}/{job}/part-{part}.tsv"
+    priority: 10  # the longest jobs: the others fit beside them, but not the other way round
     conda:
         "../envs/model.yaml"
     threads: config["compute"]["threads"]
