@@ -170,8 +170,9 @@ HEADER = """# The columns of every table
 
 What [files.md](files.md) lists as CSV or Parquet, under `results/<run>/`. A table has exactly these
 columns, in this order; that is checked when it is written, and again by
-`python -m headpursuit.audit verify`. Where nothing else is said, every row has a value.
-This file is generated from `schemas/tables.yaml` by `make docs`.
+`python -m headpursuit.audit verify`. Where nothing else is said, every row has a value. Messages
+count rows from 1, the heading apart. This file is generated from `schemas/tables.yaml` by
+`make docs`.
 """
 
 

@@ -169,8 +169,8 @@ def notes(
         f"centred over the vocabulary, and the mean of the same random sets. The {k} atoms are "
         f"the best of the vocabulary and the random sets are not chosen, so nearly every head is "
         f"above its random sets; what tells is by how much. Rank: of {ranked} heads, by the "
-        f"geometric mean of both excesses. Published tokens stand with how many of them agree, "
-        f"spaces around tokens apart. {_SIGNS}"
+        f"geometric mean of both excesses. Published tokens, where the heads are of the paper's "
+        f"model, stand with how many of them agree, spaces around tokens apart. {_SIGNS}"
     )
 
 
