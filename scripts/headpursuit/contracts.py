@@ -104,13 +104,16 @@ def _check_column(
         value = f"{values[place].as_py()!r:.60}" if values[place].is_valid else "it"
         return f", row {row + 1}: {value} {complaint}", values
 
+    if pa.types.is_null(kind):  # every cell is empty
+        lacks = len(values) and column.get("required", True)
+        return at(0, "is empty") if lacks else ("", values)
     if _IS["string"](kind) and wanted in _CAST:
         try:
             values = values.cast(_CAST[wanted])
         except pa.ArrowInvalid:
             place = next(i for i, cell in enumerate(values) if not _casts(cell, _CAST[wanted]))
             return at(place, f"is not {_NAMES.get(wanted, f'a {wanted}')}")
-    elif not _IS[wanted](kind) and not pa.types.is_null(kind):
+    elif not _IS[wanted](kind):
         return f": its type is {kind}, which is no {wanted}", values
     if wanted == "array":
         items, parents = pc.list_flatten(values), pc.list_parent_indices(values)

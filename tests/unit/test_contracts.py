@@ -157,6 +157,16 @@ def test_a_share_is_a_share(value: float, said: str) -> None:
     assert violations(path, atoms([0.2, 1 + 1e-12])) == []  # rounding
 
 
+def test_tables_of_nothing_and_columns_of_nothing() -> None:
+    for table in (lens().slice(0, 0), pa.table({name: [] for name in lens().column_names})):
+        assert violations("lens/x.parquet", table) == []
+    empty = lens(token=pa.nulls(2))
+    assert violations("lens/x.parquet", empty) == ["column token, row 1: it is empty"]
+    reply = {"prompt_id": ["a"], "sample": [0], "reply": pa.nulls(1), "words": [["b"]]}
+    rest = {"dropped": [[]], "status": ["ok"], "attempts": [0], "cut": [False]}
+    assert violations("labels/x.parquet", pa.table(reply | rest)) == []
+
+
 def test_items_of_lists_are_checked() -> None:
     for kind in (pa.list_(pa.float32()), pa.list_(pa.float32(), 2)):
         z = pa.array([[1.0, 2.0], [3.0, np.inf]], kind)
