@@ -60,7 +60,7 @@ def build_manifest(results: Path, started_in: Path) -> dict[str, Any]:
     for facts in files.values():
         if "inputs" in facts:
             facts["inputs"] = {name: _identity(files[name]) for name in facts["inputs"]}
-    rules = {facts["rule"]: facts["script"] for facts in files.values() if "rule" in facts}
+    rules = {facts["rule"]: facts["script"] for facts in files.values() if facts.get("script")}
     return {
         "results": _name(results, started_in),
         "workflow": describe_workflow(),
@@ -149,8 +149,7 @@ def _made(
     params = said.pop("params", None)
     facts = {
         "rule": record["rule"],
-        # A rule that is another's with other inputs has that one's script.
-        "script": re.search(r"scripts/\w+\.py", record["code"])[0],
+        "script": _script(record),
         "code": (params or {}).get("code"),
         # Snakemake's own record has the values alone.
         "params": record["params"] if params is None else params,
@@ -165,6 +164,15 @@ def _made(
         "seconds": round(ended - began, 1) if began and ended else None,
     }
     return facts, said, times
+
+
+def _script(record: Mapping[str, Any]) -> str | None:
+    """Return a rule's script: where the rule is another's with other inputs, that one's.
+
+    None for a rule of a workflow that this one is a module of.
+    """
+    named = re.search(r"scripts/\w+\.py", record["code"] or "")
+    return named[0] if named and (ROOT / named[0]).exists() else None
 
 
 def _said_in_log(record: Mapping[str, Any], started_in: Path) -> dict[str, Any]:

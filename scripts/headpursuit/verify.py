@@ -97,7 +97,7 @@ def _newer_code(manifest: Mapping[str, Any]) -> Iterator[str]:
     """Say which rules' code is no longer what made the files."""
     made_by = {rule: {facts["code"]} for rule, facts in manifest["rules"].items()}
     for facts in manifest["files"].values():
-        if facts.get("code"):
+        if facts.get("script") and facts["code"]:
             made_by[facts["rule"]].add(facts["code"])
     changed = []
     for rule, facts in manifest["rules"].items():
