@@ -229,7 +229,7 @@ def _jobs(
     jobs: dict[str, list[str]] = {}
     times = manifest["circumstances"]["jobs"]
     for name, facts in manifest["files"].items():
-        if "rule" in facts:
+        if facts.get("script"):
             identity = [facts["rule"], facts["inputs"], facts["params"], times[name]["ended"]]
             jobs.setdefault(json.dumps(identity, sort_keys=True), []).append(name)
     for outputs in jobs.values():
