@@ -2,6 +2,7 @@
 #   make demo    a small real model on real data: tables and figures in results/demo
 #   make test    lint and tests
 #   make test-labeller   labelling against real servers and injected faults
+#   make test-conda   each script in its own environment of envs/, through Snakemake's conda path
 #   make report  one HTML file of a finished run: make report RUN=demo
 #   make test-faults   kills, full disks, damaged files, an unreliable Hub: docs/reliability.md
 #   make test-slurm      the tiny run on a real SLURM, brought up here (root, Debian)
@@ -14,7 +15,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 CORES ?= 2
 SNAKEMAKE = .venv/bin/snakemake --cores $(CORES)
 
-.PHONY: demo paper report test test-labeller test-faults test-slurm bench lint docs env
+.PHONY: demo paper report test test-labeller test-conda test-faults test-slurm bench lint docs env
 
 env: .venv/complete
 
@@ -49,6 +50,14 @@ test-labeller: .venv-labeller/complete
 
 .venv-labeller/complete: .venv/complete tests/labeller/requirements.txt tests/labeller/make_servers.sh
 	tests/labeller/make_servers.sh .venv .venv-labeller
+
+test-conda: .venv-conda/complete
+	.venv/bin/pytest tests/conda
+
+.venv-conda/complete: .venv/complete
+	$(PYTHON) -m venv .venv-conda
+	.venv-conda/bin/pip install --quiet --disable-pip-version-check $$(grep '^snakemake==' requirements.txt)
+	@touch $@
 
 test-faults: env
 	.venv/bin/pytest tests/faults

@@ -46,6 +46,12 @@ onstart:
     end_jobs_on_signals()
 
 
+# Every environment in one image, for --sdm conda apptainer (docs/environments.md).
+if config["compute"]["image"]:
+
+    containerized: config["compute"]["image"]
+
+
 MODEL = config["models"][config["text"]["model"]]
 DATASETS = config["text"]["datasets"]
 LAYERS = range(MODEL["layers"])

@@ -19,8 +19,9 @@ environments = pytest.mark.parametrize("name", ENVIRONMENTS)
 BEHIND = {
     "accelerate": "transformers, to place weights",
     "gguf": "transformers, to read GGUF",
+    "idna": "jsonschema, which imports it where it is found",
     "sentencepiece": "transformers, for tokenizers of that kind",
-    "tabulate": "pandas, for Markdown",
+    "tabulate": "pandas, for Markdown; torch, which imports it where it is found",
     "tokenizers": "transformers",
 }
 

@@ -1,0 +1,210 @@
+"""Snakemake's whole conda path: hashing, creation, activation, scripts, and what they import.
+
+The environments are those of envs/, with real packages; conda is a stand-in (docs/environments.md).
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import yaml
+from conda_checkout import BARE, HERE, PATH, CondaCheckout, make_conda_checkout
+from fake_ollama import FakeOllama
+from hub_server import Repo, serve
+from test_pins import ENVIRONMENTS, SCRIPTS, pip_pins, rules_of
+from tiny import WORDS
+from tiny_figure1 import prepare_figure1
+from tiny_gguf import write_gguf
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> CondaCheckout:
+    """Give a checkout in which every rule has run, each script in its own environment."""
+    checkout = make_conda_checkout(tmp_path_factory.mktemp("conda") / "checkout")
+    checkout.configure("conda", **overlay(checkout.folder / "own"))
+    # First, since a job's environment has to hold what records its imports.
+    checkout.snakemake("all", "--conda-create-envs-only", overlay="conda")
+    prompts = (checkout.folder / "own/prompts.jsonl").read_bytes()
+    hub = serve({"org/prompts": Repo(files={"prompts.jsonl": prompts})})
+    with hub as hub, FakeOllama(reply=lambda text, _: f"<answer>{WORDS[0]}</answer>") as server:
+        env = {"HF_ENDPOINT": hub.url, "OLLAMA_HOST": server.host}
+        checkout.snakemake("table2", "labels", "estimate", overlay="conda", **env)
+        checkout.snakemake("audit", "resources/models/converted/provenance.json", overlay="conda")
+    return checkout
+
+
+def overlay(own: Path) -> dict[str, Any]:
+    """Return an overlay that needs every rule, with few jobs of each."""
+    figure1 = prepare_figure1(own)
+    assembled = figure1["models"]["assembled"]
+    converted = {**assembled, "source": "tiny-gguf", "gguf": "tiny.gguf"}  # asked for by name
+    figure1["vision"]["datasets"] = ["stripes"]
+    figure1["vision"]["heads"] |= {"methods": ["somp"], "k": [1]}
+    write_gguf(own / "tiny.gguf", own / "model")
+    prompts = {"kind": "hub", "id": "org/prompts", "repo_type": "dataset", "revision": "main"}
+    return {
+        **figure1,
+        "sources": {
+            **figure1["sources"],
+            "tiny-gguf": {"kind": "local", "path": "own/tiny.gguf"},
+            "hub-prompts": {**prompts, "files": ["prompts.jsonl"], "licence": "none"},
+        },
+        "models": {"assembled": assembled, "converted": converted},
+        "datasets": {
+            "rtp": {"source": "hub-prompts", "sample": 12},
+        },
+        "generation": {"max_new_tokens": 8},
+        "labeller": {"second": "ollama"},
+        "heads": {"methods": ["somp"]},
+        "score": {"parts": 1},
+        "table1": {
+            "datasets": ["rtp"],
+            "heads": None,
+            "iterations": 5,
+            "random_sets": {"draws": 20, "neighbours": 50},
+            "concepts": {
+                **dict.fromkeys(("countries", "months", "numbers", "colours")),
+                "fruit": ["apple", "lemon"],
+                "tools": ["hammer", "needle"],
+            },
+        },
+    }
+
+
+def records(folder: Path) -> Iterator[dict[str, Any]]:
+    for path in folder.glob("*.json"):
+        yield json.loads(path.read_text())
+
+
+def foreign(record: dict[str, Any]) -> dict[str, str]:
+    """Return the modules that came neither from the environment, Python nor the workflow."""
+
+    def own(file: Path) -> bool:
+        if file.is_relative_to(record["prefix"]) or file.is_relative_to(record["workflow"]):
+            return True
+        return file.is_relative_to(record["stdlib"]) and "site-packages" not in file.parts
+
+    return {name: file for name, file in record["files"].items() if not own(Path(file))}
+
+
+def test_the_run_ends(ran: CondaCheckout) -> None:
+    for name in ("table1", "table2", "figure1", "published"):
+        assert len(pd.read_csv(ran.path(f"tables/{name}.csv"))), name
+    assert ran.path("labels/rtp.agreement.csv").exists()
+    assert ran.path("audit/manifest.json").exists()
+
+
+def test_every_script_ran_in_its_own_environment(ran: CondaCheckout) -> None:
+    found: dict[str, set[str]] = {}
+    for record in records(ran.imports):
+        # Snakemake copies the file beside the environment that is made of it.
+        name = yaml.safe_load(Path(f"{record['prefix']}.yaml").read_text())["name"]
+        found.setdefault(record["script"], set()).add(name)
+    wanted = {rule: {f"headpursuit-{name}"} for name in ENVIRONMENTS for rule in rules_of(name)}
+    assert found == wanted
+    assert set(found) == {path.stem for path in SCRIPTS.glob("*.py")}
+
+
+@pytest.mark.parametrize("script", sorted(path.stem for path in SCRIPTS.glob("*.py")))
+def test_what_a_script_imports_lies_in_its_environment(ran: CondaCheckout, script: str) -> None:
+    own = [record for record in records(ran.imports) if record["script"] == script]
+    assert own
+    for record in own:
+        assert {"headpursuit", "headpursuit.rule"} <= set(record["files"])
+        assert foreign(record) == {}
+
+
+def test_a_second_run_does_nothing(ran: CondaCheckout) -> None:
+    assert ran.planned("audit", overlay="conda") == {}
+
+
+def test_a_missing_package_is_caught(tmp_path: Path) -> None:
+    """Snakemake's own puts itself in its place, without a word, and the check says so."""
+    checkout = make_conda_checkout(tmp_path / "checkout")
+    path = checkout.folder / "envs/download.yaml"
+    environment = yaml.safe_load(path.read_text())
+    environment["dependencies"][-1]["pip"] = [f"tabulate=={pip_pins('tables')['tabulate']}"]
+    path.write_text(yaml.safe_dump(environment))
+    checkout.snakemake("results/tiny/config.yaml", "--conda-create-envs-only")
+    checkout.snakemake("results/tiny/config.yaml")
+    [record] = records(checkout.imports)
+    assert Path(foreign(record)["yaml"]).is_relative_to(BARE.resolve())
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "",
+        "create --prefix x python",
+        "install numpy",
+        "env list",
+        "info",
+        "config --set channel_priority strict",
+        "clean --all -y",
+        "env create --file x.yaml",
+        "env create --file x.yaml --prefix x --yes",
+    ],
+)
+def test_the_stand_in_does_nothing_else(call: str) -> None:
+    command = [BARE / "bin/python", HERE / "standin/bin/conda", *call.split()]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "is nothing that it does" in done.stderr
+
+
+# Containers
+
+
+def recipe(checkout: CondaCheckout, form: str) -> str:
+    """Return what an image is built of, without what Snakemake says beside it."""
+    said = checkout.snakemake("--containerize", form, overlay="conda")
+    return said[said.index("FROM" if form == "dockerfile" else "Bootstrap") :]
+
+
+@pytest.mark.parametrize("form", ["dockerfile", "apptainer"])
+def test_an_image_holds_every_environment(ran: CondaCheckout, form: str) -> None:
+    text = recipe(ran, form)
+    for name in ENVIRONMENTS:
+        prefix = re.search(rf"source: envs/{name}.yaml\n# +prefix: (\S+)", text)[1]
+        file = f"{prefix}/environment.yaml"
+        assert re.search(rf"^ *(COPY )?envs/{name}.yaml {file}$", text, re.MULTILINE)
+        assert f"conda env create --prefix {prefix} --file {file}" in text
+
+
+@pytest.mark.skipif(not shutil.which("bwrap"), reason="bubblewrap is not installed")
+def test_jobs_run_in_an_image(ran: CondaCheckout, tmp_path: Path) -> None:
+    """A job of each environment, where nothing of this machine is seen but what is bound."""
+    image = tmp_path / "image"
+    shutil.copytree(HERE / "standin", image / "opt/conda")
+    (image / "conda-envs").mkdir()
+    made = {file.read_text(): file.with_suffix("") for file in (BARE / "envs").glob("*.yaml")}
+    for name, prefix in re.findall(
+        r"source: (envs/\S+)\n# +prefix: (\S+)", recipe(ran, "apptainer")
+    ):
+        (image / prefix[1:]).symlink_to(made[(ran.folder / name).read_text()])
+    config = yaml.safe_load((ran.folder / "configs/conda.yaml").read_text())
+    config["compute"]["image"] = str(image)
+    (ran.folder / "configs/image.yaml").write_text(yaml.safe_dump(config))
+    targets = ["config.yaml", "labels/rtp.summary.json", "dictionaries/rtp.csv"]
+    targets += ["tables/table1.csv"]
+    (ran.folder / "inside").mkdir()
+    ran.snakemake(
+        *(f"results/tiny/{name}" for name in targets),
+        *("--force", "--rerun-triggers", "mtime", "--sdm", "conda", "apptainer"),
+        overlay="image",
+        RECORDED=str(ran.folder / "inside"),
+        PATH=os.pathsep.join([str(HERE / "apptainer/bin"), PATH]),
+    )
+    found = {record["script"]: record for record in records(ran.folder / "inside")}
+    assert set(found) == {"write_config", "summarise_labels", "build_dictionary", "publish_table1"}
+    for record in found.values():
+        assert record["prefix"].startswith("/conda-envs/")
+        # Inside, the library lies where Snakemake puts the folders of its own path.
+        assert all(name.startswith("headpursuit") for name in foreign(record))
