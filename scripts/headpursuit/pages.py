@@ -6,7 +6,7 @@ that the run labelled are masked.
 
 import os
 from base64 import b64encode
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -25,6 +25,7 @@ from headpursuit.labellers.audit import mask
 from headpursuit.manifest import describe_workflow
 from headpursuit.rule import describe_host
 from headpursuit.settings import MISSING, leaves, value_at
+from headpursuit.table1 import head_name
 from headpursuit.table2 import number
 from headpursuit.tables import read_csv
 from headpursuit.words import normalise, word_pattern
@@ -51,7 +52,7 @@ class Section:
     figures: Mapping[str, Path] = field(default_factory=dict)
     table: Table | None = None
     markup: str = ""  # HTML
-    commands: Sequence[str] = ()
+    commands: list[str] = field(default_factory=list)
 
 
 def write_page(name: str, files: Any, started_in: Path) -> str:
@@ -101,15 +102,18 @@ def _warnings(config: Mapping[str, Any], paper: Mapping[str, Any]) -> Iterator[s
         own, theirs = (model_name(each, each[section]["model"]) for each in (config, paper))
         if own != theirs:
             yield (
-                f"Another model: {what} of this run are of {own}, the paper's of {theirs}. "
-                "Agreement and disagreement with published values say nothing about the paper."
+                f"Another model for {what}: {own} here, {theirs} in the paper. Agreement and "
+                "disagreement with published values say nothing about the paper."
             )
 
 
 def model_name(config: Mapping[str, Any], model: str) -> str:
     """Return a model's name with where it comes from."""
     source = config["sources"][config["models"][model]["source"]]
-    return " ".join(filter(None, [source.get("id") or model, source.get("version")]))
+    if source["kind"] == "hub":
+        return source["id"]
+    package = " ".join(filter(None, [source.get("id"), source.get("version")]))
+    return f"{model} ({package})" if package else model
 
 
 # Tables as they were published
@@ -130,16 +134,25 @@ def overview(files: Any, config: dict, paper: dict, results: Path) -> Iterator[S
     """Every published value beside the run's, what the run is, and how to follow a number."""
     yield Section("This run", table=Table(("", "this run", "config.yaml"), _facts(config, paper)))
     yield Section("Every published value beside this run's", markup=_published(files.published))
-    yield Section(
-        "Follow a number, check the files",
-        "trace prints what a row of table 2 stands on: heads, words, responses, prompts, with "
-        "offensive words masked. verify names files that changed since the manifest was written, "
-        "and what stands on them.",
+    first = [config["text"]["datasets"][0], config["heads"]["methods"][0], config["heads"]["k"][-1]]
+    follow = _traces(results, "table2", [first])
+    follow.heading = "Follow a number, check the files"
+    follow.text += " verify names files that changed since the manifest was written, and what "
+    follow.text += "stands on them."
+    follow.commands.append(f"python -m headpursuit.audit verify {results}")
+    yield follow
+
+
+def _traces(results: Path, table: str, rows: Iterable[Sequence[Any]]) -> Section:
+    """Return the commands that follow rows of a table."""
+    start = f"python -m headpursuit.audit trace {results}/tables/{table}.csv"
+    return Section(
+        "Follow a row",
+        "trace prints what a row stands on, back to the prompts or images, with offensive words "
+        "masked (--unmasked shows them).",
         commands=[
             "export PYTHONPATH=scripts",
-            f"python -m headpursuit.audit trace {results} {config['text']['datasets'][0]} "
-            f"{config['heads']['methods'][0]} {config['heads']['k'][-1]}",
-            f"python -m headpursuit.audit verify {results}",
+            *(f"{start} {' '.join(map(str, row))}" for row in rows),
         ],
     )
 
@@ -193,18 +206,12 @@ def table2(files: Any, config: dict, paper: dict, results: Path) -> Iterator[Sec
     """Table 2 and its figure, with the command that follows each row."""
     yield Section(figures={"Held-out words, after over before": Path(files.figures)})
     yield Section("The table", markup=_published(files.table2))
-    rows = read_csv(results / "tables/table2.csv", ["dataset", "method", "heads", "metric"])
-    yield Section(
-        "Follow a row",
-        "Each row's way back to heads, words, responses and prompts (words masked; --unmasked "
-        "shows them).",
-        commands=["export PYTHONPATH=scripts"]
-        + [
-            f"python -m headpursuit.audit trace {results} {row.dataset} {row.method} {row.heads} "
-            f"{row.metric}"
-            for row in rows.itertuples()
-        ],
-    )
+    yield _traces(results, "table2", _identities(results / "tables/table2.csv"))
+
+
+def _identities(path: Path) -> list[list[Any]]:
+    columns = ["dataset", "method", "heads", "metric"]
+    return read_csv(path, columns)[columns].to_numpy().tolist()
 
 
 def table1(files: Any, config: dict, paper: dict, results: Path) -> Iterator[Section]:
@@ -220,6 +227,9 @@ def table1(files: Any, config: dict, paper: dict, results: Path) -> Iterator[Sec
         text=f"Masked are tokens of the words that this run labelled, and tokens of {TELLING} "
         "letters or more that begin such a word. tables/table1.csv has all tokens as they are."
     )
+    rows = read_csv(results / "tables/table1.csv", ["dataset", "layer", "head"])
+    names = [(row.dataset, head_name(row.layer, row.head)) for row in rows.itertuples()]
+    yield _traces(results, "table1", dict.fromkeys(names))
 
 
 def mask_rows(text: str, words: set[str]) -> str:
@@ -263,6 +273,7 @@ def figure1(files: Any, config: dict, paper: dict, results: Path) -> Iterator[Se
     yield Section(figures={"Right answers, after over before": bars})
     yield Section("The numbers", markup=_published(files.figure1))
     yield Section("Heads of one data set, answers on another", figures={"Overlap": overlap})
+    yield _traces(results, "figure1", _identities(results / "tables/figure1.csv"))
 
 
 # Choices
@@ -297,8 +308,8 @@ def _choices(config: Mapping[str, Any], paper: Mapping[str, Any]) -> Iterator[li
             if value is MISSING:
                 continue
             reason = leaf.get("reason", "")
-            if value != default and value == _in_force(demo, path, config):
-                reason = " ".join(filter(None, [reason, "Demo:", leaf.get("demo")]))
+            if "demo" in leaf and value != default and value == _in_force(demo, path, config):
+                reason = f"{reason} Demo: {leaf['demo']}"
             key = ".".join("<name>" if part == "*" else part for part in path)
             what = " ".join(filter(None, [leaf.get("description"), reason]))
             yield [key, _text(value), _text(default), leaf["paper"], what]
