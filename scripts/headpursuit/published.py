@@ -172,6 +172,8 @@ def notes(table: pd.DataFrame, run: str) -> str:
     own = table[table["own"].notna()]
     inside = own["inside"].eq(True).sum()
     said = [f"Run {run}: {len(own)} of {len(table)} published values have a counterpart."]
+    if own.empty:
+        return said[0]
     used = own.drop_duplicates(["artefact", "model"])
     others = {row.model for row in used.itertuples() if row.model not in MODELS.values()}
     if others:

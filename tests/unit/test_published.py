@@ -124,6 +124,11 @@ def test_shown_as_text() -> None:
     assert "words.top" in said
 
 
+def test_a_run_without_counterparts_says_no_more() -> None:
+    none = compared(run_of().assign(dataset="mine"))
+    assert notes(none, "mine") == "Run mine: 0 of 98 published values have a counterpart."
+
+
 def test_a_run_of_the_papers_model_is_not_called_another() -> None:
     said = notes(compared(), "paper")
     assert "another model" not in said

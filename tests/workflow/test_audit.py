@@ -52,12 +52,14 @@ def read_manifest(checkout: Checkout) -> dict[str, Any]:
 
 def test_every_file_is_in_the_manifest(audited: Checkout) -> None:
     files = read_manifest(audited)["files"]
+    aside = ("audit", "logs", "benchmarks", "report")
     there = {
         path.relative_to(audited.folder).as_posix()
         for path in audited.path("").rglob("*")
-        if path.is_file() and path.relative_to(audited.path("")).parts[0] not in
-        ("audit", "logs", "benchmarks") and not path.name.startswith(".")
-    }  # fmt: skip
+        if path.is_file()
+        and path.relative_to(audited.path("")).parts[0] not in aside
+        and not path.name.startswith(".")
+    }
     own = {path for path in files if path.startswith("results/")}
     assert there == own
     # What the run stands on, down to the user's own files and the weights.
