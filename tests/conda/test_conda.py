@@ -36,7 +36,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> CondaCheckout:
     with hub as hub, FakeOllama(reply=lambda text, _: f"<answer>{WORDS[0]}</answer>") as server:
         env = {"HF_ENDPOINT": hub.url, "OLLAMA_HOST": server.host}
         checkout.snakemake("table2", "labels", "estimate", overlay="conda", **env)
-        checkout.snakemake("audit", "resources/models/converted/provenance.json", overlay="conda")
+        checkout.snakemake("crate", "resources/models/converted/provenance.json", overlay="conda")
     return checkout
 
 
@@ -122,7 +122,7 @@ def test_what_a_script_imports_lies_in_its_environment(ran: CondaCheckout, scrip
 
 
 def test_a_second_run_does_nothing(ran: CondaCheckout) -> None:
-    assert ran.planned("audit", overlay="conda") == {}
+    assert ran.planned("crate", overlay="conda") == {}
 
 
 def test_a_missing_package_is_caught(tmp_path: Path) -> None:
