@@ -6,7 +6,7 @@
 #   make report  one HTML file of a finished run: make report RUN=demo
 #   make test-faults   kills, full disks, damaged files, an unreliable Hub: docs/reliability.md
 #   make test-slurm      the tiny run on a real SLURM, brought up here (root, Debian)
-#   make bench   the measured comparisons
+#   make bench   the measured comparisons, half an hour: docs/benchmarks.md
 #   make paper   the paper's own run: needs a GPU and the Hub (README, "The paper's run")
 #   make docs    docs/choices.md and docs/columns.md out of the schemas
 
@@ -73,8 +73,17 @@ test-slurm: .venv-cluster/complete
 	.venv-cluster/bin/pip install --quiet --disable-pip-version-check -r requirements-cluster.txt
 	@touch $@
 
-bench: env
-	.venv/bin/python benchmarks/label_slots.py
+# Of the demo, what the benchmarks read: the model and the activations of table 1's prompts.
+bench: .venv-bench/complete
+	$(SNAKEMAKE) --configfile configs/demo.yaml -- results/demo/activations/rtp-prompts/layer-00.parquet
+	for part in pursuit model label_slots report; do .venv-bench/bin/python benchmarks/$$part.py || exit 1; done
+
+.venv-bench/complete: .venv/complete benchmarks/requirements.txt
+	.venv/bin/python -m venv --clear .venv-bench
+	.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+	  > $$(.venv-bench/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/plain.pth
+	.venv-bench/bin/pip install --quiet --disable-pip-version-check -r benchmarks/requirements.txt
+	@touch $@
 
 docs: env
 	PYTHONPATH=scripts .venv/bin/python -m headpursuit.choices > docs/choices.md

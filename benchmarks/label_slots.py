@@ -16,18 +16,16 @@ import tempfile
 import time
 from pathlib import Path
 
+import measure
 import pyarrow as pa
 import yaml
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
-
 from headpursuit.labellers.label import label_responses, open_backend
 
 ROOT = Path(__file__).parents[1]
 
 
 def main(n: int, latency: float, slots: int) -> None:
-    """Measure, and print the seconds and how many times the ideal they are."""
+    """Measure how many times the ideal labelling takes, and write it."""
     settings = yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8"))["labeller"]
     texts = [f"Response {i} is fine." for i in range(n)]
     columns = {"prompt_id": [str(i) for i in range(n)], "sample": [0] * n, "response": texts}
@@ -41,14 +39,20 @@ def main(n: int, latency: float, slots: int) -> None:
     try:
         with tempfile.TemporaryDirectory() as folder, open_backend(settings, texts) as backend:
             started = time.monotonic()
-            label_responses(pa.table(columns), backend, Path(folder) / "journal.jsonl")
+            labels = label_responses(pa.table(columns), backend, Path(folder) / "journal.jsonl")
             took = time.monotonic() - started
     finally:
         server.terminate()
         server.wait()
+    if labels["prompt_id"].to_pylist() != columns["prompt_id"]:
+        raise SystemExit("Not every response was labelled.")
     ideal = n * latency / slots
-    print(f"{n} responses, {latency * 1000:g} ms, {slots} slots: {took:.2f} s")
-    print(f"{took / ideal:.3f} times the ideal {ideal:.2f} s")
+    row = measure.row(
+        "labelling through a server", "requests x latency / slots", None, [took], [ideal],
+        checked="every response has its reply",
+        n=f"{n} responses, {latency * 1000:g} ms, {slots} slots",
+    )  # fmt: skip
+    measure.write("label_slots", [row])
 
 
 if __name__ == "__main__":

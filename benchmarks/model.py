@@ -1,0 +1,360 @@
+"""The activation cache and generation under an intervention, beside what a user would pick instead.
+
+    .venv-bench/bin/python benchmarks/model.py
+
+The model is the demo's SmolLM2-135M, on two threads, in float32, and the prompts are the demo's.
+TransformerLens and nnsight (benchmarks/requirements.txt) get the same model, the same batches and
+the same padding, and results are compared before any time is.
+"""
+
+import os
+import sys
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+
+import measure
+import numpy as np
+import psutil
+import pyarrow.parquet as pq
+import torch
+import yaml
+from headpursuit import generate
+from headpursuit.activations import pooled_inputs, read_layer, write_cache
+from headpursuit.files import read_parquet
+from headpursuit.generate import InverseCdf, generate_batch, pad, plan_batches, until_stop
+from headpursuit.models import load_model, load_tokenizer, scaled_heads
+from headpursuit.responses import write_responses
+
+MODEL = measure.ROOT / "resources/models/smollm2"
+PROMPTS = measure.ROOT / "results/demo/prompts/rtp-prompts.parquet"
+CACHED, BATCH_TOKENS = 128, 4096  # prompts, and what a batch of them holds, in the cache
+GENERATED, STEPS = 64, 24  # prompts in one batch, new tokens
+HEADS = [(layer, layer % 9) for layer in range(12, 28, 2)]  # which ones does not matter here
+CONDITIONS, RESPONDED = 13, 200  # conditions of a job (baseline, 2 methods, 10 draws), prompts
+ROUNDS = 5
+SETTINGS = {"max_new_tokens": STEPS, "temperature": 0.0, "top_p": 1.0, "samples": 1}
+
+
+def prompts(count: int) -> list[list[int]]:
+    """Return the token ids of the first prompts."""
+    return read_parquet(PROMPTS, ["prompt_id", "token_ids"])["token_ids"].to_pylist()[:count]
+
+
+def ours():
+    """Load the model and its tokenizer as the workflow does."""
+    torch.set_num_threads(measure.THREADS)
+    return load_model(MODEL, "float32", "cpu"), load_tokenizer(MODEL)
+
+
+def lens():
+    """Load the model into TransformerLens."""
+    from transformer_lens.model_bridge import TransformerBridge
+
+    return TransformerBridge.boot_transformers(str(MODEL), dtype=torch.float32, device="cpu")
+
+
+def traced(decoder, tokenizer):
+    """Wrap the model that is loaded in nnsight."""
+    from nnsight import TransformersModel
+
+    return TransformersModel(decoder.model, tokenizer=tokenizer, task="text-generation")
+
+
+def batches(tokenizer) -> list[tuple[list[int], torch.Tensor, torch.Tensor]]:
+    """Return the cache's batches: indices of prompts, token ids and mask."""
+    rows = prompts(CACHED)
+    planned = plan_batches([len(row) for row in rows], BATCH_TOKENS)
+    return [
+        (own, *pad([rows[i] for i in own], tokenizer.pad_token_id, left=False, device="cpu"))
+        for own in planned
+    ]
+
+
+def forward(decoder, tokenizer) -> None:
+    """Run the model over the batches, and keep nothing."""
+    with torch.inference_mode():
+        for _, ids, mask in batches(tokenizer):
+            decoder.model.base_model(input_ids=ids, attention_mask=mask, use_cache=False)
+
+
+def cache(decoder, tokenizer, folder: Path) -> list[Path]:
+    """Write the activation cache as cache_activations does; return its files."""
+    rows = prompts(CACHED)
+    where = [slice(0, len(row)) for row in rows]
+    pooled = pooled_inputs(decoder, rows, where, tokenizer.pad_token_id, BATCH_TOKENS)
+    paths = [folder / f"layer-{layer:02d}.parquet" for layer in range(decoder.shape[0])]
+    write_cache(
+        paths, pooled, [str(i) for i in range(CACHED)], "float32", {"heads": str(decoder.n_heads)}
+    )
+    return paths
+
+
+def in_order(path: Path) -> torch.Tensor:
+    """Return a layer's z (prompts x heads x head_dim) in the order of the prompts."""
+    names, z, _ = read_layer(path)
+    return torch.from_numpy(z[np.argsort([int(name) for name in names])])
+
+
+def pool(z: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Average over the positions that are not padding: rows x positions x anything."""
+    weights = mask / mask.sum(1, keepdim=True)
+    return torch.einsum("bp,bp...->b...", weights, z)
+
+
+def cache_by_nnsight(model, tokenizer, layers: int) -> list[torch.Tensor]:
+    """Return each layer's pooled projection inputs (prompts x width) out of nnsight's traces."""
+    found = [[None] * CACHED for _ in range(layers)]
+    with torch.inference_mode():
+        for own, ids, mask in batches(tokenizer):
+            inputs = {}
+            with model.trace({"input_ids": ids, "attention_mask": mask}):
+                for layer in range(layers):
+                    inputs[layer] = model.model.layers[layer].self_attn.o_proj.input.save()
+            for layer, z in inputs.items():
+                for i, pooled in zip(own, pool(z, mask), strict=True):
+                    found[layer][i] = pooled
+    return [torch.stack(rows) for rows in found]
+
+
+def cache_by_lens(model, tokenizer) -> list[tuple[list[int], torch.Tensor, dict]]:
+    """Return TransformerLens's caches of per-head results: indices, mask, cache of each batch."""
+    model.set_use_attn_result(True)
+    found = []
+    with torch.inference_mode():
+        for own, ids, mask in batches(tokenizer):
+            _, kept = model.run_with_cache(
+                ids, attention_mask=mask, names_filter=lambda name: name.endswith("hook_result")
+            )
+            found.append((own, mask, kept))
+    model.set_use_attn_result(False)
+    return found
+
+
+def cache_alone(what: str) -> dict[str, int]:
+    """Do one kind of caching in this process; return its memory when loaded, and bytes to store."""
+    decoder, tokenizer = ours()
+    stored, model = 0, None
+    if what == "lens":
+        del decoder
+        model = lens()
+    elif what == "nnsight":
+        model = traced(decoder, tokenizer)
+    before = measure.memory("VmRSS")
+    with tempfile.TemporaryDirectory() as folder:
+        if what == "forward":
+            forward(decoder, tokenizer)
+        elif what == "ours":
+            stored = sum(path.stat().st_size for path in cache(decoder, tokenizer, Path(folder)))
+        elif what == "nnsight":
+            cache_by_nnsight(model, tokenizer, decoder.shape[0])
+        else:
+            for _, _, kept in cache_by_lens(model, tokenizer):
+                stored += sum(z.numel() * z.element_size() for z in kept.values())
+    return {"before": before, "stored": stored}
+
+
+def caching() -> list[dict]:
+    """Compare the activation cache with a bare forward pass, nnsight and TransformerLens."""
+    decoder, tokenizer = ours()
+    layers, width = decoder.shape[0], decoder.n_heads * decoder.head_dim
+    bridge, tracer = lens(), traced(decoder, tokenizer)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        stored = [in_order(path) for path in cache(decoder, tokenizer, folder)]
+        for own, theirs in zip(stored, cache_by_nnsight(tracer, tokenizer, layers), strict=True):
+            torch.testing.assert_close(own.flatten(1), theirs, rtol=1e-4, atol=1e-4)
+        for own, mask, kept in cache_by_lens(bridge, tokenizer):
+            for layer in range(layers):
+                result = pool(kept[f"blocks.{layer}.attn.hook_result"], mask)
+                write = torch.einsum(
+                    "nhk,hdk->nhd", stored[layer][own], decoder.layer_columns(layer)
+                )
+                torch.testing.assert_close(result, write, rtol=1e-3, atol=1e-3)
+        works = {
+            "forward": lambda: forward(decoder, tokenizer),
+            "ours": lambda: cache(decoder, tokenizer, folder),
+            "nnsight": lambda: cache_by_nnsight(tracer, tokenizer, layers),
+            "lens": lambda: cache_by_lens(bridge, tokenizer),
+        }
+        seconds = measure.interleave(works, ROUNDS)
+    peaks = {
+        what: [measure.alone("model", "cache_alone", what) for _ in range(3)]
+        for what in ("forward", "ours", "nnsight", "lens")
+    }
+    above = {what: [one["peak"] - one["before"] for one in runs] for what, runs in peaks.items()}
+    tokens = max(ids.numel() for _, ids, _ in batches(tokenizer))
+    one_layer = tokens * width * 4
+    size = [peaks["ours"][0]["stored"]]
+    ideal = CACHED * layers * width * 4
+    compare = partial(
+        measure.row,
+        "activation cache",
+        n=f"{CACHED} prompts, {layers} layers of {width} values, float32",
+        checked="pooled inputs equal nnsight's, and times W_O TransformerLens's, within 1e-4",
+    )
+    more = [own - bare for own, bare in zip(above["ours"], above["forward"], strict=True)]
+    results = "TransformerLens with per-head results"
+    loaded = "times less memory above the loaded model"
+    return [
+        compare("bare forward pass, time", "<= 1.10", seconds["ours"], seconds["forward"]),
+        compare("bare forward pass, memory more, in layers", "<= 1", more, [one_layer] * 3),
+        compare("n x layers x d x bytes, size of the files", "<= 1.05", size, [ideal]),
+        compare(f"{results}, times faster", ">= 2", seconds["lens"], seconds["ours"]),
+        compare(f"{results}, {loaded}", ">= 10", above["lens"], above["ours"]),
+        compare(f"{results}, times less disk", ">= 10", [peaks["lens"][0]["stored"]], size),
+        compare("nnsight, times faster", ">= 1", seconds["nnsight"], seconds["ours"]),
+        compare(f"nnsight, {loaded}", None, above["nnsight"], above["ours"]),
+    ]
+
+
+def respond(decoder, tokenizer, heads, temperature: float) -> list[list[int]]:
+    """Generate by the workflow's code; return the new tokens of each prompt."""
+    settings = SETTINGS | {"temperature": temperature}
+    with scaled_heads(decoder, heads, -1.0):
+        found = generate_batch(decoder, tokenizer, prompts(GENERATED), numbers(), settings)
+    return [tokens for tokens, _ in found]
+
+
+def numbers() -> np.ndarray:
+    """Return the uniform numbers that sample the responses."""
+    return np.random.default_rng(0).random((GENERATED, STEPS))
+
+
+def respond_by_nnsight(model, tokenizer, stops, temperature: float, width: int) -> list[list[int]]:
+    """Generate by nnsight, with the heads inverted at every step."""
+    ids, mask = pad(prompts(GENERATED), tokenizer.pad_token_id, left=True, device="cpu")
+    drawn = [InverseCdf(torch.from_numpy(numbers()))] if temperature else []
+    options = {
+        "max_new_tokens": STEPS, "do_sample": False, "eos_token_id": stops,
+        "pad_token_id": tokenizer.pad_token_id, "logits_processor": drawn,
+    }  # fmt: skip
+    with (
+        torch.inference_mode(),
+        model.generate({"input_ids": ids, "attention_mask": mask}, **options) as tracer,
+    ):
+        for _ in tracer.iter[:STEPS]:
+            for layer, head in HEADS:
+                own = slice(head * width, (head + 1) * width)
+                model.model.layers[layer].self_attn.o_proj.input[..., own] *= -1
+        result = tracer.result.save()
+    return [until_stop(row, stops)[0] for row in result[:, ids.shape[1] :].tolist()]
+
+
+def respond_by_lens(model, tokenizer, stops) -> list[list[int]]:
+    """Generate greedily by TransformerLens, with the heads inverted by hooks."""
+    ids, mask = pad(prompts(GENERATED), tokenizer.pad_token_id, left=True, device="cpu")
+
+    def invert(head: int):
+        def hook(z, hook):
+            z = z.clone()
+            z[:, :, head] *= -1
+            return z
+
+        return hook
+
+    hooks = [(f"blocks.{layer}.attn.hook_z", invert(head)) for layer, head in HEADS]
+    with torch.inference_mode(), model.hooks(fwd_hooks=hooks):
+        out = model.generate(
+            ids, attention_mask=mask, max_new_tokens=STEPS, do_sample=False, stop_at_eos=False,
+            return_type="tokens", verbose=False,
+        )  # fmt: skip
+    return [until_stop(row, stops)[0] for row in out[:, ids.shape[1] :].tolist()]
+
+
+def generating() -> list[dict]:
+    """Compare generation under an intervention with plain generation, nnsight, TransformerLens."""
+    decoder, tokenizer = ours()
+    bridge, tracer = lens(), traced(decoder, tokenizer)
+    stops = generate.end_tokens(decoder, tokenizer)
+    rows = []
+    for kind, temperature in (("greedy", 0.0), ("sampled", 1.0)):
+        expected = respond(decoder, tokenizer, HEADS, temperature)
+        if expected == respond(decoder, tokenizer, [], temperature):
+            raise SystemExit("The intervention changes no response.")
+        works = {
+            "plain": lambda t=temperature: respond(decoder, tokenizer, [], t),
+            "ours": lambda t=temperature: respond(decoder, tokenizer, HEADS, t),
+            "nnsight": lambda t=temperature: respond_by_nnsight(
+                tracer, tokenizer, stops, t, decoder.head_dim
+            ),
+        }
+        if kind == "greedy":  # TransformerLens draws numbers of its own
+            works["lens"] = lambda: respond_by_lens(bridge, tokenizer, stops)
+        for name in set(works) & {"nnsight", "lens"}:
+            same = sum(a == b for a, b in zip(expected, works[name](), strict=True))
+            if same < len(expected):
+                raise SystemExit(f"{name}, {kind}: {same} of {len(expected)} responses are ours")
+        seconds = measure.interleave(works, ROUNDS)
+        name = f"{kind} generation, 8 heads inverted"
+        more = {"n": f"{GENERATED} prompts, {STEPS} tokens, one batch"}
+        rows.append(
+            measure.row(
+                name, "un-intervened, same code", "<= 1.02", seconds["ours"], seconds["plain"],
+                checked="the interventions change responses", **more,
+            )
+        )  # fmt: skip
+        rows += [
+            measure.row(
+                name, f"{title} with hooks, times faster", ">= 1.5", seconds[key], seconds["ours"],
+                checked="all responses equal, token by token", **more,
+            )
+            for key, title in (("lens", "TransformerLens"), ("nnsight", "nnsight"))
+            if key in seconds
+        ]  # fmt: skip
+    return rows
+
+
+def conditions_alone() -> dict[str, float]:
+    """Run a job of all conditions as generate_intervened does; time it, and generation alone."""
+    torch.set_num_threads(measure.THREADS)
+    model = yaml.safe_load((measure.ROOT / "configs/demo.yaml").read_text())["models"]["smollm2"]
+    pure, original = [], generate.generate_batch
+
+    def timed(*args):
+        started = time.perf_counter()
+        found = original(*args)
+        pure.append(time.perf_counter() - started)
+        return found
+
+    generate.generate_batch = timed
+    draws = {
+        f"condition-{i}": [(layer, i % 9) for layer, _ in HEADS] for i in range(CONDITIONS - 1)
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        few = Path(folder) / "prompts.parquet"
+        pq.write_table(read_parquet(PROMPTS, ["prompt_id", "token_ids"])[:RESPONDED], few)
+        settings = SETTINGS | {"max_new_tokens": 20, "temperature": 1.0, "batch_tokens": 4096}
+        job = SimpleNamespace(
+            params=SimpleNamespace(
+                model=model, device="cpu", generation=settings, seed=0, parts=1, code=""
+            ),
+            input=SimpleNamespace(prompts=few, model=MODEL / "provenance.json"),
+            output=[str(Path(folder) / "responses.parquet")],
+            wildcards=SimpleNamespace(part=1),
+        )
+        write_responses(job, {"baseline": [], **draws}, -1.0)
+    total = time.time() - psutil.Process(os.getpid()).create_time()
+    return {"total": total, "pure": sum(pure)}
+
+
+def jobs() -> list[dict]:
+    """Compare a job of all conditions with the generation in it."""
+    found = measure.alone("model", "conditions_alone")
+    return [
+        measure.row(
+            f"{CONDITIONS} conditions in one job", "the sum of pure generation", "<= 1.05",
+            [found["total"]], [found["pure"]], checked="the same run",
+            n=f"{RESPONDED} prompts, 20 tokens, sampled",
+        )
+    ]  # fmt: skip
+
+
+if __name__ == "__main__":
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    if not (MODEL.is_dir() and PROMPTS.exists()):
+        raise SystemExit(f"{MODEL} or {PROMPTS} is not there: run `make bench`, which makes them.")
+    for part in sys.argv[1:] or ("caching", "generating", "jobs"):
+        measure.write(part, globals()[part]())

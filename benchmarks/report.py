@@ -1,0 +1,139 @@
+"""Write docs/benchmarks.md and its plot from results/bench/*.json.
+
+python benchmarks/report.py [--to FOLDER]
+"""
+
+import argparse
+import json
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import measure
+
+matplotlib.use("agg")
+import matplotlib.pyplot as plt
+
+GROUPS = ("pursuit", "caching", "generating", "jobs", "label_slots", "demo")  # in this order
+INTRODUCTION = """
+# Benchmarks
+
+    make bench    # about half an hour on two free cores
+
+measures everything below (but the demo: `.venv/bin/python benchmarks/demo.py`), writes
+`results/bench/*.json` (every single time, the machine, the versions) and this page. A figure is the
+ratio of two medians over rounds. A round times all rivals one after the other, so that a busy
+machine slows them alike; brackets hold the lowest and the highest ratio of any round. Results are
+compared before times are: a benchmark whose results differ fails. Memory is the most that a fresh
+process had by the operating system's count (`VmHWM`). Goals that were missed stay in the table.
+
+The direct algorithm (`benchmarks/pursuit.py`) is SOMP as it is written down: residual times
+dictionary, L1 norms, least squares on all atoms, in float32. TransformerLens and nnsight run in an
+environment of their own, `.venv-bench`, which adds `benchmarks/requirements.txt` to `.venv`.
+"""
+NOTES = """
+## Reading the table
+
+- *Gaussian* samples are the worst case of the pursuit's screening: no direction matters more than
+  another, so that at first half of the vocabulary could win, and certifying that an atom cannot
+  takes a share of its correlations, the more samples the more work. *Decaying* samples have what
+  real heads have: a few directions that matter most, and samples of different size. The rows on the
+  demo's layers are a real cache.
+- The direct algorithm is timed on one head a round, a new one each time; the layer's pursuit is
+  divided by its heads, and so is the product D W_O, which is one for the layer.
+- TransformerLens and nnsight keep what they return in memory and store nothing; this workflow's
+  time includes averaging and writing the files. TransformerLens's results are counted as it
+  returns them, a value for each position; averaged by hand they would take as many times the
+  files' size as a layer has heads.
+- TransformerLens draws its own random numbers, so its sampled responses cannot be compared; nnsight
+  is given this workflow's.
+- A job of all conditions is timed from the start of its process, imports and loading included.
+"""
+
+
+def main(to: Path) -> None:
+    """Write benchmarks.md and benchmarks.png into a folder."""
+    found = {
+        name: json.loads((measure.RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+        for name in GROUPS
+        if (measure.RESULTS / f"{name}.json").exists()
+    }
+    if not found:
+        raise SystemExit(f"{measure.RESULTS} is empty: run `make bench`.")
+    rows = [row for record in found.values() for row in record["rows"]]
+    plot(rows, to / "benchmarks.png")
+    parts = [INTRODUCTION.strip(), machine(found), table(rows), checks(rows)]
+    parts += ["![Ratios beside their goals; time by samples](benchmarks.png)", NOTES.strip()]
+    (to / "benchmarks.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+
+
+def machine(found: dict[str, Any]) -> str:
+    """Say what the figures were measured on."""
+    first = next(iter(found.values()))["machine"]
+    loads = [record["machine"]["load"] for record in found.values()]
+    versions = ", ".join(f"{name} {number}" for name, number in first["versions"].items())
+    text = (
+        f"Measured on {first['date']}: {first['processor']}, {first['cores']} cores, "
+        f"{first['memory_gib']} GiB, {first['system']}, Python {first['python']}, {versions}; "
+        f"{first['threads']} threads. Load average after each part: "
+        f"{', '.join(f'{load:g}' for load in loads)} ({first['threads']} is what the benchmark "
+        "itself makes)."
+    )
+    return textwrap.fill(text, 100)
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Return the table of all ratios."""
+    lines = ["| work | beside | ratio | goal | met | rounds |", "|---|---|---|---|---|---|"]
+    for row in rows:
+        met = {None: "", True: "yes", False: "**no**"}[row["met"]]
+        ratio = f"{row['ratio']:.3g}"
+        if row["rounds"] > 1:
+            ratio += f" [{row['low']:.3g}, {row['high']:.3g}]"
+        cells = [row["work"], row["beside"], ratio, row["goal"] or "", met, str(row["rounds"])]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def checks(rows: list[dict[str, Any]]) -> str:
+    """Return sizes and how results were found equal, once for each."""
+    said = {}
+    for row in rows:
+        said.setdefault((row["work"], row["n"], row["checked"]), None)
+    lines = ["| work | n | checked |", "|---|---|---|"]
+    return "\n".join(lines + [f"| {' | '.join(cells)} |" for cells in said])
+
+
+def plot(rows: list[dict[str, Any]], path: Path) -> None:
+    """Plot each ratio over its goal, and the pursuit's time by the number of samples."""
+    judged = [row for row in rows if row["goal"]]
+    figure, (left, right) = plt.subplots(
+        1, 2, figsize=(12, 0.32 * len(judged) + 1.5), width_ratios=[2, 1], layout="constrained"
+    )
+    for place, row in enumerate(judged):
+        sign, bound = row["goal"].split()
+        share = row["ratio"] / float(bound)
+        better = share if sign == ">=" else 1 / max(share, 1e-3)
+        left.barh(place, better, color="tab:blue" if row["met"] else "tab:orange")
+    names = [f"{row['work']} | {row['beside']} {row['goal']}" for row in judged]
+    left.set_yticks(range(len(judged)), names, fontsize=6)
+    left.invert_yaxis()
+    left.set_xscale("log")
+    left.axvline(1, color="black", linewidth=0.8)
+    left.set_xlabel("times better than the goal (orange: missed)")
+    for row in rows:
+        if "curve" in row:
+            sizes = [int(size) for size in row["curve"]]
+            right.plot(sizes, list(row["curve"].values()), marker="o", label=row["work"])
+    right.set(xlabel="samples", ylabel="seconds a head", xscale="log", ylim=(0, None))
+    if right.lines:
+        right.legend(fontsize=6)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--to", type=Path, default=measure.ROOT / "docs")
+    main(parser.parse_args().to)
