@@ -6,6 +6,7 @@
 #   make report  one HTML file of a finished run: make report RUN=demo
 #   make test-faults   kills, full disks, damaged files, an unreliable Hub: docs/reliability.md
 #   make test-slurm      the tiny run on a real SLURM, brought up here (root, Debian)
+#   make test-report   the report in a headless browser, the research object in its validator
 #   make bench   the measured comparisons, half an hour: docs/benchmarks.md
 #   make paper   the paper's own run: needs a GPU and the Hub (README, "The paper's run")
 #   make docs    docs/choices.md and docs/columns.md out of the schemas
@@ -15,7 +16,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 CORES ?= 2
 SNAKEMAKE = .venv/bin/snakemake --cores $(CORES)
 
-.PHONY: demo paper report test test-labeller test-conda test-faults test-slurm bench lint docs env
+.PHONY: demo paper report test test-labeller test-conda test-faults test-slurm test-report bench lint docs env
 
 env: .venv/complete
 
@@ -73,6 +74,7 @@ test-slurm: .venv-cluster/complete
 	.venv-cluster/bin/pip install --quiet --disable-pip-version-check -r requirements-cluster.txt
 	@touch $@
 
+<<<<<<< HEAD
 # Of the demo, what the benchmarks read: the model and the activations of table 1's prompts.
 bench: .venv-bench/complete
 	$(SNAKEMAKE) --configfile configs/demo.yaml -- results/demo/activations/rtp-prompts/layer-00.parquet
@@ -84,6 +86,16 @@ bench: .venv-bench/complete
 	  > $$(.venv-bench/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/plain.pth
 	.venv-bench/bin/pip install --quiet --disable-pip-version-check -r benchmarks/requirements.txt
 	@touch $@
+=======
+test-report: .venv-report/complete
+	.venv/bin/pytest tests/report
+
+.venv-report/complete: .venv/complete tests/report/requirements.txt tests/report/make_tools.sh
+	tests/report/make_tools.sh .venv .venv-report
+
+bench: env
+	.venv/bin/python benchmarks/label_slots.py
+>>>>>>> fc1f7f9 (The report in a headless browser and the research object in its validator, on a run of hostile texts)
 
 docs: env
 	PYTHONPATH=scripts .venv/bin/python -m headpursuit.choices > docs/choices.md

@@ -1,0 +1,357 @@
+"""The report and the crate of a real run whose texts are hostile, in a browser and a validator."""
+
+import csv
+import gzip
+import json
+import shutil
+import subprocess
+import zipfile
+from collections.abc import Iterator
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from checkout import Checkout, make_checkout
+from tiny import HEADS, LAYERS, WORDS
+from tiny_vision import make_vlm
+
+ROOT = Path(__file__).parents[2]
+TOOLS = ROOT / ".venv-report" / "bin"
+CHROMIUM = shutil.which("chromium")
+SCREENSHOTS = ROOT / ".screenshots"
+
+# Each would change a page that took it for anything but text.
+HOSTILE = [
+    "<script>window.hit=1</script>",
+    "</script><script>window.hit=1</script>",
+    "</td></tr></table><table border=9><tr><td>",
+    '<img src=x onerror="window.hit=1">',
+    "<iframe src='javascript:parent.hit=1'></iframe>",
+    "`x` | y | **z** [a](javascript:window.hit=1) ~~q~~",
+    r"\input{x} $x^2$ \textbf{y} % & #",
+    '=HYPERLINK("x:")',
+    "\x1b[31mred\x1b[0m \x07",
+    "\u202eright\u200f to \u2066left\u2069",
+    "&lt;b&gt; &#60;b&#62;",
+    "{{ 7 * 7 }} {% raw %}",
+    "\"'><b>quoted</b>",
+]
+# What pages of this project consist of.
+TAGS = {
+    "HTML",
+    "HEAD",
+    "META",
+    "TITLE",
+    "STYLE",
+    "BODY",
+    "H1",
+    "H2",
+    "P",
+    "SECTION",
+    "FIGURE",
+    "IMG",
+}
+TAGS |= {"FIGCAPTION", "DIV", "TABLE", "THEAD", "TBODY", "TR", "TH", "TD", "PRE", "FOOTER"}
+ATTRIBUTES = {"lang", "charset", "http-equiv", "content", "class", "alt", "src", "style"}
+CATEGORIES = [
+    "1 Published against reproduced",
+    "2 Table 2",
+    "3 Table 1",
+    "4 Concepts",
+    "5 Figure 1",
+    "6 Labels",
+    "7 Choices",
+    "8 Time, memory, software",
+]
+
+
+def make_hostile(folder: Path) -> Checkout:
+    """Make a checkout with hostile prompts, words, tokens, concepts and class names."""
+    checkout = make_checkout(folder)
+    for name in ("CITATION.cff", "LICENSE", "requirements.txt"):
+        shutil.copy2(ROOT / name, folder / name)
+    own = folder / "own"
+    _hostile_tokens(own / "model/tokenizer.json")
+    make_vlm(own / "vlm", "llava")
+    prompts = [json.loads(line) for line in (own / "prompts.jsonl").read_text().splitlines()]
+    for number, row in enumerate(prompts):
+        text = HOSTILE[number // 2 % len(HOSTILE)]
+        row["prompt"]["text"] = f"{text} {row['prompt']['text']} {text}"
+    lines = [json.dumps(row) for row in prompts]
+    (own / "prompts.jsonl").write_text("\n".join([*lines, ""]), encoding="utf-8")
+    with (own / "words.csv").open("w", encoding="utf-8", newline="") as handle:
+        csv.writer(handle).writerows([["word"], *([word] for word in [*HOSTILE, *WORDS[::2]])])
+    rng = np.random.default_rng(0)
+    pixels = [[*rng.integers(0, 16, 16), number % 3] for number in range(60)]
+    text = "\n".join(",".join(map(str, row)) for row in pixels) + "\n"
+    (own / "pixels.csv.gz").write_bytes(gzip.compress(text.encode()))
+    part = {"files": "pixels.csv.gz"}
+    model = {"path": "", "gguf": None, "layers": LAYERS, "heads": HEADS, "parameters": 100000}
+    checkout.configure(
+        "hostile",
+        sources={
+            "vlm": {"kind": "local", "path": "own/vlm"},
+            "pixels": {"kind": "local", "path": "own/pixels.csv.gz"},
+        },
+        models={"vlm": {"source": "vlm", **model, "dtype": "float32", "chat": False}},
+        words={"texts": ["response", "prompt"]},
+        dictionary={"rows": "first"},
+        table1={
+            "datasets": ["rtp"],
+            "heads": None,
+            "top": 6,
+            "iterations": 6,
+            "random_sets": {"draws": 20, "neighbours": 50},
+            "concepts": {
+                **dict.fromkeys(("countries", "months", "numbers", "colours")),
+                "fruit": [*HOSTILE, "apple", "lemon"],
+                "tools": ["hammer", "needle"],
+            },
+        },
+        image_datasets={
+            "signs": {
+                "source": "pixels",
+                "object": "sign",
+                "image": None,
+                "label": None,
+                "classes": {0: HOSTILE[0], 1: HOSTILE[2], 2: HOSTILE[6]},
+                "selection": {**part, "rows": [1, 30]},
+                "evaluation": {**part, "rows": [31, 60]},
+            }
+        },
+        vision={
+            "model": "vlm",
+            "datasets": ["signs"],
+            "template": "{image} What {object} is it? One of: {classes}. Answer:",
+            "images": {"selection": 4, "evaluation": 4},
+            "max_new_tokens": 3,
+            "heads": {"methods": ["somp"], "k": [2], "draws": 2},
+        },
+        heads={"methods": ["somp"]},
+        score={"parts": 1},
+        publish={"crate_mb": 0.008},
+    )
+    return checkout
+
+
+def _hostile_tokens(path: Path) -> None:
+    """Put hostile texts into a tokenizer's vocabulary, in the place of capitalised words."""
+    tokenizer = json.loads(path.read_text(encoding="utf-8"))
+    vocabulary = tokenizer["model"]["vocab"]
+    capitals = [word for word in vocabulary if word.lstrip("Ġ").isalpha() and word.isupper()]
+    texts = [text.replace(" ", "Ġ") for text in HOSTILE if text.isascii() and text.isprintable()]
+    for number, word in enumerate(word for word in capitals if len(word) > 3):
+        vocabulary[f"{texts[number % len(texts)]}{number}"] = vocabulary.pop(word)
+    path.write_text(json.dumps(tokenizer), encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
+    checkout = make_hostile(tmp_path_factory.mktemp("report") / "checkout")
+    checkout.snakemake(overlay="hostile")
+    return checkout
+
+
+@pytest.fixture(scope="module")
+def seen(ran: Checkout) -> dict[str, Any]:
+    """Give what a browser saw of the report, made by the command that docs/report.md gives."""
+    if CHROMIUM is None:
+        pytest.skip("Chromium is not installed (tests/report/make_tools.sh)")
+    config = ["--configfile", "results/tiny/config.yaml"]
+    ran.snakemake("--report", "results/tiny/report.html", *config, overlay="")
+    # Elsewhere, so that nothing beside it can be loaded.
+    report = ran.folder.parent / "alone" / "report.html"
+    report.parent.mkdir()
+    shutil.copy2(ran.path("report.html"), report)
+    shutil.rmtree(SCREENSHOTS, ignore_errors=True)
+    code, said = tool("browse.py", report, SCREENSHOTS, CHROMIUM)
+    assert code == 0, said
+    facts = json.loads(said)
+    assert "failed" not in facts, facts["failed"]
+    return facts
+
+
+def tool(script: str, *arguments: Any) -> tuple[int, str]:
+    """Run a script beside this file in the tools' environment."""
+    path = Path(__file__).with_name(script)
+    command = [TOOLS / "python", path, *arguments]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=600)
+    return done.returncode, done.stdout
+
+
+def pages(seen: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    own = {name: facts for name, facts in seen["results"].items() if facts["mime"] == "text/html"}
+    assert len(own) == 8
+    return own
+
+
+def test_hostile_texts_are_in_the_run(ran: Checkout) -> None:
+    """Otherwise the tests below would prove nothing."""
+    words = set(pd.read_csv(ran.path("words/rtp.csv"))["word"])
+    assert sum("hit=1" in word for word in words) >= 3
+    tokens = "".join(pd.read_csv(ran.path("tables/table1.csv"))["tokens"])
+    assert "window.hit" in tokens or "<" in tokens
+    assert "hit=1" in "".join(pd.read_csv(ran.path("classes/signs.csv"))["class_name"])
+
+
+def test_every_category_is_there_in_order(seen: dict[str, Any]) -> None:
+    assert seen["categories"] == CATEGORIES
+    assert {name.split(" / ")[0] for name in seen["results"]} == set(CATEGORIES)
+
+
+def test_the_console_has_no_error_and_nothing_is_requested(seen: dict[str, Any]) -> None:
+    assert {kind for kind, _ in seen["messages"]} <= {"warning", "log"}
+    (only,) = {url for url in seen["requests"] if not url.startswith(("data:", "about:", "blob:"))}
+    assert only.startswith("file://") and only.endswith("/alone/report.html")
+
+
+def test_pictures_are_drawn(seen: dict[str, Any]) -> None:
+    images = [facts for facts in seen["results"].values() if facts["mime"] == "image/png"]
+    assert len(images) == 7
+    for facts in [*images, *(pages(seen)[name] for name in pages(seen) if "beside" in name)]:
+        for width, height, shown in facts["pictures"][facts["mime"] == "image/png" :]:
+            assert width > 300 and height > 200 and shown > 200
+    assert len(pages(seen)["5 Figure 1 / figure 1 beside the published values"]["pictures"]) == 2
+    assert seen["workflow"]["drawn"] == 1
+    assert seen["statistics"]["drawn"] == 2
+
+
+def test_hostile_texts_change_nothing(seen: dict[str, Any]) -> None:
+    for name, facts in pages(seen).items():
+        assert not facts["scripted"] and not facts["navigation"]["scripted"], name
+        assert set(facts["tags"]) <= TAGS, name
+        assert set(facts["attributes"]) <= ATTRIBUTES, name
+        assert all(len(widths) == 1 for widths in facts["tables"]), name
+        assert facts["overflow"] <= 0, name
+        assert not set("\x1b\x07\u202e\u2066") & set(facts["text"]), name
+
+
+def test_words_are_masked(ran: Checkout, seen: dict[str, Any]) -> None:
+    words = set(pd.read_csv(ran.path("words/rtp.csv"))["word"]) & set(WORDS)
+    assert len(words) > 5
+    for name in ("3 Table 1 / table 1 beside the published tokens", "6 Labels / labelling of rtp"):
+        shown = set(pages(seen)[name]["text"].casefold().replace("␣", " ").split())
+        assert not words & shown, name
+        assert "***" in pages(seen)[name]["text"], name
+
+
+def test_pages_say_what_they_must(ran: Checkout, seen: dict[str, Any]) -> None:
+    shown = {name.split(" / ")[0]: facts["text"] for name, facts in pages(seen).items()}
+    for category in CATEGORIES[:5]:
+        assert "Another model for tables 1 and 2: tiny here, mistralai/" in shown[category]
+    published = pd.read_csv(ROOT / "data/published.csv")
+    assert shown[CATEGORIES[0]].count("table2_lexical\t") == sum(
+        published["artefact"] == "table2_lexical"
+    )
+    table = pd.read_csv(ran.path("tables/table2.csv"))
+    for row in table.itertuples():
+        assert f"{row.value:.2f}\xa0[{row.ci_low:.2f},\xa0{row.ci_high:.2f}]" in shown["2 Table 2"]
+        command = f"table2.csv {row.dataset} {row.method} {row.heads} {row.metric}"
+        assert f"trace results/tiny/tables/{command}" in shown["2 Table 2"]
+    assert "pursuit.iterations\t5\t50\ttypically 50" in shown["7 Choices"]
+    config = yaml.safe_load(ran.path("config.yaml").read_text())
+    assert f"heads.k\t{config['heads']['k'][0]}\t16, 32\t" in shown["7 Choices"]
+    used = pd.read_csv(ran.path("benchmarks/score_words/rtp.tsv"), sep="\t").iloc[0]
+    line = f"score_words\t1\t{used['s']:,.0f}\t{used['s']:,.0f}\t{used['cpu_time']:,.0f}"
+    assert f"{line}\t{used['max_rss']:,.0f}" in shown["8 Time, memory, software"]
+
+
+def test_captions_quote_what_was_in_force(seen: dict[str, Any]) -> None:
+    captions = {name: facts["caption"] for name, facts in seen["results"].items()}
+    assert not [name for name, text in captions.items() if "{" in text or "System Message" in text]
+    caption = captions["2 Table 2 / figure"]
+    for part in ("by -1.0", "model tiny", "top 2 heads", "rtp (30)", "100 resamples", "Seed 0"):
+        assert part in caption
+    assert "2 random draws" in captions["5 Figure 1 / figure: right answers"]
+
+
+# The research object
+
+
+@pytest.fixture(scope="module")
+def crate(ran: Checkout) -> Path:
+    ran.snakemake("crate", overlay="hostile")
+    return ran.path("audit/crate.zip")
+
+
+def graph(crate: Path) -> dict[str, dict[str, Any]]:
+    with zipfile.ZipFile(crate) as archive:
+        read = json.loads(archive.read("ro-crate-metadata.json"))
+    return {entity["@id"]: entity for entity in read["@graph"]}
+
+
+def validate(crate: Path, folder: Path) -> tuple[int, str]:
+    context = TOOLS.parent / "context/rocrate/data/ro-crate.jsonld"
+    return tool("validate.py", crate, context, folder / "cache")
+
+
+def test_the_formats_own_validator_passes_the_crate(crate: Path, tmp_path: Path) -> None:
+    code, said = validate(crate, tmp_path)
+    assert code == 0 and int(said.split()[0]) > 80, said
+
+
+def test_the_validator_refuses_a_damaged_crate(crate: Path, tmp_path: Path) -> None:
+    damaged = tmp_path / "crate.zip"
+    with zipfile.ZipFile(crate) as archive, zipfile.ZipFile(damaged, "w") as copy:
+        for name in archive.namelist():
+            data = archive.read(name)
+            if name == "ro-crate-metadata.json":
+                data = data.replace(b'"instrument"', b'"name2"')
+            copy.writestr(name, data)
+    code, said = validate(damaged, tmp_path)
+    assert code == 1 and "instrument" in said
+
+
+def values(entity: dict[str, Any], key: str) -> Iterator[str]:
+    value = entity.get(key, [])
+    yield from (own["@id"] for own in (value if isinstance(value, list) else [value]))
+
+
+def test_a_table_leads_back_to_the_prompts(crate: Path) -> None:
+    entities = graph(crate)
+    jobs = [own for name, own in entities.items() if name.startswith("#job/")]
+    waiting, reached = {"results/tiny/tables/table2.csv"}, set()
+    while waiting:
+        name = waiting.pop()
+        reached.add(name)
+        makers = [job for job in jobs if name in values(job, "result")]
+        waiting |= {own for job in makers for own in values(job, "object")} - reached
+    ends = {"prompts/rtp.parquet", "generations/rtp/baseline.parquet", "words/rtp.csv"}
+    assert {f"results/tiny/{name}" for name in ends} <= {
+        name.removeprefix("#not-packed/") for name in reached
+    }
+    assert "resources/tiny-prompts/provenance.json" in reached
+
+
+def test_what_is_packed_is_what_is_described(ran: Checkout, crate: Path) -> None:
+    entities = graph(crate)
+    with zipfile.ZipFile(crate) as archive:
+        names = set(archive.namelist()) - {"ro-crate-metadata.json"}
+        for name in names:
+            assert "sha256" not in entities[name] or (
+                entities[name]["sha256"] == sha256(archive.read(name)).hexdigest()
+            )
+    for part in ("tables", "figures"):
+        for path in ran.path(part).iterdir():
+            assert path.relative_to(ran.folder).as_posix() in names
+    sizes = {
+        name: int(own["contentSize"])
+        for name, own in entities.items()
+        if "contentSize" in own and "sha256" in own
+    }
+    left_out = {name for name in sizes if name.startswith("#not-packed/results/")}
+    assert left_out and all(sizes[name] > 8_000 for name in left_out)
+    assert entities["./"]["contentRating"] == "offensive language"
+    assert "offensive language" in entities["./"]["description"]
+    assert entities["./"]["license"] == {"@id": "https://spdx.org/licenses/MIT"}
+
+
+def test_the_same_manifest_gives_the_same_crate(ran: Checkout, crate: Path) -> None:
+    before = crate.read_bytes()
+    crate.unlink()
+    ran.snakemake("crate", overlay="hostile")
+    assert crate.read_bytes() == before
