@@ -74,7 +74,12 @@ test-slurm: .venv-cluster/complete
 	.venv-cluster/bin/pip install --quiet --disable-pip-version-check -r requirements-cluster.txt
 	@touch $@
 
-<<<<<<< HEAD
+test-report: .venv-report/complete
+	.venv/bin/pytest tests/report
+
+.venv-report/complete: .venv/complete tests/report/requirements.txt tests/report/make_tools.sh
+	tests/report/make_tools.sh .venv .venv-report
+
 # Of the demo, what the benchmarks read: the model and the activations of table 1's prompts.
 bench: .venv-bench/complete
 	$(SNAKEMAKE) --configfile configs/demo.yaml -- results/demo/activations/rtp-prompts/layer-00.parquet
@@ -86,16 +91,6 @@ bench: .venv-bench/complete
 	  > $$(.venv-bench/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/plain.pth
 	.venv-bench/bin/pip install --quiet --disable-pip-version-check -r benchmarks/requirements.txt
 	@touch $@
-=======
-test-report: .venv-report/complete
-	.venv/bin/pytest tests/report
-
-.venv-report/complete: .venv/complete tests/report/requirements.txt tests/report/make_tools.sh
-	tests/report/make_tools.sh .venv .venv-report
-
-bench: env
-	.venv/bin/python benchmarks/label_slots.py
->>>>>>> fc1f7f9 (The report in a headless browser and the research object in its validator, on a run of hostile texts)
 
 docs: env
 	PYTHONPATH=scripts .venv/bin/python -m headpursuit.choices > docs/choices.md
