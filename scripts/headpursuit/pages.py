@@ -24,7 +24,7 @@ from headpursuit.files import read_json, read_parquet, sha256
 from headpursuit.labellers.audit import mask
 from headpursuit.manifest import describe_workflow
 from headpursuit.rule import describe_host
-from headpursuit.settings import MISSING, leaves, value_at
+from headpursuit.settings import MISSING, labeller_name, leaves, value_at
 from headpursuit.table1 import head_name
 from headpursuit.table2 import number
 from headpursuit.tables import read_csv
@@ -171,14 +171,10 @@ def _facts(config: Mapping[str, Any], paper: Mapping[str, Any]) -> list[list[str
             return f"{name}: {'all' if n is None else n} ({pooled_where(own, name)})"
 
         heads, vision = own["heads"], own["vision"]
-        labeller = own["labeller"]["backend"]
-        named = own["labeller"].get(labeller, {}).get("model")
         said = {
             "text model": model(own["text"]["model"]),
             "prompts (positions averaged)": "; ".join(map(prompts, used_datasets(own))),
-            "words labelled by": "a list of one's own"
-            if own["words"]["file"]
-            else " ".join(filter(None, [labeller, named])),
+            "words labelled by": labeller_name(own),
             "heads": f"top {_text(heads['k'])} by {_text(heads['methods'])}, times "
             f"{heads['alpha']:g}",
             "random draws": f"{heads['draws']}, {heads['count_draws']} of them also generate",
