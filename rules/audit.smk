@@ -30,7 +30,7 @@ rule compare_published:
             "table2": hub_id(config["text"]["model"]) or config["text"]["model"],
             "figure1": VISION_MODEL and (hub_id(VISION_MODEL) or VISION_MODEL),
         },
-        labeller=labeller_name(config),
+        labeller=lambda wildcards: labeller_name(config),  # braces in it are no wildcards
         settings=unlike_paper(config),
         published_heads=config["publish"]["published_heads"],
         code=code_hash("compare_published"),

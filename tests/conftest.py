@@ -1,4 +1,5 @@
 import copy
+import os
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -10,9 +11,16 @@ from hypothesis import HealthCheck, settings
 
 ROOT = Path(__file__).parents[1]
 
-# The same examples in each run, and no clock: a loaded machine is not a failure.
+# The same examples in each run, and no clock: a loaded machine is not a failure. FUZZ_CASES asks
+# for more of them, and others each time.
+CASES = os.environ.get("FUZZ_CASES")
 settings.register_profile(
-    "steady", deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
+    "steady",
+    max_examples=int(CASES or 200),
+    deadline=None,
+    derandomize=CASES is None,
+    print_blob=True,
+    suppress_health_check=list(HealthCheck),
 )
 settings.load_profile("steady")
 

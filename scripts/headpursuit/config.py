@@ -22,6 +22,8 @@ from headpursuit.labellers import used_labellers
 SCHEMA = Path(__file__).parents[2] / "schemas" / "config.schema.yaml"
 # Folders of resources/ that hold what is made of sources.
 TAKEN = ("assembled", "models")
+# Keys where a secret may have slipped in: messages do not repeat it.
+SECRETIVE = ("base_url", "host", "key_variable")
 
 
 def check_config(config: Mapping[str, Any], files: Iterable[str | Path] = ()) -> None:
@@ -114,6 +116,8 @@ def _describe(error: ValidationError) -> Iterator[str]:
 
 def _complaint(error: ValidationError) -> str:
     value, wanted = _shown(error.instance), error.validator_value
+    if error.absolute_path and error.absolute_path[-1] in SECRETIVE:
+        value = "what is there"
     match error.validator:
         case "type":
             kinds = wanted if isinstance(wanted, list) else [wanted]

@@ -19,6 +19,7 @@ appendix A). Neither H nor the n x v correlations are ever formed:
 * A small dictionary is first rotated into its own span; there everything is float64.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -117,7 +118,7 @@ def pursue_layer(
     _check(z, w_o, dictionary)
     small = len(dictionary) <= _SMALL * dictionary.shape[1]
     double = small or dictionary.dtype == torch.float64
-    atoms = dictionary.to(torch.float64 if double else torch.float32)
+    atoms = _in_range(dictionary.to(torch.float64 if double else torch.float32))
     lengths = torch.linalg.vector_norm(atoms, dim=1)
     if not lengths.isfinite().all():
         raise UserError("The dictionary holds NaN or infinite values: is the model file whole?")
@@ -142,6 +143,15 @@ def pursue_layer(
         _pursue_together(heads, atoms, iterations)
         pursuits += [Pursuit(head.support, head.explained) for head in heads]
     return pursuits
+
+
+def _in_range(atoms: Tensor) -> Tensor:
+    """Scale a dictionary whose squares would leave the numbers' range; it changes no choice."""
+    largest = max(float(atoms.max()), -float(atoms.min()))
+    if not 0 < largest < math.inf or 2**-30 < largest < 2**30:
+        return atoms
+    power = 2.0 ** max(math.frexp(largest)[1], -1022)  # dividing by it rounds nothing
+    return (atoms.double() / power).to(atoms.dtype)
 
 
 def _check(z: Tensor, w_o: Tensor, dictionary: Tensor) -> None:

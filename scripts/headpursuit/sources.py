@@ -22,7 +22,7 @@ from json import JSONDecodeError, loads
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from headpursuit.files import UserError, atomic, refusal, sha256, write_json
+from headpursuit.files import UserError, atomic, plain, refusal, sha256, write_json
 from headpursuit.labellers import used_labellers
 
 log = logging.getLogger(__name__)
@@ -245,6 +245,11 @@ def _listing(name: str, spec: dict, attempts: int) -> tuple[str, list[Any]]:
         repo_type=spec["repo_type"], revision=spec["revision"], files_metadata=True, timeout=30,
     )  # fmt: skip
     siblings = {sibling.rfilename: sibling for sibling in info.siblings}
+    if outside := list(filter(_is_outside, siblings)):
+        raise UserError(
+            f"sources.{name}: {spec['id']} lists files that point outside it "
+            f"({plain(repr(_some(outside)))}). Nothing was fetched; do not use this repository."
+        )
     return info.sha, [siblings[path] for path in _choose(name, spec, siblings)]
 
 
@@ -516,14 +521,18 @@ def _pip_message(name: str, spec: dict, said: str) -> str:
 def _members(name: str, archive: zipfile.ZipFile) -> list[str]:
     """List an archive's files; refuse the archive if one would land outside the folder."""
     for info in archive.infolist():
-        path = PurePosixPath(info.filename)
-        outside = path.is_absolute() or ".." in path.parts or re.search(r"[\\:]", info.filename)
-        if outside or stat.S_ISLNK(info.external_attr >> 16):
+        if _is_outside(info.filename) or stat.S_ISLNK(info.external_attr >> 16):
             raise UserError(
                 f"sources.{name}: the wheel has a member that points outside it "
                 f"({info.filename!r}). It was not unpacked; do not use this wheel."
             )
     return [info.filename for info in archive.infolist() if not info.is_dir()]
+
+
+def _is_outside(name: str) -> bool:
+    """Say whether a path that others wrote would leave the folder that it is put into."""
+    path = PurePosixPath(name)
+    return path.is_absolute() or ".." in path.parts or bool(re.search(r"[\\:\x00-\x1f]", name))
 
 
 def _extract(archive: zipfile.ZipFile, member: str, target: Path) -> None:

@@ -374,3 +374,127 @@ def test_logit_lens_edges() -> None:
     for lens in (logit_lens_scores, logit_lens_tokens):
         with pytest.raises(UserError, match="NaN"):
             lens(z, w_o, dictionary)
+
+
+# What real caches and vocabularies may hold: dead and twin rows, rows that nearly lie in a plane,
+# float16 caches, scales far from 1. How exactly the residual has to be orthogonal to the support,
+# relative to the residual's and the atoms' lengths, is stated for each kind.
+
+ORTHOGONAL = 1e-9
+
+
+def residual_cosines(z: torch.Tensor, w_o: torch.Tensor, atoms: torch.Tensor) -> float:
+    """Return the largest |cosine| between an atom and what a float64 fit on all leaves of H."""
+    h = written(z, w_o, center=True)
+    rows = atoms.double().numpy()
+    rows = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    _, s, vt = np.linalg.svd(rows, full_matrices=False)
+    basis = vt[s > s[0] * 1e-14]
+    rest = h - (h @ basis.T) @ basis
+    return float(np.abs(rest @ rows.T).max() / np.linalg.norm(h))
+
+
+def ill_dictionary(kind: str, seed: int, dtype: torch.dtype) -> torch.Tensor:
+    base = draw(seed, v=24)[2]
+    noise = draw(seed + 1, v=96)[2]
+    rows = {
+        "duplicate": base.repeat(4, 1),
+        "opposite": torch.cat([base, -base, 3 * base, 1e-3 * base]),
+        "near_collinear": base.repeat(4, 1) + 1e-4 * noise,
+        "low_rank": torch.randn(96, 5, generator=torch.manual_seed(seed)).double() @ base[:5],
+        "near_low_rank": torch.randn(96, 5, generator=torch.manual_seed(seed)).double() @ base[:5]
+        + 1e-5 * noise,
+        "ill_conditioned": noise * torch.logspace(0, -12, 40, dtype=torch.float64),
+        "lengths": noise * torch.logspace(-6, 6, 96, dtype=torch.float64)[:, None],
+    }[kind]
+    return rows.to(dtype)
+
+
+ILL = ["duplicate", "opposite", "near_collinear", "low_rank", "near_low_rank", "ill_conditioned"]
+ILL.append("lengths")
+
+
+@norms
+@pytest.mark.parametrize("kind", ILL)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("every", [1, 24])  # 24 leaves four rows, all much alike
+def test_ill_dictionaries(kind: str, dtype: torch.dtype, norm: str, every: int) -> None:
+    z, w_o, _ = draw(30, n=40)
+    dictionary = ill_dictionary(kind, 31, dtype)[::every]
+    found = pursue(z.to(dtype), w_o.to(dtype), dictionary, 60, norm=norm)
+    assert found.support and len(set(found.support)) == len(found.support)
+    assert all(0 <= share <= 1 for share in found.explained)
+    assert found.explained == sorted(found.explained)
+    for k in range(1, len(found.support) + 1):
+        cosines = residual_cosines(z.to(dtype), w_o.to(dtype), dictionary[found.support[:k]])
+        assert cosines <= ORTHOGONAL, (k, cosines)
+    # As far as the choice is determined, it is the direct algorithm's.
+    expected = direct(z.to(dtype), w_o.to(dtype), dictionary, 60, norm=norm)
+    assert found.support == expected.support
+    assert found.explained == pytest.approx(expected.explained, abs=1e-6)
+
+
+@norms
+@pytest.mark.parametrize("scale", [1e-30, 1e-20, 1e-10, 1e10, 1e20, 1e30])
+@pytest.mark.parametrize("place", ["samples", "weights", "dictionary"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_tiny_and_huge_scales(place: str, scale: float, dtype: torch.dtype, norm: str) -> None:
+    z, w_o, dictionary = (a.to(dtype) for a in draw(32))
+    expected = pursue(z, w_o, dictionary, 8, norm=norm)
+    factors = dict(zip(["samples", "weights", "dictionary"], [1.0] * 3, strict=True)) | {
+        place: scale
+    }
+    arrays = (a * f for a, f in zip((z, w_o, dictionary), factors.values(), strict=True))
+    found = pursue(*arrays, 8, norm=norm)
+    assert found.support == expected.support
+    assert found.explained == pytest.approx(expected.explained, rel=1e-6)
+
+
+def test_denormal_numbers() -> None:
+    """float32 has few digits left down there; what is left is decomposed, and nothing overflows."""
+    z, w_o, dictionary = (a.float() for a in draw(33))
+    for arrays in ((z * 1e-41, w_o, dictionary), (z, w_o * 1e-42, dictionary)):
+        found = pursue(*arrays, 8)
+        assert_same(found, direct(*arrays, 8), 1e-8)
+    for least in (1e-42, 1e-45, 0.0):
+        found = pursue(z, w_o, dictionary * least, 8)
+        assert all(0 <= share <= 1 for share in found.explained)
+        assert found.explained == sorted(found.explained)
+
+
+@norms
+@pytest.mark.parametrize("center", [True, False])
+def test_a_float16_cache(norm: str, center: bool) -> None:
+    """The cache is rounded once; from there on all is as exact as from float32."""
+    z, w_o, dictionary = draw(34, n=120, head_dim=16, d=64, v=400)
+    for scale in (1e-4, 1.0, 1e4):
+        cached = (z * scale).clamp(-6e4, 6e4).half()
+        options = {"norm": norm, "center": center}
+        found = pursue(cached.float(), w_o.float(), dictionary.float(), 12, **options)
+        expected = direct(cached.double(), w_o.float(), dictionary.float(), 12, **options)
+        assert_same(found, expected, 1e-8)
+
+
+@given(
+    st.integers(0, 10**6),
+    st.sampled_from(ILL),
+    st.floats(-25, 25),
+    st.floats(-8, 8),
+    st.integers(1, 30),
+    st.sampled_from(["l1", "l2"]),
+    st.sampled_from([torch.float32, torch.float64]),
+    st.booleans(),
+    st.booleans(),
+)
+def test_explained_variance_rises_within_0_and_1(
+    seed, kind, exponent, other, n, norm, dtype, center, normalise
+) -> None:
+    z, w_o, _ = draw(seed, n=n, head_dim=6)
+    z, w_o = (z * 10**exponent).to(dtype), w_o.to(dtype)
+    dictionary = ill_dictionary(kind, seed, torch.float64) * 10**other
+    found = pursue(
+        z, w_o, dictionary.to(dtype), 30, norm=norm, center=center, normalise_atoms=normalise
+    )
+    assert all(0 <= share <= 1 for share in found.explained)
+    assert found.explained == sorted(found.explained)
+    assert len(set(found.support)) == len(found.support) == len(found.explained)

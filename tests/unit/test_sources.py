@@ -228,6 +228,14 @@ def test_what_runs_code_is_left_out_of_a_wide_pattern(hub: Hub, tmp_path, caplog
     assert not (tmp_path / "pytorch_model.bin").exists()
 
 
+@pytest.mark.parametrize("path", ["../evil.csv", "/evil.csv", "a/../../evil.csv", "C:\\evil.csv"])
+def test_a_repository_that_lists_a_file_outside_is_refused(hub: Hub, tmp_path, path):
+    hub.repos["org/evil"] = Repo({"a.csv": b"x", path: b"evil"})
+    said = failure(spec("org/evil", "**"), tmp_path / "tiny")
+    assert "org/evil lists files that point outside it" in said
+    assert not list(tmp_path.rglob("*.csv"))
+
+
 def test_files_of_other_origin_in_the_folder_are_told(hub: Hub, tmp_path, caplog):
     (tmp_path / "adapter.json").write_text("{}")
     sources.download("tiny", spec(), tmp_path)

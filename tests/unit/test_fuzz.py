@@ -1,0 +1,290 @@
+"""Whatever comes in: each property is tried on a few hundred cases, in `make fuzz` on 10,000."""
+
+import copy
+import html
+import re
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pandas as pd
+from headpursuit.config import candidate_layers, check_config, intervened_conditions
+from headpursuit.files import UserError, plain
+from headpursuit.heads import draw_control
+from headpursuit.labellers.reply import MAX_ENTRIES, MAX_PHRASE, parse_reply, sift_words
+from headpursuit.prompts import read_rows, sample_prompts, unique_prompts
+from headpursuit.tables import escape_latex, escape_markdown, read_csv, write_csv
+from headpursuit.words import (
+    count_words,
+    label_counts,
+    normalise,
+    split_words,
+    tidy_word,
+    word_pattern,
+)
+from hypothesis import given
+from hypothesis import strategies as st
+from test_config import shipped
+from test_tables import typeset
+
+# Text with more of what parsers act on than chance would give.
+SCRAPS = [
+    *(
+        "<answer>",
+        "</answer>",
+        "< /ANSWER >",
+        '{"words":',
+        '["',
+        "```json\n",
+        "None",
+        "- ",
+        "1. ",
+        "**",
+    ),
+    *(
+        "<b>",
+        "&lt;",
+        "|",
+        "\\",
+        "$",
+        "`",
+        "{",
+        "}",
+        "~",
+        "^",
+        "#",
+        "%",
+        "=",
+        "+",
+        "-",
+        "@",
+        "'",
+        '"',
+    ),
+    *(
+        ",",
+        ";",
+        "、",
+        "\n",
+        "\r\n",
+        "\t",
+        "\x00",
+        "\x1b[31m",
+        "\u2028",
+        "\u202e",
+        "\ufeff",
+        "\u200d",
+        "’",
+    ),
+    *(
+        "é",
+        "e\u0301",
+        "İ",
+        "ı",
+        "ß",
+        "ǰ",
+        "क",
+        "कि",
+        "日本",
+        "مرحبا",
+        "👩‍👩‍👧",
+        " ",
+        "word",
+        "WORD",
+        "_",
+    ),
+]
+texts = st.lists(st.sampled_from(SCRAPS) | st.text(max_size=6), max_size=12).map("".join)
+phrases = texts.map(tidy_word).filter(bool)
+
+
+# The config
+
+
+def paths(value: Any, at: tuple = ()) -> Iterator[tuple]:
+    if at:
+        yield at
+    if isinstance(value, dict | list):
+        for key, own in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from paths(own, (*at, key))
+
+
+BASES = [shipped(), shipped("configs/demo.yaml")]
+PATHS = sorted({path for base in BASES for path in paths(base)}, key=str)
+keys = st.one_of(texts, st.integers(), st.booleans(), st.none(), st.sampled_from(list(BASES[0])))
+scalars = st.one_of(
+    *(st.none(), st.booleans(), st.integers(), st.integers(-2, 40), st.floats(), texts, st.dates()),
+    st.sampled_from(["rtp", "mistral", "smollm2", "demo", "garak", "L1.H1", "lexicon", "data"]),
+)
+values = st.recursive(
+    scalars, lambda v: st.lists(v, max_size=3) | st.dictionaries(keys, v, max_size=3), max_leaves=6
+)
+mutations = st.lists(
+    st.tuples(st.sampled_from(PATHS), st.sampled_from(["put", "add", "drop"]), keys, values),
+    max_size=4,
+)
+
+
+@given(st.sampled_from([0, 1]), mutations)
+def test_any_config_passes_or_is_refused_with_reasons(base: int, changes: list[tuple]) -> None:
+    config = copy.deepcopy(BASES[base])
+    for path, how, key, value in changes:
+        inner: Any = config
+        try:
+            for part in path[:-1]:
+                inner = inner[part]
+            if how == "put":
+                inner[path[-1]] = copy.deepcopy(value)
+            elif how == "drop":
+                del inner[path[-1]]
+            else:
+                inner[path[-1]][key] = copy.deepcopy(value)
+        except (KeyError, IndexError, TypeError):
+            continue  # an earlier mutation took the place away
+    try:
+        check_config(config)
+    except UserError as error:
+        first, *problems = str(error).split("\n")
+        assert changes and problems and first == "The config cannot run:"
+        assert all(re.match(r"  - .+: .+", problem) for problem in problems), problems
+        assert all(problem == f"  - {plain(problem[4:])}" for problem in problems)
+        return
+    # What passes can be enumerated, and its names stay inside their folders.
+    model = config["models"][config["text"]["model"]]
+    first, last = candidate_layers(config["heads"], model)
+    assert 0 <= first <= last < model["layers"]
+    conditions = intervened_conditions(config["heads"])
+    for name in [config["run"], *config["sources"], *config["models"], *config["datasets"]]:
+        assert re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name)
+    assert len(conditions) == len(set(conditions))
+
+
+# Replies
+
+
+@given(texts, st.sampled_from(["tags", "json"]), texts)
+def test_any_reply_is_read_or_not(reply: str, mode: str, response: str) -> None:
+    found = parse_reply(reply, mode)
+    if found is None:
+        return
+    assert len(found) <= MAX_ENTRIES and len(set(found)) == len(found)
+    assert all(word == plain(word) and len(word.split()) <= MAX_PHRASE for word in found)
+    kept, dropped = sift_words(found, response)
+    assert sorted(kept + dropped) == sorted(found)
+    assert all(count_words([response], [word])[0, 0] for word in kept)
+
+
+# Words
+
+
+@given(st.lists(texts, max_size=4), st.lists(phrases, min_size=1, max_size=3), st.booleans())
+def test_counts_are_those_of_the_pattern(inside: list[str], words: list[str], cased: bool) -> None:
+    counts = count_words(inside, words, cased)
+    for row, text in zip(counts, inside, strict=True):
+        for count, word in zip(row, words, strict=True):
+            pattern = word_pattern(normalise(word, cased))
+            assert count == len(pattern.findall(normalise(text, cased)))
+    together = count_words(["\n".join(inside)], words, cased)[0]
+    assert (together >= 0).all() and (counts.sum(0) <= together + len(inside)).all()
+
+
+@given(phrases)
+def test_a_word_is_found_where_it_stands_alone(word: str) -> None:
+    assert count_words([word], [word])[0, 0] >= 1
+    assert count_words([f"( {word.upper()} )"], [word.upper()])[0, 0] >= 1
+    assert count_words([f"x{word}x"], [word])[0, 0] == 0 or not re.match(r"\w", word)
+
+
+# Splits, samples and controls
+
+
+@given(
+    st.lists(st.lists(phrases, max_size=6), max_size=12),
+    st.integers(10, 40),
+    st.floats(0.001, 0.999),
+    st.integers(0, 2**64),
+    texts,
+)
+def test_any_labels_are_split_or_refused(labels, top, share, seed, dataset) -> None:
+    counts = label_counts(labels)
+    counts.update({f"w{number}": 1 for number in range(len(labels))})
+    try:
+        table = split_words(counts, top, share, seed, dataset)
+    except UserError as error:
+        assert len(counts) < 10 and "too few" in str(error)
+        return
+    assert table["split"].isin(["selection", "heldout"]).all() and table["split"].nunique() == 2
+    assert table["word"].is_unique and len(table) == min(top, len(counts))
+    assert table["count"].is_monotonic_decreasing
+    again = split_words(Counter(dict(reversed(counts.items()))), top, share, seed, dataset)
+    assert table.equals(again)
+
+
+@given(st.lists(texts, max_size=20), st.none() | st.integers(1, 20), st.integers(0, 2**64))
+def test_any_prompts_are_drawn_or_refused(prompts, sample, seed) -> None:
+    table = unique_prompts([(f"a:{n}", text) for n, text in enumerate(prompts)], "x")
+    assert table["text"].to_pylist() == [t for t in dict.fromkeys(prompts) if t.strip()]
+    try:
+        drawn = sample_prompts(table, sample, seed, "x")
+    except UserError as error:
+        assert f"{len(table)} prompts are there" in str(error)
+        return
+    assert len(drawn) == (len(table) if sample is None else sample)
+    ids = drawn["prompt_id"].to_pylist()
+    assert ids == sorted(set(ids)) and set(ids) <= set(table["prompt_id"].to_pylist())
+
+
+@given(st.data(), st.integers(1, 12), st.integers(1, 6), st.integers(0, 2**64))
+def test_controls_match_by_layer_and_are_disjoint(data, heads, layers, seed) -> None:
+    every = [(layer, head) for layer in range(layers) for head in range(heads)]
+    selected = data.draw(st.lists(st.sampled_from(every), unique=True, min_size=1))
+    wanted = Counter(layer for layer, _ in selected)
+    try:
+        drawn = draw_control(selected, heads, seed, "x", "random-k1-d00")
+    except UserError as error:
+        assert max(wanted.values()) * 2 > heads and "heads.k" in str(error)
+        return
+    assert Counter(layer for layer, _ in drawn) == wanted
+    assert not set(drawn) & set(selected) and len(set(drawn)) == len(drawn)
+    assert all(0 <= head < heads for _, head in drawn)
+    assert drawn == draw_control(selected[::-1], heads, seed, "x", "random-k1-d00")
+
+
+# Files
+
+
+@given(texts)
+def test_escaped_text_is_shown_as_it_is(text: str) -> None:
+    assert typeset(escape_latex(text)) == plain(text)
+    escaped = escape_markdown(text)
+    assert not re.search(r"[<>]|(?<!\\)(\\\\)*[`*_|\[\]~$]", escaped)
+    assert html.unescape(re.sub(r"\\([\\`*_|\[\]~$])", r"\1", escaped)) == plain(text)
+
+
+@given(
+    st.lists(phrases, min_size=1, max_size=4), st.lists(st.floats(width=64), min_size=4, max_size=4)
+)
+def test_a_table_reads_back_as_it_was(words: list[str], numbers: list[float]) -> None:
+    table = pd.DataFrame({"word": words, "value": numbers[: len(words)]})
+    with TemporaryDirectory() as folder:
+        write_csv(Path(folder) / "t.csv", table)
+        back = read_csv(Path(folder) / "t.csv", ["word", "value"])
+    pd.testing.assert_frame_equal(back, table, check_dtype=False, check_exact=True)
+
+
+lines = st.lists(st.binary(max_size=30) | texts.map(str.encode), max_size=5).map(b"\n".join)
+
+
+@given(lines, st.sampled_from([".txt", ".csv", ".jsonl", ".json", ".parquet"]))
+def test_any_file_is_read_or_refused_by_its_name(content: bytes, suffix: str) -> None:
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / f"data{suffix}"
+        path.write_bytes(content)
+        try:
+            rows = list(read_rows([path], "text", None, "datasets.x"))
+        except UserError as error:
+            assert str(path) in str(error) and str(error).startswith("datasets.x")
+            return
+    assert all(isinstance(text, str) for _, text in rows)
