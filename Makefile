@@ -5,6 +5,7 @@
 #   make test-conda   each script in its own environment of envs/, through Snakemake's conda path
 #   make report  one HTML file of a finished run: make report RUN=demo
 #   make test-faults   kills, full disks, damaged files, an unreliable Hub: docs/reliability.md
+#   make fuzz    10,000 cases for each property of config, replies, words, splits and files
 #   make test-slurm      the tiny run on a real SLURM, brought up here (root, Debian)
 #   make test-report   the report in a headless browser, the research object in its validator
 #   make bench   the measured comparisons, half an hour: docs/benchmarks.md
@@ -16,7 +17,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 CORES ?= 2
 SNAKEMAKE = .venv/bin/snakemake --cores $(CORES)
 
-.PHONY: demo paper report test test-labeller test-conda test-faults test-slurm test-report bench lint docs env
+.PHONY: demo paper report test test-labeller test-conda test-faults test-slurm test-report fuzz bench lint docs env
 
 env: .venv/complete
 
@@ -59,6 +60,9 @@ test-conda: .venv-conda/complete
 	$(PYTHON) -m venv .venv-conda
 	.venv-conda/bin/pip install --quiet --disable-pip-version-check $$(grep '^snakemake==' requirements.txt)
 	@touch $@
+
+fuzz: env
+	FUZZ_CASES=10000 .venv/bin/pytest -n $(CORES) tests/unit/test_fuzz.py
 
 test-faults: env
 	.venv/bin/pytest tests/faults

@@ -85,6 +85,14 @@ class Decoder:
         return torch.stack([self.columns(layer, head) for head in range(self.n_heads)]).float()
 
 
+def _check_family(kind: str | None) -> None:
+    if kind not in FAMILIES:
+        raise UserError(
+            f"The architecture '{kind}' is not supported; "
+            f"supported are {', '.join(FAMILIES)}. A new one is a line of FAMILIES in models.py."
+        )
+
+
 def decoder_of(model: nn.Module) -> Decoder:
     """Find a model's layers, projections and heads.
 
@@ -92,11 +100,7 @@ def decoder_of(model: nn.Module) -> Decoder:
         UserError: if its architecture is not among :data:`FAMILIES`.
     """
     config = model.config
-    if config.model_type not in FAMILIES:
-        raise UserError(
-            f"The architecture '{config.model_type}' is not supported; "
-            f"supported are {', '.join(FAMILIES)}. A new one is a line of FAMILIES in models.py."
-        )
+    _check_family(config.model_type)
     layers_path, projection_path, transposed = FAMILIES[config.model_type]
     layers = attrgetter(layers_path)(model)
     config = config.get_text_config()  # of an image-text model, its language model's
@@ -136,10 +140,12 @@ def load_model(
         UserError: if the folder is incomplete, the shape is not the stated one, or the
             self-check fails.
     """
+    from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
     target = pick_device(device)
+    _check_family(read_config(folder).get("model_type"))
     auto = AutoModelForImageTextToText if reads_images(folder) else AutoModelForCausalLM
     try:
         model, loaded = auto.from_pretrained(
@@ -151,7 +157,7 @@ def load_model(
             use_safetensors=True,
             output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError, StrictDataclassError) as error:
         why = " ".join(str(error).split())
         raise UserError(f"{folder}: the model does not load: {why} {LACKING}") from error
     if lacking := sorted(loaded["missing_keys"]):  # they would be random numbers

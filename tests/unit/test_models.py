@@ -1,3 +1,4 @@
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -283,6 +284,22 @@ def test_an_unknown_architecture_is_refused_with_those_known():
     )
     with pytest.raises(UserError, match="'gpt_neox' is not supported; supported are llama, mist"):
         decoder_of(AutoModelForCausalLM.from_config(config))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"model_type": "bert"}, "'bert' is not supported; supported are llama"),
+        ({"model_type": None}, "'None' is not supported"),
+        ({"num_hidden_layers": "three"}, "does not load: Validation error"),
+    ],
+)
+def test_a_folder_of_another_kind_of_model(model_path, tmp_path, change, said):
+    folder = shutil.copytree(model_path("llama"), tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text()) | change
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=said):
+        load_model(folder, "float32", "cpu")
 
 
 def test_a_shape_that_the_config_does_not_state(model_path):
