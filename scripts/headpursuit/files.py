@@ -11,6 +11,7 @@ import glob
 import hashlib
 import json
 import os
+import re
 import tempfile
 import unicodedata
 from collections.abc import Collection, Iterator, Mapping
@@ -67,6 +68,11 @@ def refuse_unwritable(*folders: str | Path) -> None:
             read_only = os.statvfs(there).f_flag & os.ST_RDONLY
             number = errno.EROFS if read_only else errno.EACCES
             raise UserError(str(refusal(OSError(number, ""), folder)))
+
+
+def bare_url(url: str) -> str:
+    """Return a URL without the user and password it may carry."""
+    return re.sub(r"//[^/@\s]*@", "//", url)
 
 
 def visible(text: str) -> str:

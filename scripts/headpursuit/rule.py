@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from headpursuit.files import UserError, refusal, visible
+from headpursuit.files import UserError, bare_url, refusal, visible
 
 # Before what a job writes into its log of itself; the manifest reads it.
 MADE_BY = "made by "
@@ -49,17 +49,17 @@ def run_rule(main: Callable[[Any], None], snakemake: Any) -> None:
 
 
 class _Visible(logging.Formatter):
-    """Leaves out what a terminal would act on: messages hold names and texts of others."""
+    """Leaves out what a terminal would act on, in names and texts of others, and passwords."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return visible(super().format(record))
+        return bare_url(visible(super().format(record)))
 
 
 def _start_log(path: str) -> None:
     handler = logging.FileHandler(path, mode="w", encoding="utf-8")
     handler.setFormatter(_Visible("%(asctime)s %(levelname)s %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
-    for noisy in ("httpx", "httpcore", "urllib3", "matplotlib", "fontTools"):
+    for noisy in ("httpx", "httpx2", "httpcore", "httpcore2", "urllib3", "matplotlib", "fontTools"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 
@@ -75,7 +75,7 @@ def _end_with_snakemake() -> None:
 
 def _fail(rule: str, message: str, status: int = 1) -> NoReturn:
     logging.error("%s", message)
-    print(f"\n{rule}: {visible(message)}\n", file=sys.stderr)
+    print(f"\n{rule}: {bare_url(visible(message))}\n", file=sys.stderr)
     sys.exit(status)
 
 

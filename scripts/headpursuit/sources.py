@@ -22,7 +22,7 @@ from json import JSONDecodeError, loads
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from headpursuit.files import UserError, atomic, plain, refusal, sha256, write_json
+from headpursuit.files import UserError, atomic, bare_url, plain, refusal, sha256, write_json
 from headpursuit.labellers import used_labellers
 
 log = logging.getLogger(__name__)
@@ -446,11 +446,6 @@ def _file_url(spec: dict, path: str, endpoint: str) -> str:
         spec["id"], path,
         repo_type=spec["repo_type"], revision=spec["revision"], endpoint=endpoint,
     )  # fmt: skip
-
-
-def bare_url(url: str) -> str:
-    """Return a URL without the user and password it may carry."""
-    return re.sub(r"//[^/@]*@", "//", url)
 
 
 # Wheels

@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 from headpursuit.config import candidate_layers, check_config, intervened_conditions
-from headpursuit.files import UserError, plain
+from headpursuit.files import UserError, plain, visible
 from headpursuit.heads import draw_control
 from headpursuit.labellers.reply import MAX_ENTRIES, MAX_PHRASE, parse_reply, sift_words
 from headpursuit.prompts import read_rows, sample_prompts, unique_prompts
@@ -149,7 +149,7 @@ def test_any_config_passes_or_is_refused_with_reasons(base: int, changes: list[t
         first, *problems = str(error).split("\n")
         assert changes and problems and first == "The config cannot run:"
         assert all(re.match(r"  - .+: .+", problem) for problem in problems), problems
-        assert all(problem == f"  - {plain(problem[4:])}" for problem in problems)
+        assert all(problem == visible(problem) for problem in problems), problems
         return
     # What passes can be enumerated, and its names stay inside their folders.
     model = config["models"][config["text"]["model"]]

@@ -161,6 +161,7 @@ def test_a_markdown_table_keeps_its_shape(tmp_path: Path):
 
 
 ARGUMENTLESS = {"textbackslash": "\\", "textasciitilde": "~", "textasciicircum": "^"}
+ARGUMENTLESS |= {"textvisiblespace": "␣"}
 ARGUMENTLESS |= {"textless": "<", "textgreater": ">", "textbar": "|"}
 
 
