@@ -93,7 +93,9 @@ def write_markdown(path: str | Path, table: pd.DataFrame, notes: str) -> None:
     """Write a table of text cells as Markdown, with notes below it."""
     cells = table.map(escape_markdown).rename(columns=escape_markdown)
     body = cells.to_markdown(index=False, disable_numparse=True)
-    write_text(path, f"{body}\n\n{escape_markdown(notes)}\n")
+    # At the start of a line these would begin a heading, a list or a line across.
+    below = re.sub(r"^(\d*)([#+=.)-])", r"\1\\\2", escape_markdown(notes))
+    write_text(path, f"{body}\n\n{below}\n")
 
 
 def escape_markdown(text: Any) -> str:

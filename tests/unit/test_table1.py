@@ -429,9 +429,12 @@ def test_concept_overlaps_keep_to_the_candidate_layers():
         ({"tokens": 60}, r"table1\.tokens: 60 tokens"),
         ({"random_sets": {"draws": 50, "neighbours": 99}}, r"table1\.random_sets\.neighbours: 99"),
         ({"datasets": ["none"]}, r"table1\.datasets: 'none' is not under datasets"),
-        ({"concepts": {"mine": "none.txt"}}, r"table1\.concepts\.mine: there is no file none\.txt"),
+        (
+            {"concepts": {"mine": "none.txt"}},
+            r"table1\.concepts\.mine: there is no file 'none\.txt'",
+        ),
         ({"concepts": {"my words": ["a"]}}, "my words"),
-        ({"concepts": {"mine": [1]}}, "1 is not a string"),
+        ({"concepts": {"mine": [1]}}, "1 is not a text"),
         ({"tokns": 5}, r"table1\.tokns: unknown key; did you mean tokens\?"),
     ],
 )
