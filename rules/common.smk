@@ -16,7 +16,7 @@ from headpursuit.config import (
     intervened_conditions,
     pooled_where,
 )
-from headpursuit.files import UserError, beside, refuse_unwritable
+from headpursuit.files import UserError, beside, refuse_braces, refuse_unwritable
 from headpursuit.interrupt import end_jobs_on_signals
 from headpursuit.lineage import code_hash
 from headpursuit.sources import used_sources
@@ -37,6 +37,7 @@ config = shipped
 
 try:
     check_config(config, workflow.configfiles)
+    refuse_braces(workflow.basedir, os.getcwd())
     refuse_unwritable(".snakemake", *map(workflow.pathvars.apply, ("<results>", "<resources>")))
 except UserError as error:
     raise WorkflowError(str(error)) from None

@@ -30,13 +30,13 @@ class Checkout:
     folder: Path
     program: Path = SNAKEMAKE
 
-    def snakemake(self, *arguments: str, overlay: str = "tiny", **env: str) -> str:
+    def snakemake(self, *arguments: str, overlay: str = "tiny", **env: str | None) -> str:
         """Run Snakemake and return all it printed; AssertionError if it fails."""
         code, said = self.run(*arguments, overlay=overlay, **env)
         assert code == 0, said
         return said
 
-    def run(self, *arguments: str, overlay: str = "tiny", **env: str) -> tuple[int, str]:
+    def run(self, *arguments: str, overlay: str = "tiny", **env: str | None) -> tuple[int, str]:
         """Run Snakemake and return its exit status and all it printed."""
         with self.start(*arguments, overlay=overlay, **env) as process:
             try:
@@ -46,14 +46,18 @@ class Checkout:
                     os.killpg(process.pid, signal.SIGKILL)
         return process.returncode, said
 
-    def start(self, *arguments: str, overlay: str = "tiny", **env: str) -> subprocess.Popen:
-        """Start Snakemake as the leader of a process group; its stdout has all that it prints."""
+    def start(self, *arguments: str, overlay: str = "tiny", **env: str | None) -> subprocess.Popen:
+        """Start Snakemake as the leader of a process group; its stdout has all that it prints.
+
+        The environment is this process's with ``env`` changed; None takes a variable away.
+        """
         config = ["--configfile", f"configs/{overlay}.yaml"] if overlay else []
         cores = [] if "--cores" in arguments else ["--cores", "2"]
+        changed = {**_environment(), "OMP_NUM_THREADS": "1", **env}
         return subprocess.Popen(
             [self.program, *arguments, *cores, *config],
             cwd=self.folder,
-            env={**_environment(), "OMP_NUM_THREADS": "1", **env},
+            env={key: value for key, value in changed.items() if value is not None},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -56,6 +56,20 @@ def refusal(error: BaseException | None, where: str | Path) -> str | None:
     return None
 
 
+def refuse_braces(*folders: str | Path) -> None:
+    """Fail if a path has braces, which Snakemake would take for wildcards.
+
+    Raises:
+        UserError: naming it.
+    """
+    for folder in map(str, folders):
+        if set("{}") & set(folder):
+            raise UserError(
+                f"{folder}: Snakemake takes braces in a path for wildcards. "
+                "Rename the folder, or move the checkout to another."
+            )
+
+
 def refuse_unwritable(*folders: str | Path) -> None:
     """Fail if a folder, or the one it would be made in, cannot be written.
 

@@ -324,7 +324,9 @@ def _ask(
 
     retrying = Retrying(
         stop=stop_after_attempt(attempts),
-        wait=wait_exponential(multiplier=WAIT, max=60),
+        wait=lambda state: max(
+            wait_exponential(multiplier=WAIT, max=60)(state), _asked_to_wait(state)
+        ),
         retry=retry_if_exception(_passing),
         before_sleep=lambda state: log.warning(
             "%s: %s; trying again in %.0f s", name, _kind(state.outcome.exception()),
@@ -339,6 +341,13 @@ def _ask(
         if refusal(error, ""):
             raise
         raise UserError(f"sources.{name}: {_hub_message(name, spec, error)}") from error
+
+
+def _asked_to_wait(state: Any) -> float:
+    """Return the seconds, five minutes at most, for which a server asks to be left alone."""
+    response = getattr(_cause(state.outcome.exception()), "response", None)
+    asked = response.headers.get("Retry-After", "") if response is not None else ""
+    return min(float(asked), 300.0) if asked.isdecimal() else 0.0
 
 
 def _cause(error: BaseException) -> BaseException:

@@ -13,6 +13,7 @@ from conftest import group, wait_until
 # The jobs of this run would take hours.
 SLOW = {"generation": {"max_new_tokens": 200, "samples": 2000, "batch_tokens": 300}}
 TARGET = "results/tiny/generations/rtp/baseline.parquet"
+JOURNAL = "responses/rtp/baseline/.part-1.baseline.journal"
 SECONDS = 20  # on a machine that may be busy with more
 
 
@@ -36,7 +37,7 @@ def slow(finished: Checkout, tmp_path: Path) -> Checkout:
 )
 def test_told_to_stop(slow: Checkout, number: int, to_all: bool) -> None:
     process = slow.start(TARGET, overlay="slow")
-    journal = slow.path("generations/rtp/.baseline.journal")
+    journal = slow.path(JOURNAL)
     wait_until(lambda: journal.exists() and journal.read_text().count("\n") > 3)
     (os.killpg if to_all else os.kill)(process.pid, number)
     started = time.monotonic()
@@ -53,7 +54,7 @@ def test_told_to_stop(slow: Checkout, number: int, to_all: bool) -> None:
 def test_snakemake_alone_is_killed(slow: Checkout) -> None:
     """Its jobs end too, so that none works on beside the next run's."""
     process = slow.start(TARGET, overlay="slow")
-    journal = slow.path("generations/rtp/.baseline.journal")
+    journal = slow.path(JOURNAL)
     wait_until(lambda: journal.exists() and journal.read_text().count("\n") > 3)
     process.kill()
     wait_until(lambda: group(process.pid) == [], SECONDS)

@@ -45,6 +45,8 @@ class Fault:
     status: int | None = None  # answer this status, or with None:
     send: int = 0  # send so many bytes of the file, then drop the connection
     body: bytes | None = None  # or send this instead of the file
+    headers: dict[str, str] = field(default_factory=dict)  # with a status
+    hold: threading.Event | None = None  # or, before dropping it, wait for this
     times: int = 10**6
 
 
@@ -101,7 +103,7 @@ class _Handler(BaseHTTPRequestHandler):
         hub.requests.append((self.command, path, dict(self.headers)))
         fault = hub.fault(self.command, path)
         if fault and fault.status:
-            self.reply(fault.status)
+            self.reply(fault.status, fault.headers)
         elif found := API.match(path):
             self.info(hub.repos.get(found[2]), found[2], found[3] or "main")
         elif found := RESOLVE.match(path):
@@ -141,6 +143,8 @@ class _Handler(BaseHTTPRequestHandler):
             headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
         cut = fault.send if fault and fault.body is None else None
         self.reply(206 if start else 200, headers, content[start:], cut)
+        if fault and fault.hold:
+            fault.hold.wait(300)
         return None
 
     def reply(

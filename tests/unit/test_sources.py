@@ -114,6 +114,13 @@ def test_trouble_that_passes_is_waited_out(hub: Hub, tmp_path, method, path, sta
     assert (tmp_path / "config.json").read_bytes() == FILES["config.json"]
 
 
+def test_a_server_that_asks_for_patience_is_given_it(hub: Hub, tmp_path, caplog):
+    """Five minutes at most, and no less than the pauses that grow by themselves."""
+    hub.faults.append(Fault("GET", "/api/", 429, headers={"Retry-After": "1"}, times=1))
+    sources.download("tiny", spec(), tmp_path)
+    assert "HTTP status 429; trying again in 1 s" in caplog.text
+
+
 def test_trouble_that_stays_keeps_what_has_arrived(hub: Hub, tmp_path):
     fault = Fault("GET", "model.safetensors", 502)
     hub.faults.append(fault)

@@ -1,0 +1,101 @@
+"""Disks that are full, read-only or gone: one message each, and the next run ends."""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from checkout import Checkout
+from conftest import results
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounts a file system: needs root")
+LAYERS = [f"results/tiny/activations/rtp/layer-0{layer}.parquet" for layer in range(3)]
+
+
+@pytest.fixture
+def mounted() -> Iterator[Callable[[Path], None]]:
+    """Give a function that puts a folder on a file system of its own, of 2 MB."""
+    folders = []
+
+    def mount(folder: Path) -> None:
+        kept = folder.rename(folder.with_name(f"{folder.name}.kept"))
+        folder.mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", folder], check=True)
+        folders.append(folder)
+        shutil.copytree(kept, folder, dirs_exist_ok=True)
+
+    yield mount
+    for folder in folders:
+        subprocess.run(["umount", folder], check=True)
+
+
+def fill(folder: Path, leave: int) -> Path:
+    """Take all room of a file system but so many bytes; return the file that takes it."""
+    filler = folder / "filler"
+    with filler.open("wb", buffering=0) as handle:
+        try:
+            while True:
+                handle.write(bytes(4096))
+        except OSError:
+            handle.truncate(handle.tell() - leave)
+    return filler
+
+
+@needs_root
+@pytest.mark.short
+def test_results_are_full(checkout: Checkout, mounted: Callable, finished: Checkout) -> None:
+    mounted(checkout.folder / "results")
+    for name in LAYERS:
+        (checkout.folder / name).unlink()
+    filler = fill(checkout.folder / "results", leave=12288)
+    code, said = checkout.run()
+    assert code != 0
+    step = "no space is left. Free some, then run the same command again"
+    assert f"cache_activations: results/tiny/activations/rtp: {step}" in said, said
+    assert "Traceback" not in said
+    filler.unlink()
+    checkout.snakemake()
+    assert results(checkout) == results(finished)
+
+
+@needs_root
+def test_resources_are_full(fresh: Checkout, mounted: Callable, tmp_path: Path) -> None:
+    """A model is saved by other libraries, whose errors differ, into a folder of its own."""
+    shutil.copytree(fresh.folder, tmp_path / "checkout")
+    checkout = Checkout(tmp_path / "checkout")
+    model = "resources/assembled/assembled/provenance.json"
+    checkout.snakemake("results/tiny/tower/tower.safetensors", overlay="whole")
+    mounted(checkout.folder / "resources")
+    filler = fill(checkout.folder / "resources", leave=20480)
+    code, said = checkout.run(model, overlay="whole")
+    assert code != 0
+    assert "assemble_model: resources/assembled/assembled: no space is left. Free some" in said
+    assert "Traceback" not in said
+    assert not (checkout.folder / model).exists()
+    filler.unlink()
+    checkout.snakemake(model, overlay="whole")
+
+
+@needs_root
+@pytest.mark.parametrize("name", ["results", "resources"])
+def test_a_folder_is_read_only(checkout: Checkout, mounted: Callable, name: str) -> None:
+    mounted(checkout.folder / name)
+    (checkout.folder / LAYERS[0]).unlink()
+    subprocess.run(["mount", "-o", "remount,ro", checkout.folder / name], check=True)
+    code, said = checkout.run()
+    assert code != 0
+    assert f"{name}{'/tiny' if name == 'results' else ''}: the file system is read-only" in said
+    assert "Traceback" not in said
+    subprocess.run(["mount", "-o", "remount,rw", checkout.folder / name], check=True)
+    checkout.snakemake(LAYERS[0])
+
+
+def test_the_scratch_folder_is_gone(checkout: Checkout, finished: Checkout) -> None:
+    """Nothing of a run depends on it."""
+    for name in ("tables/table2.csv", "activations/rtp/layer-00.parquet", "labels/rtp.parquet"):
+        checkout.path(name).unlink()
+    gone = checkout.folder / "scratch"
+    checkout.snakemake("--default-resources", f"tmpdir='{gone}'", TMPDIR=str(gone))
+    assert results(checkout) == results(finished)
