@@ -280,7 +280,10 @@ def prepare_images(
     drawn = draw_images(labels, names, per_class, seed, dataset)
     numbers = {label: number for number, label in enumerate(names)}
     counts = {part: Counter() for part in PARTS}
-    with atomic(path) as temporary, _writer(temporary) as writer:
+    with (
+        atomic(path) as temporary,
+        pq.ParquetWriter(temporary, SCHEMA, write_page_checksum=True) as writer,
+    ):
 
         def write(records: list[dict[str, Any]]) -> None:
             table = pa.Table.from_pylist(records, SCHEMA)
@@ -310,10 +313,6 @@ def prepare_images(
             **{part: [counts[part][label] for label in names] for part in PARTS},
         }
     )
-
-
-def _writer(path: Path) -> pq.ParquetWriter:
-    return pq.ParquetWriter(path, SCHEMA, write_page_checksum=True)
 
 
 def open_image(encoded: bytes | None, name: str) -> Image.Image:

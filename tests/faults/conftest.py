@@ -14,7 +14,7 @@ from tiny import WORDS
 from tiny_vision import HEADS, LAYERS, write_pixels
 
 # Not results: when a file was made, how fast, and what the machine was like.
-INCIDENTAL = {"logs", "benchmarks", "preflight.json", "provenance.json"}
+INCIDENTAL = {"logs", "benchmarks", "preflight.json", "provenance.json", "run.html"}
 
 
 def make_whole(folder: Path) -> Checkout:
