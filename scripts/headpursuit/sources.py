@@ -208,6 +208,9 @@ def _match(parts: list[str], patterns: list[str]) -> bool:
 
 def _fetch_hub(name: str, spec: dict, folder: Path) -> dict:
     api = _api()
+    # The client goes on within a file only while it lives; what a kill left is of no use to it.
+    for left in folder.glob(".cache/huggingface/download/**/*.incomplete"):
+        left.unlink()
     commit, siblings = _listing(name, spec, ATTEMPTS)
     records = []
     for number, sibling in enumerate(siblings, start=1):
