@@ -75,11 +75,8 @@ def measure_expected(
     """
     ids = dict(zip(prompts["prompt_id"].to_pylist(), prompts["token_ids"].to_pylist(), strict=True))
     records = responses.select(["prompt_id", "sample", "token_ids"]).to_pylist()
-    prompt_of = [ids[record["prompt_id"]] for record in records]
     # A response's last token is not read: what follows it is not scored.
-    rows = [
-        prompt + record["token_ids"][:-1] for prompt, record in zip(prompt_of, records, strict=True)
-    ]
+    rows = [ids[record["prompt_id"]] + record["token_ids"][:-1] for record in records]
     tokens = torch.tensor([i for own in words.values() for i in own], device=decoder.device)
     owner = torch.tensor([w for w, own in enumerate(words.values()) for _ in own])
 
@@ -91,14 +88,13 @@ def measure_expected(
         for row, (i, n) in enumerate(zip(batch, n_scored, strict=True)):
             # The logits at a position speak of the next token.
             scored[row, len(rows[i]) - n : len(rows[i])] = n > 0
-        target = torch.tensor([token for i in batch for token in records[i]["token_ids"]])
-        row_of = torch.arange(len(batch)).repeat_interleave(torch.tensor(n_scored))
+        follows = [token for i in batch for token in records[i]["token_ids"]]
+        target = torch.tensor(follows, dtype=torch.long, device=decoder.device)
+        row_of = scored.nonzero()[:, 0]
 
         def measured() -> tuple[np.ndarray, np.ndarray]:
             logits = scored_logits(decoder, inputs, scored)
-            return word_mass(
-                logits, target.to(logits.device), row_of, len(batch), tokens, owner, len(words)
-            )
+            return word_mass(logits, target, row_of, len(batch), tokens, owner, len(words))
 
         with layer_outputs(decoder) as plain:
             baseline = measured()
