@@ -153,7 +153,7 @@ def test_runs_from_scratch_are_byte_identical(finished: Checkout, elsewhere: Che
 
 
 def test_a_colour_makes_a_new_figure_and_nothing_else(finished: Checkout) -> None:
-    finished.configure("colour", publish={"colours": {"somp": "green"}})
+    finished.configure("colour", publish={"colours": {"somp": "#008800"}})
     assert set(finished.planned(overlay="colour")) == {
         "all",
         "plot_table2",

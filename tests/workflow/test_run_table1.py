@@ -74,7 +74,7 @@ def test_every_head_of_the_table_can_be_traced(with_table1: Checkout, capsys) ->
         assert fifth[1] == row.tokens.split()[4]
         assert float(fifth[2]) == pytest.approx(row.explained, abs=1e-4)
         assert float(fifth[3]) == pytest.approx(row.explained_null, abs=1e-4)
-        assert f"rank {row.rank} of {LAYERS * HEADS}" in said
+        assert f"rank {row.rank:g} of {LAYERS * HEADS}" in said
         assert "layer-0" in said
         assert "20, averaged over the positions: prompt" in said
         prompts = pq.read_table(with_table1.path("prompts/asked.parquet"))["text"].to_pylist()

@@ -170,7 +170,7 @@ def test_a_normalisation_needs_no_model(ran: Checkout) -> None:
     [
         (("rows:\n      - 61", "rows:\n      - 1"), "images are in both parts"),
         (("{classes}. Answer", "classes. Answer"), "vision.template: {classes} has to be in it"),
-        (("dataset: stripes", "dataset: plums"), "vision.build.dataset: 'plums' is not among"),
+        (("dataset: stripes", "dataset: plums"), "vision.build.dataset: 'plums' is not under"),
     ],
 )
 def test_refused(ran: Checkout, change: tuple[str, str], message: str) -> None:
