@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 ETC = Path("/etc/slurm")
@@ -144,6 +144,7 @@ def running() -> Iterator[tuple[Path, Callable[[], None]]]:
         folder.chmod(0o755)
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
         _configure(folder)
+        stack.callback(_sweep, folder)
         stack.callback(lambda: [path.unlink() for path in _files()])
         munged = ["munged", "--foreground", "--force", f"--socket={folder}/munge.socket"]
         munged += [f"--{name}-file={folder}/munge.{name}" for name in ("key", "pid", "log", "seed")]
@@ -235,6 +236,14 @@ def _stop(processes: dict[str, subprocess.Popen]) -> None:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+def _sweep(folder: Path) -> None:
+    """Kill what outlived its job: without cgroups SLURM loses sight of some processes."""
+    for environ in Path("/proc").glob("[0-9]*/environ"):
+        with suppress(OSError):  # it has ended meanwhile
+            if f"TEST_SLURM={folder}\0".encode() in environ.read_bytes():
+                os.kill(int(environ.parent.name), signal.SIGKILL)
 
 
 def _said(*command: str) -> str:
