@@ -168,6 +168,42 @@ def test_cache_is_the_mean_over_image_tokens(vlm, pictures, tmp_path: Path, fami
     np.testing.assert_allclose(z[1].ravel(), mean, atol=1e-5)
 
 
+@pytest.mark.parametrize("most", [1, 2])
+def test_images_are_taken_by_halves_where_memory_does_not_suffice(
+    vlm, pictures, tmp_path: Path, monkeypatch, most: int
+) -> None:
+    decoder, processor = vlm("llava_next")
+    question = vision.render_question(processor, TEMPLATE, "fruit", ["apple"], False)
+    path = store(tmp_path, pictures)
+    encode, tried = vision.encode, []
+
+    def starved(*given) -> dict:
+        tried.append(len(given[-1]))
+        if len(given[-1]) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return encode(*given)
+
+    def answers(name: str) -> list[dict]:
+        vision.write_answers(
+            tmp_path / name, decoder, processor, question, False,
+            stream_images(path, "selection", 3), {"edited": CHOSEN}, -1.0, 4, {},
+        )  # fmt: skip
+        table = pq.read_table(tmp_path / name)
+        return table.sort_by([("condition", "ascending"), ("image_id", "ascending")]).to_pylist()
+
+    def means() -> list[tuple[int, int]]:
+        pooled = vision.pooled_image_inputs(
+            decoder, processor, question, False, path, "selection", 3
+        )
+        return sorted((i, layer) for own, layer, z in pooled for i, _ in zip(own, z, strict=True))
+
+    plain, places = answers("plain.parquet"), means()
+    monkeypatch.setattr(vision, "encode", starved)
+    assert answers("starved.parquet") == plain
+    assert means() == places == [(i, layer) for i in range(3) for layer in range(LAYERS)]
+    assert {3, most} <= set(tried)
+
+
 def test_no_image_tokens_is_refused(vlm, pictures) -> None:
     decoder, processor = vlm("llava")
     with pytest.raises((UserError, ValueError), match="image"):

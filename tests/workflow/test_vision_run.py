@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -153,6 +154,17 @@ def test_published_again_is_the_same(ran: Checkout) -> None:
     ran.snakemake("figure1", overlay="vision")
     for name in names:
         assert ran.path(name).read_bytes() == before[name], name
+
+
+def test_the_parts_of_the_answers_change_no_score(ran: Checkout, tmp_path: Path) -> None:
+    shutil.copytree(ran.folder, tmp_path / "checkout")
+    other = Checkout(tmp_path / "checkout")
+    overlay = (ran.folder / "configs/vision.yaml").read_text()
+    (other.folder / "configs/parts.yaml").write_text(overlay.replace("parts: 2", "parts: 3"))
+    target = "results/tiny/image_scores/photos.parquet"
+    assert "answer_images" in other.snakemake(target, overlay="parts")
+    assert other.path("answers/photos/part-3.parquet").exists()
+    assert (other.folder / target).read_bytes() == (ran.folder / target).read_bytes()
 
 
 def test_a_normalisation_needs_no_model(ran: Checkout) -> None:
