@@ -43,6 +43,7 @@ def responses():
     def make(n: int) -> pa.Table:
         texts = [f"Response {i} is {'darn fine' if i % 2 else 'fine'}." for i in range(n)]
         ids = [f"p{i}" for i in range(n)]
-        return pa.table({"prompt_id": ids, "sample": [0] * n, "response": texts})
+        told = {"n_tokens": [1] * n, "stop_reason": ["eos"] * n, "token_ids": [[0]] * n}
+        return pa.table({"prompt_id": ids, "sample": [0] * n, "response": texts, **told})
 
     return make
