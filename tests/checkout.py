@@ -19,7 +19,7 @@ from tiny import HEADS, LAYERS, WORDS, make_model
 
 ROOT = Path(__file__).parents[1]
 PARTS = ["Snakefile", "config.yaml", "configs", "data", "envs", "profiles", "prompts", "report"]
-PARTS += ["rules", "schemas", "scripts"]
+PARTS += ["rules", "schemas", "scripts", "CITATION.cff", "LICENSE", "requirements.txt"]
 SNAKEMAKE = Path(sys.executable).with_name("snakemake")
 
 

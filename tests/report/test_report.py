@@ -72,8 +72,6 @@ CATEGORIES = [
 def make_hostile(folder: Path) -> Checkout:
     """Make a checkout with hostile prompts, words, tokens, concepts and class names."""
     checkout = make_checkout(folder)
-    for name in ("CITATION.cff", "LICENSE", "requirements.txt"):
-        shutil.copy2(ROOT / name, folder / name)
     own = folder / "own"
     _hostile_tokens(own / "model/tokenizer.json")
     make_vlm(own / "vlm", "llava")
