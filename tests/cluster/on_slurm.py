@@ -23,9 +23,9 @@ class Run:
     process: subprocess.Popen
     log: Path
 
-    def ended(self) -> int:
+    def ended(self, within: int = 1800) -> int:
         """Wait for its end and return its exit status."""
-        return self.process.wait(1800)
+        return self.process.wait(within)
 
     @property
     def said(self) -> str:
