@@ -1,9 +1,7 @@
 # Toxic words: labelled, split, and turned into rows of the unembedding matrix.
 
-from headpursuit.labellers.prompt import prompt_path
-
 LABELLER = config["labeller"]
-LABEL_PROMPT = str(prompt_path(LABELLER["prompt"]))
+LABEL_PROMPT = str(beside(LABELLER["prompt"]))
 LEXICON = f"<resources>/{LABELLER['lexicon']['source']}/provenance.json"
 PROMPTS_TO_LABEL = branch(
     "prompt" in config["words"]["texts"], then="<results>/prompts/{dataset}.parquet"

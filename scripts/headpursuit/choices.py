@@ -11,10 +11,9 @@ from typing import Any
 import yaml
 
 from headpursuit.config import SCHEMA
+from headpursuit.files import ROOT
 from headpursuit.settings import MISSING, PAPER, leaves, value_at
 from headpursuit.tables import escape_markdown
-
-ROOT = SCHEMA.parents[1]
 
 HEADER = """# The record of choices
 

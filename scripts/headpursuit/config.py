@@ -16,10 +16,10 @@ from jsonschema.exceptions import ValidationError
 from jsonschema.protocols import Validator
 from jsonschema.validators import extend
 
-from headpursuit.files import UserError, beside, plain
+from headpursuit.files import ROOT, UserError, beside, plain
 from headpursuit.labellers import used_labellers
 
-SCHEMA = Path(__file__).parents[2] / "schemas" / "config.schema.yaml"
+SCHEMA = ROOT / "schemas" / "config.schema.yaml"
 # Folders of resources/ that hold what is made of sources.
 TAKEN = ("assembled", "models")
 # Keys where a secret may have slipped in: messages do not repeat it.

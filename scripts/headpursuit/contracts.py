@@ -13,7 +13,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import yaml
 
-SCHEMA = Path(__file__).parents[2] / "schemas" / "tables.yaml"
+from headpursuit.files import ROOT
+
+SCHEMA = ROOT / "schemas" / "tables.yaml"
 
 # How far rounding may carry a sum past its end; a run is not lost to that.
 SLACK = 1e-6

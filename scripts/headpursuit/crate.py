@@ -17,8 +17,7 @@ import yaml
 from rocrate.model import ContextEntity
 from rocrate.rocrate import ROCrate
 
-from headpursuit.files import atomic, read_json
-from headpursuit.manifest import ROOT
+from headpursuit.files import ROOT, atomic, read_json
 from headpursuit.verify import PUBLISHED
 
 RUNS = "https://w3id.org/ro/wfrun"

@@ -23,10 +23,10 @@ from headpursuit.config import (
     pooled_where,
     used_datasets,
 )
-from headpursuit.files import UserError, beside
+from headpursuit.files import ROOT, UserError, beside
 from headpursuit.labellers import used_labellers
 
-SNAKEFILE = Path(__file__).parents[2] / "Snakefile"
+SNAKEFILE = ROOT / "Snakefile"
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 PROMPTS = 3000  # of a data set taken whole; the paper's two have fewer
 CLASSES = (10, 50)  # of an image data set; the paper's have 10 to 47

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
+# The workflow's folder. Rules say it to their jobs: in a container this module lies elsewhere.
+ROOT = Path(os.environ.get("HEADPURSUIT_ROOT") or Path(__file__).parents[2])
+
+
 class UserError(Exception):
     """A mistake or lack that the user can mend; shown as one message, without a traceback."""
 
@@ -238,7 +242,7 @@ def parquet_metadata(path: str | Path, wanted: Collection[str] = ()) -> dict[str
 
 def beside(path: str | Path) -> Path:
     """Return the path of a file that a config names: in the working directory, or the workflow."""
-    own = Path(__file__).parents[2] / path
+    own = ROOT / path
     return own if not Path(path).exists() and own.exists() else Path(path)
 
 

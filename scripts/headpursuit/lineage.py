@@ -5,7 +5,9 @@ import hashlib
 from functools import cache
 from pathlib import Path
 
-SCRIPTS = Path(__file__).parents[1]
+from headpursuit.files import ROOT
+
+SCRIPTS = ROOT / "scripts"
 
 
 @cache

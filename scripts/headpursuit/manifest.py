@@ -16,14 +16,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from headpursuit.contracts import contract_of
-from headpursuit.files import read_json, sha256
-from headpursuit.lineage import SCRIPTS, code_hash, modules
+from headpursuit.files import ROOT, read_json, sha256
+from headpursuit.lineage import code_hash, modules
 from headpursuit.rule import MADE_BY, describe_host
 from headpursuit.tables import read_cells
 
 # Where a run keeps what says how it went, and not what came out.
 ASIDE = ("audit", "logs", "benchmarks", "report", "report.html", "estimate.json", "estimate.md")
-ROOT = SCRIPTS.parent
 
 
 def build_manifest(results: Path, started_in: Path) -> dict[str, Any]:

@@ -18,9 +18,8 @@ import yaml
 from jinja2 import Environment, StrictUndefined
 from markdown_it import MarkdownIt
 
-from headpursuit.choices import ROOT
 from headpursuit.config import SCHEMA, pooled_where, used_datasets
-from headpursuit.files import read_json, read_parquet, sha256
+from headpursuit.files import ROOT, read_json, read_parquet, sha256
 from headpursuit.labellers.audit import mask
 from headpursuit.manifest import describe_workflow
 from headpursuit.rule import describe_host

@@ -6,8 +6,9 @@ from typing import Any
 import yaml
 
 from headpursuit.config import SCHEMA
+from headpursuit.files import ROOT
 
-PAPER = SCHEMA.parents[1] / "config.yaml"
+PAPER = ROOT / "config.yaml"
 # Sections that decide the numbers of each table.
 DECIDES = {
     "table2": (

@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from headpursuit.contracts import contract_of, violations
-from headpursuit.files import UserError, read_json
+from headpursuit.files import ROOT, UserError, read_json
 from headpursuit.lineage import code_hash
-from headpursuit.manifest import ROOT, describe_file, place, run_files
+from headpursuit.manifest import describe_file, place, run_files
 from headpursuit.tables import read_cells
 
 # What a reader is told to stand on a changed file.

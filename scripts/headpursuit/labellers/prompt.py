@@ -9,7 +9,7 @@ from pathlib import Path
 
 import yaml
 
-from headpursuit.files import UserError
+from headpursuit.files import UserError, beside
 
 MODES = ("tags", "json")
 SLOT = "{response}"
@@ -73,20 +73,14 @@ def render(words: Sequence[str], mode: str) -> str:
     return f"<answer>{', '.join(words) or 'None'}</answer>"
 
 
-def prompt_path(path: str | Path) -> Path:
-    """Return a prompt file's path: relative to the working directory, else to the workflow."""
-    own = Path(__file__).parents[3] / path
-    return own if not Path(path).exists() and own.exists() else Path(path)
-
-
 def load_prompt(path: str | Path) -> Prompt:
-    """Read a prompt file; where it is looked for, :func:`prompt_path` says.
+    """Read a prompt file; where it is looked for, :func:`beside` says.
 
     Raises:
         UserError: if it is missing or not a prompt file; the message says which key is wrong.
     """
     try:
-        raw = yaml.safe_load(prompt_path(path).read_text(encoding="utf-8"))
+        raw = yaml.safe_load(beside(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"labeller.prompt: cannot read {path} ({error.strerror}).") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
