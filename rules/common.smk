@@ -5,7 +5,7 @@ import sys
 
 ROOT = Path(str(workflow.current_basedir)).parent
 sys.path.insert(0, str(ROOT / "scripts"))
-os.environ["HEADPURSUIT_ROOT"] = str(ROOT)
+os.environ.update(HEADPURSUIT_ROOT=str(ROOT))  # for jobs in a container
 hub_offline = os.environ.get("HF_HUB_OFFLINE")
 
 from headpursuit.config import (
