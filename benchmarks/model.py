@@ -24,7 +24,7 @@ import yaml
 from headpursuit import generate
 from headpursuit.activations import pooled_inputs, read_layer, write_cache
 from headpursuit.files import read_parquet
-from headpursuit.generate import InverseCdf, generate_batch, pad, plan_batches, until_stop
+from headpursuit.generate import GumbelMax, generate_batch, pad, plan_batches, until_stop
 from headpursuit.models import load_model, load_tokenizer, scaled_heads
 from headpursuit.responses import write_responses
 
@@ -214,19 +214,19 @@ def respond(decoder, tokenizer, heads, temperature: float) -> list[list[int]]:
     """Generate by the workflow's code; return the new tokens of each prompt."""
     settings = SETTINGS | {"temperature": temperature}
     with scaled_heads(decoder, heads, -1.0):
-        found = generate_batch(decoder, tokenizer, prompts(GENERATED), numbers(), settings)
+        found = generate_batch(decoder, tokenizer, prompts(GENERATED), streams(), settings)
     return [tokens for tokens, _ in found]
 
 
-def numbers() -> np.ndarray:
-    """Return the uniform numbers that sample the responses."""
-    return np.random.default_rng(0).random((GENERATED, STEPS))
+def streams() -> list[np.random.Generator]:
+    """Return the random numbers that sample the responses."""
+    return [np.random.default_rng(row) for row in range(GENERATED)]
 
 
 def respond_by_nnsight(model, tokenizer, stops, temperature: float, width: int) -> list[list[int]]:
     """Generate by nnsight, with the heads inverted at every step."""
     ids, mask = pad(prompts(GENERATED), tokenizer.pad_token_id, left=True, device="cpu")
-    drawn = [InverseCdf(torch.from_numpy(numbers()))] if temperature else []
+    drawn = [GumbelMax(streams())] if temperature else []
     options = {
         "max_new_tokens": STEPS, "do_sample": False, "eos_token_id": stops,
         "pad_token_id": tokenizer.pad_token_id, "logits_processor": drawn,

@@ -170,10 +170,11 @@ def word_mass(
     Returns:
         nll (rows) in nats, and mass (rows x words), both float64.
     """
-    # In blocks: a float32 copy of all logits would be the largest thing in memory.
+    # In blocks that a processor's cache holds: a float32 copy of all logits would be the largest
+    # thing in memory, and be written to it and read again four times.
     nll = np.zeros(n_rows)
     mass = np.zeros((n_rows, n_words))
-    for part in torch.arange(len(logits), device=logits.device).split(1024):
+    for part in torch.arange(len(logits), device=logits.device).split(64):
         scores = logits[part].float()
         norm = scores.logsumexp(-1, keepdim=True)
         surprise = norm[:, 0] - scores.gather(-1, target[part, None])[:, 0]

@@ -26,6 +26,8 @@ from headpursuit.models import Decoder
 
 log = logging.getLogger(__name__)
 
+TINY = np.finfo(np.float32).tiny  # an exponential number may be 0, whose logarithm is -inf
+
 SCHEMA = pa.schema(
     {
         "prompt_id": pa.string(),
@@ -38,31 +40,35 @@ SCHEMA = pa.schema(
 )
 
 
-class InverseCdf(LogitsProcessor):
-    """Samples each row with its own stream of uniform numbers, by inverting the distribution.
+class GumbelMax(LogitsProcessor):
+    """Samples each row with its own stream of random numbers: the token of the largest sum of
+    log-probability and Gumbel noise has the model's distribution.
 
     It leaves one token possible, so that greedy decoding takes it. A response then depends on
-    its prompt and sample number alone, and not on which others share its batch; and since the
-    numbers do not depend on the condition, an intervention is compared with its baseline on
-    common random numbers.
+    its prompt and sample number alone, and not on which others share its batch. The noise does
+    not depend on the condition, and a token has the same under each, so that a response changes
+    where an intervention moves the probabilities, and not with every small change of any of them
+    (as it does where one number is looked up in the distribution's running sum).
     """
 
-    def __init__(self, uniforms: Tensor):
-        """Take uniform numbers in [0, 1), rows x steps."""
-        self.uniforms, self.step = uniforms, 0
+    def __init__(self, streams: Sequence[np.random.Generator]):
+        """Take a stream for each row."""
+        self.streams = streams
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Return scores (rows x vocabulary) that are -inf but for the sampled token."""
-        cumulative = scores.softmax(-1, dtype=torch.float32).cumsum(-1, dtype=torch.float64)
-        target = self.uniforms[:, self.step, None] * cumulative[:, -1:]
-        token = torch.searchsorted(cumulative, target, right=True).clamp_max(scores.shape[-1] - 1)
-        self.step += 1
+        drawn = np.empty(scores.shape, dtype=np.float32)
+        for stream, own in zip(self.streams, drawn, strict=True):
+            stream.standard_exponential(dtype=np.float32, out=own)
+        # The negative logarithm of an exponential number is a Gumbel number.
+        noise = torch.from_numpy(drawn).to(scores.device).clamp_min_(TINY).log_()
+        token = (scores.float() - noise).argmax(-1, keepdim=True)
         return torch.full_like(scores, -torch.inf).scatter_(-1, token, 0.0)
 
 
-def uniforms(seed: int, prompt_id: str, sample: int, steps: int) -> np.ndarray:
-    """Return the uniform numbers of one response, from its identity alone."""
-    return np.random.default_rng(seed_for(seed, prompt_id, sample)).random(steps)
+def stream(seed: int, prompt_id: str, sample: int) -> np.random.Generator:
+    """Return the random numbers of one response, from its identity alone."""
+    return np.random.default_rng(seed_for(seed, prompt_id, sample))
 
 
 def generate(
@@ -109,10 +115,8 @@ def generate(
 
     def respond(batch: Sequence[int]) -> list[tuple[list[int], str]]:
         rows = [jobs[j] for j in batch]
-        numbers = [uniforms(seed, names[i], sample, steps) for i, sample in rows]
-        return generate_batch(
-            decoder, tokenizer, [ids[i] for i, _ in rows], np.stack(numbers), settings
-        )
+        streams = [stream(seed, names[i], sample) for i, sample in rows]
+        return generate_batch(decoder, tokenizer, [ids[i] for i, _ in rows], streams, settings)
 
     work = Halving(
         respond,
@@ -166,7 +170,7 @@ def generate_batch(
     decoder: Decoder,
     tokenizer,
     prompts: Sequence[Sequence[int]],
-    numbers: np.ndarray,
+    streams: Sequence[np.random.Generator],
     settings: dict[str, Any],
 ) -> list[tuple[list[int], str]]:
     """Generate one response for each row of token ids.
@@ -175,7 +179,7 @@ def generate_batch(
         decoder: the model.
         tokenizer: for its padding token.
         prompts: token ids of each row.
-        numbers: uniform numbers for sampling, rows x max_new_tokens.
+        streams: each row's random numbers, for sampling.
         settings: the config's ``generation``.
 
     Returns:
@@ -190,7 +194,7 @@ def generate_batch(
             processors.append(TemperatureLogitsWarper(float(settings["temperature"])))
         if settings["top_p"] < 1:
             processors.append(TopPLogitsWarper(settings["top_p"]))
-        processors.append(InverseCdf(torch.from_numpy(numbers).to(decoder.device)))
+        processors.append(GumbelMax(streams))
     # Only what is said here: a model's own generation defaults must not slip in.
     decoder.model.generation_config = GenerationConfig(
         do_sample=False,

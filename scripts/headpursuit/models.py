@@ -433,7 +433,8 @@ def replayed(decoder: Decoder, outputs: Sequence) -> Iterator[None]:
 def fast_products(decoder: Decoder, dtype: str | None) -> Iterator[str]:
     """Let matrix products run in ``dtype`` while the block runs, where the device is fast in it.
 
-    Weights, and what lies between the products, stay as they are (PyTorch's autocast).
+    What lies between the products stays as it is (PyTorch's autocast). Heads that are scaled inside
+    the block are scaled for the block alone.
 
     Args:
         decoder: the model.
@@ -444,8 +445,20 @@ def fast_products(decoder: Decoder, dtype: str | None) -> Iterator[str]:
     """
     device = decoder.device.type
     fast = device == "cuda" or torch.cpu.get_capabilities().get("avx512_bf16", False)
-    with torch.autocast(device, torch.bfloat16, enabled=fast and dtype is not None):
-        yield dtype if fast and dtype else str(decoder.model.dtype).removeprefix("torch.")
+    if dtype is None or not fast:
+        yield str(decoder.model.dtype).removeprefix("torch.")
+        return
+    # Autocast would round the weights again in every pass, which takes a fifth of a step's time.
+    linear = [module for module in decoder.model.modules() if isinstance(module, nn.Linear)]
+    kept = [module.weight for module in linear]
+    try:
+        for module in linear:
+            module.weight = nn.Parameter(module.weight.bfloat16(), requires_grad=False)
+        with torch.autocast(device, torch.bfloat16):
+            yield dtype
+    finally:
+        for module, weight in zip(linear, kept, strict=True):
+            module.weight = weight
 
 
 @contextmanager

@@ -8,12 +8,12 @@ import torch
 from headpursuit import generate as module
 from headpursuit.generate import (
     SCHEMA,
-    InverseCdf,
+    GumbelMax,
     end_tokens,
     generate,
     generate_batch,
     read_journal,
-    uniforms,
+    stream,
 )
 from headpursuit.models import Decoder, load_model, scaled_heads
 from hypothesis import given
@@ -40,11 +40,15 @@ def run(
 
 @torch.inference_mode()
 def one_by_one(
-    decoder: Decoder, ids: list[int], numbers: np.ndarray, settings: dict, stops: set[int]
+    decoder: Decoder,
+    ids: list[int],
+    numbers: np.random.Generator,
+    settings: dict,
+    stops: set[int],
 ) -> tuple[list[int], str]:
     """Generate without batch, padding, cache or library: a full pass for each token."""
     new: list[int] = []
-    for number in numbers:
+    for _ in range(settings["max_new_tokens"]):
         logits = decoder.model(torch.tensor([ids + new]), use_cache=False).logits[0, -1].double()
         if settings["temperature"] == 0:
             token = int(logits.argmax())
@@ -53,8 +57,8 @@ def one_by_one(
             order = np.argsort(-p, kind="stable")
             # The smallest set of most probable tokens that holds top_p.
             kept = order[: int(np.searchsorted(p[order].cumsum(), settings["top_p"])) + 1]
-            p = np.where(np.isin(np.arange(len(p)), kept), p, 0.0)
-            token = int(np.searchsorted(p.cumsum(), number * p.sum(), side="right"))
+            gumbel = -np.log(numbers.standard_exponential(len(p), np.float32).astype(float))
+            token = int(kept[(np.log(p) + gumbel)[kept].argmax()])
         if token in stops:
             return new, "eos"
         new.append(token)
@@ -75,8 +79,7 @@ def test_a_batch_gives_what_each_prompt_gives_alone(
         *(prompts[c].to_pylist() for c in ("prompt_id", "token_ids")), strict=True
     ):
         for sample in range(settings["samples"]):
-            numbers = uniforms(0, name, sample, settings["max_new_tokens"])
-            new, stop = one_by_one(decoder, ids, numbers, settings, stops)
+            new, stop = one_by_one(decoder, ids, stream(0, name, sample), settings, stops)
             response = tokenizer.decode(new, skip_special_tokens=True)
             expected.append((name, sample, response, len(new), stop, new))
     assert [tuple(row.values()) for row in table.to_pylist()] == expected
@@ -113,7 +116,7 @@ def test_samples_and_prompts_have_numbers_of_their_own(model, tokenizer, tmp_pat
     settings = SAMPLED | {"temperature": 2.0, "top_p": 1.0}
     table = run(model("llama"), tokenizer, prompts, settings, tmp_path / "j")
     assert len({tuple(own) for own in table["token_ids"].to_pylist()}) == 4
-    assert len({uniforms(0, "a", 0, 1)[0], uniforms(1, "a", 0, 1)[0]}) == 2
+    assert len({stream(seed, "a", 0).random() for seed in (0, 1)}) == 2
 
 
 def test_a_shorter_limit_cuts_and_changes_nothing(model, tokenizer, prompts, tmp_path: Path):
@@ -186,8 +189,7 @@ def test_a_model_s_generation_defaults_do_not_slip_in(model_path, tokenizer, pro
 
 
 def frequencies(scores: torch.Tensor, n: int) -> np.ndarray:
-    numbers = torch.from_numpy(np.random.default_rng(0).random((n, 1)))
-    picked = InverseCdf(numbers)(None, scores.expand(n, -1))
+    picked = GumbelMax([np.random.default_rng(0)] * n)(None, scores.expand(n, -1))
     assert torch.isfinite(picked).sum(-1).eq(1).all()  # one token is possible
     return np.bincount(picked.argmax(-1).numpy(), minlength=scores.shape[-1])
 
@@ -210,13 +212,33 @@ def test_top_p_cuts_the_tail():
     assert abs(counts[0] / 20_000 - 0.625) < 0.015
 
 
+class Nothing:
+    """Draws zeros, the least that a stream of exponential numbers can give."""
+
+    def standard_exponential(self, dtype, out):
+        out[:] = 0
+
+
 @given(st.integers(0, 2**32 - 1))
-def test_the_extremes_of_the_numbers_are_tokens_with_a_probability(seed: int):
+def test_only_tokens_with_a_probability_are_taken(seed: int):
+    rng = np.random.default_rng(seed)
     scores = torch.full((2, 40), -torch.inf)
-    alive = np.random.default_rng(seed).choice(40, 3, replace=False)
-    scores[:, alive] = torch.from_numpy(np.random.default_rng(seed).normal(0, 5, 3)).float()
-    picked = InverseCdf(torch.tensor([[0.0], [np.nextafter(1.0, 0.0)]]))(None, scores).argmax(-1)
+    alive = rng.choice(40, 3, replace=False)
+    scores[:, alive] = torch.from_numpy(rng.normal(0, 5, 3)).float()
+    picked = GumbelMax([rng, Nothing()])(None, scores).argmax(-1)
     assert set(picked.tolist()) <= set(alive.tolist())
+
+
+def test_a_small_change_of_the_probabilities_changes_few_samples():
+    """Else a condition would be compared with its baseline on other noise after a token or two."""
+    rng = np.random.default_rng(0)
+    scores = torch.from_numpy(rng.normal(0, 3, (2000, 5000))).float()
+    moved = scores + 0.01 * torch.from_numpy(rng.normal(0, 1, scores.shape)).float()
+    one, other = (
+        GumbelMax([np.random.default_rng(i) for i in range(2000)])(None, own).argmax(-1)
+        for own in (scores, moved)
+    )
+    assert (one == other).float().mean() > 0.98
 
 
 # The journal

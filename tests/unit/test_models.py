@@ -480,6 +480,8 @@ def test_products_run_in_bfloat16_where_the_processor_has_it(model, monkeypatch,
     assert format_of_products == ("bfloat16" if has_it else "float32")
     assert torch.equal(logits, plain) == (not has_it)
     torch.testing.assert_close(logits.float(), plain, atol=0.1, rtol=0.1)
+    with torch.autocast("cpu", torch.bfloat16, enabled=has_it):
+        assert torch.equal(decoder.model(ids).logits, logits)
     with fast_products(decoder, None) as format_of_products:
         assert torch.equal(decoder.model(ids).logits, plain)
     assert format_of_products == "float32"
