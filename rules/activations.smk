@@ -19,6 +19,7 @@ rule cache_activations:
         "<logs>/cache_activations/{dataset}.log",
     benchmark:
         "<benchmarks>/cache_activations/{dataset}.tsv"
+    priority: AWAITED
     conda:
         "../envs/model.yaml"
     threads: config["compute"]["threads"]

@@ -62,6 +62,11 @@ GPU = 0 if config["compute"]["device"] == "cpu" else 1
 # Weights, activations and some room.
 MODEL_MB = 2000 + int(MODEL["parameters"] * (4 if MODEL["dtype"] == "float32" else 2) * 1.5 / 1e6)
 
+# Priorities. The longest jobs go before what fits beside them, and before those what they wait for:
+# else a core has nothing to do at the end, or in the middle.
+LONGEST = 10
+AWAITED = 20
+
 
 def by_attempt(amount):
     """A resource that grows with each attempt: a job killed for want of it is given more."""

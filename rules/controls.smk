@@ -11,7 +11,7 @@ rule select_heads:
         "<logs>/select_heads/{dataset}/{method}-k{k}.log",
     benchmark:
         "<benchmarks>/select_heads/{dataset}/{method}-k{k}.tsv"
-    priority: 20  # so that measure_expected, the longest job, can start
+    priority: AWAITED
     localrule: True  # less work than it is to start a job on a cluster
     conda:
         "../envs/tables.yaml"
@@ -35,7 +35,7 @@ rule draw_controls:
         "<logs>/draw_controls/{dataset}/random-k{k}-d{draw}.log",
     benchmark:
         "<benchmarks>/draw_controls/{dataset}/random-k{k}-d{draw}.tsv"
-    priority: 20  # so that measure_expected, the longest job, can start
+    priority: AWAITED
     localrule: True  # less work than it is to start a job on a cluster
     conda:
         "../envs/tables.yaml"

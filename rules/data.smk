@@ -89,6 +89,7 @@ rule prepare_prompts:
         "<logs>/prepare_prompts/{dataset}.log",
     benchmark:
         "<benchmarks>/prepare_prompts/{dataset}.tsv"
+    priority: AWAITED
     conda:
         "../envs/model.yaml"
     resources:

@@ -26,6 +26,7 @@ rule generate_baseline:
         "<logs>/generate_baseline/{dataset}/part-{part}.log",
     benchmark:
         "<benchmarks>/generate_baseline/{dataset}/part-{part}.tsv"
+    priority: AWAITED
     conda:
         "../envs/model.yaml"
     threads: config["compute"]["threads"]
@@ -60,7 +61,7 @@ rule generate_intervened:
         "<logs>/generate_intervened/{dataset}/{job}/part-{part}.log",
     benchmark:
         "<benchmarks>/generate_intervened/{dataset}/{job}/part-{part}.tsv"
-    priority: 10  # the longest jobs: the others fit beside them, but not the other way round
+    priority: LONGEST
     conda:
         "../envs/model.yaml"
     threads: config["compute"]["threads"]
@@ -97,6 +98,7 @@ rule join_responses:
         "<logs>/join_responses/{dataset}/{condition}.log",
     benchmark:
         "<benchmarks>/join_responses/{dataset}/{condition}.tsv"
+    priority: AWAITED
     localrule: True  # less work than it is to start a job on a cluster
     conda:
         "../envs/tables.yaml"

@@ -25,6 +25,7 @@ rule label_responses:
         "<logs>/label_responses/{dataset}.log",
     benchmark:
         "<benchmarks>/label_responses/{dataset}.tsv"
+    priority: AWAITED
     conda:
         "../envs/label.yaml"
     resources:
@@ -51,6 +52,7 @@ use rule label_responses as label_second with:
         "<logs>/label_second/{dataset}.log",
     benchmark:
         "<benchmarks>/label_second/{dataset}.tsv"
+    priority: 0
     resources:
         mem_mb=by_attempt(OLLAMA_MB if LABELLER["second"] == "ollama" else 2000),
         runtime=by_attempt(2880),
@@ -134,6 +136,7 @@ rule split_words:
         "<logs>/split_words/{dataset}.log",
     benchmark:
         "<benchmarks>/split_words/{dataset}.tsv"
+    priority: AWAITED
     conda:
         "../envs/tables.yaml"
     resources:
@@ -159,6 +162,7 @@ rule build_dictionary:
         "<logs>/build_dictionary/{dataset}.log",
     benchmark:
         "<benchmarks>/build_dictionary/{dataset}.tsv"
+    priority: AWAITED
     conda:
         "../envs/model.yaml"
     resources:

@@ -11,6 +11,7 @@ rule convert_gguf:
         "<logs>/convert_gguf/{model}.log",
     benchmark:
         "<benchmarks>/convert_gguf/{model}.tsv"
+    priority: AWAITED
     conda:
         "../envs/model.yaml"
     resources:

@@ -14,6 +14,7 @@ rule rank_heads:
         "<logs>/rank_heads/{dataset}/{method}.log",
     benchmark:
         "<benchmarks>/rank_heads/{dataset}/{method}.tsv"
+    priority: AWAITED
     conda:
         "../envs/model.yaml"
     threads: config["compute"]["threads"]

@@ -24,7 +24,7 @@ rule measure_expected:
         "<logs>/measure_expected/{dataset}/part-{part}.log",
     benchmark:
         "<benchmarks>/measure_expected/{dataset}/part-{part}.tsv"
-    priority: 10  # the longest jobs: the others fit beside them, but not the other way round
+    priority: LONGEST
     conda:
         "../envs/model.yaml"
     threads: config["compute"]["threads"]

@@ -232,6 +232,7 @@ use rule rank_heads as rank_concept with:
         "<logs>/rank_concept/{dataset}/{concept}/{method}.log",
     benchmark:
         "<benchmarks>/rank_concept/{dataset}/{concept}/{method}.tsv"
+    priority: 0
 
 
 rule publish_concepts:

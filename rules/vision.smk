@@ -33,6 +33,7 @@ rule prepare_images:
         "<logs>/prepare_images/{dataset}.log",
     benchmark:
         "<benchmarks>/prepare_images/{dataset}.tsv"
+    priority: AWAITED
     conda:
         "../envs/model.yaml"
     resources:
@@ -91,6 +92,7 @@ rule assemble_model:
         "<logs>/assemble_model/{model}.log",
     benchmark:
         "<benchmarks>/assemble_model/{model}.tsv"
+    priority: AWAITED
     conda:
         "../envs/model.yaml"
     resources:
@@ -116,6 +118,7 @@ rule build_class_dictionary:
         "<logs>/build_class_dictionary/{dataset}.log",
     benchmark:
         "<benchmarks>/build_class_dictionary/{dataset}.tsv"
+    priority: AWAITED
     conda:
         "../envs/model.yaml"
     resources:
@@ -144,6 +147,7 @@ rule cache_image_activations:
         "<logs>/cache_image_activations/{dataset}.log",
     benchmark:
         "<benchmarks>/cache_image_activations/{dataset}.tsv"
+    priority: AWAITED
     conda:
         "../envs/model.yaml"
     threads: config["compute"]["threads"]
@@ -176,6 +180,7 @@ rule rank_image_heads:
         "<logs>/rank_image_heads/{dataset}/{method}.log",
     benchmark:
         "<benchmarks>/rank_image_heads/{dataset}/{method}.tsv"
+    priority: AWAITED
     conda:
         "../envs/model.yaml"
     threads: config["compute"]["threads"]
@@ -207,6 +212,7 @@ rule choose_image_heads:
         "<logs>/choose_image_heads/{dataset}.log",
     benchmark:
         "<benchmarks>/choose_image_heads/{dataset}.tsv"
+    priority: AWAITED
     conda:
         "../envs/tables.yaml"
     resources:
@@ -240,7 +246,7 @@ rule answer_images:
         "<logs>/answer_images/{dataset}/part-{part}.log",
     benchmark:
         "<benchmarks>/answer_images/{dataset}/part-{part}.tsv"
-    priority: 10  # the longest single job
+    priority: LONGEST
     conda:
         "../envs/model.yaml"
     threads: config["compute"]["threads"]
