@@ -16,6 +16,7 @@ rule decompose_heads:
         "<logs>/decompose_heads/{dataset}.log",
     benchmark:
         "<benchmarks>/decompose_heads/{dataset}.tsv"
+    priority: LONGEST
     conda:
         "../envs/model.yaml"
     threads: config["compute"]["threads"]
@@ -44,6 +45,7 @@ rule read_lens:
         "<logs>/read_lens/{dataset}.log",
     benchmark:
         "<benchmarks>/read_lens/{dataset}.tsv"
+    priority: LONGEST
     conda:
         "../envs/model.yaml"
     threads: config["compute"]["threads"]
