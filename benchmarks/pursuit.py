@@ -69,7 +69,9 @@ def require_equal(found: Pursuit, expected: Pursuit) -> None:
         raise SystemExit(f"The results differ: {found} is not {expected}")
 
 
-def beside_direct(name: str, goal: str | None, z, w_o, dictionary, iterations, rounds, product=None):
+def beside_direct(
+    name: str, goal: str | None, z, w_o, dictionary, iterations, rounds, product=None
+):
     """Compare a layer's pursuit with the direct algorithm, and with the product D W_O.
 
     The direct algorithm is given one head a round, another each time; all are by head.
