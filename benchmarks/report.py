@@ -57,7 +57,7 @@ NOTES = """
 - In bfloat16 another token is taken where two were close; the row says how many responses stayed.
 - A job of all conditions is timed from the start of its process, imports and loading included.
 - The demo's text part took 11.6 minutes before this benchmark was first run, and all of it 15.3, on
-  the same machine. What is left is mostly matrix products at nine tenths of the speed that this
+  the same machine. What is left is mostly matrix products, at four fifths of the speed that this
   processor reaches on one alone.
 """
 

@@ -240,7 +240,7 @@ def describe_file(path: Path) -> dict[str, Any]:
                 }
             }
     except (pa.ArrowInvalid, OSError, ValueError) as error:
-        facts["unreadable"] = str(error)
+        facts["unreadable"] = " ".join(str(error).split())  # of one line
     return facts
 
 

@@ -174,8 +174,11 @@ def test_prompts_reach_the_model_and_the_labeller_as_they_are(done: Done) -> Non
     kept = [text for text in dict.fromkeys(PROMPTS) if text.strip() and len(text) < 1000]
     assert table["text"].to_pylist() == kept
     assert set(kept) <= set(done.asked)
-    atoms = pq.read_table(done.checkout.path("decompositions/rtp.parquet"))["token"].to_pylist()
-    assert "\\x1b[31mred\\x1b[0m" in atoms and "|␣a␣|␣b␣|" in atoms
+    atoms = set(
+        pq.read_table(done.checkout.path("decompositions/rtp.parquet"))["token"].to_pylist()
+    )
+    assert atoms & {"\\x1b[31mred\\x1b[0m", "\\x9b31m", "\\x07"}
+    assert atoms & {"|␣a␣|␣b␣|", "$x^2$", "\\\\input{/etc/passwd}"}
     responses = pq.read_table(done.checkout.path("generations/rtp/baseline.parquet"))["response"]
     assert any(token in text for text in responses.to_pylist() for token in TOKENS[1:20])
     log = done.checkout.path("logs/prepare_prompts/rtp.log").read_text()

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import string
 from pathlib import Path
 
 import numpy as np
@@ -57,9 +58,10 @@ def test_every_file_of_the_contract_is_there(ran: Checkout) -> None:
 
 
 def test_the_table_is_that_of_the_answers(ran: Checkout) -> None:
-    answers = pq.read_table(ran.path("answers/stripes/part-1.parquet")).to_pandas()
+    answers = pq.read_table(ran.path("answers/stripes")).to_pandas()  # of all parts
     names = dict(enumerate(pd.read_csv(ran.path("classes/stripes.csv"))["class_name"]))
-    right = answers["answer"].str.strip().str.lower() == answers["label"].map(names)
+    bare = answers["answer"].str.strip(string.punctuation + string.whitespace).str.lower()
+    right = bare == answers["label"].map(names)
     accuracy = right.groupby(answers["condition"]).mean()
     table = pd.read_csv(ran.path("tables/figure1.csv"))
     own = table[(table["dataset"] == "stripes") & (table["metric"] == "strict")]
