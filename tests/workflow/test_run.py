@@ -1,7 +1,6 @@
 """Real Snakemake runs of the whole text experiment on a tiny random model."""
 
 import json
-import re
 import unicodedata
 
 import pandas as pd
