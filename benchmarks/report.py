@@ -124,7 +124,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     for place, row in enumerate(judged):
         sign, bound = row["goal"].split()
         share = row["ratio"] / float(bound)
-        better = share if sign == ">=" else 1 / max(share, 1e-3)
+        better = share if sign == ">=" else 1 / max(share, 0.1)  # less than nothing is no ratio
         left.barh(place, better, color="tab:blue" if row["met"] else "tab:orange")
     names = [f"{row['work']} | {row['beside']} {row['goal']}" for row in judged]
     left.set_yticks(range(len(judged)), names, fontsize=6)
