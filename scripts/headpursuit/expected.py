@@ -12,7 +12,8 @@ from tqdm import tqdm
 
 from headpursuit.batches import SMALLER, Halving, pad, plan_batches
 from headpursuit.heads import Head
-from headpursuit.models import Decoder, layer_outputs, replayed, scaled_heads
+from headpursuit.models import Decoder, scaled_heads
+from headpursuit.reading import first_edited, layer_outputs, replayed
 
 SCHEMA = pa.schema(
     {
@@ -96,14 +97,15 @@ def measure_expected(
             logits = scored_logits(decoder, inputs, scored)
             return word_mass(logits, target, row_of, len(batch), tokens, owner, len(words))
 
-        with layer_outputs(decoder) as plain:
+        firsts = {name: first_edited(decoder, heads) for name, heads in conditions.items()}
+        with layer_outputs(decoder, firsts.values()) as plain:
             baseline = measured()
         out = []
         for condition, heads in {"baseline": [], **conditions}.items():
             nll, mass = baseline
             if heads:
-                below = plain[: min(layer for layer, _ in heads)]
-                with scaled_heads(decoder, heads, alpha), replayed(decoder, below):
+                again = replayed(decoder, plain, firsts[condition])
+                with scaled_heads(decoder, heads, alpha), again:
                     nll, mass = measured()
             out += [
                 {

@@ -411,25 +411,6 @@ def _close(a: Tensor, b: Tensor, relative: float) -> bool:
 
 
 @contextmanager
-def replayed(decoder: Decoder, outputs: Sequence) -> Iterator[None]:
-    """Let the first ``len(outputs)`` layers return what they returned before, without computing.
-
-    Layers below the first edited one see nothing of an edit, so what they gave in the plain
-    forward pass over the same batch still holds, bit for bit.
-    """
-    layers = decoder.layers[: len(outputs)]
-    for layer, output in zip(layers, outputs, strict=True):
-        # An attribute of the instance goes before the class's method and leaves the module,
-        # with whatever attributes the model's own loop reads, in its place.
-        layer.forward = lambda *args, output=output, **kwargs: output
-    try:
-        yield
-    finally:
-        for layer in layers:
-            del layer.forward
-
-
-@contextmanager
 def fast_products(decoder: Decoder, dtype: str | None) -> Iterator[str]:
     """Let matrix products run in ``dtype`` while the block runs, where the device is fast in it.
 
@@ -459,21 +440,6 @@ def fast_products(decoder: Decoder, dtype: str | None) -> Iterator[str]:
     finally:
         for module, weight in zip(linear, kept, strict=True):
             module.weight = weight
-
-
-@contextmanager
-def layer_outputs(decoder: Decoder) -> Iterator[list]:
-    """Collect every layer's output during one forward pass, in the order of the layers."""
-    collected: list = []
-    handles = [
-        layer.register_forward_hook(lambda module, args, output: collected.append(output))
-        for layer in decoder.layers
-    ]
-    try:
-        yield collected
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def unembedding(decoder: Decoder, token_ids: Sequence[int] | None, fold_norm_gain: bool) -> Tensor:

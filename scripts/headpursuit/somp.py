@@ -16,7 +16,8 @@ appendix A). Neither H nor the n x v correlations are ever formed:
   writes first, and dropped once Cauchy-Schwarz on the samples to come cannot make them win.
 * Long products run in the dictionary's precision (at least float32). The atoms that their rounding
   cannot tell from the best are scored anew in float64, so the support is that of float64.
-* A small dictionary is first rotated into its own span; there everything is float64.
+* A small dictionary is first rotated into its own span. There everything is float64, and every
+  atom of every head of a layer is scored in each step, at once.
 """
 
 import math
@@ -35,7 +36,7 @@ STOP = 1e-7  # correlations that are this share of ||H|| ||atom|| are nil: nothi
 
 _UNIT = {"highest": 2**-24, "high": 2**-11, "medium": 2**-8}  # of torch's float32 products
 _ELEMENTS = 2**27  # of the arrays of the heads that are pursued together
-_SMALL = 1 / 8  # a dictionary is small if it has this share of the features, or fewer
+_SMALL = 200  # atoms: up to here, all scores are cheaper than the bounds that spare most of them
 _FIRST = 32  # atoms screened before all others, so that few others need it
 _BLOCK = 2**20  # correlations in memory at once
 _CACHED = 2**22  # elements of the dictionary that are read at once
@@ -116,7 +117,7 @@ def pursue_layer(
     if iterations < 1:
         raise ValueError(f"iterations must be at least 1, not {iterations}")
     _check(z, w_o, dictionary)
-    small = len(dictionary) <= _SMALL * dictionary.shape[1]
+    small = len(dictionary) <= _SMALL
     double = small or dictionary.dtype == torch.float64
     atoms = _in_range(dictionary.to(torch.float64 if double else torch.float32))
     lengths = torch.linalg.vector_norm(atoms, dim=1)
@@ -133,7 +134,10 @@ def pursue_layer(
             head_factor(z[:, i].to(atoms.device), w_o[i].to(atoms.device), center) for i in some
         ]
         if small:
-            factors = [(samples, span.T @ factor) for samples, factor in factors]
+            samples, factor = (torch.stack(part) for part in zip(*factors, strict=True))
+            weights = _weights(lengths, normalise_atoms)
+            pursuits += _score_all(samples, span.T @ factor, atoms, weights, iterations, norm)
+            continue
         stacked = torch.cat([factor for _, factor in factors], dim=1).to(atoms.dtype)
         products = (atoms @ stacked).split(factors[0][1].shape[1], dim=1)
         heads = [
@@ -191,6 +195,65 @@ def head_factor(z: Tensor, w_o: Tensor, center: bool) -> tuple[Tensor, Tensor]:
     return samples, torch.zeros_like(factor) if nil else factor / length
 
 
+def _weights(lengths: Tensor, normalise: bool) -> Tensor:
+    """Return what atoms' scores are multiplied by (v), from their lengths."""
+    shortest = torch.finfo(lengths.dtype).tiny
+    return 1 / lengths.clamp(min=shortest) if normalise else torch.ones_like(lengths)
+
+
+def _score_all(
+    samples: Tensor, factor: Tensor, atoms: Tensor, weights: Tensor, iterations: int, norm: Norm
+) -> list[Pursuit]:
+    """Pursue several heads at once, scoring every atom in every step.
+
+    Takes samples (heads x n x r), factor (heads x d x r), atoms (v x d) and their weights (v), all
+    float64.
+    """
+    heads, rows = torch.arange(len(factor), device=atoms.device), torch.arange(len(atoms))
+    rows, live = rows.to(atoms.device), factor.flatten(1).any(1)
+    left = atoms @ factor  # heads x v x r, of what is left of y
+    most = samples.shape[1] ** 0.5 if norm == "l1" else 1.0
+    reach = most * torch.linalg.vector_norm(atoms, dim=1) * weights
+    taken = torch.zeros(left.shape[:2], dtype=torch.bool, device=atoms.device)
+    basis = factor.new_empty(len(factor), 0, atoms.shape[1])
+    found = [Pursuit([], []) for _ in factor]
+    share = factor.new_zeros(len(factor))
+    for _ in range(iterations):
+        scores = (_scores(left, samples, norm) * weights).masked_fill(taken, -torch.inf)
+        best = scores.amax(1)
+        # The lowest of those that tie.
+        index = torch.where(scores >= (1 - TIE) * best[:, None], rows, len(rows)).amin(1)
+        live &= scores[heads, index] > STOP * reach[index]
+        if not live.any():
+            break
+        rest = atoms[index]
+        for _ in range(2):  # the second pass removes what rounding left of the first
+            rest = rest - torch.einsum("hk,hkd->hd", torch.einsum("hd,hkd->hk", rest, basis), basis)
+        length = torch.linalg.vector_norm(rest, dim=1, keepdim=True)
+        q = torch.where(live[:, None], rest / length, 0.0)
+        write = torch.einsum("hd,hdr->hr", q, factor)
+        basis = torch.cat([basis, q[:, None]], dim=1)
+        left -= (q @ atoms.T)[:, :, None] * write[:, None]
+        taken[heads, index] = True
+        share = (share + write.square().sum(1)).clamp(max=1)
+        for own, goes_on, row, explained in zip(
+            found, live.tolist(), index.tolist(), share.tolist(), strict=True
+        ):
+            if goes_on:
+                own.support.append(row)
+                own.explained.append(explained)
+    return found
+
+
+def _scores(left: Tensor, samples: Tensor, norm: Norm) -> Tensor:
+    """Return the norms over samples of the correlations samples @ left.T, heads x atoms."""
+    if norm == "l2":  # samples are orthonormal
+        return torch.linalg.vector_norm(left, dim=2)
+    size = max(1, _BLOCK // left[..., 0].numel())
+    parts = samples.split(size, dim=1)
+    return sum((left @ part.mT).abs_().sum(2) for part in parts)
+
+
 def _pursue_together(heads: list["_Head"], atoms: Tensor, iterations: int) -> None:
     """Step several heads at once, so that each step reads the dictionary once for all of them."""
     live = [head for head in heads if head.factor.any()]
@@ -233,8 +296,7 @@ class _Head:
         ordered = fast[sizes.argsort(descending=True, stable=True)]
         self.parts = ordered.split(max(_PART, -(-len(samples) // _PARTS)))
 
-        shortest = torch.finfo(lengths.dtype).tiny
-        self.weight = 1 / lengths.clamp(min=shortest) if normalise else torch.ones_like(lengths)
+        self.weight = _weights(lengths, normalise)
         self.most = len(samples) ** 0.5 if norm == "l1" else 1.0  # of that norm over the l2 norm
         self.reach = self.most * lengths * self.weight  # no score exceeds it, as ||F|| <= 1
         single = atoms.dtype == torch.float32

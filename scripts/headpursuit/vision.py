@@ -7,9 +7,6 @@ model is a decoder like any other: the same layers, heads, cache and scaling as 
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from copy import copy
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +25,14 @@ from headpursuit.heads import Head
 from headpursuit.images import open_image, stream_images
 from headpursuit.models import (
     Decoder,
-    layer_outputs,
     load_tokenizer,
     model_folder,
     open_model,
     read_config,
     reads_images,
-    replayed,
     scaled_heads,
 )
+from headpursuit.reading import first_edited, language_model, read, read_again
 from headpursuit.tables import read_csv
 
 
@@ -248,62 +244,6 @@ def _by_images(work: Callable[[Sequence[dict[str, Any]]], Any]) -> Halving:
     )
 
 
-@dataclass(frozen=True)
-class Reading:
-    """A batch of questions as the model read them, and where answers start from.
-
-    Attributes:
-        arguments: what the language model was called with.
-        mask: 1 at tokens, 0 at padding, batch x positions.
-        outputs: every layer's output.
-        cache: keys and values.
-        hidden: the last position's final hidden state, batch x d.
-    """
-
-    arguments: dict[str, Any]
-    mask: Tensor
-    outputs: list
-    cache: DynamicCache
-    hidden: Tensor
-
-
-@contextmanager
-def _language_arguments(decoder: Decoder) -> Iterator[dict[str, Any]]:
-    """Collect what the next forward pass calls the language model with."""
-    seen: dict[str, Any] = {}
-    model = decoder.model.base_model.language_model
-    handle = model.register_forward_pre_hook(
-        lambda module, args, kwargs: seen.update(kwargs), with_kwargs=True
-    )
-    try:
-        yield seen
-    finally:
-        handle.remove()
-
-
-def read_questions(decoder: Decoder, encoded: Mapping[str, Tensor]) -> Reading:
-    """Read a batch of questions with the model as it is."""
-    cache = DynamicCache(config=decoder.model.config.get_text_config())
-    with _language_arguments(decoder) as arguments, layer_outputs(decoder) as outputs:
-        done = decoder.model.base_model(**encoded, past_key_values=cache, use_cache=True)
-    hidden = done.last_hidden_state[:, -1]
-    return Reading(arguments, encoded["attention_mask"], outputs, cache, hidden)
-
-
-def read_again(decoder: Decoder, plain: Reading, first: int) -> Reading:
-    """Read the same questions from layer ``first`` on; below it, what was read before holds."""
-    cache = DynamicCache(config=decoder.model.config.get_text_config())
-    hidden = plain.hidden
-    if first < len(decoder.layers):
-        arguments = {**plain.arguments, "past_key_values": cache, "use_cache": True}
-        with replayed(decoder, plain.outputs[:first]):
-            done = decoder.model.base_model.language_model(**arguments)
-        hidden = done.last_hidden_state[:, -1]
-    # Copies, since the answer is going to be added to them.
-    cache.layers[:first] = [copy(layer) for layer in plain.cache.layers[:first]]
-    return replace(plain, cache=cache, hidden=hidden)
-
-
 @torch.inference_mode()
 def answer_batch(
     decoder: Decoder,
@@ -330,22 +270,29 @@ def answer_batch(
         ``baseline`` and each condition to each row's token ids and why it stopped, ``eos`` or
         ``length``.
     """
-    plain = read_questions(decoder, encoded)
+    conditions = {"baseline": [], **conditions}
+    firsts = {name: first_edited(decoder, heads) for name, heads in conditions.items()}
+    plain = read(decoder, firsts.values(), **encoded)
+    mask, positions = encoded["attention_mask"], plain.arguments["position_ids"]
     answers = {}
-    for name, heads in {"baseline": [], **conditions}.items():
-        first = min((layer for layer, _ in heads), default=len(decoder.layers))
+    for name, heads in conditions.items():
         with scaled_heads(decoder, heads, alpha):
-            read = read_again(decoder, plain, first)
-            answers[name] = _go_on(decoder, read, max_new_tokens, stops)
+            start = read_again(decoder, plain, firsts[name])
+            answers[name] = _go_on(decoder, *start, mask, positions, max_new_tokens, stops)
     return answers
 
 
 def _go_on(
-    decoder: Decoder, read: Reading, max_new_tokens: int, stops: Sequence[int]
+    decoder: Decoder,
+    cache: DynamicCache,
+    hidden: Tensor,
+    mask: Tensor,
+    positions: Tensor,
+    max_new_tokens: int,
+    stops: Sequence[int],
 ) -> list[tuple[list[int], str]]:
-    """Answer read questions greedily, until every row has stopped."""
-    model, mask, hidden = decoder.model, read.mask, read.hidden
-    position = read.arguments["position_ids"][..., -1:]
+    """Answer questions that were read, greedily, until every row has stopped."""
+    model, position = decoder.model, positions[..., -1:]
     ends = torch.tensor(list(stops), device=decoder.device)
     stopped = torch.zeros(len(hidden), dtype=torch.bool, device=decoder.device)
     tokens: list[Tensor] = []
@@ -356,11 +303,11 @@ def _go_on(
         if len(tokens) == max_new_tokens or bool(stopped.all()):
             return [until_stop(row, stops) for row in torch.stack(tokens, dim=1).tolist()]
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-        hidden = model.base_model.language_model(
+        hidden = language_model(decoder)(
             inputs_embeds=model.get_input_embeddings()(token[:, None]),
             attention_mask=mask,
             position_ids=position + len(tokens),
-            past_key_values=read.cache,
+            past_key_values=cache,
             use_cache=True,
         ).last_hidden_state[:, -1]
 

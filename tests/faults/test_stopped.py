@@ -13,7 +13,7 @@ from conftest import group, wait_until
 # The jobs of this run would take hours.
 SLOW = {"generation": {"max_new_tokens": 200, "samples": 2000, "batch_tokens": 300}}
 TARGET = "results/tiny/generations/rtp/baseline.parquet"
-JOURNAL = "responses/rtp/baseline/.part-1.baseline.journal"
+JOURNAL = "responses/rtp/baseline/.part-1.journal"
 SECONDS = 20  # on a machine that may be busy with more
 
 

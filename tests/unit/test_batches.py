@@ -127,6 +127,7 @@ def prompts(tokenizer) -> pa.Table:
     return pa.table({"prompt_id": names, "token_ids": tokenizer(texts)["input_ids"]})
 
 
+BASELINE = {"baseline": []}
 SETTINGS = {"max_new_tokens": 6, "samples": 1, "temperature": 0.7, "top_p": 0.9}
 SETTINGS |= {"batch_tokens": 10_000}
 
@@ -134,9 +135,11 @@ SETTINGS |= {"batch_tokens": 10_000}
 @pytest.mark.parametrize("most", [1, 3])
 def test_halved_batches_give_the_same_responses(model, tokenizer, prompts, tmp_path, most: int):
     decoder = model("llama")
-    whole = generate(decoder, tokenizer, prompts, SETTINGS, 0, tmp_path / "a", "x")
+    whole = generate(decoder, tokenizer, prompts, BASELINE, 1.0, SETTINGS, 0, tmp_path / "a", "x")
     with rows_at_most(decoder, most) as failed:
-        halved = generate(decoder, tokenizer, prompts, SETTINGS, 0, tmp_path / "b", "x")
+        halved = generate(
+            decoder, tokenizer, prompts, BASELINE, 1.0, SETTINGS, 0, tmp_path / "b", "x"
+        )
     assert failed
     assert halved == whole
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
@@ -145,7 +148,9 @@ def test_halved_batches_give_the_same_responses(model, tokenizer, prompts, tmp_p
 def test_a_prompt_that_does_not_fit_alone_is_named(model, tokenizer, prompts, tmp_path):
     message = r"prompt p3 \(10 tokens, and 6 new\).*3\.00 GiB.*generation\.max_new_tokens"
     with rows_at_most(model("llama"), 0), pytest.raises(UserError, match=message):
-        generate(model("llama"), tokenizer, prompts, SETTINGS, 0, tmp_path / "a", "x")
+        generate(
+            model("llama"), tokenizer, prompts, BASELINE, 1.0, SETTINGS, 0, tmp_path / "a", "x"
+        )
 
 
 def test_halved_batches_give_the_same_cache_and_masses(model, tokenizer, prompts):
@@ -193,12 +198,13 @@ prompts = pa.table({"prompt_id": list(map(str, range(150))), "token_ids": ids})
 settings = {"max_new_tokens": 2, "samples": 1, "temperature": 0.0, "top_p": 1.0}
 settings["batch_tokens"] = 10**6
 # What is imported and kept on first use.
-generate(decoder, tokenizer, prompts.slice(0, 2), settings, 0, journal.with_name("warm"), "x")
+warm, plain = journal.with_name("warm"), {"baseline": []}
+generate(decoder, tokenizer, prompts.slice(0, 2), plain, 1.0, settings, 0, warm, "x")
 if room:
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     limit = pages * resource.getpagesize() + room * 2**20
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-table = generate(decoder, tokenizer, prompts, settings, 0, journal, "x")
+table = generate(decoder, tokenizer, prompts, plain, 1.0, settings, 0, journal, "x")
 print("responses", hash(tuple(map(tuple, table["token_ids"].to_pylist()))))
 """
 

@@ -3,12 +3,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 import torch
 from headpursuit import generate as module
 from headpursuit.generate import (
     SCHEMA,
     GumbelMax,
+    Noise,
     end_tokens,
     generate,
     generate_batch,
@@ -23,6 +25,8 @@ from transformers import TopPLogitsWarper
 GREEDY = {"max_new_tokens": 8, "samples": 1, "temperature": 0.0, "top_p": 1.0, "batch_tokens": 200}
 SAMPLED = GREEDY | {"temperature": 0.7, "top_p": 0.9, "samples": 2}
 FAMILIES = ["llama", "mistral", "qwen2", "gemma", "gemma2", "gpt2"]
+BASELINE = {"baseline": []}
+CONDITIONS = BASELINE | {"a": [(1, 0), (2, 1)], "b": [(0, 1)], "c": [(2, 2)], "d": [(1, 3)]}
 TEXTS = ["apple", "river stone cloud", "the window of a garden\nis open", "x", "silver " * 9]
 
 
@@ -33,9 +37,20 @@ def prompts(tokenizer) -> pa.Table:
 
 
 def run(
-    decoder: Decoder, tokenizer: Any, prompts: pa.Table, settings: dict, journal: Path
+    decoder: Decoder,
+    tokenizer: Any,
+    prompts: pa.Table,
+    settings: dict,
+    journal: Path,
+    conditions: dict[str, list] = BASELINE,
+    alpha: float = -1.0,
 ) -> pa.Table:
-    return generate(decoder, tokenizer, prompts, settings, 0, journal, {"name": "tiny"})
+    named = {"name": "tiny"}
+    return generate(decoder, tokenizer, prompts, conditions, alpha, settings, 0, journal, named)
+
+
+def of(table: pa.Table, condition: str) -> pa.Table:
+    return table.filter(pc.equal(table["condition"], condition)).drop_columns("condition")
 
 
 @torch.inference_mode()
@@ -81,7 +96,7 @@ def test_a_batch_gives_what_each_prompt_gives_alone(
         for sample in range(settings["samples"]):
             new, stop = one_by_one(decoder, ids, stream(0, name, sample), settings, stops)
             response = tokenizer.decode(new, skip_special_tokens=True)
-            expected.append((name, sample, response, len(new), stop, new))
+            expected.append(("baseline", name, sample, response, len(new), stop, new))
     assert [tuple(row.values()) for row in table.to_pylist()] == expected
 
 
@@ -101,7 +116,17 @@ def test_parts_make_up_the_whole(model, tokenizer, prompts, tmp_path: Path, part
     whole = run(model("llama"), tokenizer, prompts, SMALL, tmp_path / "whole")
     tables = [
         generate(
-            model("llama"), tokenizer, prompts, SMALL, 0, tmp_path / f"{part}", {}, part, parts
+            model("llama"),
+            tokenizer,
+            prompts,
+            BASELINE,
+            1.0,
+            SMALL,
+            0,
+            tmp_path / f"{part}",
+            {},
+            part,
+            parts,
         )
         for part in range(1, parts + 1)
     ]
@@ -130,13 +155,38 @@ def test_a_shorter_limit_cuts_and_changes_nothing(model, tokenizer, prompts, tmp
 
 def test_an_intervention_is_compared_on_the_same_numbers(model, tokenizer, prompts, tmp_path: Path):
     """Scaling by 1 changes nothing, so neither do the sampled responses."""
-    plain = run(model("llama"), tokenizer, prompts, SAMPLED, tmp_path / "a")
-    with scaled_heads(model("llama"), [(0, 0), (1, 1)], 1.0):
-        same = run(model("llama"), tokenizer, prompts, SAMPLED, tmp_path / "b")
-    with scaled_heads(model("llama"), [(0, 0), (1, 1)], -1.0):
-        other = run(model("llama"), tokenizer, prompts, SAMPLED, tmp_path / "c")
-    assert same == plain
-    assert other != plain
+    conditions = BASELINE | {"scaled": [(0, 0), (1, 1)]}
+    for alpha in (1.0, -1.0):
+        table = run(model("llama"), tokenizer, prompts, SAMPLED, tmp_path / "a", conditions, alpha)
+        assert (of(table, "scaled") == of(table, "baseline")) == (alpha == 1)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("settings", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("kept", [0, 3 * 512 * 2, 2**27])
+def test_conditions_together_give_what_each_gives_alone(
+    model, tokenizer, prompts, tmp_path: Path, monkeypatch, family: str, settings: dict, kept: int
+):
+    """Alone is generation with edited weights and the library's own reading of the prompts."""
+    monkeypatch.setattr(module, "_KEPT", kept)
+    decoder = model(family)
+    table = run(decoder, tokenizer, prompts, settings, tmp_path / "together", CONDITIONS)
+    assert table["condition"].unique().to_pylist() == list(CONDITIONS)
+    responses = {condition: of(table, condition) for condition in CONDITIONS}
+    assert len({str(own["token_ids"]) for own in responses.values()}) > 1
+    for condition, heads in CONDITIONS.items():
+        alone = run(decoder, tokenizer, prompts, settings, tmp_path / condition, {condition: heads})
+        assert responses[condition] == of(alone, condition)
+        if settings is GREEDY:
+            with scaled_heads(decoder, heads, -1.0):
+                whole = [
+                    decoder.model.generate(
+                        input_ids=torch.tensor([ids]), do_sample=False, max_new_tokens=8
+                    )[0, len(ids) :].tolist()
+                    for ids in prompts["token_ids"].to_pylist()
+                ]
+            found = alone["token_ids"].to_pylist()
+            assert [own[: len(new)] for own, new in zip(whole, found, strict=True)] == found
 
 
 # Where a response ends
@@ -189,7 +239,8 @@ def test_a_model_s_generation_defaults_do_not_slip_in(model_path, tokenizer, pro
 
 
 def frequencies(scores: torch.Tensor, n: int) -> np.ndarray:
-    picked = GumbelMax([np.random.default_rng(0)] * n)(None, scores.expand(n, -1))
+    noise = Noise([np.random.default_rng(0)] * n, scores.shape[-1])
+    picked = GumbelMax(noise.steps())(None, scores.expand(n, -1))
     assert torch.isfinite(picked).sum(-1).eq(1).all()  # one token is possible
     return np.bincount(picked.argmax(-1).numpy(), minlength=scores.shape[-1])
 
@@ -225,7 +276,7 @@ def test_only_tokens_with_a_probability_are_taken(seed: int):
     scores = torch.full((2, 40), -torch.inf)
     alive = rng.choice(40, 3, replace=False)
     scores[:, alive] = torch.from_numpy(rng.normal(0, 5, 3)).float()
-    picked = GumbelMax([rng, Nothing()])(None, scores).argmax(-1)
+    picked = GumbelMax(Noise([rng, Nothing()], 40).steps())(None, scores).argmax(-1)
     assert set(picked.tolist()) <= set(alive.tolist())
 
 
@@ -234,11 +285,28 @@ def test_a_small_change_of_the_probabilities_changes_few_samples():
     rng = np.random.default_rng(0)
     scores = torch.from_numpy(rng.normal(0, 3, (2000, 5000))).float()
     moved = scores + 0.01 * torch.from_numpy(rng.normal(0, 1, scores.shape)).float()
-    one, other = (
-        GumbelMax([np.random.default_rng(i) for i in range(2000)])(None, own).argmax(-1)
-        for own in (scores, moved)
-    )
+    noise = Noise([np.random.default_rng(i) for i in range(2000)], 5000)
+    one, other = (GumbelMax(noise.steps())(None, own).argmax(-1) for own in (scores, moved))
     assert (one == other).float().mean() > 0.98
+
+
+@pytest.mark.parametrize("kept", [0, 1, 2, 9])
+def test_every_reader_has_the_same_noise_however_much_is_kept(kept: int):
+    def steps(reader) -> list[list]:
+        return [next(reader).tolist() for _ in range(4)]
+
+    def streams() -> list[np.random.Generator]:
+        return [stream(0, name, 0) for name in "ab"]
+
+    expected = [-np.log(own.standard_exponential((4, 5), np.float32)) for own in streams()]
+    noise = Noise(streams(), 5, keep=kept * 2 * 5 + 9)
+    first = noise.steps()
+    next(first)  # a reader that stops early
+    assert [len(noise.kept), noise.kept[:1] != []] == [min(kept, 1), kept > 0]
+    found = [steps(noise.steps()) for _ in range(3)]
+    assert len(noise.kept) == min(kept, 4)
+    assert found[0] == found[1] == found[2]
+    np.testing.assert_allclose(found[0], np.stack(expected, axis=1), rtol=1e-5)
 
 
 # The journal
@@ -311,7 +379,7 @@ def test_a_journal_of_another_identity_is_left(tmp_path: Path):
     journal = tmp_path / "folder" / "j"
     assert read_journal(journal, "a") == {}
     with journal.open("a") as handle:
-        handle.write('{"batch": 0, "token_ids": [[[1, 2], "eos"]]}\n')
-    assert read_journal(journal, "a") == {0: [[[1, 2], "eos"]]}
+        handle.write('{"batch": 0, "token_ids": {"baseline": [[[1, 2], "eos"]]}}\n')
+    assert read_journal(journal, "a") == {0: {"baseline": [[[1, 2], "eos"]]}}
     assert read_journal(journal, "b") == {}
     assert read_journal(journal, "a") == {}

@@ -1,10 +1,9 @@
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -14,14 +13,12 @@ from headpursuit.models import (
     Decoder,
     decoder_of,
     fast_products,
-    layer_outputs,
     load_model,
     load_tokenizer,
     longest_input,
     model_folder,
     open_model,
     projection_inputs,
-    replayed,
     scaled_heads,
     self_check,
     unembedding,
@@ -377,55 +374,6 @@ def test_a_model_opens_by_its_provenance(model_path, tmp_path: Path):
 
 
 # Replaying layers
-
-
-def counted(decoder: Decoder, work: Callable[[], Any]) -> tuple[Any, list[int]]:
-    """Return work's result and the layers whose attention ran."""
-    ran: list[int] = []
-    handles = [
-        attention_of(decoder, i).register_forward_hook(lambda *_, i=i: ran.append(i))
-        for i in range(LAYERS)
-    ]
-    try:
-        return work(), ran
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-@families
-@pytest.mark.parametrize("first", [0, 1, 2])
-def test_replayed_layers_give_the_same_bits_and_are_not_computed(model, family: str, first: int):
-    decoder = model(family)
-    mask = torch.tensor([[1] * 6, [1] * 4 + [0] * 2])
-
-    def run() -> Tensor:
-        return decoder.model(IDS, attention_mask=mask, use_cache=False).logits
-
-    with torch.inference_mode():
-        with layer_outputs(decoder) as outputs:
-            plain = run()
-        assert len(outputs) == LAYERS
-        with scaled_heads(decoder, [(first, 1), (2, 0)], -1.0):
-            full = run()
-            with replayed(decoder, outputs[:first]):
-                short, ran = counted(decoder, run)
-        assert torch.equal(short, full)
-        assert not torch.equal(full, plain)
-        assert ran == list(range(first, LAYERS))
-        assert torch.equal(run(), plain)
-
-
-def test_a_replay_ends_with_its_block(model):
-    decoder = model("llama")
-    plain = logits(decoder)
-    with torch.inference_mode(), layer_outputs(decoder) as outputs:
-        decoder.model(IDS, use_cache=False)
-    with pytest.raises(ZeroDivisionError), replayed(decoder, outputs):
-        raise ZeroDivisionError
-    result, ran = counted(decoder, lambda: logits(decoder))
-    assert torch.equal(result, plain)
-    assert ran == [0, 1, 2]
 
 
 def test_projection_inputs_are_those_of_the_last_pass(model):
