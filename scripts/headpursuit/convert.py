@@ -1,19 +1,22 @@
 """GGUF weights, dequantised once into a folder that loads like any other model."""
 
+from functools import cache
 from pathlib import Path
 from struct import error as StructError
+from unittest.mock import patch
 
+import gguf
 import torch
 
 from headpursuit.files import UserError, sha256
 from headpursuit.sources import write_made_provenance
 
 
-def convert_gguf(gguf: Path, provenance: Path, source_provenance: str | Path) -> None:
+def convert_gguf(path: Path, provenance: Path, source_provenance: str | Path) -> None:
     """Dequantise a GGUF file to float32 safetensors beside ``provenance``, which is written last.
 
     Args:
-        gguf: the file.
+        path: the file.
         provenance: provenance.json of the folder to be made.
         source_provenance: that of the download.
 
@@ -23,18 +26,20 @@ def convert_gguf(gguf: Path, provenance: Path, source_provenance: str | Path) ->
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder = provenance.parent
-    local = {"gguf_file": gguf.name, "local_files_only": True, "trust_remote_code": False}
+    local = {"gguf_file": path.name, "local_files_only": True, "trust_remote_code": False}
     try:
-        model = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **local)
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **local)
+        # The file is read for the config, the weights and the tokenizer, which takes seconds each.
+        with patch.object(gguf, "GGUFReader", cache(gguf.GGUFReader)):
+            model = AutoModelForCausalLM.from_pretrained(path.parent, dtype=torch.float32, **local)
+            tokenizer = AutoTokenizer.from_pretrained(path.parent, **local)
     except (OSError, ValueError, KeyError, StructError) as error:
-        raise UserError(f"{gguf}: transformers cannot read it: {error}") from error
+        raise UserError(f"{path}: transformers cannot read it: {error}") from error
     # The weights are plain numbers now; save_pretrained refuses while the model says otherwise.
     model.hf_quantizer, model.is_quantized = None, False
     del model.config.quantization_config
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    origin = {"gguf": {"path": gguf.name, "sha256": sha256(gguf)}}
+    origin = {"gguf": {"path": path.name, "sha256": sha256(path)}}
     tools = ("torch", "transformers", "gguf")
     write_made_provenance(provenance, "converted", source_provenance, origin, tools)

@@ -19,7 +19,7 @@ from headpursuit.models import Decoder
 
 def first_edited(decoder: Decoder, heads: Sequence[Head]) -> int:
     """Return the lowest layer that has one of the heads; the number of layers if there is none."""
-    return min((layer for layer, _ in heads), default=len(decoder.layers))
+    return min([len(decoder.layers), *(layer for layer, _ in heads)])
 
 
 @contextmanager

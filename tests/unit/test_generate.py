@@ -7,6 +7,7 @@ import pyarrow.compute as pc
 import pytest
 import torch
 from headpursuit import generate as module
+from headpursuit.files import UserError
 from headpursuit.generate import (
     SCHEMA,
     GumbelMax,
@@ -187,6 +188,12 @@ def test_conditions_together_give_what_each_gives_alone(
                 ]
             found = alone["token_ids"].to_pylist()
             assert [own[: len(new)] for own, new in zip(whole, found, strict=True)] == found
+
+
+@pytest.mark.parametrize("head", [(99, 0), (-1, 0), (0, 99)])
+def test_a_head_that_does_not_exist_is_named(model, tokenizer, prompts, tmp_path: Path, head):
+    with pytest.raises(UserError, match=rf"L{head[0]}\.H{head[1]} does not exist"):
+        run(model("llama"), tokenizer, prompts, GREEDY, tmp_path / "j", {"mine": [head]})
 
 
 # Where a response ends
