@@ -47,7 +47,9 @@ NOTES = """
 - Writing the activation cache takes no longer than the bare forward pass that it needs, so it is
   faster than TransformerLens by what TransformerLens adds to that pass, and no more. The same holds
   for generation: scaled columns cost nothing, and nnsight calls the same `generate`, whose time is
-  mostly matrix products that all three compute. Goals above those factors are missed.
+  mostly matrix products that all three compute. Goals above those factors are missed. A job's
+  conditions share a batch's prompts below their first scaled head (here layer 12 of 30) and its
+  random numbers, so that each takes less than it would alone.
 - TransformerLens and nnsight keep what they return in memory and store nothing; this workflow's
   time includes averaging and writing the files. TransformerLens's results are counted as it
   returns them, a value for each position; averaged by hand they would take as many times the
@@ -55,10 +57,10 @@ NOTES = """
 - TransformerLens draws its own random numbers, so its sampled responses cannot be compared; nnsight
   is given this workflow's.
 - In bfloat16 another token is taken where two were close; the row says how many responses stayed.
-- A job of all conditions is timed from the start of its process, imports and loading included.
+- A job of all conditions is timed from the start of its process, imports and loading included, and
+  set beside generation alone, one condition after the other.
 - The demo's text part took 11.6 minutes before this benchmark was first run, and all of it 15.3, on
-  the same machine. What is left is mostly matrix products, at four fifths of the speed that this
-  processor reaches on one alone.
+  the same machine.
 """
 
 
