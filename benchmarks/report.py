@@ -138,7 +138,9 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
         if "curve" in row:
             sizes = [int(size) for size in row["curve"]]
             right.plot(sizes, list(row["curve"].values()), marker="o", label=row["work"])
-    right.set(xlabel="samples", ylabel="seconds a head", xscale="log", ylim=(0, None))
+    right.margins(y=0.15)  # room for the legend
+    right.set(xlabel="samples", ylabel="seconds a head", xscale="log")
+    right.set_ylim(bottom=0)
     if right.lines:
         right.legend(fontsize=6)
     figure.savefig(path, dpi=110)
