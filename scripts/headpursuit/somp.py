@@ -209,8 +209,8 @@ def _score_all(
     Takes samples (heads x n x r), factor (heads x d x r), atoms (v x d) and their weights (v), all
     float64.
     """
-    heads, rows = torch.arange(len(factor), device=atoms.device), torch.arange(len(atoms))
-    rows, live = rows.to(atoms.device), factor.flatten(1).any(1)
+    heads, rows = (torch.arange(len(some), device=atoms.device) for some in (factor, atoms))
+    live = factor.flatten(1).any(1)
     left = atoms @ factor  # heads x v x r, of what is left of y
     most = samples.shape[1] ** 0.5 if norm == "l1" else 1.0
     reach = most * torch.linalg.vector_norm(atoms, dim=1) * weights
