@@ -283,21 +283,21 @@ def generating() -> list[dict]:
     rows: list[dict] = []
     with fast_products(decoder, "bfloat16") as fast:
         pass  # it is only asked what it gives
+    none, one, many = {"baseline": []}, draws(1), draws(SHARING)
     for kind, temperature in (("greedy", 0.0), ("sampled", 1.0)):
-        none, one, many = {"baseline": []}, draws(1), draws(SHARING)
         expected = respond(decoder, tokenizer, one, temperature)
         if expected == respond(decoder, tokenizer, none, temperature):
             raise SystemExit("The intervention changes no response.")
         works = {
-            "plain": lambda t=temperature, own=none: respond(decoder, tokenizer, own, t),
-            "ours": lambda t=temperature, own=one: respond(decoder, tokenizer, own, t),
-            "shared": lambda t=temperature, own=many: respond(decoder, tokenizer, own, t),
+            "plain": lambda t=temperature: respond(decoder, tokenizer, none, t),
+            "ours": lambda t=temperature: respond(decoder, tokenizer, one, t),
+            "shared": lambda t=temperature: respond(decoder, tokenizer, many, t),
             "nnsight": lambda t=temperature: respond_by_nnsight(
                 tracer, tokenizer, stops, t, decoder.head_dim
             ),
         }
         if fast == "bfloat16":  # else the processor lacks it
-            works[fast] = lambda t=temperature, own=one: respond(decoder, tokenizer, own, t, fast)
+            works[fast] = lambda t=temperature: respond(decoder, tokenizer, one, t, fast)
         if kind == "greedy":  # TransformerLens draws numbers of its own
             works["lens"] = lambda: respond_by_lens(bridge, tokenizer, stops)
         same = {
@@ -368,12 +368,12 @@ def conditions_alone() -> dict[str, float]:
         decoder, tokenizer = ours()
         own, pure = read_parquet(few, ["prompt_id", "token_ids"]), 0.0
         apart = []
-        for condition in conditions.items():
+        for condition, heads in conditions.items():
             started = time.perf_counter()
             apart.append(
                 generate.generate(
-                    decoder, tokenizer, own, dict([condition]), -1.0, settings, 0,
-                    Path(folder) / condition[0], {},
+                    decoder, tokenizer, own, {condition: heads}, -1.0, settings, 0,
+                    Path(folder) / condition, {},
                 )
             )  # fmt: skip
             pure += time.perf_counter() - started

@@ -79,6 +79,7 @@ def measure_expected(
     # A response's last token is not read: what follows it is not scored.
     rows = [ids[record["prompt_id"]] + record["token_ids"][:-1] for record in records]
     tokens = torch.tensor([i for own in words.values() for i in own], device=decoder.device)
+    firsts = first_edited(decoder, conditions)
     owner = torch.tensor([w for w, own in enumerate(words.values()) for _ in own])
 
     def measure_batch(batch: Sequence[int]) -> list[dict[str, Any]]:
@@ -97,7 +98,6 @@ def measure_expected(
             logits = scored_logits(decoder, inputs, scored)
             return word_mass(logits, target, row_of, len(batch), tokens, owner, len(words))
 
-        firsts = {name: first_edited(decoder, heads) for name, heads in conditions.items()}
         with layer_outputs(decoder, firsts.values()) as plain:
             baseline = measured()
         out = []

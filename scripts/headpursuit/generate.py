@@ -239,7 +239,7 @@ def generate_batch(
     stops = end_tokens(decoder, tokenizer)
     width = decoder.model.get_output_embeddings().weight.shape[0]
     noise = Noise(streams, width, keep=_KEPT if len(conditions) > 1 else 0)
-    firsts = {name: first_edited(decoder, heads) for name, heads in conditions.items()}
+    firsts = first_edited(decoder, conditions)
     plain = None
     if ids.shape[1] > 1:
         positions = (mask.cumsum(1) - 1).clamp_min(0)

@@ -458,10 +458,15 @@ def unembedding(decoder: Decoder, token_ids: Sequence[int] | None, fold_norm_gai
     return rows * final_norm_gain(decoder).float() if fold_norm_gain else rows
 
 
+def language_model(decoder: Decoder) -> nn.Module:
+    """Return the part of a model that its layers are in, without the unembedding."""
+    base = decoder.model.base_model
+    return getattr(base, "language_model", base)
+
+
 def final_norm_gain(decoder: Decoder) -> Tensor:
     """Return the gain of the norm before the unembedding, d."""
-    base = decoder.model.base_model
-    base = getattr(base, "language_model", base)
+    base = language_model(decoder)
     norm = base.ln_f if decoder.model.config.model_type == "gpt2" else base.norm
     # Gemma's norms store the gain less one.
     return norm.weight + 1 if decoder.model.config.model_type.startswith("gemma") else norm.weight

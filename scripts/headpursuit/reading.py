@@ -4,7 +4,7 @@ A condition scales heads, and the layers below its first scaled head see nothing
 gave in the plain pass over the same batch still holds, bit for bit.
 """
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass
@@ -14,12 +14,18 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from headpursuit.heads import Head
-from headpursuit.models import Decoder
+from headpursuit.models import Decoder, language_model
 
 
-def first_edited(decoder: Decoder, heads: Sequence[Head]) -> int:
-    """Return the lowest layer that has one of the heads; the number of layers if there is none."""
-    return min([len(decoder.layers), *(layer for layer, _ in heads)])
+def first_edited(decoder: Decoder, conditions: Mapping[str, Sequence[Head]]) -> dict[str, int]:
+    """Return the lowest layer that a condition edits, or the number of layers if it edits none.
+
+    Args:
+        decoder: the model.
+        conditions: condition to the heads that are scaled.
+    """
+    end = len(decoder.layers)
+    return {name: min([end, *(layer for layer, _ in heads)]) for name, heads in conditions.items()}
 
 
 @contextmanager
@@ -52,7 +58,8 @@ def layer_outputs(decoder: Decoder, firsts: Collection[int]) -> Iterator[dict[in
         return lambda module, args, output: collected.__setitem__(first, output)
 
     handles = [
-        decoder.layers[first - 1].register_forward_hook(keep(first)) for first in set(firsts) - {0}
+        decoder.layers[first - 1].register_forward_hook(keep(first))
+        for first in set(firsts) - {0, len(decoder.layers)}
     ]
     try:
         yield collected
@@ -83,12 +90,6 @@ class Reading:
     outputs: dict[int, Any]
     cache: DynamicCache
     hidden: Tensor
-
-
-def language_model(decoder: Decoder) -> nn.Module:
-    """Return the part of a model that its layers are in, without the unembedding."""
-    base = decoder.model.base_model
-    return getattr(base, "language_model", base)
 
 
 def read(decoder: Decoder, firsts: Collection[int], **inputs: Any) -> Reading:

@@ -135,8 +135,9 @@ def pursue_layer(
         ]
         if small:
             samples, factor = (torch.stack(part) for part in zip(*factors, strict=True))
-            weights = _weights(lengths, normalise_atoms)
-            pursuits += _score_all(samples, span.T @ factor, atoms, weights, iterations, norm)
+            pursuits += _score_all(
+                samples, span.T @ factor, atoms, lengths, iterations, norm, normalise_atoms
+            )
             continue
         stacked = torch.cat([factor for _, factor in factors], dim=1).to(atoms.dtype)
         products = (atoms @ stacked).split(factors[0][1].shape[1], dim=1)
@@ -202,18 +203,25 @@ def _weights(lengths: Tensor, normalise: bool) -> Tensor:
 
 
 def _score_all(
-    samples: Tensor, factor: Tensor, atoms: Tensor, weights: Tensor, iterations: int, norm: Norm
+    samples: Tensor,
+    factor: Tensor,
+    atoms: Tensor,
+    lengths: Tensor,
+    iterations: int,
+    norm: Norm,
+    normalise: bool,
 ) -> list[Pursuit]:
     """Pursue several heads at once, scoring every atom in every step.
 
-    Takes samples (heads x n x r), factor (heads x d x r), atoms (v x d) and their weights (v), all
+    Takes samples (heads x n x r), factor (heads x d x r), atoms (v x d) and their lengths (v), all
     float64.
     """
     heads, rows = (torch.arange(len(some), device=atoms.device) for some in (factor, atoms))
     live = factor.flatten(1).any(1)
     left = atoms @ factor  # heads x v x r, of what is left of y
     most = samples.shape[1] ** 0.5 if norm == "l1" else 1.0
-    reach = most * torch.linalg.vector_norm(atoms, dim=1) * weights
+    weights = _weights(lengths, normalise)
+    reach = most * lengths * weights
     taken = torch.zeros(left.shape[:2], dtype=torch.bool, device=atoms.device)
     basis = factor.new_empty(len(factor), 0, atoms.shape[1])
     found = [Pursuit([], []) for _ in factor]

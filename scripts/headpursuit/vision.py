@@ -25,6 +25,7 @@ from headpursuit.heads import Head
 from headpursuit.images import open_image, stream_images
 from headpursuit.models import (
     Decoder,
+    language_model,
     load_tokenizer,
     model_folder,
     open_model,
@@ -32,7 +33,7 @@ from headpursuit.models import (
     reads_images,
     scaled_heads,
 )
-from headpursuit.reading import first_edited, language_model, read, read_again
+from headpursuit.reading import first_edited, read, read_again
 from headpursuit.tables import read_csv
 
 
@@ -271,7 +272,7 @@ def answer_batch(
         ``length``.
     """
     conditions = {"baseline": [], **conditions}
-    firsts = {name: first_edited(decoder, heads) for name, heads in conditions.items()}
+    firsts = first_edited(decoder, conditions)
     plain = read(decoder, firsts.values(), **encoded)
     mask, positions = encoded["attention_mask"], plain.arguments["position_ids"]
     answers = {}

@@ -45,9 +45,12 @@ def run(
     journal: Path,
     conditions: dict[str, list] = BASELINE,
     alpha: float = -1.0,
+    **share: int,
 ) -> pa.Table:
     named = {"name": "tiny"}
-    return generate(decoder, tokenizer, prompts, conditions, alpha, settings, 0, journal, named)
+    return generate(
+        decoder, tokenizer, prompts, conditions, alpha, settings, 0, journal, named, **share
+    )
 
 
 def of(table: pa.Table, condition: str) -> pa.Table:
@@ -116,19 +119,7 @@ def test_the_size_of_batches_does_not_matter(
 def test_parts_make_up_the_whole(model, tokenizer, prompts, tmp_path: Path, parts: int):
     whole = run(model("llama"), tokenizer, prompts, SMALL, tmp_path / "whole")
     tables = [
-        generate(
-            model("llama"),
-            tokenizer,
-            prompts,
-            BASELINE,
-            1.0,
-            SMALL,
-            0,
-            tmp_path / f"{part}",
-            {},
-            part,
-            parts,
-        )
+        run(model("llama"), tokenizer, prompts, SMALL, tmp_path / f"{part}", part=part, parts=parts)
         for part in range(1, parts + 1)
     ]
     assert all(table.schema == SCHEMA for table in tables)

@@ -373,9 +373,6 @@ def test_a_model_opens_by_its_provenance(model_path, tmp_path: Path):
     assert sha256(source / "model.safetensors") in identity["weights_sha256"]
 
 
-# Replaying layers
-
-
 def test_projection_inputs_are_those_of_the_last_pass(model):
     decoder = model("llama")
     with projection_inputs(decoder, [0, 2]) as seen:

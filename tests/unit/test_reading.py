@@ -73,7 +73,7 @@ def test_what_is_read_again_is_what_a_whole_pass_gives(model, family: str, first
     assert ran == list(range(max(1, *firsts)))
     for first in firsts:
         heads = [(first, 1)] if first < LAYERS else []
-        assert first_edited(decoder, heads) == first
+        assert first_edited(decoder, {"own": heads}) == {"own": first}
         with scaled_heads(decoder, heads, -1.0):
             whole = read(decoder, [LAYERS], **INPUTS)
             (cache, hidden), ran = counted(

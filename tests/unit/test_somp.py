@@ -177,6 +177,7 @@ def test_a_small_dictionary_is_rotated_without_loss(
 ) -> None:
     z, w_o, dictionary = (a.to(dtype) for a in draw(22, d=160, v=12))
     dictionary = torch.cat([dictionary, dictionary[:4], 0 * dictionary[:2]])  # twins and zeros
+    assert len(dictionary) < dictionary.shape[1] / 8
     options = {"norm": norm, "normalise_atoms": normalise}
     found = pursue(z, w_o, dictionary, 18, **options)
     assert_same(found, direct(z, w_o, dictionary, 18, **options), 1e-9)
