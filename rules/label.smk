@@ -126,7 +126,7 @@ rule split_words:
     """The most frequent labelled words (or the user's own), split into selection and held-out."""
     input:
         labels=branch(not config["words"]["file"], then="<results>/labels/{dataset}.parquet"),
-        words=branch(config["words"]["file"], then=config["words"]["file"]),
+        words=branch(config["words"]["file"], then=str(beside(config["words"]["file"] or ""))),
         responses=branch(
             config["words"]["file"], then="<results>/generations/{dataset}/baseline.parquet"
         ),
@@ -170,7 +170,11 @@ rule build_dictionary:
         runtime=by_attempt(10),
     params:
         model=MODEL,
-        dictionary=config["dictionary"],
+        # Where case counts, a word's rows are those of the case it is listed in.
+        dictionary={
+            **config["dictionary"],
+            **({"cases": ["written"]} if MATCHING["case_sensitive"] else {}),
+        },
         code=code_hash("build_dictionary"),
     script:
         "../scripts/build_dictionary.py"

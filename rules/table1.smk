@@ -198,7 +198,7 @@ rule build_concept:
     input:
         words=branch(
             lambda wildcards: isinstance(TABLE1["concepts"][wildcards.concept], str),
-            then=lambda wildcards: TABLE1["concepts"][wildcards.concept],
+            then=lambda wildcards: str(beside(TABLE1["concepts"][wildcards.concept])),
         ),
         model=MODEL_FILES,
     output:
@@ -227,6 +227,7 @@ use rule rank_heads as rank_concept with:
     input:
         activations=rules.cache_activations.output,
         dictionary="<results>/dictionaries/concepts/{concept}.csv",
+        unrelated=UNRELATED_WORDS,
         model=MODEL_FILES,
     output:
         "<results>/rankings/{dataset}/{concept}/{method}.csv",

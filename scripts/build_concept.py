@@ -10,7 +10,7 @@ def main(snakemake):
     """Write word, split, form, token_id and token."""
     params, concept = snakemake.params, snakemake.wildcards.concept
     tokenizer = load_tokenizer(model_folder(snakemake.input.model, params.model))
-    words = concept_words(concept, params.words)
+    words = concept_words(concept, snakemake.input.words or params.words)
     table = concept_dictionary(concept, words, tokenizer, params.rows, params.leading_space)
     write_csv(snakemake.output[0], table)
 

@@ -12,13 +12,13 @@ def main(snakemake):
     """Write word, count, rank and split."""
     spec, matching = snakemake.params.words, snakemake.params.matching
     if spec["file"] is not None:
-        words = read_word_list(spec["file"], matching["case_sensitive"])
+        words = read_word_list(snakemake.input.words, matching["case_sensitive"])
         responses = read_parquet(snakemake.input.responses, ["response"])["response"].to_pylist()
         totals = count_words(responses, words, **matching).sum(0).tolist()
         counts = Counter(dict(zip(words, totals, strict=True)))
     else:
         labels = read_parquet(snakemake.input.labels, ["words"])["words"].to_pylist()
-        counts = label_counts(labels)
+        counts = label_counts(labels, matching["case_sensitive"])
     dataset = snakemake.wildcards.dataset
     table = split_words(
         counts, spec["top"], spec["selection_share"], snakemake.params.seed, dataset

@@ -242,7 +242,8 @@ def _sources(config: Mapping[str, Any]) -> Iterator[str]:
             there = ", ".join(config["sources"])
             yield f"{key}: {_shown(name)} is not under sources; there are {there}"
         elif config["sources"][name]["kind"] == "local":
-            yield from _file(f"sources.{name}.path", config["sources"][name]["path"])
+            # The job does not look into the workflow's folder.
+            yield from _file(f"sources.{name}.path", config["sources"][name]["path"], find=Path)
 
 
 def _source_names(config: Mapping[str, Any]) -> Iterator[str]:
@@ -257,11 +258,13 @@ def _dataset_names(config: Mapping[str, Any]) -> Iterator[str]:
             yield f"datasets.{name}: its scores would be another's; use a name without .per_prompt"
 
 
-def _file(key: str, path: str, folders: bool = True) -> Iterator[str]:
+def _file(
+    key: str, path: str, folders: bool = True, find: Callable[[str], Path] = beside
+) -> Iterator[str]:
     """Check that a file is there whose path the config holds, and that Snakemake can name it."""
     if signs := sorted(set(path) & set("{}<>\n")):
         yield f"{key}: a path with {_shown(signs)} is none for Snakemake; rename what is there"
-    elif not (beside(path).exists() if folders else beside(path).is_file()):
+    elif not (find(path).exists() if folders else find(path).is_file()):
         yield f"{key}: there is no file {'or folder ' if folders else ''}{_shown(path)}"
 
 

@@ -167,15 +167,27 @@ def class_names(spec: Mapping[str, Any], labels: set[Any], files: Sequence[Path]
     """Return the class name of every label, in the order in which the model reads them.
 
     They are the config's ``classes``; else the names that a Parquet file's own metadata give to
-    its numbers; else the labels themselves. Underscores in the latter two become spaces.
+    its numbers; else the labels themselves, if they are text. Underscores in the latter two become
+    spaces.
 
     Raises:
         UserError: if a label has no name, or two names are the same once normalised.
     """
     listed = next(filter(None, (_stored_names(file, spec["label"]) for file in files)), None)
-    shown = enumerate(listed) if listed else ((label, label) for label in sorted(labels))
-    names = {str(label): str(name).replace("_", " ") for label, name in shown}
-    if spec["classes"] is not None:
+    if spec["classes"] is None:
+        # A CSV file's labels are all text, so digits are taken for numbers there.
+        typed = any(file.suffix == ".parquet" for file in files)
+        numbers = [o for o in labels if not isinstance(o, str) or (not typed and o.isdecimal())]
+        if numbers and not listed:
+            some = ", ".join(sorted(map(str, numbers))[:3])
+            raise UserError(
+                f"classes: the labels are numbers ({some}, ...), and no file of theirs names them. "
+                "Give each a name in image_datasets.*.classes, such as {0: zero, 1: one}; or "
+                '{0: "0", 1: "1"} if the model is to be asked about numbers.'
+            )
+        shown = enumerate(listed) if listed else ((label, label) for label in sorted(labels))
+        names = {str(label): str(name).replace("_", " ") for label, name in shown}
+    else:
         # Keyed by the label itself, or by its name in the file.
         keys = {str(key): name for key, name in spec["classes"].items()}
         stored = dict(enumerate(listed or []))

@@ -94,9 +94,20 @@ def read_word_list(
     return words
 
 
-def label_counts(labels: Iterable[Sequence[str]]) -> Counter[str]:
+def spellings(text: str, word: str) -> list[str]:
+    """Return the forms, apart from case the same, in which a text holds a word, each once.
+
+    ``word`` is normalised; the forms have the text's case, and else are normalised too.
+    """
+    pattern = regex.compile(word_pattern(word).pattern, regex.IGNORECASE | regex.FULLCASE)
+    found = pattern.findall(normalise(text, case_sensitive=True))
+    return list(dict.fromkeys(" ".join(form.split()) for form in found))
+
+
+def label_counts(labels: Iterable[Sequence[str]], case_sensitive: bool = False) -> Counter[str]:
     """Count in how many responses each word was labelled."""
-    return Counter(word for words in labels for word in {tidy_word(word) for word in words} if word)
+    tidied = ({tidy_word(word, case_sensitive) for word in words} for words in labels)
+    return Counter(word for words in tidied for word in words if word)
 
 
 def split_words(

@@ -409,21 +409,52 @@ def test_parts_by_a_column(folder: Path) -> None:
 
 
 def test_parquet_with_class_names(folder: Path) -> None:
-    labels = [0, 1, 2] * 6
-    images = [{"bytes": (folder / f"{i}.png").read_bytes(), "path": None} for i in range(18)]
-    label = {"names": ["sea_lake", "river", "road"], "_type": "ClassLabel"}
-    features = {"image": {"_type": "Image"}, "label": label}
+    names = ["sea_lake", "river", "road"]
+    classes, _ = prepare(folder, labelled(folder, [0, 1, 2] * 6, names), (2, 2))
+    assert classes["class_name"].tolist() == ["sea lake", "river", "road"]
+    named = labelled(folder, [0, 1, 2] * 6, names, classes={0: "lake", "river": "river", 2: "road"})
+    assert prepare(folder, named, (2, 2))[0]["class_name"].tolist() == ["lake", "river", "road"]
+
+
+def labelled(folder: Path, labels: list, names: list[str] | None = None, **changes) -> dict:
+    """Write a Parquet file of images with labels and return its entry of the config."""
+    images = [{"bytes": (folder / f"{i}.png").read_bytes()} for i in range(len(labels))]
+    features = {"label": {"names": names, "_type": "ClassLabel"}} if names else {}
     table = pa.table({"image": images, "label": labels}).replace_schema_metadata(
         {"huggingface": json.dumps({"info": {"features": features}})}
     )
     pq.write_table(table, folder / "all.parquet")
     part = {"files": "*.parquet"}
-    own = spec(image="image", label="label", selection=part, evaluation=part)
-    classes, _ = prepare(folder, own, (2, 2))
-    assert classes["class_name"].tolist() == ["sea lake", "river", "road"]
-    named = spec(image="image", label="label", selection=part, evaluation=part,
-                 classes={0: "lake", 1: "river", 2: "road"})  # fmt: skip
-    assert prepare(folder, named, (2, 2))[0]["class_name"].tolist() == ["lake", "river", "road"]
+    return spec(image="image", label="label", selection=part, evaluation=part, **changes)
+
+
+@pytest.mark.parametrize(
+    ("labels", "names", "changes", "expected"),
+    [
+        ([0, 1, 2] * 6, ["0", "1", "2"], {}, ["0", "1", "2"]),  # as MNIST's and SVHN's
+        (["2", "0", "1"] * 6, None, {}, ["0", "1", "2"]),
+        ([0, 1] * 9, None, {"classes": {0: "0", 1: "1"}}, ["0", "1"]),
+    ],
+)
+def test_digits_are_class_names(folder: Path, labels, names, changes, expected) -> None:
+    classes, table = prepare(folder, labelled(folder, labels, names, **changes), (2, 2))
+    assert classes["class_name"].tolist() == expected
+    assert sorted(set(table["class_name"])) == expected
+
+
+@pytest.mark.parametrize("labels", [[0, 1, 2] * 6, [3, 10, -1] * 6, [0.0, 1.0] * 9, [0, None] * 9])
+def test_numbers_that_nothing_names_are_refused(folder: Path, labels: list) -> None:
+    with pytest.raises(UserError, match=r"the labels are numbers \(.*image_datasets\.\*\.classes"):
+        prepare(folder, labelled(folder, labels))
+
+
+def test_numbers_in_a_csv_are_no_names(folder: Path) -> None:
+    text = (folder / "labels.csv").read_text().replace("red_apple", "0").replace("pear", "1")
+    (folder / "labels.csv").write_text(text)
+    with pytest.raises(UserError, match=r"the labels are numbers \(0, 1, \.\.\.\)"):
+        prepare(folder, spec())
+    named = spec(classes={0: "apple", 1: "pear"})
+    assert prepare(folder, named)[0]["class_name"].tolist() == ["apple", "pear"]
 
 
 def test_rows_of_pixels(folder: Path) -> None:

@@ -7,12 +7,14 @@ import numpy as np
 import pandas as pd
 import pytest
 from headpursuit.files import UserError
+from headpursuit.labellers.reply import sift_words
 from headpursuit.words import (
     build_dictionary,
     count_words,
     label_counts,
     normalise,
     read_word_list,
+    spellings,
     split_words,
     tidy_word,
     variants,
@@ -154,6 +156,28 @@ def test_a_tidy_word_is_tidy(word: str):
     assert tidy_word(tidy) == tidy == " ".join(tidy.split())
     assert not any(unicodedata.category(c) == "Cc" for c in tidy)
     assert normalise(tidy) == tidy
+
+
+def test_case_counts_where_it_is_asked_for():
+    kept = sift_words(["darn", "naïve fool"], "DARN it, Darn! You Naïve\nfool, darn, darn’t.")[0]
+    assert kept == ["DARN", "Darn", "darn", "Naïve fool"]
+    labels = [kept, ["Darn"], ["darn"]]
+    assert label_counts(labels, case_sensitive=True) == {
+        "DARN": 1, "Darn": 2, "darn": 2, "Naïve fool": 1
+    }  # fmt: skip
+    assert label_counts(labels) == {"darn": 3, "naïve fool": 1}
+
+
+@pytest.mark.parametrize(
+    ("text", "word", "forms"),
+    [
+        ("Straße STRASSE strasse", "strasse", ["Straße", "STRASSE", "strasse"]),
+        ("Don’t, DON'T", "don't", ["Don't", "DON'T"]),
+        ("undarned", "darn", []),
+    ],
+)
+def test_spellings_are_those_of_the_text(text: str, word: str, forms: list[str]):
+    assert spellings(text, normalise(word)) == forms
 
 
 def test_labels_count_once_a_response():

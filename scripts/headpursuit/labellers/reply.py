@@ -5,7 +5,7 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
-from headpursuit.words import count_words, normalise
+from headpursuit.words import count_words, normalise, spellings
 
 # Beyond these a reply is no list of words but prose, or a model that cannot stop.
 MAX_ENTRIES = 100
@@ -36,9 +36,18 @@ def parse_reply(reply: str, mode: str) -> list[str] | None:
 
 
 def sift_words(words: Sequence[str], response: str) -> tuple[list[str], list[str]]:
-    """Part the words that occur in the response, whole, from those that do not."""
+    """Part the words that occur in the response, whole, from those that do not.
+
+    Those that do are returned in each case in which they stand there, since `words.case_sensitive`
+    tells them apart.
+    """
     found = count_words([response], words)[0] if words else []
-    kept = [word for word, count in zip(words, found, strict=True) if count]
+    kept = [
+        form
+        for word, count in zip(words, found, strict=True)
+        if count
+        for form in spellings(response, word) or [word]
+    ]
     dropped = [word for word, count in zip(words, found, strict=True) if not count]
     return kept, dropped
 
