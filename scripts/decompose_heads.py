@@ -12,14 +12,14 @@ def main(snakemake):
     """Write layer, head, step, token_id, token and explained."""
     params, paths = snakemake.params, snakemake.input.activations
     decoder, tokenizer, model = open_model(snakemake.input.model, params.model, params.device)
-    dictionary = vocabulary(decoder, tokenizer, params.pursuit["fold_norm_gain"])
-    atoms = decompose_heads(decoder, dictionary, paths, params.iterations, params.pursuit)
+    words = vocabulary(decoder, tokenizer, params.pursuit["fold_norm_gain"])
+    atoms = decompose_heads(decoder, words, paths, params.iterations, params.pursuit)
     atoms.insert(4, "token", token_texts(tokenizer, atoms["token_id"]))
     cache = parquet_metadata(paths[0], ["samples", "positions"])
     metadata = {
         "model": model,
         "pursuit": params.pursuit | {"iterations": params.iterations},
-        "vocabulary": len(dictionary),
+        "vocabulary": len(words[0]),
         "samples": cache["samples"],
         "positions": cache["positions"],
     }

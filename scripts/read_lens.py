@@ -12,10 +12,8 @@ def main(snakemake):
     """Write layer, head, place, token_id and token."""
     params = snakemake.params
     decoder, tokenizer, _ = open_model(snakemake.input.model, params.model, params.device)
-    dictionary = vocabulary(decoder, tokenizer, params.fold_norm_gain)
-    lens = read_lens(
-        decoder, dictionary, snakemake.input.activations, params.per_sample, params.tokens
-    )
+    words = vocabulary(decoder, tokenizer, params.fold_norm_gain)
+    lens = read_lens(decoder, words, snakemake.input.activations, params.per_sample, params.tokens)
     lens["token"] = token_texts(tokenizer, lens["token_id"])
     write_parquet(snakemake.output[0], pa.Table.from_pandas(lens))
 

@@ -1,6 +1,7 @@
 """The activation cache: what each head's slice of the output projection reads, pooled."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import logging
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -22,23 +23,30 @@ from headpursuit.files import (
 )
 from headpursuit.models import Decoder, projection_inputs
 
+log = logging.getLogger(__name__)
+
 # Rows held back before they are written; it bounds the memory whatever the number of samples.
 ROW_GROUP = 256
 
 
 def pooled_positions(
-    prompts: pa.Table, responses: pa.Table | None, positions: str
-) -> tuple[list[str], list[list[int]], list[slice]]:
+    prompts: pa.Table,
+    responses: pa.Table | None,
+    positions: str,
+    special: Collection[int] | None = None,
+) -> tuple[list[str], list[list[int]], list[list[int]]]:
     """Return what is read and which positions of it are averaged.
 
     Args:
-        prompts: table with prompt_id and token_ids.
+        prompts: table with prompt_id, token_ids and, unless ``special`` is None, own_positions.
         responses: the baseline's responses with prompt_id, sample and token_ids; only read for
-            ``response``, where empty responses are left out.
+            ``response``.
         positions: ``prompt``, ``last`` or ``response``.
+        special: ids of special tokens, which do not count in a response, and neither they nor the
+            chat template's in a prompt; None counts all.
 
     Returns:
-        Sample ids, token ids and positions of each sample.
+        Sample ids, token ids and positions of each sample; samples without positions are left out.
 
     Raises:
         UserError: if no sample is left.
@@ -48,23 +56,31 @@ def pooled_positions(
         names, rows, where = [], [], []
         for record in responses.select(["prompt_id", "sample", "token_ids"]).to_pylist():
             prompt, response = ids[record["prompt_id"]], record["token_ids"]
-            if response:
-                names.append(f"{record['prompt_id']}/{record['sample']}")
-                rows.append(prompt + response)
-                where.append(slice(len(prompt), len(prompt) + len(response)))
+            names.append(f"{record['prompt_id']}/{record['sample']}")
+            rows.append(prompt + response)
+            counted = (place for place, i in enumerate(response) if i not in (special or ()))
+            where.append([len(prompt) + place for place in counted])
     else:
         names, rows = list(ids), list(ids.values())
-        where = [slice(0 if positions == "prompt" else len(r) - 1, len(r)) for r in rows]
-    if not rows:
-        raise UserError("Every response is empty, so there are no response positions to average.")
-    return names, rows, where
+        where = [list(range(len(row)))[0 if positions == "prompt" else -1 :] for row in rows]
+        if positions == "prompt" and special is not None:
+            where = prompts["own_positions"].to_pylist()
+    kept = [sample for sample in zip(names, rows, where, strict=True) if sample[2]]
+    if not kept:
+        raise UserError(
+            f"No {positions} has a position to average: all are empty but for special tokens "
+            "(activations.special_tokens)."
+        )
+    if len(kept) < len(rows):
+        log.info("left out %d samples without a position to average", len(rows) - len(kept))
+    return tuple(map(list, zip(*kept, strict=True)))
 
 
 @torch.inference_mode()
 def pooled_inputs(
     decoder: Decoder,
     rows: Sequence[Sequence[int]],
-    where: Sequence[slice],
+    where: Sequence[Sequence[int]],
     pad_id: int,
     batch_tokens: int,
 ) -> Iterator[tuple[list[int], int, Tensor]]:
@@ -83,7 +99,7 @@ def pooled_inputs(
         ids, _ = pad([rows[i] for i in batch], pad_id, left=False, device=decoder.device)
         weights = torch.zeros(ids.shape, device=decoder.device)
         for row, i in enumerate(batch):
-            weights[row, where[i]] = 1 / (where[i].stop - where[i].start)
+            weights[row, where[i]] = 1 / len(where[i])
         return batch, averaged_inputs(decoder, weights, input_ids=ids)
 
     work = Halving(

@@ -9,7 +9,7 @@ import pandas as pd
 
 from headpursuit.files import UserError
 from headpursuit.heads import Head, top_heads
-from headpursuit.words import form_tokens
+from headpursuit.words import form_rows, tokenised, variants
 
 
 def concept_words(concept: str, words: Sequence[str] | str) -> list[str]:
@@ -59,10 +59,8 @@ def concept_dictionary(
     """
     records = []
     for word in words:
-        for space in leading_space:
-            form = " " + word if space else word
-            ids = form_tokens(tokenizer, form)
-            chosen = {"single": ids if len(ids) == 1 else [], "first": ids[:1], "all": ids}[rows]
+        for form, ids in tokenised(tokenizer, variants(word, ["written"], leading_space)):
+            chosen = form_rows(tokenizer, ids, rows)
             tokens = tokenizer.convert_ids_to_tokens(chosen)
             records += [(word, "selection", form, *own) for own in zip(chosen, tokens, strict=True)]
     if not records:

@@ -14,14 +14,20 @@ from headpursuit.activations import read_layer
 from headpursuit.files import UserError, seed_for
 from headpursuit.models import Decoder, unembedding
 from headpursuit.somp import head_factor, logit_lens_tokens, pursue_layer
+from headpursuit.tokens import text_tokens
 
 Numbers = np.ndarray
+Vocabulary = tuple[Numbers, Tensor]
 
 
-def vocabulary(decoder: Decoder, tokenizer, fold_norm_gain: bool) -> Tensor:
-    """Return the unembedding's rows that are tokens, v x d; padding behind the last is left out."""
-    rows = unembedding(decoder, None, fold_norm_gain)
-    return rows[: len(tokenizer)]
+def vocabulary(decoder: Decoder, tokenizer, fold_norm_gain: bool) -> Vocabulary:
+    """Return the tokens that stand for text: their ids, (v,), and rows of the unembedding, v x d.
+
+    Special tokens are left out, and so are rows that belong to no token (padding behind the last).
+    """
+    rows = len(decoder.model.get_output_embeddings().weight)
+    ids = np.array([number for number in text_tokens(tokenizer) if number < rows])
+    return ids, unembedding(decoder, ids, fold_norm_gain)
 
 
 def _layers(decoder: Decoder, paths: Sequence[str | Path], what: str) -> Iterator:
@@ -33,7 +39,7 @@ def _layers(decoder: Decoder, paths: Sequence[str | Path], what: str) -> Iterato
 
 def decompose_heads(
     decoder: Decoder,
-    dictionary: Tensor,
+    vocabulary: Vocabulary,
     paths: Sequence[str | Path],
     iterations: int,
     pursuit: Mapping[str, Any],
@@ -42,7 +48,7 @@ def decompose_heads(
 
     Args:
         decoder: the model.
-        dictionary: (v, d) of :func:`vocabulary`.
+        vocabulary: of :func:`vocabulary`.
         paths: the activation cache, a file a layer in their order.
         iterations: atoms a head.
         pursuit: the config's ``pursuit``; its own ``iterations`` is for words' dictionaries.
@@ -55,11 +61,12 @@ def decompose_heads(
         UserError: if no head has anything to explain.
     """
     options = {key: pursuit[key] for key in ("norm", "center", "normalise_atoms")}
+    ids, dictionary = vocabulary
     records = [
-        (layer, head, step, token_id, explained)
+        (layer, head, step, int(ids[row]), explained)
         for layer, z, columns in _layers(decoder, paths, "SOMP")
         for head, found in enumerate(pursue_layer(z, columns, dictionary, iterations, **options))
-        for step, (token_id, explained) in enumerate(
+        for step, (row, explained) in enumerate(
             zip(found.support, found.explained, strict=True), start=1
         )
     ]
@@ -73,7 +80,7 @@ def decompose_heads(
 
 def read_lens(
     decoder: Decoder,
-    dictionary: Tensor,
+    vocabulary: Vocabulary,
     paths: Sequence[str | Path],
     per_sample: int,
     top: int,
@@ -82,7 +89,7 @@ def read_lens(
 
     Args:
         decoder: the model.
-        dictionary: (v, d) of :func:`vocabulary`.
+        vocabulary: of :func:`vocabulary`.
         paths: the activation cache, a file a layer in their order.
         per_sample: tokens of highest logit counted for each sample.
         top: most frequent tokens that are kept.
@@ -90,11 +97,12 @@ def read_lens(
     Returns:
         Table with layer, head, place (from 1) and token_id.
     """
+    ids, dictionary = vocabulary
     records = [
-        (layer, head, place, token_id)
+        (layer, head, place, int(ids[row]))
         for layer, z, columns in _layers(decoder, paths, "logit lens")
         for head in range(len(columns))
-        for place, token_id in enumerate(
+        for place, row in enumerate(
             logit_lens_tokens(z[:, head], columns[head], dictionary, per_sample, top), start=1
         )
     ]
@@ -103,7 +111,7 @@ def read_lens(
 
 def rank_specialists(
     decoder: Decoder,
-    dictionary: Tensor,
+    vocabulary: Vocabulary,
     paths: Sequence[str | Path],
     atoms: pd.DataFrame,
     tokens: int,
@@ -122,7 +130,7 @@ def rank_specialists(
 
     Args:
         decoder: the model.
-        dictionary: (v, d) of :func:`vocabulary`.
+        vocabulary: of :func:`vocabulary`.
         paths: the activation cache, a file a layer in their order.
         atoms: of :func:`decompose_heads`.
         tokens: how many of a head's first atoms count.
@@ -137,6 +145,7 @@ def rank_specialists(
         (layer, head, step, mean, low, high: the central 95 % of the draws). ``_null`` is the mean
         over draws and ``_high`` the 95th percentile.
     """
+    ids, dictionary = vocabulary
     norms = dictionary.norm(dim=1).cpu().numpy()
     by_norm = np.argsort(norms, kind="stable")
     mean = dictionary.double().mean(0)
@@ -150,7 +159,7 @@ def rank_specialists(
             if own is None:  # it writes nothing
                 ranked.append({"layer": layer, "head": head})
                 continue
-            support = own["token_id"].to_numpy()
+            support = np.searchsorted(ids, own["token_id"])
             rng = np.random.default_rng(seed_for(seed, dataset, "random sets", layer, head))
             sets = norm_matched_sets(support, by_norm, rng=rng, **random_sets)
             rows = dictionary[torch.tensor(sets, device=dictionary.device)].double()
@@ -206,14 +215,14 @@ def norm_matched_sets(
     """Draw random sets of tokens whose rows have about the norms of a head's atoms.
 
     Args:
-        support: (k,) the atoms.
-        by_norm: (v,) all tokens in order of their rows' norms.
+        support: (k,) rows of the atoms.
+        by_norm: (v,) all rows in order of their norms.
         draws: number of sets.
         neighbours: each token is one of the so many whose norms are nearest in rank to the atom's.
         rng: what draws.
 
     Returns:
-        (draws, k) token ids; no token twice in a set.
+        (draws, k) rows; none twice in a set.
     """
     width = min(neighbours, len(by_norm))
     place = np.empty_like(by_norm)

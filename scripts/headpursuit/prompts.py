@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from headpursuit.files import UserError, seed_for
-from headpursuit.tokens import opened
+from headpursuit.tokens import opened, special_tokens
 
 log = logging.getLogger(__name__)
 
@@ -22,6 +22,9 @@ OPTIONS = {
     "text": {"encoding": "utf-8-sig"},
     "json": {"parse_agent_traces": False},
 }
+
+PLACEHOLDER = "headpursuit"  # stands for a message when the chat template is looked at
+CHUNK = 1000  # texts tokenised at once; it bounds the memory that their offsets take
 
 
 def read_rows(
@@ -177,7 +180,11 @@ def as_responses(prompts: pa.Table) -> pa.Table:
 def render_prompts(
     prompts: pa.Table, template: str, tokenizer, chat: bool, max_tokens: int | None, dataset: str
 ) -> pa.Table:
-    """Add what the model reads, the rendered text and its token ids; drop what is too long for it.
+    """Add what the model reads: the rendered text, its token ids, and which positions are its own.
+
+    Own are the positions of the text itself: not those of special tokens, nor of what the chat
+    template writes around it. Prompts that are too long for the model are dropped. A text that
+    spells a special token (``</s>``) is read as the tokenizer reads it, as that token.
 
     Args:
         prompts: table of :func:`unique_prompts`.
@@ -188,23 +195,18 @@ def render_prompts(
         dataset: for messages.
 
     Raises:
-        UserError: if the chat template is missing or every prompt is too long.
+        UserError: if the chat template is missing or does not hold the text, if the tokenizer
+            cannot say where tokens stand, or if every prompt is too long.
     """
-    if chat and not tokenizer.chat_template:
-        raise UserError("models.*.chat is true, but the tokenizer has no chat template.")
     texts = [template.replace("{prompt}", text) for text in prompts["text"].to_pylist()]
+    spans = [(0, len(text)) for text in texts]
     if chat:
-        texts = [
-            tokenizer.apply_chat_template(
-                [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
-            )
-            for text in texts
-        ]
-    ids = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
-    ids = opened(tokenizer, ids)
+        texts, spans = _through_chat(tokenizer, texts)
+    ids, own = _tokenise(tokenizer, texts, spans)
     columns = {
         "rendered": pa.array(texts, pa.string()),
         "token_ids": pa.array(ids, pa.list_(pa.int32())),
+        "own_positions": pa.array(own, pa.list_(pa.int32())),
     }
     for name, column in columns.items():
         prompts = prompts.append_column(name, column)
@@ -223,3 +225,55 @@ def render_prompts(
                 "a response", dataset, source, len(own), max_tokens,
             )  # fmt: skip
     return prompts.filter(pa.array(fits, pa.bool_()))
+
+
+def _through_chat(tokenizer, texts: Sequence[str]) -> tuple[list[str], list[tuple[int, int]]]:
+    """Put texts through the chat template; return them with where each begins and ends there."""
+    if not tokenizer.chat_template:
+        raise UserError("models.*.chat is true, but the tokenizer has no chat template.")
+
+    def render(text: str) -> str:
+        message = {"role": "user", "content": text}
+        return tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
+
+    # The template may strip a text, so what stands around another one shows where it is.
+    head, found, tail = render(PLACEHOLDER).partition(PLACEHOLDER)
+    rendered = [render(text) for text in texts]
+    fits = [
+        len(whole) >= len(head + tail) and whole.startswith(head) and whole.endswith(tail)
+        for whole in rendered
+    ]
+    if not found or PLACEHOLDER in tail or not all(fits):
+        raise UserError(
+            "models.*.chat is true, but the tokenizer's chat template does not hold a user's "
+            "message once, with the same text around it whatever the message."
+        )
+    return rendered, [(len(head), len(whole) - len(tail)) for whole in rendered]
+
+
+def _tokenise(
+    tokenizer, texts: Sequence[str], spans: Sequence[tuple[int, int]]
+) -> tuple[list[list[int]], list[list[int]]]:
+    """Return each text's token ids and the positions of those that stand for its own span."""
+    if not tokenizer.is_fast:
+        raise UserError(
+            "The tokenizer does not say where in a text its tokens stand: its folder needs a "
+            "tokenizer.json."
+        )
+    special = special_tokens(tokenizer)
+    ids, own = [], []
+    for start in range(0, len(texts), CHUNK):
+        some = slice(start, start + CHUNK)
+        found = tokenizer(texts[some], add_special_tokens=False, return_offsets_mapping=True)
+        whole = opened(tokenizer, found["input_ids"])
+        parts = zip(whole, found["input_ids"], found["offset_mapping"], spans[some], strict=True)
+        for row, text, offsets, (begin, end) in parts:
+            added, reached, positions = len(row) - len(text), 0, []
+            for place, (token, (first, last)) in enumerate(zip(text, offsets, strict=True)):
+                # From the token before on: some tokenizers count no space to a token.
+                if token not in special and min(first, reached) < end and last > begin:
+                    positions.append(added + place)
+                reached = last
+            ids.append(row)
+            own.append(positions)
+    return ids, own

@@ -1,6 +1,20 @@
-"""Tokens: those that a tokenizer adds by itself, and all of them as text that shows every byte."""
+"""Tokens: which are special, which a tokenizer adds by itself, and all as visible text."""
 
 from collections.abc import Iterable, Sequence
+
+
+def special_tokens(tokenizer) -> set[int]:
+    """Return the ids of the tokens that stand for no text: BOS, EOS, padding, <unk>, roles, images.
+
+    Tokens of single bytes (``<0x0A>``) and added tokens of plain text are not among them.
+    """
+    added = tokenizer.added_tokens_decoder.items()
+    return {*tokenizer.all_special_ids, *(number for number, token in added if token.special)}
+
+
+def text_tokens(tokenizer) -> list[int]:
+    """Return the ids of all tokens that stand for text, in order."""
+    return sorted(set(tokenizer.get_vocab().values()) - special_tokens(tokenizer))
 
 
 def added_tokens(tokenizer) -> tuple[list[int], list[int]]:

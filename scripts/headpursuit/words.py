@@ -2,7 +2,7 @@
 
 import unicodedata
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import product
 from pathlib import Path
 from string import capwords
@@ -12,6 +12,7 @@ import pandas as pd
 import regex  # unlike re, it takes combining marks for parts of words
 
 from headpursuit.files import UserError, seed_for
+from headpursuit.tokens import special_tokens
 
 SPLITS = ("selection", "heldout")
 MIN_WORDS = 10
@@ -167,29 +168,24 @@ def build_dictionary(
     Args:
         words: table with word and split.
         tokenizer: a Hugging Face tokenizer.
-        rows: ``single`` takes the forms that are one token, ``first`` each form's first token,
-            ``all`` each of its tokens.
+        rows: see :func:`form_rows`.
         cases: of ``written`` (as it is), ``lower``, ``title`` and ``upper``.
         leading_space: which of the forms with (True) and without (False) a space before them.
 
     Returns:
         Table with a row for each word, form and token: word, split, form, starts_word (the form
         has the space before it and is one token, so that its probability is the word's), token_id,
-        token and shared (the same row serves selection and held-out words alike). Forms with an
-        unknown token have no row.
+        token and shared (the same row serves selection and held-out words alike). Forms with a
+        special token (an unknown one, say) have no row.
 
     Raises:
         UserError: if a split has no row at all.
     """
     records = []
     for word, split in zip(words["word"], words["split"], strict=True):
-        for form in variants(word, cases, leading_space):
-            ids = form_tokens(tokenizer, form)
-            if tokenizer.unk_token_id in ids:
-                continue
+        for form, ids in tokenised(tokenizer, variants(word, cases, leading_space)):
             single = len(ids) == 1
-            chosen = {"single": ids if single else [], "first": ids[:1], "all": ids}[rows]
-            for token_id in chosen:
+            for token_id in form_rows(tokenizer, ids, rows):
                 token = tokenizer.convert_ids_to_tokens(token_id)
                 starts = single and form.startswith(" ")
                 records.append((word, split, form, starts, token_id, token))
@@ -206,17 +202,35 @@ def build_dictionary(
     return table
 
 
-def form_tokens(tokenizer, form: str) -> list[int]:
-    """Return the token ids of a form as it stands inside a text.
+def tokenised(tokenizer, forms: Iterable[str]) -> Iterator[tuple[str, list[int]]]:
+    """Yield forms with their token ids inside a text; those with a special token are left out.
 
-    SentencePiece tokenizers put a space before a text of their own accord, so the form is
-    tokenised behind a newline, whose own tokens are taken off again.
+    SentencePiece tokenizers put a space before a text of their own accord, so a form is tokenised
+    behind a newline, whose own tokens are taken off again.
     """
+    special = special_tokens(tokenizer)
     prefix = tokenizer("\n", add_special_tokens=False).input_ids
-    ids = tokenizer("\n" + form, add_special_tokens=False).input_ids
-    if ids[: len(prefix)] == prefix:
-        return ids[len(prefix) :]
-    return tokenizer(form, add_special_tokens=False).input_ids
+    for form in forms:
+        ids = tokenizer("\n" + form, add_special_tokens=False).input_ids
+        if ids[: len(prefix)] == prefix:
+            ids = ids[len(prefix) :]
+        else:
+            ids = tokenizer(form, add_special_tokens=False).input_ids
+        if special.isdisjoint(ids):
+            yield form, ids
+
+
+def form_rows(tokenizer, ids: Sequence[int], rows: str) -> list[int]:
+    """Return which of a form's tokens become rows of a dictionary.
+
+    ``single`` takes a form that is one token, ``first`` its first token, ``all`` each of its
+    tokens. Of several tokens, those of white space alone (SentencePiece's before a digit) say
+    nothing and are passed over.
+    """
+    if rows == "single":
+        return list(ids) if len(ids) == 1 else []
+    spelled = [token_id for token_id in ids if tokenizer.decode([token_id]).strip()]
+    return spelled[:1] if rows == "first" else spelled
 
 
 def class_dictionary(
@@ -228,8 +242,7 @@ def class_dictionary(
 ) -> pd.DataFrame:
     """Turn class names into rows of the unembedding matrix.
 
-    Rows that all classes share (a piece that only stands for a space) say nothing of any class
-    and are left out.
+    Rows that all classes share say nothing of any class and are left out.
 
     Args:
         names: class names.
@@ -291,9 +304,8 @@ def unrelated_tokens(
     rng = np.random.default_rng(seed_for(seed, dataset, "unrelated"))
     drawn: dict[int, None] = {}
     for index in rng.permutation(len(words)):
-        for form in variants(words[index], cases, leading_space):
-            ids = form_tokens(tokenizer, form)
-            if len(ids) == 1 and ids[0] not in taken and ids[0] != tokenizer.unk_token_id:
+        for _, ids in tokenised(tokenizer, variants(words[index], cases, leading_space)):
+            if len(ids) == 1 and ids[0] not in taken:
                 drawn[ids[0]] = None
     if len(drawn) < len(taken):
         raise UserError(

@@ -31,13 +31,13 @@ def tensors(model: Path, names: list[str]) -> dict[str, np.ndarray]:
 
 
 def direct(
-    h: np.ndarray, dictionary: np.ndarray, iterations: int, norm: str
+    h: np.ndarray, dictionary: np.ndarray, special: list[int], iterations: int, norm: str
 ) -> tuple[list[int], list[float]]:
     """SOMP as its authors wrote it: residual times dictionary, least-squares refit."""
     residual, support, explained = h, [], []
     for _ in range(iterations):
         scores = np.linalg.norm(residual @ dictionary.T, ord=int(norm[1]), axis=0)
-        scores[support] = -1
+        scores[special + support] = -1
         support.append(int(scores.argmax()))
         atoms = dictionary[support].T
         residual = h - (atoms @ np.linalg.lstsq(atoms, h.T, rcond=None)[0]).T
@@ -62,6 +62,8 @@ def test_supports_equal_those_of_a_direct_implementation(path: Path) -> None:
     names = ["lm_head.weight", "model.embed_tokens.weight"]
     weights = tensors(folder, names + [projection.format(layer) for layer, _ in chosen])
     dictionary = weights[names[0] if names[0] in weights else names[1]]
+    added = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["added_tokens"]
+    special = [token["id"] for token in added if token["special"]]
     for layer, head in chosen:
         table = pq.read_table(run / "activations" / path.stem / f"layer-{layer:02d}.parquet")
         z = np.stack(table["z"].to_pylist()).astype(float)
@@ -70,6 +72,6 @@ def test_supports_equal_those_of_a_direct_implementation(path: Path) -> None:
         h = z[:, own] @ weights[projection.format(layer)][:, own].T
         h = h - h.mean(0) if pursuit["center"] else h
         ours = found[(found["layer"] == layer) & (found["head"] == head)].sort_values("step")
-        support, explained = direct(h, dictionary, len(ours), pursuit["norm"])
+        support, explained = direct(h, dictionary, special, len(ours), pursuit["norm"])
         assert ours["token_id"].tolist() == support, f"L{layer}.H{head}"
         assert ours["explained"].to_numpy() == pytest.approx(explained, abs=1e-9)

@@ -17,7 +17,7 @@ from headpursuit.activations import (
     write_cache,
 )
 from headpursuit.files import UserError
-from headpursuit.models import Decoder
+from headpursuit.models import Decoder, projection_inputs
 from tiny import HEADS, LAYERS
 from torch import Tensor
 
@@ -91,6 +91,29 @@ def test_the_cache_holds_the_mean_of_each_sample(
             np.testing.assert_allclose(own.ravel(), expected[name][layer], atol=2e-5)
 
 
+def test_special_tokens_and_the_template_do_not_count(model, prompts, responses, tokenizer):
+    """Unless the config says so; the last token is the last, whatever it is."""
+    special = {7, 8}
+    own = prompts.append_column("own_positions", pa.array([[1], [1, 3], [], [2]]))
+    names, rows, where = pooled_positions(own, None, "prompt", special)
+    assert names == ["a", "b", "d"]  # nothing of c is its own
+    assert where == [[1], [1, 3], [2]]
+    assert rows == [prompts["token_ids"][i].as_py() for i in (0, 1, 3)]
+    assert pooled_positions(own, None, "prompt")[2] == [list(range(len(row.as_py())))
+                                                        for row in own["token_ids"]]  # fmt: skip
+    last = [[len(row.as_py()) - 1] for row in own["token_ids"]]
+    assert pooled_positions(own, None, "last", special)[2] == last
+    names, _, where = pooled_positions(own, responses, "response", special)
+    assert names == ["a/0", "c/0", "c/1", "d/0"]  # a/1 is a special token alone
+    first = len(rows[0])
+    assert where[0] == [first, first + 1]
+    decoder = model("llama")
+    z = next(z for _, layer, z in pooled_inputs(decoder, rows[1:2], [[1, 3]], 0, 99) if layer == 1)
+    with torch.inference_mode(), projection_inputs(decoder, [1]) as inputs:
+        decoder.model(torch.tensor(rows[1:2]))
+    torch.testing.assert_close(z[0], inputs[1][0, [1, 3]].mean(0))
+
+
 def test_every_layer_holds_the_samples_in_the_same_order(model, prompts, tmp_path: Path):
     names, rows, where = pooled_positions(prompts, None, "prompt")
     paths = [tmp_path / f"{i}.parquet" for i in range(LAYERS)]
@@ -101,7 +124,7 @@ def test_every_layer_holds_the_samples_in_the_same_order(model, prompts, tmp_pat
 
 def test_no_response_at_all_is_refused(prompts):
     none = pa.table({"prompt_id": ["a"], "sample": [0], "token_ids": [[]]})
-    with pytest.raises(UserError, match="Every response is empty"):
+    with pytest.raises(UserError, match="No response has a position to average: all are empty"):
         pooled_positions(prompts, none, "response")
 
 

@@ -12,7 +12,8 @@ from headpursuit.files import UserError
 from headpursuit.prompts import read_rows, render_prompts, sample_prompts, unique_prompts
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import make_asking, make_tokenizer
+from tiny import TEMPLATES, make_asking, make_tokenizer
+from tokenizers.processors import ByteLevel
 
 # What a data set may hold and no step may change.
 HOSTILE = [
@@ -265,6 +266,7 @@ def test_a_template_s_other_braces_are_text(tokenizer):
 
 
 TOKENIZER = make_tokenizer()
+ASKING = {family: make_asking(family) for family in TEMPLATES}
 
 
 @settings(max_examples=50)
@@ -311,6 +313,73 @@ def test_a_prompt_begins_as_the_model_was_trained(
     assert tokens[: len(first)] == first
     assert tokens.count("<s>") == (family != "qwen")
     assert "</s>" not in tokens
+
+
+def own_text(tokenizer, text: str, template: str = "{prompt}", chat: bool = True) -> str:
+    """Return what stands at a prompt's own positions."""
+    row = rendered(one(text), template, tokenizer, chat).to_pylist()[0]
+    return tokenizer.decode([row["token_ids"][i] for i in row["own_positions"]])
+
+
+@pytest.mark.parametrize("chat", [False, True])
+@pytest.mark.parametrize("family", list(TEMPLATES))
+@pytest.mark.parametrize(
+    ("text", "own"),
+    [
+        ("river", "river"),
+        ("user", "user"),  # a word that the templates have too
+        ("\u8def", "\u8def"),  # one letter, three tokens
+        ("apple{eos} river", "apple river"),  # read as EOS, which does not count
+        ("{bos}{eos}", ""),
+        ("[INST] river [/INST]", "[INST] river [/INST]"),  # plain text in all these vocabularies
+    ],
+)
+def test_a_prompt_s_own_positions(family: str, chat: bool, text: str, own: str):
+    """The data set's template is among them; the model's and special tokens are not."""
+    tokenizer = make_asking(family)
+    text = text.replace("{eos}", tokenizer.eos_token).replace("{bos}", tokenizer.bos_token)
+    assert own_text(tokenizer, text, chat=chat).replace("  ", " ").strip() == own
+    found = own_text(tokenizer, text, "apple {prompt}.", chat)
+    assert found.replace("  ", " ").strip() == f"apple {own}."
+
+
+def test_a_template_may_strip_the_message():
+    assert own_text(make_asking("gemma"), "  apple  ").strip(" ") == "apple"
+    assert own_text(make_asking("qwen"), " apple\n") == " apple\n"
+
+
+@pytest.mark.parametrize("trims", [False, True])
+def test_spaces_count_where_offsets_leave_them_out(trims: bool):
+    tokenizer = make_asking("qwen")
+    tokenizer.backend_tokenizer.post_processor = ByteLevel(trim_offsets=trims)
+    assert own_text(tokenizer, "  apple ") == "  apple "
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ messages | length }} no message",
+        "{{ messages[0]['content'] }} {{ messages[0]['content'] }}",
+        "{{ messages[0]['content'] | length }}{{ messages[0]['content'] }}",
+    ],
+)
+def test_a_template_in_which_a_prompt_cannot_be_found(tokenizer, template: str):
+    other = make_tokenizer()
+    other.chat_template = template
+    with pytest.raises(UserError, match="does not hold a user's message once"):
+        rendered(one("river"), "{prompt}", other, True)
+
+
+@settings(max_examples=50)
+@given(st.sampled_from(list(TEMPLATES)), st.sampled_from(HOSTILE) | st.text(min_size=1))
+def test_own_positions_spell_the_prompt(family: str, text: str):
+    """Whatever it is, but for special tokens that it spells and a template that strips it."""
+    tokenizer = ASKING[family]
+    if not text.strip() or any(token in text for token in tokenizer.get_added_vocab()):
+        return
+    row = rendered(one(text), "{prompt}", tokenizer, True).to_pylist()[0]
+    ids = [row["token_ids"][i] for i in row["own_positions"]]
+    assert tokenizer.decode(ids).strip() == text.strip()
 
 
 def test_a_lacking_chat_template_is_said():

@@ -42,6 +42,7 @@ from headpursuit.table1 import (
 )
 from headpursuit.tables import save_figure
 from headpursuit.tokens import token_texts, visible
+from tiny import TEMPLATES, make_asking
 
 ROOT = Path(__file__).parents[2]
 PURSUIT = {"norm": "l1", "center": True, "normalise_atoms": False, "iterations": 50}
@@ -119,7 +120,36 @@ def test_vocabulary_leaves_padding_rows_out(model, tokenizer):
     decoder = decoder_of(copy.deepcopy(model("llama").model))
     decoder.model.resize_token_embeddings(len(tokenizer) + 7, mean_resizing=False)
     assert len(decoder.model.get_output_embeddings().weight) == len(tokenizer) + 7
-    assert len(vocabulary(decoder, tokenizer, False)) == len(tokenizer)
+    ids, rows = vocabulary(decoder, tokenizer, False)
+    assert ids.tolist() == list(range(len(tokenizer) - 3))  # the last three are special
+    assert torch.equal(rows, decoder.model.get_output_embeddings().weight[: len(ids)])
+
+
+@pytest.mark.parametrize("family", list(TEMPLATES))
+def test_no_special_token_is_an_atom(model, planted, family):
+    """And ids are those of the vocabulary, though rows before them are left out."""
+    decoder, paths = planted
+    tokenizer = make_asking(family)
+    special = tokenizer.convert_tokens_to_ids(
+        {"qwen": ["<|begin|>", "<|end|>", "<|im_start|>", "<|im_end|>"],
+         "gemma": ["<unk>", "<s>", "</s>", "<start_of_turn>"]}.get(family, ["<unk>", "<s>", "</s>"])
+    )  # fmt: skip
+    ids, rows = words = vocabulary(decoder, tokenizer, False)
+    weight = decoder.model.get_output_embeddings().weight
+    assert not set(special) & set(ids.tolist())
+    assert torch.equal(rows, weight[torch.tensor(ids)])
+    if family != "qwen":
+        assert tokenizer.convert_tokens_to_ids("<0x0A>") in ids.tolist()
+    found = decompose_heads(decoder, words, paths, 4, PURSUIT)
+    lens = read_lens(decoder, words, paths, per_sample=3, top=5)
+    assert set(found["token_id"]) | set(lens["token_id"]) <= set(ids.tolist())
+    best = of(found, 1, 2)
+    options = {"tokens": 3, "random_sets": SETS, "center": True, "seed": 0, "dataset": "x"}
+    ranking, _ = rank_specialists(decoder, words, paths, found, **options)
+    assert of(ranking, 1, 2)["explained"].iloc[0] == best["explained"].iloc[2]
+    means = rows.mean(0)
+    alike = coherence(weight[torch.tensor(best["token_id"].to_numpy()[:3])] - means)
+    assert of(ranking, 1, 2)["coherence"].iloc[0] == pytest.approx(float(alike), abs=1e-5)
 
 
 def test_lens_counts_what_stands_highest(planted, tokenizer):
@@ -133,8 +163,9 @@ def test_lens_counts_what_stands_highest(planted, tokenizer):
 
 def test_the_planted_head_is_the_most_specialised(planted, atoms, tokenizer):
     decoder, paths = planted
-    dictionary = vocabulary(decoder, tokenizer, False).clone()
-    dictionary[PLANTED] += 2 * dictionary[PLANTED].mean(0)  # make the three alike
+    ids, rows = vocabulary(decoder, tokenizer, False)
+    rows[PLANTED] += 2 * rows[PLANTED].mean(0)  # make the three alike
+    dictionary = ids, rows
     options = {"tokens": 3, "random_sets": SETS, "center": True, "seed": 0, "dataset": "x"}
     ranking, null = rank_specialists(decoder, dictionary, paths, atoms, **options)
     best = ranking.iloc[0]
@@ -392,7 +423,7 @@ def test_a_concepts_words_are_looked_up_as_written(tokenizer):
     assert set(table["split"]) == {"selection"}
     first = concept_dictionary("fruit", ["xyz"], tokenizer, "first", [False])
     assert first["token"].tolist() == ["x"]
-    assert len(concept_dictionary("fruit", ["xyz"], tokenizer, "all", [True])) == 4
+    assert len(concept_dictionary("fruit", ["xyz"], tokenizer, "all", [True])) == 3
     with pytest.raises(UserError, match=r"concepts\.fruit: dictionary\.rows: single"):
         concept_dictionary("fruit", ["xyz"], tokenizer, "single", [True])
 

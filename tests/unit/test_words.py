@@ -6,6 +6,7 @@ from random import Random
 import numpy as np
 import pandas as pd
 import pytest
+from headpursuit.concepts import concept_dictionary
 from headpursuit.files import UserError
 from headpursuit.labellers.reply import sift_words
 from headpursuit.words import (
@@ -21,7 +22,7 @@ from headpursuit.words import (
 )
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import make_sentencepiece
+from tiny import TEMPLATES, make_asking, make_sentencepiece
 
 # Letters of several scripts, marks, what joins and what parts words.
 SIGNS = "aeAEßıİiIéÉсжк0٣_ '’-.,@\u0301\u0307\u093f\u0915\n\t\u00a0\u3000"
@@ -300,7 +301,7 @@ def test_first_and_all_rows_and_what_splits_share(tokenizer):
     assert [token for _, token, _ in tokens_of(every, "wren")] == list("wren")
     spaced = build_dictionary(asked, tokenizer, "all", ["lower"], [True])
     starts = dict(zip(spaced["token"], spaced["starts_word"], strict=True))
-    assert starts == {"Ġ": False, **dict.fromkeys("wrenolf", False), "Ġapple": True, "Ġriver": True}
+    assert starts == {**dict.fromkeys("wrenolf", False), "Ġapple": True, "Ġriver": True}
     own = every[every["word"] == "wolf"]
     assert dict(zip(own["token"], own["shared"], strict=True)) == {
         **dict.fromkeys("olf", False), "w": True
@@ -329,6 +330,31 @@ def test_an_unknown_token_is_no_row():
         asked = words(selection="apple,язык", heldout="river")
         table = build_dictionary(asked, tokenizer, rows, **BOTH)
         assert tokenizer.unk_token_id not in set(table["token_id"])
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        ("single", [("0", "<0x30>")]),
+        ("first", [(" 0", "<0x30>"), ("0", "<0x30>"), (" rn", "r"), ("rn", "r")]),
+        ("all", [(" 0", "<0x30>"), ("0", "<0x30>"),
+                 (" rn", "r"), (" rn", "n"), ("rn", "r"), ("rn", "n")]),
+    ],
+)  # fmt: skip
+def test_a_piece_that_is_a_space_alone_is_no_row(rows: str, expected: list[tuple[str, str]]):
+    table = concept_dictionary("x", ["0", "rn"], make_sentencepiece(), rows, [True, False])
+    assert list(zip(table["form"], table["token"], strict=True)) == expected
+
+
+@pytest.mark.parametrize("family", list(TEMPLATES))
+@pytest.mark.parametrize("rows", ["single", "first", "all"])
+def test_a_word_that_spells_a_special_token_has_no_row(family: str, rows: str):
+    tokenizer = make_asking(family)
+    marks = [tokenizer.bos_token, tokenizer.eos_token, f"apple{tokenizer.eos_token}"]
+    table = concept_dictionary("x", [*marks, "apple"], tokenizer, rows, [True, False])
+    assert set(table["word"]) == {"apple"}
+    frame = pd.DataFrame({"word": [*marks, "apple"], "split": "selection"})
+    assert set(build_dictionary(frame, tokenizer, rows, **BOTH)["word"]) == {"apple"}
 
 
 def test_special_tokens_do_not_stand_before_a_word(tokenizer):
