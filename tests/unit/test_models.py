@@ -32,7 +32,7 @@ from headpursuit.models import (
 from headpursuit.sources import download
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from tiny import HEADS, LAYERS, LONGEST
+from tiny import HEADS, LAYERS, LONGEST, WINDOW
 from tiny_vision import FAMILIES as IMAGE_TEXT
 from tiny_vision import make_vlm
 from torch import Tensor
@@ -164,6 +164,22 @@ def stream(decoder: Decoder, layer: int) -> Iterator[dict[str, Tensor]]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+@pytest.mark.parametrize(
+    ("family", "seen"), [("mistral", WINDOW), ("gemma2", WINDOW), ("llama", 12)]
+)
+@torch.inference_mode()
+def test_the_families_with_a_window_have_one_here(model, family: str, seen: int):
+    """So the tests on them, most of whose texts are longer, are tests of the window."""
+    decoder, ids = model(family), IDS.reshape(1, 12)
+    found = []
+    for first in (5, 6):
+        ids[0, 0] = first
+        with stream(decoder, 0) as passed:
+            logits(decoder, ids)
+        found.append(passed["after"][0])
+    assert (found[0] != found[1]).any(1).tolist() == [True] * seen + [False] * (12 - seen)
 
 
 @every_family
