@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from operator import attrgetter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
@@ -422,74 +423,63 @@ def projection_inputs(
             handle.remove()
 
 
-class _Passed(NamedTuple):
-    """What passes a layer's attention: batch x positions x width each."""
-
-    before: Tensor  # the residual stream that the layer reads
-    z: Tensor  # what the projection reads
-    scale: Tensor | None  # of the norm behind it, batch x positions
-    added: Tensor  # what is added to the stream
-    after: Tensor  # the stream that the next norm reads
-
-
 def _watch(
     decoder: Decoder, ids: Tensor, given: Sequence[Tensor] | None = None
-) -> tuple[Tensor, list[_Passed]]:
-    """Run the model and return the logits and what passes each layer's attention.
+) -> tuple[Tensor, list[SimpleNamespace]]:
+    """Run the model and watch each layer's attention.
 
     Args:
         decoder: the model.
         ids: token ids, batch x positions.
-        given: what each layer reads in the place of the stream, so that no layer sees what is
-            edited below it.
+        given: what each layer reads in the place of the residual stream, so that no layer sees
+            what is edited below it.
+
+    Returns:
+        The logits, and for each layer the residual stream ``before``, what the projection reads
+        (``z``), the frozen ``scale`` behind it, what is ``added`` to the stream, and the stream
+        ``after`` that, as the next norm reads it.
     """
-    before, added, after = ({} for _ in range(3))
 
-    def read(layer):
-        def hook(module, args):
-            before[layer] = args[0] if given is None else given[layer]
-            return (before[layer], *args[1:])
+    def hook(i: int, own: SimpleNamespace) -> list:
+        def begin(module, args):
+            own.before = args[0] if given is None else given[i]
+            return (own.before, *args[1:])
 
-        return hook
+        def project(module, args, output):
+            own.z, own.scale = args[0], decoder.frozen_scale(i, output)
 
-    def add(layer):
-        return lambda module, args, output: added.__setitem__(
-            layer, output[0] if isinstance(output, tuple) else output
-        )
+        def add(module, args, output):
+            own.added = output[0] if isinstance(output, tuple) else output
 
-    def read_again(layer):
-        return lambda module, args: after.__setitem__(layer, args[0])
+        def end(module, args):
+            own.after = args[0]
 
-    layers = range(len(decoder.layers))
-    adders = decoder.post_norms or decoder.attentions
-    handles = [
-        handle
-        for i in layers
-        for handle in (
-            decoder.layers[i].register_forward_pre_hook(read(i)),
-            adders[i].register_forward_hook(add(i)),
-            decoder.next_norms[i].register_forward_pre_hook(read_again(i)),
-        )
-    ]
+        return [
+            decoder.layers[i].register_forward_pre_hook(begin),
+            decoder.projections[i].register_forward_hook(project),
+            (decoder.post_norms or decoder.attentions)[i].register_forward_hook(add),
+            decoder.next_norms[i].register_forward_pre_hook(end),
+        ]
+
+    passed = [SimpleNamespace() for _ in decoder.layers]
+    handles = [handle for i, own in enumerate(passed) for handle in hook(i, own)]
     try:
-        with projection_inputs(decoder, layers, lambda z, scale: (z, scale)) as inputs:
-            logits = decoder.model(ids, use_cache=False).logits
+        return decoder.model(ids, use_cache=False).logits, passed
     finally:
         for handle in handles:
             handle.remove()
-    return logits, [_Passed(before[i], *inputs[i], added[i], after[i]) for i in layers]
 
 
 @torch.inference_mode()
 def self_check(decoder: Decoder) -> None:
     """Prove on a short input that heads are where the code believes them to be.
 
-    In every layer, what a layer's attention adds must be the residual stream's increment (bit by
-    bit), and the heads' writes and the bias must sum to it. Scaling heads by 1 must leave the
-    logits bit-identical. Then the head that writes most in each layer is scaled, by so much that
-    the change is as large as all that the layer adds: the change must be the one that the head's
-    write says. So an edit without effect, of another head or of another sign lies far beyond
-    what rounding does, whatever the number format and however little a head writes.
+    In every layer, what the attention adds must turn the residual stream before it into the
+    stream behind it, bit by bit, and the heads' writes and the bias must sum to it. Scaling heads
+    by 1 must leave the logits bit-identical. Scaling the head that writes most in a layer must
+    change what that layer adds by (alpha - 1) times its write. Alpha is chosen so that this change
+    is as large as all that the layer adds: an edit that has no effect, or is of another head or
+    sign, is then far outside of rounding in any number format, however little the head writes.
 
     Raises:
         UserError: naming what does not hold.
@@ -498,6 +488,7 @@ def self_check(decoder: Decoder) -> None:
     vocabulary = model.get_output_embeddings().weight.shape[0]
     ids = (torch.arange(8, device=decoder.device)[None] * 97 + 5) % vocabulary
     logits, plain = _watch(decoder, ids)
+    dtype = str(logits.dtype).removeprefix("torch.")
     failures, edits, sums = [], {}, {}
     for layer, own in enumerate(plain):
         wide = own.z.shape[-1]
@@ -506,7 +497,9 @@ def self_check(decoder: Decoder) -> None:
         elif decoder.columns(layer, 0).shape[0] != own.added.shape[-1]:
             failures.append(f"layer {layer}'s projection does not make what its attention adds")
         elif not own.added.isfinite().all():
-            failures.append(f"layer {layer}'s attention gives numbers that are not finite")
+            failures.append(
+                f"layer {layer}'s attention gives values that are not finite in {dtype}"
+            )
         elif not torch.equal(own.before + own.added, own.after):
             failures.append(f"layer {layer}'s attention gives something else than is added")
         else:

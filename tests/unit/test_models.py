@@ -411,7 +411,9 @@ def test_a_model_that_gives_nan_is_refused(model_path):
     decoder = load_model(model_path("llama"), "float32", "cpu")
     with torch.no_grad():
         decoder.model.model.layers[1].mlp.down_proj.weight[0, 0] = torch.nan
-    with pytest.raises(UserError, match="layer 2's attention gives numbers that are not finite"):
+    with pytest.raises(
+        UserError, match="layer 2's attention gives values that are not finite in float32"
+    ):
         self_check(decoder)
 
 
