@@ -271,10 +271,9 @@ def loading(path: str | Path, what: str) -> Iterator[None]:
 
 
 def _check_plain(folder: str | Path, config: Mapping[str, Any]) -> None:
-    parts = [config, *(config.get(key) or {} for key in ("text_config", "language_config"))]
-    for part in parts:
-        if found := part.get("quantization_config") or part.get("compression_config"):
-            method = found.get("quant_method", "bitsandbytes")
+    for part in (config, config.get("text_config")):
+        if isinstance(part, dict) and (found := part.get("quantization_config")):
+            method = found.get("quant_method", "bitsandbytes") if isinstance(found, dict) else found
             raise UserError(
                 f"{folder}: its weights are quantised ({method}, says its config.json), and "
                 "scaling a head's columns needs plain ones. Name the unquantised model in "

@@ -19,6 +19,8 @@ from headpursuit.models import (
     Decoder,
     decoder_of,
     fast_products,
+    final_norm_gain,
+    language_model,
     load_model,
     load_tokenizer,
     longest_input,
@@ -657,6 +659,43 @@ def test_folded_rows_give_the_logits_of_the_normalised_stream(model, family: str
     expected = (seen["y"].double() - bias) @ rows.T
     folded = x @ unembedding(decoder, None, True).double().T
     torch.testing.assert_close(folded, expected, rtol=1e-3, atol=1e-3)
+
+
+@every_family
+@dtypes
+def test_the_final_gain_is_as_exact_as_the_norm_takes_it(folder, family: str, dtype: str):
+    """Gemma's gain is a stored number plus 1, which bfloat16 would round away."""
+    decoder = load_model(folder(family), dtype, "cpu")
+    base = language_model(decoder)
+    stored = (base.ln_f if family == "gpt2" else base.norm).weight.float()
+    gain = final_norm_gain(decoder)
+    assert torch.equal(gain, stored + 1 if family.startswith("gemma") else stored)
+    rows = decoder.model.lm_head.weight[[7, 0]].float()
+    assert torch.equal(unembedding(decoder, [7, 0], True), rows * gain)
+
+
+@pytest.mark.parametrize(
+    ("tied", "stored", "expected"),
+    [(True, False, "embedding"), (False, True, "own"), (False, False, None)],
+)
+def test_the_unembedding_is_tied_only_where_the_config_says_so(
+    model_path, tmp_path: Path, tied: bool, stored: bool, expected: str | None
+):
+    folder = shutil.copytree(model_path("llama"), tmp_path / "m")
+    weights = load_file(folder / "model.safetensors")
+    rows = {"embedding": weights["model.embed_tokens.weight"], "own": weights["lm_head.weight"]}
+    assert not torch.equal(rows["embedding"], rows["own"])
+    if not stored:
+        del weights["lm_head.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text()) | {"tie_word_embeddings": tied}
+    (folder / "config.json").write_text(json.dumps(config))
+    if expected is None:
+        with pytest.raises(UserError, match=r"no weights for lm_head\.weight"):
+            load_model(folder, "float32", "cpu")
+    else:
+        found = unembedding(load_model(folder, "float32", "cpu"), None, False)
+        assert torch.equal(found, rows[expected])
 
 
 def test_rows_of_the_unembedding(model):
