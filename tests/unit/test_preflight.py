@@ -137,7 +137,7 @@ def test_all_that_is_lacking_is_told_at_once(hub, no_gpu, tmp_path, monkeypatch)
         "sources": {
             "mistral-7b-instruct-v0.2": {"id": "org/none"},
             "real-toxicity-prompts": {"id": "org/tiny", "repo_type": "model", "files": ["x.jsonl"]},
-            "thoroughly-engineered-toxicity": {"id": "org/gated"},
+            "thoroughly-engineered-toxicity": {"id": "org/gated", "files": ["*.csv"]},
         },
         "labeller": {"ollama": {"host": "127.0.0.1:9"}},
         "models": {"mistral": {"parameters": 2e9}},  # which fits into any machine's memory
