@@ -18,6 +18,7 @@ from transformers import (
 )
 
 LAYERS, HEADS, HEAD_DIM, WIDTH, LONGEST = 3, 4, 16, 32, 256
+WINDOW = 6  # tokens that a sliding layer looks back on; most prompts of the tests are longer
 
 # Every word is one token, in each case, with and without a space before it.
 _LISTED = """apple river stone cloud maple candle ladder basket pebble meadow lantern copper window
@@ -150,6 +151,8 @@ def _config(family: str, tokenizer: PreTrainedTokenizerFast) -> PreTrainedConfig
     }
     if family.startswith("gemma"):
         shape["head_dim"] = HEAD_DIM  # wider than hidden_size / heads
+    if family in ("mistral", "gemma2"):
+        shape["sliding_window"] = WINDOW  # Mistral's in every layer, Gemma 2's in every other one
     configs = {
         "llama": LlamaConfig,
         "mistral": MistralConfig,

@@ -109,8 +109,9 @@ def _config(family: str, tokenizer: PreTrainedTokenizerFast, ids: dict) -> PreTr
         )
     kinds = {"llava": LlavaConfig, "llava_next": LlavaNextConfig}
     more = {"image_grid_pinpoints": PINPOINTS} if family == "llava_next" else {}
+    mistral = {"model_type": "mistral", "sliding_window": 8}
     return kinds[family](
-        text_config=text | {"model_type": "mistral" if family == "llava_next" else "llama"},
+        text_config=text | (mistral if family == "llava_next" else {"model_type": "llama"}),
         vision_config=CLIPVisionConfig(**vision),
         image_token_index=ids["<image>"],
         vision_feature_layer=-2,

@@ -117,6 +117,9 @@ def pooled_inputs(
 def averaged_inputs(decoder: Decoder, weights: Tensor, **inputs: Any) -> dict[int, Tensor]:
     """Run the model and return, by layer, the average of its projection's input over positions.
 
+    Where a norm follows the projection, a position's input is multiplied by what that norm
+    multiplies it by, so that averages are of what reaches the residual stream.
+
     A layer's is averaged as soon as it is there, so that no second one is held in memory.
 
     Args:
@@ -128,10 +131,11 @@ def averaged_inputs(decoder: Decoder, weights: Tensor, **inputs: Any) -> dict[in
         Layer to float32 averages, batch x (heads * head_dim).
     """
 
-    def average(z: Tensor) -> Tensor:
+    def average(z: Tensor, scale: Tensor | None) -> Tensor:
+        own = weights if scale is None else weights * scale
         # Some rows at a time, lest float32 copies of a whole batch be made.
-        pieces = zip(weights.split(8), z.split(8), strict=True)
-        return torch.cat([torch.einsum("bp,bpk->bk", w, own.float()) for w, own in pieces])
+        pieces = zip(own.split(8), z.split(8), strict=True)
+        return torch.cat([torch.einsum("bp,bpk->bk", w, some.float()) for w, some in pieces])
 
     with projection_inputs(decoder, range(len(decoder.layers)), average) as averages:
         # The logits are not needed.

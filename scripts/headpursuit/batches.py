@@ -16,7 +16,10 @@ from headpursuit.files import UserError
 log = logging.getLogger(__name__)
 
 # What an allocator says when it has nothing left, where it has no exception of its own.
-NO_MEMORY = ("can't allocate memory", "not enough memory", "bad_alloc", "ALLOC_FAILED")
+NO_MEMORY = (
+    *("can't allocate memory", "not enough memory", "bad_alloc", "ALLOC_FAILED"),
+    "Cannot allocate memory",  # the system's own words, as of a file that is mapped
+)
 # What helps where a single row of text is too much.
 SMALLER = "Leave out long prompts, or take a smaller model or models.*.dtype."
 

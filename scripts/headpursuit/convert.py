@@ -2,13 +2,13 @@
 
 from functools import cache
 from pathlib import Path
-from struct import error as StructError
 from unittest.mock import patch
 
 import gguf
 import torch
 
-from headpursuit.files import UserError, sha256
+from headpursuit.files import sha256
+from headpursuit.models import loading
 from headpursuit.sources import write_made_provenance
 
 
@@ -21,19 +21,16 @@ def convert_gguf(path: Path, provenance: Path, source_provenance: str | Path) ->
         source_provenance: that of the download.
 
     Raises:
-        UserError: if transformers cannot read the file.
+        UserError: if transformers cannot read the file, or memory does not suffice.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder = provenance.parent
     local = {"gguf_file": path.name, "local_files_only": True, "trust_remote_code": False}
-    try:
-        # The file is read for the config, the weights and the tokenizer, which takes seconds each.
-        with patch.object(gguf, "GGUFReader", cache(gguf.GGUFReader)):
-            model = AutoModelForCausalLM.from_pretrained(path.parent, dtype=torch.float32, **local)
-            tokenizer = AutoTokenizer.from_pretrained(path.parent, **local)
-    except (OSError, ValueError, KeyError, StructError) as error:
-        raise UserError(f"{path}: transformers cannot read it: {error}") from error
+    # The file is read for the config, the weights and the tokenizer, which takes seconds each.
+    with loading(path, "model"), patch.object(gguf, "GGUFReader", cache(gguf.GGUFReader)):
+        model = AutoModelForCausalLM.from_pretrained(path.parent, dtype=torch.float32, **local)
+        tokenizer = AutoTokenizer.from_pretrained(path.parent, **local)
     # The weights are plain numbers now; save_pretrained refuses while the model says otherwise.
     model.hf_quantizer, model.is_quantized = None, False
     del model.config.quantization_config

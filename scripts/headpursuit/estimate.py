@@ -158,11 +158,7 @@ def tokens(config: dict) -> dict[str, dict[str, Any]]:
 
 def _image_tokens(config: dict) -> dict[str, dict[str, Any]]:
     vision = config["vision"]
-    image = IMAGE_TOKENS
-    if vision["build"]:
-        tower = vision["build"]["tower"]
-        image = ((tower["image_size"] // tower["patch_size"]) ** 2,) * 2
-    each = _plus(image, QUESTION_TOKENS)
+    each = _question(vision)
     conditions = 1 + len(intervened_conditions(vision["heads"]))
     cached = _plus(*(_images(config, name, "selection") for name in vision["datasets"]))
     answered = _plus(
@@ -183,6 +179,15 @@ def _image_tokens(config: dict) -> dict[str, dict[str, Any]]:
             parameters,
         ),
     }
+
+
+def _question(vision: Mapping[str, Any]) -> Span:
+    """Return the tokens of an image and the question about it."""
+    image = IMAGE_TOKENS
+    if vision["build"]:
+        tower = vision["build"]["tower"]
+        image = ((tower["image_size"] // tower["patch_size"]) ** 2,) * 2
+    return _plus(image, QUESTION_TOKENS)
 
 
 def _labeller_parameters(config: dict, backend: str) -> float | None:
@@ -234,27 +239,22 @@ def _plus(*spans: Span) -> Span:
 # Memory and disk
 
 
-def model_bytes(config: dict) -> int:
-    """Estimate the memory of the largest model at work."""
-    return max(model["work_bytes"] for model in models(config).values())
-
-
 def models(config: dict) -> dict[str, dict[str, int]]:
     """Return each model's size: parameters, bytes of its weights, and of memory when at work."""
-    text = config["text"]["model"]
-    names = [text] + ([config["vision"]["model"]] if config["vision"] else [])
-    found = {}
-    for name in dict.fromkeys(names):
+    vision = config["vision"]
+    batches = [(config["text"]["model"], config["generation"]["batch_tokens"])]
+    if vision:
+        batches.append((vision["model"], vision["batch_images"] * _question(vision)[1]))
+    found: dict[str, dict[str, int]] = {}
+    for name, tokens_at_once in batches:
         model = config["models"][name]
-        needed = _weights(model) * 1.2  # images' batches depend on how those are cut up
-        if name == text:
-            # Keys and values of one batch, where four query heads share each.
-            width = 2 * model["layers"] * _width(model) * BYTES[model["dtype"]] / 4
-            needed += config["generation"]["batch_tokens"] * width
+        # Keys and values of one batch, where four query heads share each.
+        width = 2 * model["layers"] * _width(model) * BYTES[model["dtype"]] / 4
+        needed = int(_weights(model) * 1.2 + tokens_at_once * width)
         found[name] = {
             "parameters": model["parameters"],
             "weight_bytes": _weights(model),
-            "work_bytes": int(needed),
+            "work_bytes": max(needed, found.get(name, {}).get("work_bytes", 0)),
         }
     return found
 

@@ -1,38 +1,62 @@
 """Causal language models: loading, their heads, and scaling what a head writes."""
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import torch
+import transformers
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from headpursuit.batches import is_out_of_memory, lacking
 from headpursuit.files import UserError, read_json
 from headpursuit.heads import Head
 from headpursuit.sources import source_files, source_root, verify
 
 log = logging.getLogger(__name__)
 
-# Where each family keeps its decoder layers and, in a layer, the attention output projection.
-# GPT-2's projection is a Conv1D, whose weight is (in, out) instead of (out, in).
-LLAMA_LIKE = ("model.layers", "self_attn.o_proj", False)
-IMAGE_TEXT = ("model.language_model.layers", "self_attn.o_proj", False)
-FAMILIES: dict[str, tuple[str, str, bool]] = {
+
+class Family(NamedTuple):
+    """Where the models of a family keep their parts.
+
+    Attributes:
+        layers: the decoder layers, from the model; what follows is named from a layer.
+        projection: the attention output projection.
+        next_norm: the norm that reads the residual stream once the attention's output is in it.
+        post_norm: the norm that the attention's output passes before it is added, if there is one.
+        transposed: whether the projection's weight is (in, out), as that of GPT-2's Conv1D is.
+    """
+
+    layers: str = "model.layers"
+    projection: str = "self_attn.o_proj"
+    next_norm: str = "post_attention_layernorm"
+    post_norm: str | None = None
+    transposed: bool = False
+
+
+OF_IMAGE_TEXT = "model.language_model.layers"
+LLAMA_LIKE = Family()
+IMAGE_TEXT = Family(OF_IMAGE_TEXT)
+GEMMA_2 = Family(next_norm="pre_feedforward_layernorm", post_norm="post_attention_layernorm")
+FAMILIES: dict[str, Family] = {
     "llama": LLAMA_LIKE,
     "mistral": LLAMA_LIKE,
     "qwen2": LLAMA_LIKE,
     "gemma": LLAMA_LIKE,
-    "gemma2": LLAMA_LIKE,
-    "gpt2": ("transformer.h", "attn.c_proj", True),
+    "gemma2": GEMMA_2,
+    "gpt2": Family("transformer.h", "attn.c_proj", "ln_2", transposed=True),
     "llava": IMAGE_TEXT,
     "llava_next": IMAGE_TEXT,
     "qwen2_5_vl": IMAGE_TEXT,
-    "gemma3": IMAGE_TEXT,
+    "gemma3": GEMMA_2._replace(layers=OF_IMAGE_TEXT),
 }
 
 LACKING = (
@@ -50,6 +74,8 @@ class Decoder:
         layers: the decoder layers.
         attentions: each layer's attention.
         projections: each layer's attention output projection.
+        next_norms: each layer's norm behind the attention, which reads the residual stream.
+        post_norms: each layer's norm of the attention's output (Gemma 2 and 3), or an empty list.
         n_heads: query heads a layer. Under grouped-query attention the projection's columns
             belong to query heads, so this is the number of heads everywhere.
         head_dim: width of a head.
@@ -60,6 +86,8 @@ class Decoder:
     layers: Sequence[nn.Module]
     attentions: Sequence[nn.Module]
     projections: Sequence[nn.Module]
+    next_norms: Sequence[nn.Module]
+    post_norms: Sequence[nn.Module]
     n_heads: int
     head_dim: int
     transposed: bool
@@ -81,8 +109,34 @@ class Decoder:
         return matrix[:, head * self.head_dim : (head + 1) * self.head_dim]
 
     def layer_columns(self, layer: int) -> Tensor:
-        """Return all heads' columns of a layer as float32, heads x d x head_dim."""
-        return torch.stack([self.columns(layer, head) for head in range(self.n_heads)]).float()
+        """Return what takes a layer's projection inputs to the stream, heads x d x head_dim.
+
+        These are all heads' columns as float32, with the gain of the norm behind them folded in
+        where there is one.
+        """
+        columns = torch.stack([self.columns(layer, head) for head in range(self.n_heads)]).float()
+        return columns * self.gain(self.post_norms[layer])[:, None] if self.post_norms else columns
+
+    def gain(self, norm: nn.Module) -> Tensor:
+        """Return the gain of one of the model's norms as float32, d."""
+        # Gemma's norms store the gain less one.
+        less = self.model.config.model_type.startswith("gemma")
+        return norm.weight.float() + 1 if less else norm.weight.float()
+
+    def frozen_scale(self, layer: int, output: Tensor) -> Tensor | None:
+        """Return what the norm behind a layer's projection multiplies each position by.
+
+        Args:
+            layer: which.
+            output: of the projection, batch x positions x d.
+
+        Returns:
+            batch x positions as float32; None where no norm follows.
+        """
+        if not self.post_norms:
+            return None
+        mean_square = output.float().square().mean(-1)
+        return (mean_square + self.post_norms[layer].eps).rsqrt()
 
 
 def _check_family(kind: str | None) -> None:
@@ -101,15 +155,25 @@ def decoder_of(model: nn.Module) -> Decoder:
     """
     config = model.config
     _check_family(config.model_type)
-    layers_path, projection_path, transposed = FAMILIES[config.model_type]
-    layers = attrgetter(layers_path)(model)
+    family = FAMILIES[config.model_type]
+    layers = attrgetter(family.layers)(model)
+
+    def parts(path: str) -> list[nn.Module]:
+        return [attrgetter(path)(layer) for layer in layers]
+
     config = config.get_text_config()  # of an image-text model, its language model's
     n_heads = config.num_attention_heads
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // n_heads
-    attention_path = projection_path.rpartition(".")[0]
-    attentions = [attrgetter(attention_path)(layer) for layer in layers]
-    projections = [attrgetter(projection_path)(layer) for layer in layers]
-    return Decoder(model, layers, attentions, projections, n_heads, head_dim, transposed)
+    return Decoder(
+        model,
+        layers,
+        attentions=parts(family.projection.rpartition(".")[0]),
+        projections=parts(family.projection),
+        next_norms=parts(family.next_norm),
+        post_norms=parts(family.post_norm) if family.post_norm else [],
+        n_heads=n_heads,
+        head_dim=getattr(config, "head_dim", None) or config.hidden_size // n_heads,
+        transposed=family.transposed,
+    )
 
 
 def pick_device(device: str) -> torch.device:
@@ -137,17 +201,19 @@ def load_model(
         expected: (layers, heads) that the config states.
 
     Raises:
-        UserError: if the folder is incomplete, the shape is not the stated one, or the
-            self-check fails.
+        UserError: if the folder is incomplete, its weights are quantised, memory does not
+            suffice, the shape is not the stated one, or the self-check fails.
     """
-    from huggingface_hub.errors import StrictDataclassError
-    from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
-
     target = pick_device(device)
-    _check_family(read_config(folder).get("model_type"))
-    auto = AutoModelForImageTextToText if reads_images(folder) else AutoModelForCausalLM
-    try:
+    config = read_config(folder)
+    _check_family(config.get("model_type"))
+    _check_plain(folder, config)
+    auto = (
+        transformers.AutoModelForImageTextToText
+        if reads_images(folder)
+        else transformers.AutoModelForCausalLM
+    )
+    with loading(folder, "model"):
         model, loaded = auto.from_pretrained(
             folder,
             dtype=getattr(torch, dtype),
@@ -157,12 +223,9 @@ def load_model(
             use_safetensors=True,
             output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError, StrictDataclassError) as error:
-        why = " ".join(str(error).split())
-        raise UserError(f"{folder}: the model does not load: {why} {LACKING}") from error
-    if lacking := sorted(loaded["missing_keys"]):  # they would be random numbers
+    if missing := sorted(loaded["missing_keys"]):  # they would be random numbers
         raise UserError(
-            f"{folder}: the model does not load: no weights for {', '.join(lacking)}. {LACKING}"
+            f"{folder}: the model does not load: no weights for {', '.join(missing)}. {LACKING}"
         )
     decoder = decoder_of(model.eval().requires_grad_(False))
     if expected is not None and decoder.shape != tuple(expected):
@@ -170,7 +233,8 @@ def load_model(
             f"{folder} has {decoder.shape[0]} layers of {decoder.shape[1]} heads, but the config "
             f"says {expected[0]} of {expected[1]}: correct layers and heads under models."
         )
-    self_check(decoder)
+    with loading(folder, "model"):
+        self_check(decoder)
     log.info(
         "loaded %s: %d layers x %d heads of %d, %s on %s",
         folder, *decoder.shape, decoder.head_dim, dtype, target,
@@ -178,9 +242,49 @@ def load_model(
     return decoder
 
 
+@contextmanager
+def loading(path: str | Path, what: str) -> Iterator[None]:
+    """Say what went wrong while a block loads a file or folder, and what helps.
+
+    Raises:
+        UserError: in the place of whatever transformers, safetensors or PyTorch raise.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        why = " ".join(str(error).split()) or type(error).__name__
+        if is_out_of_memory(error):
+            raise UserError(
+                f"{path}: memory does not suffice to load the {what}: {lacking(error)}. Its files "
+                "are not at fault. Free memory, take a device with more of it or a smaller model, "
+                "or set models.*.dtype: bfloat16 (half of float32)."
+            ) from error
+        helps = (
+            LACKING
+            if isinstance(error, (OSError, SafetensorError))
+            else "Either its files do not belong together, or they need another version of "
+            f"transformers than {transformers.__version__}."
+        )
+        raise UserError(f"{path}: the {what} does not load: {why} {helps}") from error
+
+
+def _check_plain(folder: str | Path, config: Mapping[str, Any]) -> None:
+    for part in (config, config.get("text_config")):
+        if isinstance(part, dict) and (found := part.get("quantization_config")):
+            method = found.get("quant_method", "bitsandbytes") if isinstance(found, dict) else found
+            raise UserError(
+                f"{folder}: its weights are quantised ({method}, says its config.json), and "
+                "scaling a head's columns needs plain ones. Name the unquantised model in "
+                "models.*.source, in bfloat16 or float16."
+            )
+
+
 def reads_images(folder: str | Path) -> bool:
     """Say whether a folder's model reads images beside text."""
-    return FAMILIES.get(read_config(folder).get("model_type")) == IMAGE_TEXT
+    family = FAMILIES.get(read_config(folder).get("model_type"))
+    return family is not None and family.layers == OF_IMAGE_TEXT
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
@@ -244,17 +348,12 @@ def load_tokenizer(folder: str | Path):
     Raises:
         UserError: if the folder holds none.
     """
-    from transformers import AutoTokenizer
-
     if not any(Path(folder).glob("tokenizer*")) and not any(Path(folder).glob("vocab*")):
         raise UserError(f"{folder}: no tokenizer is there (tokenizer.json and others). {LACKING}")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
+    with loading(folder, "tokenizer"):
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False, padding_side="left"
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        why = " ".join(str(error).split())
-        raise UserError(f"{folder}: the tokenizer does not load: {why} {LACKING}") from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -286,26 +385,36 @@ def scaled_heads(decoder: Decoder, heads: Sequence[Head], alpha: float) -> Itera
                 view.copy_(original)
 
 
+def _scaled(z: Tensor, scale: Tensor | None) -> Tensor:
+    return z if scale is None else z * scale[..., None]
+
+
 @contextmanager
 def projection_inputs(
-    decoder: Decoder, layers: Sequence[int], reduce: Callable[[Tensor], Tensor] = lambda z: z
-) -> Iterator[dict[int, Tensor]]:
+    decoder: Decoder,
+    layers: Sequence[int],
+    reduce: Callable[[Tensor, Tensor | None], Any] = _scaled,
+) -> Iterator[dict[int, Any]]:
     """Collect the inputs of the layers' output projections during forward passes.
 
     Args:
         decoder: the model.
         layers: which.
-        reduce: what is kept of an input, batch x positions x (heads * head_dim); all, if not said.
+        reduce: what is kept of an input, batch x positions x (heads * head_dim), given the frozen
+            scale of the norm behind the projection (:meth:`Decoder.frozen_scale`); their product,
+            if not said, which :meth:`Decoder.layer_columns` take to the residual stream.
 
     Yields:
         A dict that, after each forward pass, maps a layer to what is kept of its input.
     """
-    seen: dict[int, Tensor] = {}
+    seen: dict[int, Any] = {}
 
     def keep(layer):
-        return lambda module, args: seen.__setitem__(layer, reduce(args[0]))
+        return lambda module, args, output: seen.__setitem__(
+            layer, reduce(args[0], decoder.frozen_scale(layer, output))
+        )
 
-    handles = [decoder.projections[i].register_forward_pre_hook(keep(i)) for i in layers]
+    handles = [decoder.projections[i].register_forward_hook(keep(i)) for i in layers]
     try:
         yield seen
     finally:
@@ -313,26 +422,48 @@ def projection_inputs(
             handle.remove()
 
 
-def hook_scaled_logits(decoder: Decoder, heads: Sequence[Head], alpha: float, ids: Tensor):
-    """Return logits with the heads scaled by forward hooks: the slow way, to check the edit by."""
-    width = decoder.head_dim
+def _watch(
+    decoder: Decoder, ids: Tensor, given: Sequence[Tensor] | None = None
+) -> tuple[Tensor, list[SimpleNamespace]]:
+    """Run the model and watch each layer's attention.
 
-    def scale(own):
-        def hook(module, args):
-            z = args[0].clone()
-            for head in own:
-                z[..., head * width : (head + 1) * width] *= alpha
-            return (z, *args[1:])
+    Args:
+        decoder: the model.
+        ids: token ids, batch x positions.
+        given: what each layer reads in the place of the residual stream, so that no layer sees
+            what is edited below it.
 
-        return hook
+    Returns:
+        The logits, and for each layer the residual stream ``before``, what the projection reads
+        (``z``), the frozen ``scale`` behind it, what is ``added`` to the stream, and the stream
+        ``after`` that, as the next norm reads it.
+    """
 
-    by_layer = {layer: [h for at, h in heads if at == layer] for layer, _ in heads}
-    handles = [
-        decoder.projections[layer].register_forward_pre_hook(scale(own))
-        for layer, own in by_layer.items()
-    ]
+    def hook(i: int, own: SimpleNamespace) -> list:
+        def begin(module, args):
+            own.before = args[0] if given is None else given[i]
+            return (own.before, *args[1:])
+
+        def project(module, args, output):
+            own.z, own.scale = args[0], decoder.frozen_scale(i, output)
+
+        def add(module, args, output):
+            own.added = output[0] if isinstance(output, tuple) else output
+
+        def end(module, args):
+            own.after = args[0]
+
+        return [
+            decoder.layers[i].register_forward_pre_hook(begin),
+            decoder.projections[i].register_forward_hook(project),
+            (decoder.post_norms or decoder.attentions)[i].register_forward_hook(add),
+            decoder.next_norms[i].register_forward_pre_hook(end),
+        ]
+
+    passed = [SimpleNamespace() for _ in decoder.layers]
+    handles = [handle for i, own in enumerate(passed) for handle in hook(i, own)]
     try:
-        return decoder.model(ids, use_cache=False).logits
+        return decoder.model(ids, use_cache=False).logits, passed
     finally:
         for handle in handles:
             handle.remove()
@@ -342,9 +473,12 @@ def hook_scaled_logits(decoder: Decoder, heads: Sequence[Head], alpha: float, id
 def self_check(decoder: Decoder) -> None:
     """Prove on a short input that heads are where the code believes them to be.
 
-    Three things must hold: scaling by 1 leaves the logits bit-identical; a layer's heads' writes
-    (and the projection's bias) sum to the attention's output; scaling columns gives the logits
-    that a forward hook on the heads gives.
+    In every layer, what the attention adds must turn the residual stream before it into the
+    stream behind it, bit by bit, and the heads' writes and the bias must sum to it. Scaling heads
+    by 1 must leave the logits bit-identical. Scaling the head that writes most in a layer must
+    change what that layer adds by (alpha - 1) times its write. Alpha is chosen so that this change
+    is as large as all that the layer adds: an edit that has no effect, or is of another head or
+    sign, is then far outside of rounding in any number format, however little the head writes.
 
     Raises:
         UserError: naming what does not hold.
@@ -352,62 +486,74 @@ def self_check(decoder: Decoder) -> None:
     model = decoder.model
     vocabulary = model.get_output_embeddings().weight.shape[0]
     ids = (torch.arange(8, device=decoder.device)[None] * 97 + 5) % vocabulary
-    n_layers, n_heads = decoder.shape
-    probed = sorted({0, n_layers // 2, n_layers - 1})
-    heads = [(layer, n_heads - 1) for layer in probed]
-
-    outputs: dict[int, Tensor] = {}
-    handles = [
-        # What the attention returns, and not the projection, lest it be another projection.
-        decoder.attentions[i].register_forward_hook(
-            lambda module, args, out, i=i: outputs.__setitem__(
-                i, out[0] if isinstance(out, tuple) else out
+    logits, plain = _watch(decoder, ids)
+    dtype = str(logits.dtype).removeprefix("torch.")
+    failures, edits, sums = [], {}, {}
+    for layer, own in enumerate(plain):
+        wide = own.z.shape[-1]
+        if wide != decoder.n_heads * decoder.head_dim:
+            failures.append(f"layer {layer}'s projection reads {wide} values")
+        elif decoder.columns(layer, 0).shape[0] != own.added.shape[-1]:
+            failures.append(f"layer {layer}'s projection does not make what its attention adds")
+        elif not own.added.isfinite().all():
+            failures.append(
+                f"layer {layer}'s attention gives values that are not finite in {dtype}"
             )
-        )
-        for i in probed
-    ]
-    try:
-        with projection_inputs(decoder, probed) as inputs:
-            plain = model(ids, use_cache=False).logits
-    finally:
-        for handle in handles:
-            handle.remove()
-    with scaled_heads(decoder, heads, 1.0):
-        same = model(ids, use_cache=False).logits
-    with scaled_heads(decoder, heads, -1.0):
-        edited = model(ids, use_cache=False).logits
-
-    eps = torch.finfo(plain.dtype).eps
-    failures = []
-    if not torch.equal(plain, same):
-        failures.append("scaling heads by 1 changes the logits")
-    for layer in probed:
-        if inputs[layer].shape[-1] != n_heads * decoder.head_dim:
-            failures.append(f"layer {layer}'s projection reads {inputs[layer].shape[-1]} values")
-            continue
-        if outputs[layer].shape != (*ids.shape, decoder.columns(layer, 0).shape[0]):
-            failures.append(f"layer {layer}'s projection does not make the attention's output")
-            continue
-        z = inputs[layer].float().unflatten(-1, (n_heads, decoder.head_dim))
-        written = torch.einsum("bphk,hdk->bpd", z, decoder.layer_columns(layer))
-        bias = getattr(decoder.projections[layer], "bias", None)
-        written = written if bias is None else written + bias.float()
-        if not _close(written, outputs[layer].float(), 64 * eps):
-            failures.append(f"the heads of layer {layer} do not sum to its attention output")
+        elif not torch.equal(own.before + own.added, own.after):
+            failures.append(f"layer {layer}'s attention gives something else than is added")
+        else:
+            writes, bias = _writes(decoder, layer, own.z)
+            total = writes.sum(0) + bias
+            if not _close(_scaled(total, own.scale), own.added, own.added):
+                failures.append(f"the heads of layer {layer} do not sum to what it adds")
+                continue
+            sizes = writes.flatten(1).norm(dim=1)
+            head = int(sizes.argmax())
+            edits[layer] = head, _telling(decoder.columns(layer, head), total.norm() / sizes[head])
+            sums[layer] = total, writes[head]
     if not failures:
-        hooked = hook_scaled_logits(decoder, heads, -1.0, ids)
-        # Both take different roundings through all later layers, so the bound is looser.
-        if not _close(edited, hooked, 1024 * eps):
-            failures.append("editing the weights differs from a forward hook")
+        heads = [(layer, head) for layer, (head, _) in edits.items()]
+        with scaled_heads(decoder, heads, 1.0):
+            if not torch.equal(model(ids, use_cache=False).logits, logits):
+                failures.append("scaling heads by 1 changes the logits")
+        with ExitStack() as stack:
+            for layer, (head, alpha) in edits.items():
+                stack.enter_context(scaled_heads(decoder, [(layer, head)], alpha))
+            _, edited = _watch(decoder, ids, [own.before for own in plain])
+        for layer, own in enumerate(edited):
+            head, alpha = edits[layer]
+            total, write = sums[layer]
+            change = _scaled((alpha - 1) * write, own.scale)
+            if not _close(_scaled(total, own.scale) + change, own.added, change):
+                failures.append(f"scaling L{layer}.H{head} does not scale what it writes")
     if failures:
-        raise UserError(
-            f"The self-check of this {model.config.model_type} model failed: {'; '.join(failures)}."
-        )
+        listed = "; ".join(failures[:3]) + ("; and others" if len(failures) > 3 else "")
+        raise UserError(f"The self-check of this {model.config.model_type} model failed: {listed}.")
 
 
-def _close(a: Tensor, b: Tensor, relative: float) -> bool:
-    """Whether a and b differ by at most ``relative`` of b's largest value, and hold no NaN."""
-    return bool((a - b).abs().max() <= relative * b.abs().max().clamp_min(1e-6))
+def _writes(decoder: Decoder, layer: int, z: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what each head adds, heads x batch x positions x d, and the bias; scale apart."""
+    z = z.float().unflatten(-1, (decoder.n_heads, decoder.head_dim))
+    writes = torch.einsum("bphk,hdk->hbpd", z, decoder.layer_columns(layer))
+    bias = getattr(decoder.projections[layer], "bias", None)
+    bias = torch.zeros_like(writes[0, 0, 0]) if bias is None else bias.float()
+    return writes, bias * decoder.gain(decoder.post_norms[layer]) if decoder.post_norms else bias
+
+
+def _telling(columns: Tensor, ratio: Tensor) -> float:
+    """Return a negative power of two that makes a head write as much as its layer, ``ratio``."""
+    most = math.frexp(torch.finfo(columns.dtype).max / float(columns.abs().max().clamp_min(1)))[1]
+    ratio = float(ratio)  # not finite where no head of the layer writes anything
+    return -(2.0 ** min(math.frexp(max(ratio, 1))[1], most - 2)) if math.isfinite(ratio) else -1.0
+
+
+def _close(found: Tensor, expected: Tensor, size: Tensor) -> bool:
+    """Whether two tensors differ by little more than rounding does to one of ``size``."""
+    # A product has been rounded to expected's format; sums of thousands of terms, to float32's.
+    relative = max(4 * torch.finfo(expected.dtype).eps, 1e-4)
+    expected = expected.float()
+    apart = (found - expected).norm()
+    return bool(apart <= relative * torch.maximum(expected.norm(), size.float().norm()))
 
 
 @contextmanager
@@ -455,7 +601,7 @@ def unembedding(decoder: Decoder, token_ids: Sequence[int] | None, fold_norm_gai
     if token_ids is not None:
         rows = rows[torch.as_tensor(token_ids, device=rows.device)]
     rows = rows.float()
-    return rows * final_norm_gain(decoder).float() if fold_norm_gain else rows
+    return rows * final_norm_gain(decoder) if fold_norm_gain else rows
 
 
 def language_model(decoder: Decoder) -> nn.Module:
@@ -465,8 +611,6 @@ def language_model(decoder: Decoder) -> nn.Module:
 
 
 def final_norm_gain(decoder: Decoder) -> Tensor:
-    """Return the gain of the norm before the unembedding, d."""
+    """Return the gain of the norm before the unembedding as float32, d."""
     base = language_model(decoder)
-    norm = base.ln_f if decoder.model.config.model_type == "gpt2" else base.norm
-    # Gemma's norms store the gain less one.
-    return norm.weight + 1 if decoder.model.config.model_type.startswith("gemma") else norm.weight
+    return decoder.gain(base.ln_f if decoder.model.config.model_type == "gpt2" else base.norm)

@@ -14,7 +14,7 @@ from typing import Any
 
 import psutil
 
-from headpursuit.estimate import file_bytes, model_bytes
+from headpursuit.estimate import file_bytes, models
 from headpursuit.files import UserError
 from headpursuit.labellers import LOOPBACK, used_labellers
 from headpursuit.labellers.prompt import load_prompt
@@ -54,8 +54,8 @@ def preflight(config: dict, resources: Path, results: Path) -> dict:
 
 
 def check_device(config: dict, lacks: list[str], notes: list[str]) -> dict:
-    """Check that there is a device with enough memory for the model."""
-    compute, model = config["compute"], config["models"][config["text"]["model"]]
+    """Check that there is a device with enough memory for each of the run's models."""
+    compute = config["compute"]
     if not compute["check_device"]:
         notes.append("compute.check_device is false: neither device nor memory were looked at")
         return {"checked": False}
@@ -67,10 +67,14 @@ def check_device(config: dict, lacks: list[str], notes: list[str]) -> dict:
         )
         return {"checked": True, **gpu}
     if gpu["kind"] == "none":
-        return _check_cpu(config, model, lacks, notes)
-    needed, free = model_bytes(config), gpu.get("free_bytes")
-    if free is not None and free < needed:
-        lacks.append(_memory_message(config, gpu["name"], needed, free))
+        gpu |= {"kind": "cpu", "free_bytes": psutil.virtual_memory().available}
+        _check_cpu(config, lacks, notes)
+    found, free = models(config), gpu.get("free_bytes")
+    where = gpu.get("name", "this machine")
+    for name, model in found.items():
+        if free is not None and free < model["work_bytes"]:
+            lacks.append(_memory_message(config, name, where, model["work_bytes"], free))
+    needed = max(model["work_bytes"] for model in found.values())
     return {"checked": True, "needed_bytes": needed, **gpu}
 
 
@@ -108,30 +112,36 @@ def _ask_nvidia_smi() -> dict[str, Any]:
     return {"kind": "cuda", "name": name, "free_bytes": mebibytes and mebibytes * 2**20}
 
 
-def _check_cpu(config: dict, model: dict, lacks: list[str], notes: list[str]) -> dict:
+def _check_cpu(config: dict, lacks: list[str], notes: list[str]) -> None:
     compute = config["compute"]
-    if compute["device"] == "auto" and model["parameters"] > LARGE and not compute["allow_cpu"]:
-        lacks.append(
-            f"There is no GPU here, and {config['text']['model']} has "
-            f"{model['parameters'] / 1e9:.1f} billion parameters. Run the demo: make demo; or "
-            "insist: set compute.allow_cpu: true in the config."
-        )
-    if model["dtype"] != "float32":
-        notes.append(f"{model['dtype']} is slow on most CPUs; float32 takes more memory")
-    needed, free = model_bytes(config), psutil.virtual_memory().available
-    if free < needed:
-        lacks.append(_memory_message(config, "this machine", needed, free))
-    return {"checked": True, "kind": "cpu", "needed_bytes": needed, "free_bytes": free}
+    for name in models(config):
+        model = config["models"][name]
+        if compute["device"] == "auto" and model["parameters"] > LARGE and not compute["allow_cpu"]:
+            lacks.append(
+                f"There is no GPU here, and {name} ({_keys(config, name)[0]}) has "
+                f"{model['parameters'] / 1e9:.1f} billion parameters. Run the demo: make demo; or "
+                "insist: set compute.allow_cpu: true in the config."
+            )
+        if model["dtype"] != "float32":
+            notes.append(
+                f"{name}: {model['dtype']} is slow on most CPUs; float32 takes more memory"
+            )
 
 
-def _memory_message(config: dict, where: str, needed: int, free: int) -> str:
-    name = config["text"]["model"]
-    halve = f"models.{name}.dtype: bfloat16 (half of it), "
+def _keys(config: dict, name: str) -> tuple[str, str]:
+    """Return the config key that names a model of the run, and the one that sets its batches."""
+    if name == config["text"]["model"]:
+        return "text.model", "generation.batch_tokens"
+    return "vision.model", "vision.batch_images"
+
+
+def _memory_message(config: dict, name: str, where: str, needed: int, free: int) -> str:
+    (key, batch), halve = _keys(config, name), f"models.{name}.dtype: bfloat16 (half of it), "
     return (
-        f"{name} needs about {needed / GIB:.1f} GiB of memory and {where} has {free / GIB:.1f} "
-        "GiB free. Free some, take a larger machine, or set "
+        f"{name} ({key}) needs about {needed / GIB:.1f} GiB of memory and {where} has "
+        f"{free / GIB:.1f} GiB free. Free some, take a larger machine, or set "
         f"{halve if config['models'][name]['dtype'] == 'float32' else ''}"
-        "a smaller generation.batch_tokens or a smaller text.model."
+        f"a smaller {batch} or a smaller {key}."
     )
 
 

@@ -43,14 +43,24 @@ def responses() -> pa.Table:
 
 
 def naive(decoder: Decoder, prompt: list[int], response: list[int], positions: str) -> list[Tensor]:
-    """Read what each layer's output projection reads of one sample, and average it."""
+    """Read what each layer's output projection reads of one sample, and average it.
+
+    Gemma 2 normalises what comes out, and so what each position gives has its own weight.
+    """
     ids = prompt + (response if positions == "response" else [])
     first = {"prompt": 0, "last": len(prompt) - 1, "response": len(prompt)}[positions]
     seen = []
-    is_gpt2 = decoder.model.config.model_type == "gpt2"
+    kind = decoder.model.config.model_type
+
+    def keep(module, args, output):
+        scale = (
+            (output[0].square().mean(-1, keepdim=True) + 1e-6).rsqrt() if kind == "gemma2" else 1
+        )
+        seen.append((args[0][0] * scale)[first:].mean(0))
+
     handles = [
-        (layer.attn.c_proj if is_gpt2 else layer.self_attn.o_proj).register_forward_pre_hook(
-            lambda module, args: seen.append(args[0][0, first:].mean(0))
+        (layer.attn.c_proj if kind == "gpt2" else layer.self_attn.o_proj).register_forward_hook(
+            keep
         )
         for layer in decoder.layers
     ]

@@ -80,7 +80,7 @@ def test_a_torn_file_is_refused_and_leaves_no_provenance(converted, tmp_path: Pa
     content = converted["gguf"].read_bytes()
     (source / "tiny.gguf").write_bytes(content[:keep])
     target = tmp_path / "m" / "provenance.json"
-    with pytest.raises(UserError, match=r"tiny\.gguf: transformers cannot read it"):
+    with pytest.raises(UserError, match=r"tiny\.gguf: the model does not load"):
         convert_gguf(source / "tiny.gguf", target, source / "provenance.json")
     assert not target.exists()
 

@@ -1,18 +1,26 @@
+import errno
 import json
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from headpursuit import models
+from headpursuit.activations import averaged_inputs
 from headpursuit.files import UserError, sha256
 from headpursuit.models import (
     Decoder,
     decoder_of,
     fast_products,
+    final_norm_gain,
+    language_model,
     load_model,
     load_tokenizer,
     longest_input,
@@ -24,13 +32,19 @@ from headpursuit.models import (
     unembedding,
 )
 from headpursuit.sources import download
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from tiny import HEADS, LAYERS, LONGEST
+from tiny import HEADS, LAYERS, LONGEST, WINDOW
+from tiny_vision import FAMILIES as IMAGE_TEXT
+from tiny_vision import make_vlm
 from torch import Tensor
-from transformers import AutoModelForCausalLM, GPTNeoXConfig
+from transformers import AutoModelForCausalLM, GPTNeoXConfig, LlamaConfig
 
 FAMILIES = ["llama", "mistral", "qwen2", "gemma", "gemma2", "gpt2"]
 families = pytest.mark.parametrize("family", FAMILIES)
+every_family = pytest.mark.parametrize("family", [*FAMILIES, *IMAGE_TEXT])
+DTYPES = ["float32", "bfloat16", "float16"]
+dtypes = pytest.mark.parametrize("dtype", DTYPES)
 CHOSEN = [(0, 3), (1, 0), (1, 2), (2, 1)]
 IDS = (torch.arange(12).reshape(2, 6) * 37 + 3) % 400
 
@@ -99,10 +113,17 @@ def rescaled_by_hooks(decoder: Decoder, heads: list, alpha: float) -> Iterator[N
             handle.remove()
 
 
-@families
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_each_family_loads_and_passes_its_self_check(model_path, family: str, dtype: str):
-    decoder = load_model(model_path(family), dtype, "cpu", (LAYERS, HEADS))
+@pytest.fixture(scope="module")
+def folder(model_path, tmp_path_factory) -> Callable[[str], Path]:
+    """Give the folder of a tiny model of any family."""
+    images = cache(lambda family: make_vlm(tmp_path_factory.mktemp(family), family))
+    return lambda family: (images if family in IMAGE_TEXT else model_path)(family)
+
+
+@every_family
+@dtypes
+def test_each_family_loads_and_passes_its_self_check(folder, family: str, dtype: str):
+    decoder = load_model(folder(family), dtype, "cpu", (LAYERS, HEADS))
     assert decoder.shape == (LAYERS, HEADS)
     assert next(decoder.model.parameters()).dtype == getattr(torch, dtype)
     assert not decoder.model.training
@@ -129,17 +150,58 @@ def test_scaling_the_weights_is_scaling_what_heads_write(model, family: str, alp
     assert (edited - plain).abs().max() > 0.01  # and it does something
 
 
-@families
-def test_heads_and_bias_add_up_to_the_attention_s_output(model, family: str):
-    decoder = model(family)
+@contextmanager
+def stream(decoder: Decoder, layer: int) -> Iterator[dict[str, Tensor]]:
+    """Keep the residual stream before a layer's attention and behind it."""
+    kind, own = decoder.model.config.model_type, decoder.layers[layer]
+    norms = {"gpt2": "ln_2", "gemma2": "pre_feedforward_layernorm"}
+    behind = norms.get("gemma2" if kind == "gemma3" else kind, "post_attention_layernorm")
+    seen: dict[str, Tensor] = {}
+    handles = [
+        own.register_forward_pre_hook(lambda m, args: seen.update(before=args[0])),
+        getattr(own, behind).register_forward_pre_hook(lambda m, args: seen.update(after=args[0])),
+    ]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@pytest.mark.parametrize(
+    ("family", "seen"), [("mistral", WINDOW), ("gemma2", WINDOW), ("llama", 12)]
+)
+@torch.inference_mode()
+def test_the_families_with_a_window_have_one_here(model, family: str, seen: int):
+    """So the tests on them, most of whose texts are longer, are tests of the window."""
+    decoder, ids = model(family), IDS.reshape(1, 12)
+    found = []
+    for first in (5, 6):
+        ids[0, 0] = first
+        with stream(decoder, 0) as passed:
+            logits(decoder, ids)
+        found.append(passed["after"][0])
+    assert (found[0] != found[1]).any(1).tolist() == [True] * seen + [False] * (12 - seen)
+
+
+@every_family
+@pytest.mark.parametrize(("dtype", "apart"), zip(DTYPES, [1e-5, 2e-2, 2e-3], strict=True))
+@torch.inference_mode()
+def test_cached_heads_and_bias_add_up_to_what_the_stream_gains(
+    folder, family: str, dtype: str, apart: float
+):
+    """Averaged over positions, as the cache holds them."""
+    decoder = load_model(folder(family), dtype, "cpu")
+    weights = torch.tensor([[0.0, 0.5, 0.5, 0, 0, 0], [0, 0, 0.25, 0.25, 0.25, 0.25]])
     for layer in range(LAYERS):
-        with observed(decoder, layer) as seen, torch.inference_mode():
-            decoder.model(IDS, use_cache=False)
-        z = seen["z"].unflatten(-1, (HEADS, -1))
-        _, bias = projection_of(decoder, layer)
-        total = torch.einsum("bphk,hdk->bpd", z, decoder.layer_columns(layer))
-        total = total if bias is None else total + bias
-        torch.testing.assert_close(total, seen["out"], rtol=1e-5, atol=1e-5)
+        with stream(decoder, layer) as seen:
+            cached = averaged_inputs(decoder, weights, input_ids=IDS)[layer]
+        z = cached.unflatten(-1, (HEADS, -1))
+        total = torch.einsum("bhk,hdk->bd", z, decoder.layer_columns(layer))
+        bias = decoder.projections[layer].bias
+        total = total if bias is None else total + bias.float()
+        gained = torch.einsum("bp,bpd->bd", weights, seen["after"].float() - seen["before"].float())
+        assert (total - gained).norm() < apart * gained.norm()
 
 
 @families
@@ -220,15 +282,18 @@ def test_a_head_that_is_not_there(model, head: tuple[int, int]):
 @pytest.mark.parametrize(
     ("family", "wrong", "said"),
     [
-        ("llama", ("model.layers", "self_attn.q_proj", False), "do not sum to its attention"),
-        ("llama", ("model.layers", "mlp.down_proj", False), "projection reads 48 values"),
-        ("llama", ("model.layers", "self_attn.v_proj", False), "does not make the attention's"),
-        ("gpt2", ("transformer.h", "attn.c_proj", False), "do not sum to its attention output"),
-        ("gemma", ("model.layers", "self_attn.q_proj", False), "reads 32 values"),
+        ("llama", {"projection": "self_attn.q_proj"}, "do not sum to what it adds"),
+        ("llama", {"projection": "mlp.down_proj"}, "projection reads 48 values"),
+        ("llama", {"projection": "self_attn.v_proj"}, "does not make what its attention adds"),
+        ("llama", {"next_norm": "input_layernorm"}, "gives something else than is added"),
+        ("gpt2", {"transposed": False}, "do not sum to what it adds"),
+        ("gemma", {"projection": "self_attn.q_proj"}, "reads 32 values"),
+        ("gemma2", {"post_norm": None}, "gives something else than is added"),
+        ("gemma2", {"post_norm": "pre_feedforward_layernorm"}, "something else than is added"),
     ],
 )
-def test_a_wrong_projection_is_refused(model_path, monkeypatch, family: str, wrong, said: str):
-    monkeypatch.setitem(models.FAMILIES, family, wrong)
+def test_a_wrong_place_is_refused(model_path, monkeypatch, family: str, wrong: dict, said: str):
+    monkeypatch.setitem(models.FAMILIES, family, models.FAMILIES[family]._replace(**wrong))
     with pytest.raises(UserError, match=f"self-check of this {family} model failed: .*{said}"):
         load_model(model_path(family), "float32", "cpu")
 
@@ -241,8 +306,102 @@ class Permuted(Decoder):
 def test_permuted_heads_are_refused(model):
     decoder = model("llama")
     own = {name: getattr(decoder, name) for name in Decoder.__dataclass_fields__}
-    with pytest.raises(UserError, match="do not sum to its attention output"):
+    with pytest.raises(UserError, match="do not sum to what it adds"):
         self_check(Permuted(**own))
+
+
+def test_a_norm_without_its_gain_is_refused(model):
+    class Plain(Decoder):
+        def gain(self, norm):
+            return torch.ones_like(norm.weight)
+
+    decoder = model("gemma2")
+    own = {name: getattr(decoder, name) for name in Decoder.__dataclass_fields__}
+    with pytest.raises(UserError, match="do not sum to what it adds"):
+        self_check(Plain(**own))
+
+
+@contextmanager
+def in_a_copy(decoder: Decoder, heads: list, alpha: float) -> Iterator[None]:
+    """Scale columns that the model does not read."""
+    for layer, head in heads:
+        decoder.columns(layer, head).clone().mul_(alpha)
+    yield
+
+
+WRONG_EDITS = {
+    "no effect": lambda decoder, heads, alpha: nullcontext(),
+    "no effect, in a copy": in_a_copy,
+    "a neighbouring head": lambda decoder, heads, alpha: scaled_heads(
+        decoder, [(layer, (head + 1) % HEADS) for layer, head in heads], alpha
+    ),
+    "the wrong sign": lambda decoder, heads, alpha: scaled_heads(
+        decoder, heads, alpha if alpha == 1 else -alpha
+    ),
+    "half of the head": lambda decoder, heads, alpha: scaled_heads(
+        decoder, heads, 1 + (alpha - 1) / 2
+    ),
+    "the next layer's": lambda decoder, heads, alpha: scaled_heads(
+        decoder, [((layer + 1) % LAYERS, head) for layer, head in heads], alpha
+    ),
+}
+
+
+@every_family
+@dtypes
+@pytest.mark.parametrize("wrong", WRONG_EDITS)
+def test_a_wrong_edit_is_refused(folder, monkeypatch, family: str, dtype: str, wrong: str):
+    monkeypatch.setattr(models, "scaled_heads", WRONG_EDITS[wrong])
+    with pytest.raises(UserError, match=r"failed: scaling L0\.H\d does not scale what it writes"):
+        load_model(folder(family), dtype, "cpu")
+
+
+@dtypes
+@pytest.mark.parametrize("size", [1.0, 1e-3, 0.0])
+def test_a_head_that_writes_little_is_checked_all_the_same(
+    model_path, monkeypatch, dtype: str, size: float
+):
+    """Beside a bias that is all that a layer adds, an edit would be lost in rounding."""
+    decoder = load_model(model_path("gpt2"), dtype, "cpu")
+    with torch.no_grad():
+        decoder.projections[1].weight.mul_(size)
+        decoder.projections[1].bias.mul_(10)
+    self_check(decoder)
+
+    def all_but_one(decoder: Decoder, heads: list, alpha: float):
+        return scaled_heads(decoder, [own for own in heads if own[0] != 1], alpha)
+
+    monkeypatch.setattr(models, "scaled_heads", all_but_one)
+    if size == 0:  # nothing is what there is to scale
+        return self_check(decoder)
+    with pytest.raises(UserError, match=r"failed: scaling L1\.H\d does not scale .* writes\.$"):
+        self_check(decoder)
+
+
+@pytest.fixture(scope="module")
+def deep(tmp_path_factory) -> Path:
+    """Give a random model of the paper's depth and heads, narrow."""
+    folder = tmp_path_factory.mktemp("deep")
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=600, hidden_size=256, intermediate_size=512, num_hidden_layers=32,
+        num_attention_heads=32, num_key_value_heads=8,
+    )  # fmt: skip
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    return folder
+
+
+@dtypes
+@pytest.mark.parametrize("peak", [0, 3000])
+def test_a_deep_model_passes(deep, monkeypatch, dtype: str, peak: float):
+    """Also where the first position has the very large activations that many models have."""
+    decoder = load_model(deep, dtype, "cpu", (32, 32))
+    with torch.no_grad():
+        decoder.model.get_input_embeddings().weight[5, :3] = peak  # the first token of the check
+    self_check(decoder)
+    monkeypatch.setattr(models, "scaled_heads", WRONG_EDITS["no effect"])
+    with pytest.raises(UserError, match=r"L0.* L1.* L2.*; and others"):
+        self_check(decoder)
 
 
 def test_a_wrong_width_of_heads_is_refused(model):
@@ -254,7 +413,9 @@ def test_a_model_that_gives_nan_is_refused(model_path):
     decoder = load_model(model_path("llama"), "float32", "cpu")
     with torch.no_grad():
         decoder.model.model.layers[1].mlp.down_proj.weight[0, 0] = torch.nan
-    with pytest.raises(UserError, match="scaling heads by 1 changes the logits"):
+    with pytest.raises(
+        UserError, match="layer 2's attention gives values that are not finite in float32"
+    ):
         self_check(decoder)
 
 
@@ -334,6 +495,99 @@ def test_weights_that_are_missing_are_not_made_up(model_path, tmp_path: Path):
         load_model(tmp_path / "m", "float32", "cpu")
 
 
+RAISED = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 224.00 MiB. GPU 0 has a total"),
+    MemoryError("Cannot allocate memory (os error 12)"),
+    OSError(errno.ENOMEM, "Cannot allocate memory"),
+    RuntimeError(
+        "[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory: "
+        "you tried to allocate 234881024 bytes. Error code 12 (Cannot allocate memory)"
+    ),
+    RuntimeError("unable to mmap 99 bytes from file <m.safetensors>: Cannot allocate memory (12)"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+]
+FILES = [OSError("m does not appear to have a file named x"), SafetensorError("header too large")]
+OTHER = [KeyError("mistral9"), ImportError("needs kernels"), AttributeError("no attribute 'y'")]
+
+
+@pytest.mark.parametrize("error", [*RAISED, *FILES, *OTHER], ids=lambda error: str(error)[:30])
+@pytest.mark.parametrize("where", ["AutoModelForCausalLM", "AutoTokenizer"])
+def test_whatever_goes_wrong_is_named(model_path, monkeypatch, error: Exception, where: str):
+    def fail(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(getattr(transformers, where), "from_pretrained", fail)
+    with pytest.raises(UserError) as caught:
+        if where == "AutoTokenizer":
+            load_tokenizer(model_path("llama"))
+        else:
+            load_model(model_path("llama"), "float32", "cpu")
+    said = str(caught.value)
+    assert str(model_path("llama")) in said and "\n" not in said
+    assert ("provenance.json" in said) == (error in FILES)
+    assert ("memory does not suffice" in said and "bfloat16" in said) == (error in RAISED)
+    assert ("another version of transformers" in said) == (error in OTHER)
+
+
+STARVED = """
+import resource, sys
+from pathlib import Path
+import psutil
+from headpursuit.files import UserError
+from headpursuit.models import load_model
+
+small, large, dtype = sys.argv[1:4]
+load_model(small, dtype, "cpu")  # so that what is imported on the way is there
+held = psutil.Process().memory_info().vms
+resource.setrlimit(resource.RLIMIT_AS, (held + int(sys.argv[4]) * 2**20,) * 2)
+try:
+    load_model(large, dtype, "cpu")
+except UserError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("spare", [20, 300])  # MB; the weights are 269
+def test_memory_that_does_not_suffice_is_said_as_such(
+    model_path, tmp_path_factory, dtype: str, spare: int
+):
+    folder = tmp_path_factory.getbasetemp() / "large"
+    if not folder.exists():
+        config = LlamaConfig(
+            vocab_size=600, hidden_size=1024, intermediate_size=4096, num_hidden_layers=4,
+            num_attention_heads=8,
+        )  # fmt: skip
+        AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    done = subprocess.run(
+        [sys.executable, "-c", STARVED, model_path("llama"), folder, dtype, str(spare)],
+        env={"PYTHONPATH": str(Path(models.__file__).parents[1]), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"{folder}: memory does not suffice to load the model: " in done.stdout
+    assert "provenance.json" not in done.stdout
+
+
+@pytest.mark.parametrize("place", [None, "text_config"])
+@pytest.mark.parametrize("method", ["gptq", "awq", "fp8", "compressed-tensors", "bitsandbytes"])
+def test_quantised_weights_are_refused_by_name(
+    model_path, tmp_path: Path, monkeypatch, method: str, place: str | None
+):
+    folder = shutil.copytree(model_path("llama"), tmp_path / "m")
+    config = json.loads((folder / "config.json").read_text())
+    inner = config.setdefault(place, {}) if place else config
+    inner["quantization_config"] = {"bits": 4} | (
+        {} if method == "bitsandbytes" else {"quant_method": method}
+    )
+    (folder / "config.json").write_text(json.dumps(config))
+    monkeypatch.delattr(transformers.AutoModelForCausalLM, "from_pretrained")  # nothing is loaded
+    with pytest.raises(UserError, match=rf"weights are quantised \({method}.*unquantised model"):
+        load_model(folder, "float32", "cpu")
+
+
 def test_a_folder_without_tokenizer(model_path, tmp_path: Path):
     shutil.copytree(model_path("llama"), tmp_path / "m")
     for path in (tmp_path / "m").glob("tokenizer*"):
@@ -405,6 +659,43 @@ def test_folded_rows_give_the_logits_of_the_normalised_stream(model, family: str
     expected = (seen["y"].double() - bias) @ rows.T
     folded = x @ unembedding(decoder, None, True).double().T
     torch.testing.assert_close(folded, expected, rtol=1e-3, atol=1e-3)
+
+
+@every_family
+@dtypes
+def test_the_final_gain_is_as_exact_as_the_norm_takes_it(folder, family: str, dtype: str):
+    """Gemma's gain is a stored number plus 1, which bfloat16 would round away."""
+    decoder = load_model(folder(family), dtype, "cpu")
+    base = language_model(decoder)
+    stored = (base.ln_f if family == "gpt2" else base.norm).weight.float()
+    gain = final_norm_gain(decoder)
+    assert torch.equal(gain, stored + 1 if family.startswith("gemma") else stored)
+    rows = decoder.model.lm_head.weight[[7, 0]].float()
+    assert torch.equal(unembedding(decoder, [7, 0], True), rows * gain)
+
+
+@pytest.mark.parametrize(
+    ("tied", "stored", "expected"),
+    [(True, False, "embedding"), (False, True, "own"), (False, False, None)],
+)
+def test_the_unembedding_is_tied_only_where_the_config_says_so(
+    model_path, tmp_path: Path, tied: bool, stored: bool, expected: str | None
+):
+    folder = shutil.copytree(model_path("llama"), tmp_path / "m")
+    weights = load_file(folder / "model.safetensors")
+    rows = {"embedding": weights["model.embed_tokens.weight"], "own": weights["lm_head.weight"]}
+    assert not torch.equal(rows["embedding"], rows["own"])
+    if not stored:
+        del weights["lm_head.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text()) | {"tie_word_embeddings": tied}
+    (folder / "config.json").write_text(json.dumps(config))
+    if expected is None:
+        with pytest.raises(UserError, match=r"no weights for lm_head\.weight"):
+            load_model(folder, "float32", "cpu")
+    else:
+        found = unembedding(load_model(folder, "float32", "cpu"), None, False)
+        assert torch.equal(found, rows[expected])
 
 
 def test_rows_of_the_unembedding(model):

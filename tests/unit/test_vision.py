@@ -147,28 +147,29 @@ def test_one_image_is_the_same_in_a_padded_batch(vlm, pictures, family: str, cha
 
 
 @families
-def test_answers_are_those_of_generate(vlm, pictures, family: str) -> None:
-    """Reading once and replaying the layers below an edit changes no answer."""
+@torch.inference_mode()
+def test_answers_are_those_of_a_whole_pass_for_each_token(vlm, pictures, family: str) -> None:
+    """Batch, padding, cache, window and replaying the layers below an edit change no answer."""
     decoder, processor = vlm(family)
-    encoded = ask(vlm(family), pictures)
     stops = end_tokens(decoder, processor.tokenizer)
-    answers = vision.answer_batch(decoder, encoded, {"edited": CHOSEN}, -1.0, 5, stops)
+    edits = {"baseline": [], "edited": CHOSEN}
+    answers = vision.answer_batch(decoder, ask(vlm(family), pictures), edits, -1.0, 5, stops)
 
-    def generated() -> list[list[int]]:
-        given = {name: value for name, value in encoded.items() if name != "position_ids"}
-        new = decoder.model.generate(
-            **given,
-            do_sample=False,
-            max_new_tokens=5,
-            pad_token_id=processor.tokenizer.pad_token_id,
-        )[:, encoded["input_ids"].shape[1] :]
-        return [
-            row[: next((i for i, t in enumerate(row) if t in stops), 5)] for row in new.tolist()
-        ]
+    def answered(picture: Image.Image) -> list[int]:
+        asked = ask(vlm(family), [picture])
+        asked = {name: own for name, own in asked.items() if name != "position_ids"}
+        new: list[int] = []
+        while len(new) < 5 and (token := int(logits(decoder, asked)[0, -1].argmax())) not in stops:
+            new.append(token)
+            for name, own in asked.items():
+                follows = {"input_ids": token, "attention_mask": 1}.get(name, 0)
+                if own.shape == asked["attention_mask"].shape or "ids" in name:
+                    asked[name] = torch.cat([own, torch.full((1, 1), follows)], dim=1)
+        return new
 
-    assert [own for own, _ in answers["baseline"]] == generated()
-    with scaled_heads(decoder, CHOSEN, -1.0):
-        assert [own for own, _ in answers["edited"]] == generated()
+    for name, heads in edits.items():
+        with scaled_heads(decoder, heads, -1.0):
+            assert [own for own, _ in answers[name]] == [answered(own) for own in pictures]
 
 
 def test_llava_next_reads_its_own_tiling(vlm, pictures) -> None:
