@@ -4,16 +4,15 @@
 # docs/files.md says what each file is.
 
 
+from snakemake.utils import min_version
+
+min_version("9.27.1")
+
+
 configfile: f"{workflow.current_basedir}/config.yaml"
 
 
 include: "rules/common.smk"
-
-
-pathvars:
-    results=f"results/{config['run']}",
-    logs="<results>/logs",
-    benchmarks="<results>/benchmarks",
 
 
 report: "report/workflow.rst"

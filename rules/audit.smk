@@ -55,6 +55,7 @@ rule write_manifest:
         mem_mb=1000,
         runtime=60,
     params:
+        snakemake=SNAKEMAKE,
         code=code_hash("write_manifest"),
     script:
         "../scripts/write_manifest.py"

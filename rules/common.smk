@@ -20,7 +20,8 @@ from headpursuit.config import (
 from headpursuit.files import UserError, beside, refuse_braces, refuse_unwritable
 from headpursuit.interrupt import end_jobs_on_signals
 from headpursuit.lineage import code_hash
-from headpursuit.sources import used_sources
+from headpursuit.sources import content, used_sources
+from snakemake.common import __version__ as SNAKEMAKE
 from snakemake.common.configfile import load_configfile
 from snakemake.exceptions import WorkflowError
 from snakemake.utils import update_config
@@ -99,6 +100,12 @@ def model_files(name):
     return f"<resources>/{config['models'][name]['source']}/provenance.json"
 
 
+def own_path(name):
+    """The path of a source that is the user's own file or folder; of others none."""
+    source = config["sources"][name]
+    return [source["path"]] if source["kind"] == "local" else []
+
+
 MODEL_FILES = model_files(config["text"]["model"])
 # What the method `unrelated` ranks heads by.
 UNRELATED_WORDS = str(beside(config["pursuit"]["unrelated_words"]))
@@ -110,4 +117,12 @@ FIGURE1 = []
 
 def hub_id(model):
     """The Hub repository of a model of the config; None where it comes from elsewhere."""
-    return config["sources"][config["models"][model]["source"]].get("id") if model else None
+    source = config["sources"][config["models"][model]["source"]] if model else {"kind": None}
+    return source["id"] if source["kind"] == "hub" else None
+
+
+# Not in the Snakefile, which an older Snakemake has to read as far as min_version.
+pathvars:
+    results=f"results/{config['run']}",
+    logs="<results>/logs",
+    benchmarks="<results>/benchmarks",

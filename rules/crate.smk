@@ -5,6 +5,7 @@ rule write_crate:
     """The run as an RO-Crate, with the jobs that made each file."""
     input:
         rules.write_manifest.output,
+        pages=PAGES,
     output:
         "<results>/audit/crate.zip",
     log:

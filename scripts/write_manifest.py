@@ -9,8 +9,9 @@ from headpursuit.rule import run_rule
 
 def main(snakemake):
     """Write the manifest."""
-    output = Path(snakemake.output[0])
-    write_json(output, build_manifest(output.absolute().parents[1], Path.cwd()))
+    output, files = Path(snakemake.output[0]), snakemake.input
+    results, version = output.absolute().parents[1], snakemake.params.snakemake
+    write_json(output, build_manifest(results, Path.cwd(), files, version))
 
 
 if __name__ == "__main__":

@@ -56,6 +56,19 @@ def _pattern(template: str) -> re.Pattern[str]:
     return re.compile(r"(?:^|/)" + r"[^/]+".join(map(re.escape, literal)) + "$")
 
 
+def typed(path: str | Path, cells: pa.Table) -> pa.Table:
+    """Return a CSV file's cells, all text, in the types of the table's contract.
+
+    Raises:
+        ArrowInvalid: if a cell is not of its column's type.
+    """
+    columns = (contract_of(path) or {"columns": {}})["columns"]
+    kinds = {name: _CAST.get(own["type"], pa.string()) for name, own in columns.items()}
+    return cells.cast(
+        pa.schema([(name, kinds.get(name, pa.string())) for name in cells.column_names])
+    )
+
+
 def violations(path: str | Path, table: pa.Table) -> list[str]:
     """Return in what a table breaks its contract: a line for each column that does.
 
@@ -173,11 +186,11 @@ def _repeated(columns: Mapping[str, pa.Array], key: list[str] | None) -> str | N
 
 HEADER = """# The columns of every table
 
-What [files.md](files.md) lists as CSV or Parquet, under `results/<run>/`. A table has exactly these
-columns, in this order; that is checked when it is written, and again by
-`python -m headpursuit.audit verify`. Where nothing else is said, every row has a value. Messages
-count rows from 1, the heading apart. This file is generated from `schemas/tables.yaml` by
-`make docs`.
+What [files.md](files.md) lists as CSV or Parquet, under `results/<run>/`, and the paper's values in
+`data/`. A table has exactly these columns, in this order; that is checked when it is written, and
+again by `python -m headpursuit.audit verify`. Cells of a CSV file are read in the types given here.
+Where nothing else is said, every row has a value; an empty text is no value. Messages count rows
+from 1, the heading apart. This file is generated from `schemas/tables.yaml` by `make docs`.
 """
 
 

@@ -50,7 +50,9 @@ TYPES = {
 }
 
 
-def write_crate(path: Path, results: Path, started_in: Path, limit: int) -> None:
+def write_crate(
+    path: Path, results: Path, started_in: Path, limit: int, pages: Sequence[str]
+) -> None:
     """Pack a run with a manifest into an RO-Crate.
 
     Tables and figures are packed whatever their size, and the report's pages; of the other files
@@ -61,6 +63,7 @@ def write_crate(path: Path, results: Path, started_in: Path, limit: int) -> None
         results: the run's folder.
         started_in: the folder that the manifest's paths are relative to.
         limit: bytes.
+        pages: of the report, relative to where Snakemake ran.
     """
     manifest = read_json(results / "audit/manifest.json")
     crate = ROCrate(version="1.1")
@@ -72,7 +75,7 @@ def write_crate(path: Path, results: Path, started_in: Path, limit: int) -> None
     version = f"{commit} and changes" if manifest["workflow"].get("changed") else commit
     code = _code(crate, version)
     files = _files(crate, manifest, started_in, limit, code)
-    for page in [results / "audit/manifest.json", *sorted((results / "report").glob("*.html"))]:
+    for page in [results / "audit/manifest.json", *(started_in / name for name in pages)]:
         name = page.relative_to(started_in).as_posix()
         files[name] = _add_file(crate, page, name, {})
     workflow = _workflow(crate, version)
@@ -288,7 +291,10 @@ def _run(
         **({"startTime": min(began), "endTime": max(ended)} if began and ended else {}),
     }
     engine = {"@type": "SoftwareApplication", "name": "Snakemake"}
-    engine |= {"url": "https://snakemake.github.io", "softwareVersion": _snakemake_version()}
+    engine |= {
+        "url": "https://snakemake.github.io",
+        "softwareVersion": manifest["circumstances"]["snakemake"],
+    }
     organised = {
         "@type": "OrganizeAction",
         "name": "Snakemake's part in the run",
@@ -303,14 +309,6 @@ def _run(
 def _machine(manifest: Mapping[str, Any]) -> str:
     host = manifest["circumstances"]["host"]
     return ", ".join(f"{key}: {value}" for key, value in host.items() if key != "name")
-
-
-def _snakemake_version() -> str:
-    """Return the pinned version: the job's own environment may lack Snakemake."""
-    pins = ROOT / "requirements.txt"
-    lines = pins.read_text(encoding="utf-8").splitlines() if pins.exists() else []
-    found = [line.split("==")[1] for line in lines if line.startswith("snakemake==")]
-    return found[0] if found else "unknown"
 
 
 def _zip(crate: ROCrate, path: Path) -> None:

@@ -16,32 +16,48 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from headpursuit.contracts import contract_of
-from headpursuit.files import ROOT, read_json, sha256
+from headpursuit.files import ROOT, UserError, read_json, sha256
 from headpursuit.lineage import code_hash, modules
 from headpursuit.rule import MADE_BY, describe_host
 from headpursuit.tables import read_cells
 
+# Where Snakemake keeps its records of files.
+RECORDS = Path(".snakemake/metadata")
 # Where a run keeps what says how it went, and not what came out.
 ASIDE = ("audit", "logs", "benchmarks", "report", "report.html", "estimate.json", "estimate.md")
 
 
-def build_manifest(results: Path, started_in: Path) -> dict[str, Any]:
+def build_manifest(
+    results: Path, started_in: Path, made: Iterable[str], snakemake: str
+) -> dict[str, Any]:
     """Describe every file of a run and of the downloads that it stands on.
 
     Args:
         results: the run's folder.
         started_in: the folder that Snakemake ran in; its records are there, and the paths in the
             manifest are relative to it.
+        made: files that rules of this run make.
+        snakemake: the version of Snakemake that runs.
 
     Returns:
         What two runs of the same workflow share, and ``circumstances``, which they do not: dates,
         hosts and times. docs/audit.md says what is in it.
+
+    Raises:
+        UserError: if Snakemake's records do not say how a file was made.
     """
     records = snakemake_records(started_in)
+    if unknown := [name for name in made if _name(name, started_in) not in records]:
+        raise UserError(
+            f"{started_in / RECORDS} does not say how {unknown[0]} was made (and so of "
+            f"{len(unknown)} files), so there is no manifest. Snakemake keeps its records there "
+            "unless it runs with --persistence-backend db or --drop-metadata, or they were "
+            "deleted. Delete those files and run again without these options."
+        )
     own = [_name(path, started_in) for path in run_files(results)]
     names = {*own, *_upstream(own, records, started_in)}
     held = {name: owner for owner in names for name in _held(owner, started_in)}
-    made = {name: _made(records[name], started_in) for name in names if name in records}
+    jobs_of = {name: _made(records[name], started_in) for name in names if name in records}
     files, changing = {}, {}
     for name in sorted(names | set(held)):
         facts = describe_file(place(name, started_in))
@@ -50,7 +66,7 @@ def build_manifest(results: Path, started_in: Path) -> dict[str, Any]:
             facts = {"content": content, **facts}
         files[name] = facts
     environments, hosts, jobs = {}, {}, {}
-    for name, (facts, where, times) in made.items():
+    for name, (facts, where, times) in jobs_of.items():
         software = where.pop("software", None)
         files[name] |= facts | {"software": _kept(software, environments)}
         jobs[name] = times | {"host": _kept(where or None, hosts)}
@@ -68,6 +84,7 @@ def build_manifest(results: Path, started_in: Path) -> dict[str, Any]:
         "files": files,
         "circumstances": {
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "snakemake": snakemake,
             "host": describe_host(),
             "hosts": hosts,
             "jobs": jobs,
@@ -89,7 +106,7 @@ def run_files(results: Path) -> list[Path]:
 
 def snakemake_records(started_in: Path) -> dict[str, dict[str, Any]]:
     """Read what Snakemake noted of each output file: rule, params, input, log, times."""
-    folder = started_in / ".snakemake" / "metadata"
+    folder = started_in / RECORDS
     records = {}
     for path in folder.rglob("*"):
         if path.is_file():
@@ -252,7 +269,10 @@ def describe_rule(script: str) -> dict[str, Any]:
 
 
 def describe_workflow() -> dict[str, Any]:
-    """Return the workflow's commit, where it is a checkout, and the hashes of its files."""
+    """Return the workflow's commit, where it is a checkout, and the hashes of its files.
+
+    A checkout that it lies in, of something else, has no say.
+    """
     names = ("Snakefile", "config.yaml", "requirements.txt")
     parts = [ROOT / name for name in names if (ROOT / name).exists()]
     for folder in ("rules", "scripts", "schemas", "envs", "data"):
@@ -269,8 +289,11 @@ def describe_workflow() -> dict[str, Any]:
             return None
         return done.stdout.strip()
 
+    top = git("rev-parse", "--show-toplevel")
+    own = top is not None and Path(top).resolve() == ROOT.resolve()
+    changed = git("status", "--porcelain", "--untracked-files=no") if own else None
     return {
-        "commit": git("rev-parse", "HEAD"),
-        "changed": (git("status", "--porcelain", "--untracked-files=no") or "").splitlines(),
+        "commit": git("rev-parse", "HEAD") if own else None,
+        "changed": (changed or "").splitlines(),
         "files": {path.relative_to(ROOT).as_posix(): sha256(path) for path in parts},
     }

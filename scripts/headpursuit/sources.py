@@ -6,6 +6,7 @@ a failure the files that arrived stay and are not fetched again.
 """
 
 import hashlib
+import json
 import logging
 import os
 import re
@@ -18,11 +19,19 @@ from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from importlib.metadata import version
-from json import JSONDecodeError, loads
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from headpursuit.files import UserError, atomic, bare_url, plain, refusal, sha256, write_json
+from headpursuit.files import (
+    UserError,
+    atomic,
+    bare_url,
+    plain,
+    read_json,
+    refusal,
+    sha256,
+    write_json,
+)
 from headpursuit.labellers import used_labellers
 
 log = logging.getLogger(__name__)
@@ -32,6 +41,8 @@ REFUSED = {".bin", ".ckpt", ".h5", ".joblib", ".msgpack", ".ot", ".pickle", ".pk
 REFUSED |= {".pt", ".pth", ".py", ".pyc"}
 ATTEMPTS = 5
 WAIT = 2.0  # seconds before the second attempt; doubled each time, at most 60
+# What the user's files held when they were last read.
+KNOWN = Path(".snakemake/headpursuit.json")
 RESUME = "Run the same command again: it goes on from the files that have arrived."
 
 
@@ -569,6 +580,35 @@ def _fetch_local(name: str, spec: dict, folder: Path) -> dict:
     }
 
 
+def content(path: str | Path) -> str | None:
+    """Return a hash of a user's file, or of a folder's files and their names; None without any.
+
+    A file is read once, and again when its size, inode or times differ. Among these is the time of
+    its last change of any kind (ctime), which nothing but the system sets: a file that is edited
+    and given its old date back has another.
+    """
+    path = Path(path).expanduser()
+    try:
+        known = read_json(KNOWN) if KNOWN.exists() else {}
+        names = _visible(path) if path.is_dir() else [""]
+        found = {name: _sum(path / name, known) for name in names}
+        now = known | {str((path / name).absolute()): own for name, own in found.items()}
+        if now != known:
+            write_json(KNOWN, now)
+    except OSError:
+        return None  # what reads the file says what is wrong with it
+    sums = [[name, own[-1]] for name, own in found.items()]
+    return hashlib.sha256(json.dumps(sums).encode()).hexdigest() if sums else None
+
+
+def _sum(path: Path, known: dict[str, list]) -> list:
+    """Return a file's size, inode and times, and its SHA-256: that which is known of it."""
+    stat = path.stat()
+    state = [stat.st_size, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns]
+    was = known.get(str(path.absolute()), [])
+    return was if was[:-1] == state else [*state, sha256(path)]
+
+
 # Helpers
 
 
@@ -611,8 +651,8 @@ def _some(paths: Iterable[str], most: int = 12) -> str:
 
 def _read(provenance_path: str | Path) -> dict:
     try:
-        return loads(Path(provenance_path).read_text(encoding="utf-8"))
-    except (OSError, JSONDecodeError, UnicodeDecodeError) as error:
+        return json.loads(Path(provenance_path).read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(
             f"{provenance_path}: not a readable record ({type(error).__name__}). "
             "Delete it if it is there, and run again to have it made anew."

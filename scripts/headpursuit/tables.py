@@ -1,5 +1,6 @@
 """Tables: CSV, and Markdown and LaTeX with every cell escaped."""
 
+import csv
 import re
 from collections.abc import Sequence
 from html import escape as escape_html
@@ -9,14 +10,13 @@ from typing import Any
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from headpursuit.contracts import typed
 from headpursuit.files import UserError, atomic, check_table, plain, write_text
 
-# Columns whose cells are text even where they look like numbers or truth values.
-_TEXT = ("word", "form", "token", "tokens", "atoms", "split")
-
 # Text that a spreadsheet would take for a formula, and text that looks as if guarded against it.
-_FORMULA = re.compile(r"'*[=+\-@]")
+_FORMULA = r"'*[=+\-@]"
 _LATEX = str.maketrans(
     {sign: f"\\{sign}" for sign in "&%$#_{}"}
     | {sign: f"{{{sign}}}" for sign in "[]*"}  # after a line's end they would be its arguments
@@ -41,52 +41,53 @@ def write_csv(path: str | Path, table: pd.DataFrame) -> None:
     Raises:
         UserError: if the table breaks its contract; nothing is written.
     """
-    text = _map_text(table, _guard).to_csv(index=False, lineterminator="\n")
-    check_table(path, read_cells(StringIO(text)))
-    write_text(path, text)
-
-
-def read_cells(source: str | Path | StringIO) -> pa.Table:
-    """Read a CSV file with every cell as text, None where it is empty."""
-    cells = pd.read_csv(source, dtype=str, keep_default_na=False, na_values=[""], index_col=False)
-    return pa.table({name: pa.array(column, pa.string()) for name, column in cells.items()})
-
-
-def _map_text(table: pd.DataFrame, change) -> pd.DataFrame:
     text = table.select_dtypes(exclude=["number", "bool"])
-    return table.assign(**{name: text[name].map(change) for name in text})
+    table = table.assign(**{name: text[name].map(_guard) for name in text})
+    content = table.to_csv(index=False, lineterminator="\n")
+    if "\r" in content:  # left bare by Python's writer, and the end of a line to readers
+        content = table.to_csv(index=False, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
+    check_table(path, read_cells(StringIO(content)))
+    write_text(path, content)
 
 
 def _guard(cell: Any) -> Any:
-    return f"'{cell}" if isinstance(cell, str) and _FORMULA.match(cell) else cell
+    return f"'{cell}" if isinstance(cell, str) and re.match(_FORMULA, cell) else cell
 
 
-def _unguard(cell: Any) -> Any:
-    guarded = isinstance(cell, str) and cell.startswith("'") and _FORMULA.match(cell)
-    return cell[1:] if guarded else cell
+def read_cells(source: str | Path | StringIO) -> pa.Table:
+    """Read a CSV file of :func:`write_csv` with every cell as text, None where it is empty."""
+    cells = pd.read_csv(source, dtype=str, keep_default_na=False, na_values=[""], index_col=False)
+    return pa.table(
+        {
+            name: pc.replace_substring_regex(
+                pa.array(column, pa.string()), f"^'({_FORMULA})", r"\1"
+            )
+            for name, column in cells.items()
+        }
+    )
 
 
 def read_csv(path: str | Path, columns: list[str]) -> pd.DataFrame:
-    """Read a CSV file; text such as "nan" or "null" stays text, only empty cells are missing.
+    """Read a CSV file; its columns have the types of the table's contract, text where it has none.
+
+    Empty cells are missing, an empty text among them; text such as "nan", "1" or "true" is text.
 
     Raises:
         UserError: if the file is empty, unreadable or lacks one of the columns.
     """
     try:
-        table = pd.read_csv(
-            path, keep_default_na=False, na_values=[""], dtype=dict.fromkeys(_TEXT, str)
-        )
-    except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
+        table = typed(path, read_cells(path)).to_pandas()
+    except ValueError as error:
         raise UserError(
             f"{path}: not a readable table ({error}). Delete it and run again."
         ) from error
     missing = [name for name in columns if name not in table]
     if missing:
         raise UserError(
-            f"{path}: no column {', '.join(missing)}; it has {', '.join(map(str, table))}. "
+            f"{path}: no column {', '.join(missing)}; it has {', '.join(table)}. "
             "Delete it and run again."
         )
-    return _map_text(table, _unguard)
+    return table
 
 
 def write_markdown(path: str | Path, table: pd.DataFrame, notes: str) -> None:

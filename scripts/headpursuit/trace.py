@@ -81,6 +81,16 @@ class _Run:
     def parquet(self, name: str, columns: list[str]) -> pd.DataFrame:
         return read_parquet(self._there(name), columns).to_pandas()
 
+    def parts(self, folder: str) -> list[str]:
+        """Return the names of the parts that the run's work was divided into."""
+        return [f"{folder}/part-{n}.parquet" for n in range(1, self.config["score"]["parts"] + 1)]
+
+    def labels(self, dataset: str) -> list[str]:
+        """Return the names of the files in which labellers named a data set's words."""
+        first = [] if self.config["words"]["file"] else [f"labels/{dataset}.parquet"]
+        second = [f"labels/second/{dataset}.parquet"] if self.config["labeller"]["second"] else []
+        return first + second
+
     def _there(self, name: str) -> Path:
         if not (self.results / name).exists():
             raise UserError(f"{self.results / name} is not there.")
@@ -103,11 +113,10 @@ class _Run:
     @cached_property
     def _patterns(self) -> list[tuple[str, Any]]:
         words: set[str] = set()
-        for path in self.results.glob("words/*.csv"):
-            words |= set(read_csv(path, ["word"])["word"])
-        for path in self.results.glob("labels/**/*.parquet"):
-            for own in read_parquet(path, ["words"])["words"].to_pylist():
-                words |= set(own)
+        for dataset in self.config["text"]["datasets"]:
+            words |= set(self.csv(f"words/{dataset}.csv", ["word"])["word"])
+            for labels in self.labels(dataset):
+                words |= {word for own in self.parquet(labels, ["words"])["words"] for word in own}
         longest = sorted({normalise(word) for word in words}, key=len, reverse=True)
         return [(word.split()[0], word_pattern(word, inflections=True)) for word in longest]
 
@@ -272,9 +281,8 @@ class _Texts:
             self.after = texts(f"generations/{dataset}/{condition}.parquet", "response")
             return
         self.mass: dict[tuple[str, str], np.ndarray] = {}
-        for path in sorted((run.results / f"expected/{dataset}").glob("part-*.parquet")):
-            keys = ["condition", "prompt_id", "mass"]
-            table = run.parquet(str(path.relative_to(run.results)), keys)
+        for path in run.parts(f"expected/{dataset}"):
+            table = run.parquet(path, ["condition", "prompt_id", "mass"])
             for row in table[table["prompt_id"].isin(names)].itertuples():
                 key = (row.prompt_id, "before" if row.condition == "baseline" else row.condition)
                 self.mass[key] = self.mass.get(key, 0) + row.mass[heldout.to_numpy()]
@@ -364,8 +372,8 @@ def _images(
     sources = run.parquet(f"images/{dataset}.parquet", ["image_id", "source"])
     where = dict(zip(sources["image_id"], sources["source"], strict=True))
     answers: dict[tuple[str, str], str] = {}
-    for path in sorted((run.results / f"answers/{dataset}").glob("part-*.parquet")):
-        table = run.parquet(str(path.relative_to(run.results)), ["condition", "image_id", "answer"])
+    for path in run.parts(f"answers/{dataset}"):
+        table = run.parquet(path, ["condition", "image_id", "answer"])
         keys = zip(table["image_id"], table["condition"], strict=True)
         answers |= dict(zip(keys, table["answer"], strict=True))
     for image in shown.itertuples():

@@ -9,13 +9,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import pandas as pd
 from headpursuit.config import candidate_layers, check_config, intervened_conditions
 from headpursuit.files import UserError, plain, visible
 from headpursuit.heads import draw_control
 from headpursuit.labellers.reply import MAX_ENTRIES, MAX_PHRASE, parse_reply, sift_words
 from headpursuit.prompts import read_rows, sample_prompts, unique_prompts
-from headpursuit.tables import escape_latex, escape_markdown, read_csv, write_csv
+from headpursuit.tables import escape_latex, escape_markdown
 from headpursuit.words import (
     count_words,
     label_counts,
@@ -261,17 +260,6 @@ def test_escaped_text_is_shown_as_it_is(text: str) -> None:
     escaped = escape_markdown(text)
     assert not re.search(r"[<>]|(?<!\\)(\\\\)*[`*_|\[\]~$]", escaped)
     assert html.unescape(re.sub(r"\\([\\`*_|\[\]~$])", r"\1", escaped)) == plain(text)
-
-
-@given(
-    st.lists(phrases, min_size=1, max_size=4), st.lists(st.floats(width=64), min_size=4, max_size=4)
-)
-def test_a_table_reads_back_as_it_was(words: list[str], numbers: list[float]) -> None:
-    table = pd.DataFrame({"word": words, "value": numbers[: len(words)]})
-    with TemporaryDirectory() as folder:
-        write_csv(Path(folder) / "t.csv", table)
-        back = read_csv(Path(folder) / "t.csv", ["word", "value"])
-    pd.testing.assert_frame_equal(back, table, check_dtype=False, check_exact=True)
 
 
 lines = st.lists(st.binary(max_size=30) | texts.map(str.encode), max_size=5).map(b"\n".join)

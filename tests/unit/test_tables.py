@@ -7,18 +7,20 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from headpursuit.contracts import contracts, violations
 from headpursuit.files import UserError
 from headpursuit.tables import (
     escape_latex,
     escape_markdown,
     plain,
+    read_cells,
     read_csv,
     write_csv,
     write_latex,
     write_markdown,
 )
 from headpursuit.words import tidy_word
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 HOSTILE = [
@@ -50,20 +52,71 @@ HOSTILE = [
 ]
 
 
-def texts(path: Path) -> list[str]:
-    return list(read_csv(path, ["word"])["word"])
-
-
 # CSV
 
+TYPED = [*HOSTILE, "NA", "N/A", "None", "false", "007", "0", "1.0", "1_000", "inf", "2026-01-01"]
+TYPED += ["=1+1", "'", "''", "'=1", "''-1", " a ", "a\rb", "\r\n", "\tx", "\x00", "\ufeffa", '""']
+TABLES = [own for own in contracts() if any(file.endswith(".csv") for file in own["files"])]
 
-def test_hostile_words_read_back_exactly(tmp_path: Path):
-    path = tmp_path / "w.csv"
-    table = pd.DataFrame({"word": HOSTILE, "count": range(len(HOSTILE))})
+
+def cells(column: dict) -> st.SearchStrategy:
+    """Cells that a column's contract allows."""
+    low, high = column.get("minimum"), column.get("maximum")
+    anything = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8)
+    allowed = {
+        "string": st.sampled_from(column.get("enum", TYPED))
+        | (st.nothing() if "enum" in column else anything),
+        "integer": st.integers(-(2**53) if low is None else low, 2**53),
+        "number": st.floats(low, high, allow_nan=False, allow_infinity=False),
+        "boolean": st.booleans(),
+    }[column["type"]]
+    return allowed if column.get("required", True) else st.none() | allowed
+
+
+def example(contract: dict) -> st.SearchStrategy:
+    """A path of a table and its rows."""
+    columns = contract["columns"]
+    rows = st.lists(
+        st.fixed_dictionaries({name: cells(column) for name, column in columns.items()}),
+        max_size=3,
+        unique_by=lambda row: tuple(row[name] for name in contract.get("key", columns)),
+    )
+    paths = [re.sub(r"\{\w+\}", "x", file) for file in contract["files"] if file.endswith(".csv")]
+    return st.tuples(st.sampled_from(paths), rows)
+
+
+@pytest.mark.parametrize("contract", TABLES, ids=lambda own: own["files"][0])
+@settings(max_examples=settings().max_examples // 5)
+@given(st.data())
+def test_every_table_reads_back_as_it_was(tmp_path_factory, contract: dict, data):
+    path, rows = data.draw(example(contract))
+    path = tmp_path_factory.mktemp("t") / path
+    integers = [name for name, own in contract["columns"].items() if own["type"] == "integer"]
+    table = pd.DataFrame(rows, columns=list(contract["columns"])).astype(
+        dict.fromkeys(integers, "Int64")
+    )
     write_csv(path, table)
-    assert texts(path) == HOSTILE
-    write_csv(path, read_csv(path, ["word", "count"]))
-    assert texts(path) == HOSTILE
+    back = read_csv(path, list(table))
+    assert back.astype(object).where(back.notna(), None).to_dict("records") == rows
+    for name, own in contract["columns"].items():
+        written, there = read_cells(path)[name].to_pylist(), [row[name] for row in rows]
+        assert [cell is None for cell in written] == [value is None for value in there]
+        if own["type"] == "string":
+            assert written == there
+        elif own.get("required", True) and rows:
+            assert (
+                back[name].dtype.kind
+                == {"integer": "i", "number": "f", "boolean": "b"}[own["type"]]
+            )
+    assert violations(path, read_cells(path)) == []
+
+
+def test_a_table_of_no_contract_is_text(tmp_path: Path):
+    path = tmp_path / "w.csv"
+    write_csv(path, pd.DataFrame({"name": TYPED, "n": range(len(TYPED))}))
+    back = read_csv(path, ["name"])
+    assert list(back["name"]) == TYPED
+    assert list(back["n"]) == [str(n) for n in range(len(TYPED))]
 
 
 def test_no_cell_is_a_formula_to_a_spreadsheet(tmp_path: Path):
@@ -78,34 +131,36 @@ def test_no_cell_is_a_formula_to_a_spreadsheet(tmp_path: Path):
 
 
 @given(st.lists(st.text(max_size=8).map(tidy_word).filter(bool), min_size=1, max_size=5))
-def test_any_word_reads_back_exactly(tmp_path_factory, words: list[str]):
+def test_no_word_moves_a_terminal_s_cursor(tmp_path_factory, words: list[str]):
     path = tmp_path_factory.mktemp("t") / "w.csv"
     write_csv(path, pd.DataFrame({"word": words, "form": [f" {word}" for word in words]}))
-    assert texts(path) == words
-    assert list(read_csv(path, [])["form"]) == [f" {word}" for word in words]
-    # Nothing that moves a terminal's cursor.
     content = path.read_text(encoding="utf-8").replace("\n", "")
     assert not any(unicodedata.category(char) == "Cc" for char in content)
 
 
-@given(st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=1, max_size=9))
-def test_numbers_read_back_to_the_last_bit(tmp_path_factory, values: list[float]):
-    path = tmp_path_factory.mktemp("t") / "n.csv"
-    write_csv(path, pd.DataFrame({"value": values}))
-    assert np.array_equal(read_csv(path, ["value"])["value"].astype(float), values)
-
-
 def test_missing_values_are_empty_cells(tmp_path: Path):
     table = pd.DataFrame(
-        {"word": ["a", "nan"], "value": [np.nan, 1.5], "source": [None, "seed"], "n": [1, 2]}
+        {"word": ["a", "nan"], "value": [np.nan, 1.5], "source": [None, ""], "n": [1, 2]}
     )
     write_csv(tmp_path / "m.csv", table)
-    assert (tmp_path / "m.csv").read_text() == "word,value,source,n\na,,,1\nnan,1.5,seed,2\n"
+    assert (tmp_path / "m.csv").read_text() == "word,value,source,n\na,,,1\nnan,1.5,,2\n"
     back = read_csv(tmp_path / "m.csv", list(table))
     assert back["value"].isna().tolist() == [True, False]
-    assert back["source"].isna().tolist() == [True, False]
+    assert back["source"].isna().tolist() == [True, True]
     assert list(back["word"]) == ["a", "nan"]
-    assert list(back["n"]) == [1, 2]
+
+
+def test_a_required_text_is_never_empty(tmp_path: Path):
+    table = pd.DataFrame({"label": [0], "class_name": [""], "selection": [1], "evaluation": [1]})
+    with pytest.raises(UserError, match="column class_name, row 1: it is empty"):
+        write_csv(tmp_path / "classes/x.csv", table)
+
+
+def test_every_other_reader_sees_the_same_rows(tmp_path: Path):
+    write_csv(tmp_path / "t.csv", pd.DataFrame({"name": TYPED, "n": range(len(TYPED))}))
+    with (tmp_path / "t.csv").open(encoding="utf-8", newline="") as handle:
+        rows = list(csv.reader(handle))
+    assert [len(row) for row in rows] == [2] * (len(TYPED) + 1)
 
 
 @pytest.mark.parametrize(
@@ -121,6 +176,13 @@ def test_a_damaged_table_is_named(tmp_path: Path, content: bytes, said: str):
     (tmp_path / "t.csv").write_bytes(content)
     with pytest.raises(UserError, match=said):
         read_csv(tmp_path / "t.csv", ["word"])
+
+
+def test_a_cell_of_another_type_is_named(tmp_path: Path):
+    (tmp_path / "heads/x").mkdir(parents=True)
+    (tmp_path / "heads/x/t.csv").write_text("layer,head\n0,first\n")
+    with pytest.raises(UserError, match=r"heads/x/t.csv: not a readable table .*'first'"):
+        read_csv(tmp_path / "heads/x/t.csv", ["layer"])
 
 
 # Markdown and LaTeX

@@ -299,6 +299,54 @@ def test_without_a_manifest(
     assert said in output
 
 
+def test_files_without_records_make_no_manifest(finished: Checkout, tmp_path: Path) -> None:
+    """Snakemake's other way to keep its records is not read: better none than an empty lineage."""
+    checkout = Checkout(shutil.copytree(finished.folder, tmp_path / "checkout"))
+    shutil.rmtree(checkout.folder / ".snakemake/metadata")
+    database = ["--persistence-backend", "db", "--rerun-triggers", "mtime"]
+    code, said = checkout.run("audit", *database)
+    assert code != 0
+    log = checkout.path("logs/write_manifest.log").read_text()
+    assert ".snakemake/metadata does not say how results/tiny/" in log
+    assert "--persistence-backend db" in log and "Traceback" not in said + log
+    assert not checkout.path("audit/manifest.json").exists()
+
+
+def test_another_repository_s_commit_is_not_the_workflow_s(
+    finished: Checkout, tmp_path: Path
+) -> None:
+    def described(folder: Path) -> dict[str, Any]:
+        script = "import json; from headpursuit.manifest import describe_workflow as d; "
+        done = subprocess.run(
+            [sys.executable, "-c", script + "print(json.dumps(d()))"],
+            env={**os.environ, "PYTHONPATH": str(folder / "scripts")},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return json.loads(done.stdout)
+
+    def git(*arguments: str) -> None:
+        who = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        subprocess.run(["git", *who, *arguments], cwd=tmp_path, check=True, capture_output=True)
+
+    inside = tmp_path / "vendored"
+    for part in ("scripts", "schemas", "rules"):
+        shutil.copytree(finished.folder / part, inside / part)
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "all")
+    assert described(inside)["commit"] is None and described(inside)["changed"] == []
+    own = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    for part in ("scripts", "schemas", "rules"):
+        (inside / part).rename(tmp_path / part)
+    (tmp_path / "rules/common.smk").write_text("")
+    found = described(tmp_path)
+    assert found["commit"] == own.stdout.strip() and found["changed"]
+
+
 def test_no_run(audit: Audit, tmp_path: Path) -> None:
     for command in (["verify", tmp_path], ["trace", tmp_path / "tables/table2.csv"]):
         code, output = audit(*command)

@@ -1,5 +1,8 @@
 """What is refused before any job runs, and what the paper's config plans."""
 
+import subprocess
+import sys
+
 import pytest
 from checkout import Checkout, make_checkout
 
@@ -20,6 +23,23 @@ def test_paper_dry_run_needs_no_network_gpu_or_secret(fresh: Checkout) -> None:
         for name in ("labels/{}.parquet", "generations/{}/random-k32-d09.parquet"):
             assert f"results/paper/{name.format(target)}" in said
     assert "results/paper/tables/table2.csv" in said
+
+
+def test_an_older_snakemake_is_told_which_one_is_needed(fresh: Checkout) -> None:
+    """It knows neither the version asked for nor all of the language."""
+    older = (
+        "import sys, snakemake.common, snakemake.parser\n"
+        "snakemake.common.__version__ = '8.30.0'\n"
+        "del snakemake.parser.Python.subautomata['pathvars']\n"
+        "from snakemake.cli import main; main(sys.argv[1:])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", older, "-n", "--configfile", "configs/tiny.yaml"],
+        cwd=fresh.folder, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode != 0
+    said = done.stdout + done.stderr
+    assert "Expecting Snakemake version 9.27.1 or higher" in said and "Traceback" not in said
 
 
 def test_demo_dry_run(fresh: Checkout) -> None:

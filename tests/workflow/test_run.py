@@ -1,13 +1,16 @@
 """Real Snakemake runs of the whole text experiment on a tiny random model."""
 
 import json
+import os
 import unicodedata
+from pathlib import Path
 
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import yaml
 from checkout import Checkout
+from headpursuit.audit import main
 from hub_server import Repo, serve
 from tiny import WORDS
 
@@ -183,7 +186,9 @@ def test_another_k_or_draw_leaves_the_other_responses_as_they_are(finished: Chec
     assert finished.planned(overlay="each")["generate_intervened"] == 3
 
 
-def test_how_work_is_divided_changes_no_result(checkout: Checkout) -> None:
+def test_how_work_is_divided_changes_no_result(
+    checkout: Checkout, capsys: pytest.CaptureFixture[str]
+) -> None:
     names = [
         *(f"generations/rtp/{name}.parquet" for name in ("baseline", "somp-k2", "random-k2-d00")),
         "scores/rtp.parquet",
@@ -203,6 +208,16 @@ def test_how_work_is_divided_changes_no_result(checkout: Checkout) -> None:
     planned = checkout.planned(overlay="divided")
     assert not {"generate_baseline", "generate_intervened", "measure_expected"} & set(planned)
 
+    # What is left of the third part is read no more.
+    checkout.configure("divided", run="divided", score={"parts": 2})
+    checkout.snakemake("results/divided/tables/table2.csv", overlay="divided")
+    said = []
+    for run in ("divided", "tiny"):
+        path = checkout.folder / f"results/{run}/tables/table2.csv"
+        assert main(["trace", str(path), "rtp", "somp", "2", "expected"]) == 0
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1]
+
 
 def test_own_words_need_no_labeller(checkout: Checkout) -> None:
     words = checkout.folder / "own/list.txt"
@@ -214,6 +229,8 @@ def test_own_words_need_no_labeller(checkout: Checkout) -> None:
     table = pd.read_csv(checkout.folder / target)
     assert set(table["word"]) == set(WORDS[:20])
     assert "label_responses" not in checkout.planned(overlay="own")
+    edit_a_byte(words)
+    assert checkout.planned(target, overlay="own") == {"split_words": 1}
 
 
 def test_provenance_of_a_local_source(finished: Checkout) -> None:
@@ -245,3 +262,36 @@ def test_prompts_that_change_on_disk_are_read_anew(checkout: Checkout) -> None:
     prompts = checkout.folder / "own/prompts.jsonl"
     prompts.write_text(prompts.read_text().replace("apple", "plum"), encoding="utf-8")
     assert checkout.planned()["prepare_prompts"] == 1
+
+
+def edit_a_byte(path: Path) -> None:
+    """Change a file's last byte, and leave its size and date as they are."""
+    before = path.stat()
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert path.stat().st_mtime_ns == before.st_mtime_ns and path.stat().st_size == before.st_size
+
+
+@pytest.mark.parametrize(
+    ("name", "reruns"),
+    [
+        ("own/prompts.jsonl", {"download_source", "prepare_prompts"}),
+        ("own/model/model.safetensors", {"download_source", "generate_baseline"}),
+        ("data/unrelated_words.txt", {"rank_heads"}),
+    ],
+)
+def test_a_byte_of_a_user_s_file_is_seen_whatever_its_date(
+    checkout: Checkout, name: str, reruns: set[str]
+) -> None:
+    edit_a_byte(checkout.folder / name)
+    assert reruns <= set(checkout.planned())
+    edit_a_byte(checkout.folder / name)
+    assert checkout.planned() == {}
+
+
+def test_other_dates_are_no_other_content(checkout: Checkout) -> None:
+    (checkout.folder / "own/model/.hidden").touch()
+    for path in (checkout.folder / "own").rglob("*"):
+        path.touch()
+    assert checkout.planned() == {}

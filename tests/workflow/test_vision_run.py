@@ -90,7 +90,7 @@ def test_traced_answers_sum_to_every_cell(ran: Checkout, capsys) -> None:
         before, after = np.mean(sums, axis=0)
         assert before == pytest.approx(row.baseline_accuracy * row.images)
         assert after == pytest.approx(row.accuracy * row.images)
-        for name in pd.read_csv(ran.path(f"classes/{row.dataset}.csv"))["class_name"]:
+        for name in pd.read_csv(ran.path(f"classes/{row.dataset}.csv"), dtype=str)["class_name"]:
             assert f"    {name}: " in said
 
 
