@@ -21,6 +21,14 @@ from pathlib import Path
 from typing import Any, Self
 
 HARMFUL = ("darn", "dunce")
+PULL_ERRORS = {
+    "no-such:latest": "pull model manifest: file does not exist",
+    "too-new:latest": "pull model manifest: 412: this model requires a newer version of Ollama",
+}
+TIMES = {"total_duration": 3 * 10**8, "load_duration": 10**7}  # nanoseconds
+TIMES |= {"prompt_eval_duration": 10**8, "eval_duration": 10**8}
+TOKEN = re.compile(r"\w+|[^\w\s]")
+NOW = "2026-11-26T12:00:00.123456789Z"
 DIGEST = "a6eb4748fd2990ad2952b2335a95a7f952d1a06119a0aa6a2df6cd052a93a3fa"
 
 
@@ -28,6 +36,19 @@ def usual_reply(text: str, attempt: int) -> str:
     """Name the mild words that the tests plant."""
     found = [word for word in HARMFUL if re.search(rf"\b{word}\b", text)]
     return f"<answer>{', '.join(found) or 'None'}</answer>"
+
+
+def shorten(reply: str, most: int | None) -> tuple[str, int, str]:
+    """Return as much of a reply as ``num_predict`` allows, its tokens, and why it ended."""
+    ends = [token.end() for token in TOKEN.finditer(reply)]
+    if most is None or len(ends) <= most:
+        return reply, len(ends), "stop"
+    return reply[: ends[most - 1]], most, "length"
+
+
+def n_tokens(messages: list[dict[str, Any]]) -> int:
+    """Count as a tokenizer might: a chat template's marks, words and punctuation."""
+    return sum(5 + len(TOKEN.findall(message["content"])) for message in messages)
 
 
 class FakeOllama:
@@ -39,12 +60,21 @@ class FakeOllama:
         models: tuple[str, ...] = ("llama3.3:70b",),
         delay: float = 0.0,
         port: int = 0,
+        address: str = "127.0.0.1",
     ):
         self.reply, self.models, self.delay = reply, list(models), delay
         self.prompt_ones = float("inf")  # chat requests beyond these are held for a minute
         self.faults: list[str] = []
         self.stuck = False
-        self.context: int | None = 131072  # what /api/ps tells
+        self.trained_context: int | None = 131072  # what /api/show tells
+        self.context: int | None = None  # the window it gives; None: what is asked for
+        self.tells_context = True  # in /api/ps; older servers don't
+        self.knows_truncate = True  # older servers cut prompts whatever the request says
+        self.counts_cached = True  # some servers count what their cache lacks, and 0 as nothing
+        self.loaded: dict[str, int] = {}  # model to its window
+        self.loads: list[str] = []
+        self.unloads: list[str] = []
+        self.cache: set[str] = set()  # beginnings of chats that were read
         self.gate = threading.Event()  # while it is clear, chat replies are held back
         self.gate.set()
         self.requests: list[dict[str, Any]] = []  # bodies of the chat requests
@@ -52,9 +82,9 @@ class FakeOllama:
         self.texts: list[str] = []
         self.pulls = 0
         self.lock = threading.Lock()
-        self.http = _Server(("127.0.0.1", port), _Handler)
+        self.http = _Server((address, port), _Handler)
         self.http.fake = self
-        self.host = f"127.0.0.1:{self.http.server_address[1]}"
+        self.host = f"{address}:{self.http.server_address[1]}"
 
     def __enter__(self) -> Self:
         self.thread = threading.Thread(target=self.http.serve_forever, args=(0.02,), daemon=True)
@@ -68,8 +98,9 @@ class FakeOllama:
 
     def note(self, body: dict[str, Any], headers: dict[str, str]) -> tuple[str, int, str | None]:
         """Write a chat request down; return its text, how often it came, and the fault due."""
-        question = body["messages"][-1]["content"]
-        text = question.split("<text>\n", 1)[1].split("\n</text>", 1)[0]
+        text = body["messages"][-1]["content"]
+        if "<text>\n" in text:  # the shipped prompt's template
+            text = text.split("<text>\n", 1)[1].split("\n</text>", 1)[0]
         with self.lock:
             self.requests.append(body)
             self.headers.append(headers)
@@ -81,6 +112,33 @@ class FakeOllama:
             if self.faults:
                 fault = self.faults[0] if self.stuck else self.faults.pop(0)
             return text, self.texts.count(text), fault
+
+    def load(self, body: dict[str, Any]) -> int:
+        """Load a model with the window that is asked for; return the one it has."""
+        with self.lock:
+            window = self.context or (body.get("options") or {}).get("num_ctx") or 4096
+            if self.loaded.get(body["model"]) != window:
+                self.loads.append(body["model"])
+            self.loaded[body["model"]] = window
+            return window
+
+    def unload(self, name: str) -> None:
+        with self.lock:
+            self.unloads.append(name)
+            self.loaded.pop(name, None)
+
+    def count(self, messages: list[dict[str, Any]], window: int) -> int:
+        """Return prompt_eval_count: the oldest messages but the system's go, then what is over."""
+        kept = list(messages)
+        for message in messages[:-1]:
+            if n_tokens(kept) > window and message["role"] != "system":
+                kept.remove(message)
+        whole = min(n_tokens(kept), window)
+        with self.lock:
+            fronts = [json.dumps(kept[: i + 1]) for i in range(len(kept))]
+            held = sum(front in self.cache for front in fronts)
+            self.cache.update(fronts)
+        return whole if self.counts_cached else max(whole - n_tokens(kept[:held]), 0)
 
 
 class _Server(ThreadingHTTPServer):
@@ -107,8 +165,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif self.path == "/api/tags":
             self.send({"models": [self.model(name) for name in fake.models]})
         elif self.path == "/api/ps":
-            loaded = [{**self.model(n), "context_length": fake.context} for n in fake.models]
-            self.send({"models": loaded})
+            self.send({"models": [self.running(name) for name in list(fake.loaded)]})
         else:
             self.send({"error": "not found"}, 404)
 
@@ -116,7 +173,7 @@ class _Handler(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
         route = {
             "/api/show": self.show,
-            "/api/generate": self.load,
+            "/api/generate": self.generate,
             "/api/pull": self.pull,
             "/api/chat": self.chat,
             "/v1/chat/completions": self.chat,
@@ -127,29 +184,64 @@ class _Handler(BaseHTTPRequestHandler):
             route(body)
 
     def model(self, name: str) -> dict[str, Any]:
-        details = {"quantization_level": "Q4_K_M", "parameter_size": "70.6B"}
-        return {"model": name, "name": name, "digest": DIGEST, "size": 42, "details": details}
+        details = {"parent_model": "", "format": "gguf", "family": "llama", "families": ["llama"]}
+        details |= {"quantization_level": "Q4_K_M", "parameter_size": "70.6B"}
+        facts = {"model": name, "name": name, "digest": DIGEST, "size": 42, "details": details}
+        return {**facts, "modified_at": "2026-11-01T12:00:00.123456789Z"}
+
+    def running(self, name: str) -> dict[str, Any]:
+        fake, facts = self.server.fake, self.model(name)
+        del facts["modified_at"]
+        facts |= {"expires_at": "2026-11-26T12:05:00.123456789Z", "size_vram": 42}
+        return facts | ({"context_length": fake.loaded[name]} if fake.tells_context else {})
+
+    def lacks(self, body: dict[str, Any]) -> bool:
+        if body["model"] in self.server.fake.models:
+            return False
+        self.send({"error": f"model '{body['model']}' not found"}, 404)
+        return True
 
     def show(self, body: dict[str, Any]) -> None:
-        info = {"general.architecture": "llama", "llama.context_length": 131072}
-        self.send({"details": self.model("")["details"], "model_info": info})
+        if self.lacks(body):
+            return
+        facts = self.model(body["model"])
+        info = {"general.architecture": "llama", "general.parameter_count": 70553706560}
+        if self.server.fake.trained_context:
+            info["llama.context_length"] = self.server.fake.trained_context
+        facts = {key: facts[key] for key in ("details", "modified_at")}
+        texts = {"license": "", "modelfile": "", "template": "{{ .Prompt }}"}
+        self.send({**texts, **facts, "model_info": info, "capabilities": ["completion"]})
 
-    def load(self, body: dict[str, Any]) -> None:
-        if body["model"] not in self.server.fake.models:
-            self.send({"error": f"model '{body['model']}' not found"}, 404)
-        else:
-            self.send({"model": body["model"], "response": "", "done": True})
+    def generate(self, body: dict[str, Any]) -> None:
+        """Answer one token; or load or unload a model, as a request without a prompt does."""
+        if self.lacks(body):
+            return
+        told = {"model": body["model"], "created_at": NOW, "done": True}
+        if not body.get("prompt") and body.get("keep_alive") == 0:
+            self.server.fake.unload(body["model"])
+            self.send({**told, "response": "", "done_reason": "unload"})
+            return
+        window = self.server.fake.load(body)
+        if not body.get("prompt"):
+            self.send({**told, "response": "", "done_reason": "load"})
+            return
+        count = min(len(TOKEN.findall(body["prompt"])), window)
+        counts = {"prompt_eval_count": count, "eval_count": 1}
+        self.send({**told, "response": "a", "done_reason": "length", **TIMES, **counts})
 
     def pull(self, body: dict[str, Any]) -> None:
         fake = self.server.fake
         fake.pulls += 1
-        if body["model"].startswith("no-such"):
-            self.send_lines([{"error": "pull model manifest: file does not exist"}])
+        if error := PULL_ERRORS.get(body["model"]):
+            self.send_lines([{"status": "pulling manifest"}, {"error": error}])
             return
         fake.models.append(body["model"])
-        step = {"status": "pulling", "digest": f"sha256:{DIGEST}", "total": 4000}
-        parts = [{**step, "completed": done} for done in (0, 2000, 4000)]
-        self.send_lines([{"status": "pulling manifest"}, *parts, {"status": "success"}])
+        step = {"status": f"pulling {DIGEST[:12]}", "digest": f"sha256:{DIGEST}", "total": 4000}
+        # The first line of a layer has no "completed".
+        steps = [step, *({**step, "completed": done} for done in (2000, 4000))]
+        ends = ["verifying sha256 digest", "writing manifest", "success"]
+        statuses = [{"status": status} for status in ends]
+        self.send_lines([{"status": "pulling manifest"}, *steps, *statuses])
 
     def chat(self, body: dict[str, Any]) -> None:
         fake = self.server.fake
@@ -159,18 +251,35 @@ class _Handler(BaseHTTPRequestHandler):
         if fault is not None:
             self.fail(fault)
             return
-        reply = fake.reply(text, attempt)
-        if self.path.startswith("/v1"):
-            message = {"message": {"role": "assistant", "content": reply}}
-            usage = {"completion_tokens": 7, "prompt_tokens": 99}
-            self.send({"choices": [message], "usage": usage})
+        openai = self.path.startswith("/v1")
+        if not openai and self.lacks(body):
+            return
+        window = fake.load(body)
+        strict = fake.knows_truncate and not body.get("truncate", True)
+        if strict and n_tokens(body["messages"]) > window:
+            self.send({"error": "the input length exceeds the context length"}, 400)
+            return
+        count = fake.count(body["messages"], window)
+        options = body if openai else body.get("options") or {}
+        reply, tokens, ended = shorten(
+            fake.reply(text, attempt), options.get("max_tokens" if openai else "num_predict")
+        )
+        if openai:
+            choice = {"index": 0, "message": {"role": "assistant", "content": reply}}
+            usage = {"completion_tokens": tokens, "prompt_tokens": count}
+            self.send({"choices": [{**choice, "finish_reason": ended}], "usage": usage})
         else:
-            self.send(self.answer(body, reply))
+            self.send(self.answer(body["model"], reply, tokens, count, ended))
 
-    def answer(self, body: dict[str, Any], reply: str, done: bool = True) -> dict[str, Any]:
-        message = {"role": "assistant", "content": reply}
-        counts = {"prompt_eval_count": 99, "eval_count": 7, "eval_duration": 10**8}
-        return {"model": body["model"], "message": message, "done": done, **counts}
+    def answer(
+        self, model: str, reply: str, tokens: int, count: int, ended: str | None
+    ) -> dict[str, Any]:
+        told: dict[str, Any] = {"model": model, "created_at": NOW}
+        told |= {"message": {"role": "assistant", "content": reply}, "done": ended is not None}
+        if ended is None:
+            return told
+        counts = {"prompt_eval_count": count} if count else {}  # a count of 0 is left out
+        return {**told, "done_reason": ended, **counts, **TIMES, "eval_count": tokens}
 
     def fail(self, fault: str) -> None:
         if fault == "silence":
@@ -178,7 +287,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif fault == "truncated":
             self.send({"message": {"content": "<answer>da"}}, promise=10_000)
         elif fault == "unfinished":
-            self.send(self.answer({"model": "m"}, "<answer>darn</answer>", done=False))
+            self.send(self.answer("m", "<answer>darn</answer>", 7, 99, None))
         elif fault == "garbled":
             self.send_raw(b'{"message": {"role": "assi')
         elif fault == "dropped":

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import signal
 import socket
 import subprocess
 import sys
@@ -12,7 +14,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from fake_ollama import DIGEST, FakeOllama, usual_reply
-from headpursuit.files import UserError
+from headpursuit.files import UserError, write_json
 from headpursuit.labellers.audit import summary
 from headpursuit.labellers.label import label_responses, open_backend
 
@@ -114,11 +116,76 @@ def test_model_is_pulled_once_with_progress(settings, responses, tmp_path, capfd
     assert "pull a6eb4748fd29: 100%" in capfd.readouterr().err
 
 
-def test_model_that_no_registry_has(settings, responses, tmp_path):
-    settings["ollama"] |= {"pull": True, "model": "no-such"}
-    with FakeOllama() as server, pytest.raises(UserError, match="cannot pull no-such:latest"):
+@pytest.mark.parametrize("name", ["no-such", "too-new"])
+def test_model_that_cannot_be_pulled(settings, responses, tmp_path, name):
+    settings["ollama"] |= {"pull": True, "model": name}
+    with FakeOllama() as server, pytest.raises(UserError, match=f"cannot pull {name}:latest"):
         label(responses(2), settings, tmp_path / "j", server.host)
     assert server.pulls == 1
+
+
+@pytest.mark.parametrize("prefix", ["", "library/", "registry.ollama.ai/library/"])
+def test_model_by_its_long_name(settings, responses, tmp_path, prefix):
+    settings["ollama"]["model"] = f"{prefix}llama3.3:70b"
+    with FakeOllama() as server:
+        table = label(responses(2), settings, tmp_path / "j", server.host)
+    assert json.loads(table.schema.metadata[b"labeller"])["model"] == "llama3.3:70b"
+
+
+def test_model_that_tells_no_context_length(settings, responses, tmp_path):
+    with FakeOllama() as server:
+        server.trained_context, server.tells_context = None, False
+        table = label(responses(2), settings, tmp_path / "j", server.host)
+    made_by = json.loads(table.schema.metadata[b"labeller"])
+    assert made_by["context_length"] is made_by["num_ctx_loaded"] is None
+    assert table["words"].to_pylist() == [[], ["darn"]]
+
+
+# The memory that a server holds
+
+
+def test_the_model_is_unloaded_at_the_end(settings, responses, tmp_path):
+    with FakeOllama() as server:
+        label(responses(4), settings, tmp_path / "j", server.host)
+        assert (server.loads, server.unloads) == (["llama3.3:70b"], ["llama3.3:70b"])
+        label(responses(4), settings, tmp_path / "j", server.host)  # which asks nothing
+    assert server.loaded == {}
+
+
+def test_the_model_is_unloaded_after_an_error(settings, responses, tmp_path):
+    with FakeOllama() as server:
+        server.faults, server.stuck = ["400"], True
+        with pytest.raises(UserError):
+            label(responses(4), settings, tmp_path / "j", server.host)
+    assert server.unloads == ["llama3.3:70b"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_model_is_unloaded_when_the_job_is_ended(settings, responses, tmp_path, number):
+    with FakeOllama(delay=0.1) as server:
+        settings["ollama"]["host"] = server.host
+        write_json(tmp_path / "settings.json", settings)
+        pq.write_table(responses(400), tmp_path / "responses.parquet")
+        names = ("settings.json", "responses.parquet", "labels.parquet")
+        command = [sys.executable, HERE / "run_labeller.py", *(tmp_path / name for name in names)]
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        wait_until(lambda: len(server.requests) > 8)
+        process.send_signal(number)
+        assert process.wait(20) != 0
+    assert server.unloads == ["llama3.3:70b"]
+    assert not (tmp_path / "labels.parquet").exists()
+
+
+@pytest.mark.parametrize(
+    ("address", "loaded", "unloads"),
+    [("127.0.0.1", True, 1), ("127.0.0.2", True, 0), ("127.0.0.2", False, 1)],
+    ids=["here, loaded before", "elsewhere, loaded before", "elsewhere, loaded for the job"],
+)
+def test_a_model_in_use_elsewhere_stays(settings, responses, tmp_path, address, loaded, unloads):
+    with FakeOllama(address=address) as server:
+        server.loaded = {"llama3.3:70b": 4096} if loaded else {}
+        label(responses(4), settings, tmp_path / "j", server.host)
+    assert len(server.unloads) == unloads
 
 
 BAD = {
@@ -153,11 +220,51 @@ def test_reply_that_stays_bad_is_unparsed(settings, responses, tmp_path, reply):
         table = label(responses(2), settings, tmp_path / "j", server.host)
         assert table["status"].to_pylist() == ["unparsed", "unparsed"]
         assert table["words"].to_pylist() == [[], []]
-        assert table["reply"].to_pylist() == [reply, reply]
+        assert len(set(kept := table["reply"].to_pylist())) == 1
+        assert reply.startswith(kept[0])  # as far as num_predict went
         assert len(server.requests) == 6
         label(responses(2), settings, tmp_path / "j", server.host)
     assert len(server.requests) == 6
     assert summary(table)["unparsed"] == 2
+
+
+def journal_replies(journal: Path) -> list[dict]:
+    records = [json.loads(line) for line in journal.read_text().splitlines()]
+    return [record for record in records if record["event"] == "reply"]
+
+
+def test_refusals_are_counted_apart(settings, responses, tmp_path):
+    def refuse(text: str, attempt: int) -> str:
+        if text.startswith("Response 0"):
+            return "I can't help with that."
+        if text.startswith("Response 1") and attempt == 1:
+            return "I’m sorry, but I cannot assist with this request."
+        return "darn" if text.startswith("Response 2") else usual_reply(text, attempt)
+
+    with FakeOllama(refuse) as server:
+        table = label(responses(4), settings, tmp_path / "j", server.host)
+    assert table["status"].to_pylist() == ["refused", "ok", "unparsed", "ok"]
+    assert table["attempts"].to_pylist() == [3, 2, 3, 1]
+    facts = summary(table)
+    assert [facts[name] for name in ("ok", "refused", "unparsed", "bad_replies")] == [2, 1, 1, 7]
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "Thinking about it, the words in this text are <answer>darn",
+        "<answer>fine</answer> No: <answer>darn",
+    ],
+    ids=["no closing tag", "a second answer begun"],
+)
+def test_a_reply_cut_by_num_predict_is_no_answer(settings, responses, tmp_path, reply):
+    settings["num_predict"] = 16
+    with FakeOllama(lambda text, attempt: f"{reply} and so on</answer>" * 2) as server:
+        table = label(responses(2), settings, tmp_path / "j", server.host)
+    assert table["status"].to_pylist() == ["unparsed", "unparsed"]
+    assert table["words"].to_pylist() == [[], []]
+    assert {record["ended"] for record in journal_replies(tmp_path / "j")} == {"length"}
+    assert summary(table)["unfinished_replies"] == 6
 
 
 def test_control_characters(settings, responses, tmp_path):
@@ -218,6 +325,48 @@ def test_window_smaller_than_asked(settings, responses, tmp_path):
         with pytest.raises(UserError, match=r"labeller\.max_ctx: 1024"):
             label(responses(2), settings, tmp_path / "j", server.host)
     assert not server.requests
+
+
+def test_a_prompt_cut_without_a_word_ends_the_job(settings, responses, tmp_path):
+    with FakeOllama() as server:
+        # Less than the labelling prompt takes by itself: examples are dropped.
+        server.context, server.tells_context, server.knows_truncate = 150, False, False
+        with pytest.raises(UserError) as caught:
+            label(responses(2), settings, tmp_path / "j", server.host)
+    assert re.search(r"read 150 tokens of a prompt that has 1\d\d or more", str(caught.value))
+    for step in ("OLLAMA_CONTEXT_LENGTH", "labeller.max_ctx"):
+        assert step in str(caught.value)
+    assert journal_replies(tmp_path / "j") == []
+
+
+def test_a_prompt_of_the_length_at_which_it_is_cut_ends_the_job(settings, responses, tmp_path):
+    """Short ones are read whole by the same server, and kept."""
+    settings["slots"] = 1
+    table = responses(2)
+    long = "This is a long and quite harmless sentence. " * 100
+    table = table.set_column(2, "response", [[table["response"][1].as_py(), long]])
+    with FakeOllama() as server:
+        server.context, server.tells_context, server.knows_truncate = 512, False, False
+        with pytest.raises(UserError, match="cuts prompts without a word"):
+            label(table, settings, tmp_path / "j", server.host)
+    assert len(journal_replies(tmp_path / "j")) == 1
+
+
+def test_a_server_that_refuses_what_does_not_fit(settings, responses, tmp_path):
+    with FakeOllama() as server:
+        server.context, server.tells_context = 256, False
+        message = r"exceeds the context length.*OLLAMA_CONTEXT_LENGTH.*labeller\.max_ctx"
+        with pytest.raises(UserError, match=message):
+            label(responses(2), settings, tmp_path / "j", server.host)
+
+
+def test_a_server_that_does_not_count_what_it_has_cached(settings, responses, tmp_path):
+    with FakeOllama() as server:
+        server.counts_cached = False
+        table = label(responses(20), settings, tmp_path / "j", server.host)
+    assert table["words"].to_pylist() == [[], ["darn"]] * 10
+    assert min(record["prompt_tokens"] or 0 for record in journal_replies(tmp_path / "j")) < 30
+    assert counts(table)["requests"] == 20
 
 
 def test_long_response_is_cut_at_a_sentence(settings, responses, tmp_path):
@@ -335,6 +484,18 @@ class TestOpenAI:
                 label(responses(2), hosted(server), tmp_path / "j")
         assert "sk-very" not in str(caught.value)
         assert "sk-very" not in (tmp_path / "j").read_text()
+
+    def test_a_prompt_cut_without_a_word_ends_the_job(self, hosted, responses, tmp_path):
+        with FakeOllama() as server:
+            server.context = 160
+            with pytest.raises(UserError, match=r"cuts prompts without a word.*--max-model-len"):
+                label(responses(2), hosted(server), tmp_path / "j")
+
+    def test_a_reply_cut_by_its_length(self, hosted, responses, tmp_path):
+        with FakeOllama(lambda text, attempt: "darn " * 999) as server:
+            table = label(responses(2), hosted(server), tmp_path / "j")
+        assert {record["ended"] for record in journal_replies(tmp_path / "j")} == {"length"}
+        assert table["status"].to_pylist() == ["unparsed", "unparsed"]
 
     def test_json_mode(self, hosted, responses, tmp_path):
         prompt = tmp_path / "json.yaml"

@@ -24,7 +24,7 @@ from test_rule import ROOT, Run
 
 SERVERS = ROOT / ".venv-labeller"
 MODEL = "demo/smollm2"
-STATUSES = {"ok", "none", "absent", "unparsed"}
+STATUSES = {"ok", "none", "absent", "refused", "unparsed"}
 
 
 def free_port() -> int:

@@ -3,6 +3,7 @@
 import json
 import re
 import unicodedata
+from contextlib import nullcontext
 from pathlib import Path
 
 import pyarrow as pa
@@ -14,7 +15,14 @@ from headpursuit.labellers.backend import Busy, Reply, persist, vary
 from headpursuit.labellers.journal import Journal, journal_key
 from headpursuit.labellers.label import label_responses, open_backend, read_texts
 from headpursuit.labellers.lexicon import Lexicon
-from headpursuit.labellers.reply import MAX_ENTRIES, MAX_PHRASE, clean, parse_reply, sift_words
+from headpursuit.labellers.reply import (
+    MAX_ENTRIES,
+    MAX_PHRASE,
+    clean,
+    is_refusal,
+    parse_reply,
+    sift_words,
+)
 from headpursuit.words import count_words, normalise
 from hypothesis import given
 from hypothesis import strategies as st
@@ -69,6 +77,20 @@ def test_what_is_rendered_is_read_back(mode, named, before, after):
         ("<answer>total dunce, darn</answer>", ["total dunce", "darn"]),
         ("<answer>draft</answer> no: <answer>darn</answer>", ["darn"]),
         ("<answer>first <answer>darn</answer>", ["darn"]),
+        ("**<answer>darn, heck</answer>**", ["darn", "heck"]),
+        ("<answer>**darn, heck**</answer>", ["darn", "heck"]),
+        ("**<answer>**darn, heck**</answer>**", ["darn", "heck"]),
+        ("<answer>\n*darn, heck, fool*\n</answer>", ["darn", "heck", "fool"]),
+        ("<answer>**darn**, **heck**</answer>", ["darn", "heck"]),
+        ("<answer>d**n, **heck**, f***</answer>", ["d**n", "heck", "f***"]),
+        ("<answer>**None**</answer>", []),
+        ("<Answer>darn</aNSWER>", ["darn"]),
+        ("```\n<answer>darn, heck</answer>\n```", ["darn", "heck"]),
+        ("<answer>\n```\ndarn\nheck\n```\n</answer>", ["darn", "heck"]),
+        ("<answer>`darn`, `heck`</answer>", ["darn", "heck"]),
+        ("<answer>darn</answer>\n<answer>None</answer>", []),
+        ("I can't help with that. <answer>None</answer>", []),
+        ("<answer>darn</answer> Or rather: <answer>heck", None),
         ("darn", None),
         ("<answer>darn", None),
         ("darn</answer>", None),
@@ -82,6 +104,31 @@ def test_what_is_rendered_is_read_back(mode, named, before, after):
 )
 def test_tags(reply, found):
     assert parse_reply(reply, "tags") == found
+
+
+@pytest.mark.parametrize(
+    ("reply", "refused"),
+    [
+        ("I can't help with that.", True),
+        ("I can’t assist with this request.", True),
+        ("**I cannot** provide that.", True),
+        ("I'm sorry, but I won't list such words.", True),
+        ("I am unable to process this text.", True),
+        ("Sorry, but I can't do that.", True),
+        ("As an AI language model, I do not repeat such words.", True),
+        ('{"words": ["I can\'t"]', False),
+        ("I cannot find any harmful word in this text.", False),
+        ("I'm unable to identify any such word.", False),
+        ("Sorry: darn, heck", False),
+        ("The word is: darn. I can't see another.", False),
+        ("I can't help with that. <answer></answer>", False),
+        ("darn", False),
+        ("", False),
+    ],
+)
+def test_refusals(reply, refused):
+    assert parse_reply(reply, "tags") is None
+    assert is_refusal(reply) == refused
 
 
 @pytest.mark.parametrize(
@@ -196,6 +243,54 @@ def test_no_prompt_overflows_its_window(texts, limit):
         assert sent == text or num_ctx == limit
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "stops"),
+    [
+        (None, None, False),  # no count is told
+        (0, None, False),
+        (7, None, False),  # as many as words
+        (6, 6, True),
+        (6, None, False),
+        (6, 100, False),  # the second time, when nothing is cached, all are counted
+    ],
+)
+def test_a_count_below_the_words_is_a_cut_prompt(first, second, stops):
+    chat = [
+        {"role": "system", "content": "one two,  three -- 4"},
+        {"role": "user", "content": "x y z"},
+    ]
+    fewest = prompt.fewest_tokens(*(message["content"] for message in chat))
+    assert fewest == 7
+    asked = []
+
+    def recount(messages):
+        asked.append(messages)
+        return second
+
+    with pytest.raises(UserError) if stops else nullcontext():
+        prompt.refuse_cut(chat, first, fewest, recount, "Enlarge it")
+    assert len(asked) == (first == 6)
+    for messages in asked:
+        assert messages[0]["content"].endswith("\none two,  three -- 4")
+        assert messages[1:] == chat[1:]
+
+
+def test_the_examples_may_stand_in_the_question(tmp_path):
+    """The original wording has a system text and one message, with its examples in it."""
+    raw = yaml.safe_load(SHIPPED.read_text(encoding="utf-8"))
+    examples = "Text: Darn it. Answer: <answer>darn</answer>\n"
+    raw |= {"examples": [], "answer": {"tags": ""}, "template": f"{examples}Text: {{response}}"}
+    (tmp_path / "original.yaml").write_text(yaml.safe_dump(raw))
+    original = prompt.load_prompt(tmp_path / "original.yaml")
+    for attempt in (1, 2):
+        chat = original.messages("the response", attempt)
+        assert [message["role"] for message in chat] == ["system", "user"]
+        assert chat[1]["content"] == f"{examples}Text: the response"
+    (tmp_path / "original.yaml").write_text(yaml.safe_dump(raw | {"system": ""}))
+    chat = prompt.load_prompt(tmp_path / "original.yaml").messages("the response")
+    assert [message["role"] for message in chat] == ["user"]
+
+
 def test_a_window_without_room_is_refused():
     with pytest.raises(UserError, match=r"labeller\.max_ctx: 1024"):
         prompt.fit_window(prompt.load_prompt(SHIPPED), [], 256, 1024)
@@ -292,21 +387,26 @@ def test_statuses():
             "fine": "<answer>None</answer>",
             "good": "<answer>darn</answer>",
             "bad": "no tags",
+            "worse": "I'm sorry, I can't.",
         }
     )
     table = label_responses(
-        responses("a darn thing", "fine", "good", "bad", " ", None, "fine"), backend, attempts=2
+        responses("a darn thing", "fine", "good", "bad", " ", None, "fine", "worse"),
+        backend,
+        attempts=2,
     )
     assert table["status"].to_pylist() == [
-        *("ok", "none", "absent", "unparsed", "none", "none", "none")
+        *("ok", "none", "absent", "unparsed", "none", "none", "none", "refused")
     ]
-    assert table["words"].to_pylist() == [["darn"], [], [], [], [], [], []]
-    assert table["dropped"].to_pylist() == [["heck"], [], ["darn"], [], [], [], []]
-    assert table["attempts"].to_pylist() == [1, 1, 1, 2, 0, 0, 1]
-    assert sorted(backend.asked) == ["a darn thing", "bad", "bad", "fine", "good"]
+    assert table["words"].to_pylist() == [["darn"], [], [], [], [], [], [], []]
+    assert table["dropped"].to_pylist() == [["heck"], [], ["darn"], [], [], [], [], []]
+    assert table["attempts"].to_pylist() == [1, 1, 1, 2, 0, 0, 1, 2]
+    asked = ["a darn thing", "bad", "bad", "fine", "good", "worse", "worse"]
+    assert sorted(backend.asked) == asked
     facts = audit.summary(table)
-    assert (facts["responses"], facts["distinct"], facts["requests"]) == (7, 4, 5)
-    assert (facts["retries"], facts["bad_replies"], facts["unparsed"]) == (1, 2, 1)
+    assert (facts["responses"], facts["distinct"], facts["requests"]) == (8, 5, 7)
+    assert (facts["retries"], facts["bad_replies"]) == (2, 4)
+    assert (facts["unparsed"], facts["refused"], facts["unfinished_replies"]) == (1, 1, 0)
     assert (facts["dropped_words"], facts["tokens_per_second"]) == (2, None)
 
 
@@ -379,7 +479,7 @@ def labels(*rows: tuple[list[str], str]) -> pa.Table:
 
 def test_agreement_by_hand():
     first = labels((["a", "b"], "ok"), (["a"], "ok"), ([], "none"), ([], "none"), (["c"], "ok"))
-    second = labels((["a"], "ok"), ([], "none"), (["a"], "ok"), ([], "absent"), ([], "unparsed"))
+    second = labels((["a"], "ok"), ([], "none"), (["a"], "ok"), ([], "absent"), ([], "refused"))
     table = audit.agreement(first, second).set_index("word")
     assert list(table.index) == ["", "a", "b"]  # "c" is in no response that both labelled
     assert table["scope"].tolist() == ["response", "word", "word"]

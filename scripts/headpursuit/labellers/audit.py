@@ -9,6 +9,8 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 
+from headpursuit.labellers import UNLABELLED
+
 TOP_WORDS = 20
 
 
@@ -22,10 +24,11 @@ def summary(table: pa.Table) -> dict[str, Any]:
 
     Returns:
         responses, distinct (texts asked about), each status's count, cut, bad_replies (replies
-        that could not be read), requests, retries (requests beyond one a text: bad replies,
-        failures, kills), dropped_words, tokens_per_second (of replies, over the time in which
-        at least one request was under way; None where the server counts none), words (the most
-        frequent, masked, with the number of responses) and labeller (what the backend said).
+        that could not be read), unfinished_replies (that reached labeller.num_predict), requests,
+        retries (requests beyond one a text: bad replies, failures, kills), dropped_words,
+        tokens_per_second (of replies, over the time in which at least one request was under way;
+        None where the server counts none), words (the most frequent, masked, with the number of
+        responses) and labeller (what the backend said).
     """
     run = json.loads(table.schema.metadata[b"labelling"])
     statuses = Counter(table["status"].to_pylist())
@@ -34,10 +37,11 @@ def summary(table: pa.Table) -> dict[str, Any]:
     rate = round(run["tokens"] / run["seconds"], 2) if run["tokens"] and run["seconds"] else None
     return {
         "responses": table.num_rows,
-        **{name: statuses[name] for name in ("ok", "none", "absent", "unparsed")},
+        **{name: statuses[name] for name in ("ok", "none", "absent", *UNLABELLED)},
         "cut": sum(table["cut"].to_pylist()),
         "dropped_words": sum(map(len, table["dropped"].to_pylist())),
-        **{name: run[name] for name in ("distinct", "requests", "retries", "bad_replies")},
+        **{name: run[name] for name in ("distinct", "requests", "retries")},
+        **{name: run[name] for name in ("bad_replies", "unfinished_replies")},
         "tokens_per_second": rate,
         "words": [{"word": mask(word), "responses": count} for word, count in ranked],
         "labeller": json.loads(table.schema.metadata[b"labeller"]),
@@ -77,7 +81,8 @@ def _text(value: Any) -> str:
 
 
 def agreement(first: pa.Table, second: pa.Table) -> pd.DataFrame:
-    """Compare two labellers on the responses that both labelled (``unparsed`` by neither).
+    """Compare two labellers on the responses that both labelled (neither got ``refused`` or
+    ``unparsed``).
 
     The first is the reference: recall is the share of the responses where the first found
     something in which the second did too, precision the reverse; either is missing where it has
@@ -134,5 +139,5 @@ def _words_of(table: pa.Table) -> dict[tuple[Any, Any], set[str]]:
     return {
         (row["prompt_id"], row["sample"]): set(row["words"])
         for row in rows
-        if row["status"] != "unparsed"
+        if row["status"] not in UNLABELLED
     }

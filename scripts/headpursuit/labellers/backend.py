@@ -41,11 +41,12 @@ class Busy(Exception):
 
 @dataclass(frozen=True)
 class Reply:
-    """A raw reply and what it cost, in tokens as the server counted them."""
+    """A raw reply, what it cost, in tokens as the server counted them, and why it ended."""
 
     text: str
     tokens: int | None = None
     prompt_tokens: int | None = None
+    ended: str | None = None  # "stop", or "length" where the longest reply was reached
 
 
 class Backend(Protocol):

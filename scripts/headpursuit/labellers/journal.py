@@ -27,9 +27,9 @@ class Journal:
     """Append-only JSON lines, each handed to the system before the next request.
 
     A line is {"key", "attempt", "event", "at"} with event ``sent``, ``failed`` (why) or ``reply``
-    (text, tokens, prompt_tokens, seconds). A request that was killed on its way has ``sent`` and
-    nothing after, so the count of requests stays right across kills. With no path it is kept in
-    memory only.
+    (text, tokens, prompt_tokens, ended, seconds). A request that was killed on its way has
+    ``sent`` and nothing after, so the count of requests stays right across kills. With no path it
+    is kept in memory only.
     """
 
     def __init__(self, path: Path | None):
@@ -69,9 +69,9 @@ class Journal:
 
     def reply(self, key: str, attempt: int, reply: Reply, seconds: float) -> None:
         """Keep a reply."""
-        cost = {"tokens": reply.tokens, "prompt_tokens": reply.prompt_tokens}
         record = {"key": key, "attempt": attempt, "event": "reply", "reply": reply.text}
-        self._write({**record, **cost, "seconds": round(seconds, 4)})
+        record |= {"tokens": reply.tokens, "prompt_tokens": reply.prompt_tokens}
+        self._write({**record, "ended": reply.ended, "seconds": round(seconds, 4)})
 
     def busy_seconds(self, keys: Iterable[str]) -> float:
         """Return how long at least one of these requests was under way, pauses left out."""

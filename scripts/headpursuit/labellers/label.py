@@ -19,11 +19,11 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from headpursuit.files import UserError, read_parquet, write_parquet
-from headpursuit.labellers import lexicon, ollama, openai
+from headpursuit.labellers import UNLABELLED, lexicon, ollama, openai
 from headpursuit.labellers.backend import Backend, Busy, persist
 from headpursuit.labellers.journal import Journal, journal_key
 from headpursuit.labellers.prompt import cut
-from headpursuit.labellers.reply import parse_reply, sift_words
+from headpursuit.labellers.reply import is_refusal, parse_reply, sift_words
 from headpursuit.prompts import as_responses, read_rows
 from headpursuit.sources import source_files
 
@@ -70,11 +70,13 @@ def label_file(
         labels = label_responses(responses, backend, journal, **limits)
     statuses = Counter(labels["status"].to_pylist())
     logger.info("%s: %s", output.name, dict(statuses))
-    if statuses["unparsed"]:
+    if missing := {name: statuses[name] for name in UNLABELLED if statuses[name]}:
         logger.warning(
-            "%d of %d responses have no label: no reply about them could be read (status unparsed)",
-            statuses["unparsed"],
+            "%d of %d responses have no label (%s): see the column reply of %s",
+            sum(missing.values()),
             labels.num_rows,
+            ", ".join(f"{name}: {n}" for name, n in missing.items()),
+            output,
         )
     write_parquet(output, labels)
 
@@ -140,8 +142,9 @@ def label_responses(
         (those that occur in the response), dropped (those that do not), status, attempts (replies
         received) and cut (the response was asked about without its end, which did not fit).
         Status is ``ok`` (words has any), ``none`` (the reply names no word), ``absent`` (it names
-        some, all of them dropped) or ``unparsed`` (no reply could be read). The metadata holds,
-        as JSON, ``labeller`` (what the backend says of itself) and ``labelling`` (counts).
+        some, all of them dropped), ``refused`` (no reply could be read, and the last declines to
+        answer) or ``unparsed`` (no reply could be read). The metadata holds, as JSON, ``labeller``
+        (what the backend says of itself) and ``labelling`` (counts).
 
     Raises:
         UserError: if the server stays out of reach or refuses; the journal is kept.
@@ -224,7 +227,7 @@ def _judge(replies: Sequence[str], text: str, mode: str) -> dict[str, Any]:
     row["reply"] = replies[-1].encode("utf-8", "replace").decode()
     named = parse_reply(replies[-1], mode)
     if named is None:
-        return row | {"status": "unparsed"}
+        return row | {"status": "refused" if is_refusal(replies[-1]) else "unparsed"}
     kept, dropped = sift_words(named, text)
     status = "ok" if kept else "absent" if dropped else "none"
     return row | {"words": kept, "dropped": dropped, "status": status}
@@ -238,6 +241,7 @@ def _counts(keys: Sequence[str], backend: Backend, log: Journal) -> dict[str, An
         "requests": requests,
         "retries": requests - len(keys),
         "bad_replies": sum(parse_reply(r["reply"], backend.mode) is None for r in replies),
+        "unfinished_replies": sum(record.get("ended") == "length" for record in replies),
         "tokens": sum(record["tokens"] or 0 for record in replies),
         "seconds": round(log.busy_seconds(keys), 3),
     }

@@ -1,5 +1,6 @@
 """Backend ``ollama``: a running Ollama server, or one that is started and ended here."""
 
+import logging
 import os
 import shutil
 import signal
@@ -8,21 +9,30 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 import httpx
-from ollama import Client, ResponseError
+from ollama import ChatResponse, Client, ResponseError
 from tqdm import tqdm
 
 from headpursuit.files import UserError
 from headpursuit.labellers import LOOPBACK
 from headpursuit.labellers.backend import TRANSIENT, Busy, Reply, persist, vary
-from headpursuit.labellers.prompt import SCHEMA, fit_window, load_prompt
+from headpursuit.labellers.prompt import (
+    SCHEMA,
+    fewest_tokens,
+    fit_window,
+    load_prompt,
+    refuse_cut,
+)
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_HOST = "127.0.0.1:11434"
 START_SECONDS = 60
+UNLOAD_SECONDS = 10
 INSTALL = (
     "Install it from https://ollama.com/download (or `conda install -c conda-forge ollama`), "
     "start one elsewhere and set labeller.ollama.host to its address, or choose another "
@@ -49,7 +59,9 @@ def connect(
         _client(host, settings["timeout"]) as client,
     ):
         model = {**prepare_model(admin, settings), "started": started}
-        yield Ollama(client, admin, settings, model, texts)
+        # A server that was started here is ended, and its memory free.
+        with nullcontext() if started else released(admin, host, model["model"]):
+            yield Ollama(client, admin, settings, model, texts)
 
 
 class Ollama:
@@ -89,16 +101,42 @@ class Ollama:
 
     def ask(self, text: str, attempt: int) -> Reply:
         """Ask once; a later attempt has a reminder, another seed and a little temperature."""
+        chat = self.prompt.messages(text, attempt)
+        options = {**vary(self.options, attempt), "num_ctx": self.num_ctx}
+        answer = self._chat(chat, options)
+        refuse_cut(
+            chat,
+            answer.prompt_eval_count,
+            max(
+                fewest_tokens(*(message["content"] for message in chat)),
+                self.frame_tokens + fewest_tokens(text),
+            ),
+            lambda again: self._chat(again, {**options, "num_predict": 1}).prompt_eval_count,
+            f"Start it with OLLAMA_CONTEXT_LENGTH={self.num_ctx}",
+        )
+        return Reply(
+            answer.message.content or "",
+            answer.eval_count,
+            answer.prompt_eval_count,
+            answer.done_reason,
+        )
+
+    def _chat(self, messages: Sequence[Mapping[str, str]], options: dict[str, Any]) -> ChatResponse:
+        body = {
+            "model": self.model["model"],
+            "messages": messages,
+            "options": options,
+            "stream": False,
+            # Servers since the end of 2025 then refuse a prompt that they would cut.
+            "truncate": False,
+            **({"format": SCHEMA} if self.mode == "json" else {}),
+        }
         with _translated(self.model["model"]):
-            answer = self.client.chat(
-                model=self.model["model"],
-                messages=self.prompt.messages(text, attempt),
-                format=SCHEMA if self.mode == "json" else None,
-                options={**vary(self.options, attempt), "num_ctx": self.num_ctx},
-            )
+            # The client's own chat() does not know truncate.
+            answer = self.client._request(ChatResponse, "POST", "/api/chat", json=body)
         if not answer.done:
             raise Busy("Ollama: the reply ended before it was done")
-        return Reply(answer.message.content or "", answer.eval_count, answer.prompt_eval_count)
+        return answer
 
     def describe(self) -> dict[str, Any]:
         """Return server version, model digest, quantisation, context lengths and options."""
@@ -106,12 +144,21 @@ class Ollama:
         return {**self.model, **self.identity, **contexts, "slots": self.slots}
 
     def _load(self, admin: Client) -> int | None:
-        """Load the model and return the context length the server gave it, if it tells."""
+        """Load the model and return the context length the server gave it, if it tells.
+
+        What loads it is the labelling prompt without a text, so that its tokens are counted.
+        """
         name = self.model["model"]
-        with _translated(name):  # an empty prompt loads and generates nothing
-            admin.generate(
-                model=name, prompt="", options={"num_ctx": self.num_ctx, "num_predict": 1}
+        frame = [message["content"] for message in self.prompt.messages("")]
+        with _translated(name):
+            answer = admin.generate(
+                model=name,
+                prompt="\n".join(frame),
+                raw=True,
+                options={"num_ctx": self.num_ctx, "num_predict": 1},
             )
+        # Line ends in between, and what merges with them, make two tokens a message at most.
+        self.frame_tokens = max((answer.prompt_eval_count or 0) - 2 * len(frame), 0)
         loaded = _quiet(lambda: [m for m in admin.ps().models if m.model == name])
         context = loaded[0].context_length if loaded else None
         if context and context < self.num_ctx:
@@ -123,6 +170,39 @@ class Ollama:
         return context
 
 
+@contextmanager
+def released(admin: Client, host: str, name: str) -> Iterator[None]:
+    """Have the server unload a model at the end, also of a job that SIGTERM ends.
+
+    It would keep the model for minutes after the last reply: 43 GB of a GPU that the next job
+    needs. On another machine it holds no memory of this one's; there a model that was loaded
+    before is someone else's, and stays.
+    """
+    elsewhere = admin._client.base_url.host not in LOOPBACK
+    if elsewhere and _quiet(lambda: any(m.model == name for m in admin.ps().models)):
+        yield
+        return
+
+    def unload(*_: object) -> None:
+        # With a client of its own: a signal may come while another holds its locks.
+        with _client(host, UNLOAD_SECONDS) as client:
+            _quiet(lambda: client.generate(model=name, prompt="", keep_alive=0))
+
+    def end(number: int, frame: object) -> None:
+        unload()
+        signal.signal(number, previous)
+        os.kill(os.getpid(), number)
+
+    main = threading.current_thread() is threading.main_thread()
+    previous = signal.signal(signal.SIGTERM, end) if main else None
+    try:
+        yield
+    finally:
+        if main:
+            signal.signal(signal.SIGTERM, previous)
+        unload()
+
+
 def prepare_model(admin: Client, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Pull the model unless the server has it, and return what the server says of it.
 
@@ -130,6 +210,7 @@ def prepare_model(admin: Client, settings: Mapping[str, Any]) -> dict[str, Any]:
         UserError: if it is missing and may not, or cannot, be pulled.
     """
     name, patience = settings["ollama"]["model"], settings["patience"]
+    name = name.removeprefix("registry.ollama.ai/").removeprefix("library/")  # lists have neither
     name = name if ":" in name.rsplit("/", 1)[-1] else f"{name}:latest"
     found = persist(lambda: _find(admin, name), patience)
     if found is None:
@@ -331,8 +412,8 @@ def _pull(admin: Client, name: str) -> None:
                     bar.total = progress.total
                     bar.update((progress.completed or 0) - bar.n)
     except Busy as error:
-        # An error in the stream has no status; these two are for good.
-        if any(text in str(error) for text in ("does not exist", "not found")):
+        # An error in the stream has no status; these are for good.
+        if any(text in str(error) for text in ("does not exist", "not found", "newer version")):
             raise UserError(f"Ollama cannot pull {name}: {error}") from error
         raise
     finally:
@@ -357,7 +438,12 @@ def _translated(name: str) -> Iterator[None]:
             raise Busy(f"Ollama: {error}") from error
         if error.status_code == 404:
             raise UserError(_missing(name)) from error
-        raise UserError(f"Ollama refuses the request: {error}") from error
+        step = ""
+        if "context" in str(error):  # truncate is false, and the prompt too long
+            step = (
+                " Start the server with a larger OLLAMA_CONTEXT_LENGTH, or lower labeller.max_ctx."
+            )
+        raise UserError(f"Ollama refuses the request: {error}{step}") from error
     except ValueError as error:  # JSON that is cut short, or lacks fields
         raise Busy(f"Ollama: a garbled answer ({type(error).__name__})") from error
 

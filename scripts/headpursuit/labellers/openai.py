@@ -11,7 +11,7 @@ import httpx
 from headpursuit.files import UserError
 from headpursuit.labellers import LOOPBACK
 from headpursuit.labellers.backend import TRANSIENT, Busy, Reply, vary
-from headpursuit.labellers.prompt import SCHEMA, fit_window, load_prompt
+from headpursuit.labellers.prompt import SCHEMA, fewest_tokens, fit_window, load_prompt, refuse_cut
 
 
 @contextmanager
@@ -63,11 +63,20 @@ class OpenAI:
 
     def ask(self, text: str, attempt: int) -> Reply:
         """Ask once; a later attempt has a reminder, another seed and a little temperature."""
-        body: dict[str, Any] = {
-            "model": self.model,
-            "messages": self.prompt.messages(text, attempt),
-            **vary(self.options, attempt),
-        }
+        chat = self.prompt.messages(text, attempt)
+        options = vary(self.options, attempt)
+        reply = self._chat(chat, options)
+        refuse_cut(
+            chat,
+            reply.prompt_tokens,
+            fewest_tokens(*(message["content"] for message in chat)),
+            lambda again: self._chat(again, {**options, "max_tokens": 1}).prompt_tokens,
+            "Give it a longer context (vLLM: --max-model-len, llama.cpp: --ctx-size)",
+        )
+        return reply
+
+    def _chat(self, messages: Sequence[Mapping[str, str]], options: dict[str, Any]) -> Reply:
+        body: dict[str, Any] = {"model": self.model, "messages": messages, **options}
         if self.mode == "json":
             schema = {"name": "words", "schema": SCHEMA, "strict": True}
             body["response_format"] = {"type": "json_schema", "json_schema": schema}
@@ -101,9 +110,13 @@ class OpenAI:
     def _read(self, response: httpx.Response) -> Reply:
         try:
             body = response.json()
-            text = body["choices"][0]["message"]["content"] or ""
-            usage = body.get("usage") or {}
-            return Reply(text, usage.get("completion_tokens"), usage.get("prompt_tokens"))
+            choice, usage = body["choices"][0], body.get("usage") or {}
+            return Reply(
+                choice["message"]["content"] or "",
+                usage.get("completion_tokens"),
+                usage.get("prompt_tokens"),
+                choice.get("finish_reason"),
+            )
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise Busy(f"{self.server}: a garbled answer ({type(error).__name__})") from error
 

@@ -3,7 +3,8 @@
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Sequence
+import uuid
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -53,7 +54,7 @@ class Prompt:
     def messages(self, text: str, attempt: int = 1) -> list[dict[str, str]]:
         """Return the chat that asks about ``text``; from the second attempt on with a reminder."""
         system = "\n".join(part for part in (self.system.strip(), self.answer.strip()) if part)
-        chat = [{"role": "system", "content": system}]
+        chat = [{"role": "system", "content": system}] if system else []
         for example in self.examples:
             chat.append({"role": "user", "content": self._fill(example.response)})
             chat.append({"role": "assistant", "content": render(example.words, self.mode)})
@@ -126,8 +127,8 @@ def fit_window(
     """Return the context length that the longest prompt needs, and the bytes left for a response.
 
     A token of a byte-level or byte-fallback tokenizer covers at least one byte, so the bytes of a
-    text bound its tokens: no prompt that fits by this count can overflow, and a server that drops
-    the front of an overlong prompt without a word (Ollama does) is never given the occasion.
+    text bound its tokens: a prompt that fits by this count fits. A server that gives less context
+    than it was asked for may cut it all the same: :func:`refuse_cut`.
 
     Raises:
         UserError: if ``limit`` leaves no room for a response.
@@ -145,6 +146,49 @@ def fit_window(
             f"{frame + num_predict + MIN_ROOM} are needed."
         )
     return num_ctx, room
+
+
+def fewest_tokens(*texts: str) -> int:
+    """Return how many tokens texts have at the least: one for each word between spaces.
+
+    No tokenizer in common use has a token with letters or digits on both sides of a space.
+    """
+    return sum(any(map(str.isalnum, word)) for text in texts for word in text.split())
+
+
+def refuse_cut(
+    chat: Sequence[Mapping[str, str]],
+    count: int | None,
+    fewest: int,
+    recount: Callable[[Sequence[Mapping[str, str]]], int | None],
+    remedy: str,
+) -> None:
+    """Fail if a server has read fewer tokens than a prompt has at the least: it has cut it.
+
+    A few servers leave out of their count what their cache holds. So a low count is taken again,
+    of the same prompt behind a word that no cache can hold. A cut that leaves as many tokens as
+    ``fewest`` is not seen.
+
+    Args:
+        chat: the messages that were sent.
+        count: the prompt's tokens as the server counted them; None or 0 where it does not tell.
+        fewest: how many there are at the least.
+        recount: sends messages and returns the server's count.
+        remedy: how that server is given a longer context.
+
+    Raises:
+        UserError: with both counts and what helps.
+    """
+    if not count or count >= fewest:
+        return
+    first, *rest = chat
+    count = recount([{**first, "content": f"{uuid.uuid4().hex}\n{first['content']}"}, *rest])
+    if count and count < fewest:
+        raise UserError(
+            f"The server read {count} tokens of a prompt that has {fewest} or more: it cuts "
+            f"prompts without a word. {remedy}, or set labeller.max_ctx to the context length that "
+            "it has; longer responses are then cut at a sentence and marked."
+        )
 
 
 def cut(text: str, room: int | None) -> str:

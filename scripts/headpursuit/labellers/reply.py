@@ -15,16 +15,27 @@ _TAG = re.compile(r"<\s*(/?)\s*answer\s*>", re.IGNORECASE)
 _SEPARATOR = re.compile(r"[,;\n，、]")
 _BULLET = re.compile(r"^(?:[-*•]|\d+[.)])\s+")
 _EMPHASIS = re.compile(r"^(\*\*?|__?)(.+)\1$")
+# One pair of marks around a whole list, as opposed to one around each of its entries.
+_EMPHASISED = re.compile(r"^\s*(\*\*?|__?)((?:(?!\1).)+)\1\s*$", re.DOTALL)
 _FENCE = re.compile(r"^```\w*\n(.*)\n```$", re.DOTALL)
 _QUOTES = " \"'`“”‘’«»"
+# How a reply begins that declines to answer, in lower case, and what is no refusal all the same.
+REFUSALS = (
+    *("i can't", "i cannot", "i can not", "i won't", "i will not", "i must decline"),
+    *("i'm unable", "i am unable", "i'm not able", "i am not able", "as an ai"),
+    *("i'm sorry", "i am sorry", "sorry, i ", "sorry, but i ", "i apologize", "i apologise"),
+)
+_FOUND_NONE = re.compile(
+    r"\b(?:can't|cannot|can not|unable to|able to) (?:find|see|identify|detect)"
+)
 
 
 def parse_reply(reply: str, mode: str) -> list[str] | None:
     """Return the words that a reply names, normalised and each once; None if it cannot be read.
 
-    In mode ``tags`` they stand in the last complete pair of answer tags, in mode ``json`` in the
-    list ``words`` of an object. Nothing is guessed: a reply without either, an empty pair of
-    tags, an essay or an endless list is not read.
+    In mode ``tags`` they stand in the last pair of answer tags, in mode ``json`` in the list
+    ``words`` of an object. Nothing is guessed: a reply without either, an empty pair of tags, a
+    last tag that was opened and not closed, an essay or an endless list is not read.
     """
     entries = _json_entries(reply) if mode == "json" else _tag_entries(reply)
     if entries is None or len(entries) > MAX_ENTRIES:
@@ -33,6 +44,16 @@ def parse_reply(reply: str, mode: str) -> list[str] | None:
         return None
     words = dict.fromkeys(clean(entry) for entry in entries)
     return [word for word in words if word and word != "none"]
+
+
+def is_refusal(reply: str) -> bool:
+    """Say whether a reply that cannot be read declines to answer.
+
+    It has no answer tag and begins with one of :data:`REFUSALS`, and does not go on to say that it
+    finds nothing. Refusals in other words, or in other languages, are not recognised.
+    """
+    text = reply.replace("’", "'").lower().lstrip(" \n\t*_#>" + _QUOTES)
+    return text.startswith(REFUSALS) and not _TAG.search(text) and not _FOUND_NONE.search(text)
 
 
 def sift_words(words: Sequence[str], response: str) -> tuple[list[str], list[str]]:
@@ -72,8 +93,10 @@ def _tag_entries(reply: str) -> list[str] | None:
             start = tag.end()
         elif start is not None:
             body, start = reply[start : tag.start()], None
-    entries = [part for part in _SEPARATOR.split(body or "") if clean(part)]
-    return entries or None
+    if body is None or start is not None:
+        return None
+    body = _EMPHASISED.sub(r"\2", body)
+    return [part for part in _SEPARATOR.split(body) if clean(part)] or None
 
 
 def _json_entries(reply: str) -> list[str] | None:
