@@ -510,7 +510,7 @@ def self_check(decoder: Decoder) -> None:
             sizes = writes.flatten(1).norm(dim=1)
             head = int(sizes.argmax())
             edits[layer] = head, _telling(decoder.columns(layer, head), total.norm() / sizes[head])
-            sums[layer] = total, writes[head]
+            sums[layer] = total, writes[head].clone()  # the others go
     if not failures:
         heads = [(layer, head) for layer, (head, _) in edits.items()]
         with scaled_heads(decoder, heads, 1.0):
