@@ -146,7 +146,7 @@ rule split_words:
         runtime=by_attempt(10),
     params:
         words=config["words"],
-        file=config["words"]["file"] and content(config["words"]["file"]),
+        file=config["words"]["file"] and content(beside(config["words"]["file"])),
         matching=MATCHING,
         seed=config["seed"],
         code=code_hash("split_words"),

@@ -27,6 +27,7 @@ from headpursuit.models import (
     Decoder,
     language_model,
     load_tokenizer,
+    loading,
     model_folder,
     open_model,
     read_config,
@@ -67,15 +68,13 @@ def load_processor(folder: str | Path) -> Any:
         UserError: if the folder holds none.
     """
     tokenizer = load_tokenizer(folder)
-    try:
+    with loading(folder, "processor"):
         if read_config(folder)["model_type"] == "qwen2_5_vl":
             images = AutoImageProcessor.from_pretrained(folder, backend="pil", **LOCAL)
             template = tokenizer.chat_template
             processor = QwenImages(images, tokenizer, chat_template=template)
         else:
             processor = AutoProcessor.from_pretrained(folder, backend="pil", **LOCAL)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder}: the processor does not load: {error}") from error
     processor.tokenizer.padding_side = "left"
     processor.tokenizer.pad_token = tokenizer.pad_token
     return processor
