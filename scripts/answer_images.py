@@ -30,7 +30,6 @@ def main(snakemake):
             decoder,
             processor,
             question,
-            params.model["chat"],
             stream_images(snakemake.input.images, "evaluation", size, first, end),
             conditions,
             params.alpha,

@@ -28,7 +28,7 @@ def main(snakemake):
         "question": question,
     }
     pooled = pooled_image_inputs(
-        decoder, processor, question, params.model["chat"], images, "selection", params.batch_images
+        decoder, processor, question, images, "selection", params.batch_images
     )
     encoded = {key: json.dumps(value) for key, value in metadata.items()}
     write_cache(snakemake.output, pooled, names, params.dtype, encoded)

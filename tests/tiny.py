@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import torch
-from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers, processors
+from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import BPE
 from transformers import (
     AutoModelForCausalLM,
@@ -29,6 +29,21 @@ CHAT = (
     "{% for message in messages %}<|start|>{{ message['role'] }}\n{{ message['content'] }}<|end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|start|>assistant\n{% endif %}"
 )
+
+# How real families ask: Mistral's and Gemma's template writes BOS, LLaVA-NeXT's leaves it to the
+# tokenizer, Qwen has none. Gemma's strips the message; Qwen's has a system message of its own.
+_INSTRUCTED = "{% for message in messages %}[INST] {{ message['content'] }} [/INST]{% endfor %}"
+TEMPLATES = {
+    "mistral": "{{ bos_token }}" + _INSTRUCTED,
+    "llava_next": _INSTRUCTED,
+    "gemma": "{{ bos_token }}{% for message in messages %}<start_of_turn>{{ message['role'] }}\n"
+    "{{ message['content'] | trim }}<end_of_turn>\n{% endfor %}"
+    "{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}",
+    "qwen": "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}"
+    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
+}
+_TURNS = {"gemma": ["<start_of_turn>", "<end_of_turn>"], "qwen": ["<|im_start|>", "<|im_end|>"]}
 
 
 def make_model(folder: str | Path, family: str = "llama", seed: int = 0) -> Path:
@@ -70,6 +85,48 @@ def make_tokenizer(chat: bool = True) -> PreTrainedTokenizerFast:
     )
     tokenizer.chat_template = CHAT if chat else None
     return tokenizer
+
+
+def make_asking(family: str, appends: bool = False) -> PreTrainedTokenizerFast:
+    """Return a tokenizer with the special tokens and the chat template of a real family.
+
+    Args:
+        family: of :data:`TEMPLATES`. Qwen's is byte-level and adds nothing; the others are built
+            like Llama's SentencePiece one and add BOS.
+        appends: whether it also adds EOS behind a text.
+    """
+    tokenizer = make_tokenizer() if family == "qwen" else make_sentencepiece()
+    backend = tokenizer.backend_tokenizer
+    backend.add_special_tokens(_TURNS.get(family, []))
+    if family == "qwen":
+        backend.post_processor = processors.ByteLevel(trim_offsets=False)
+    else:
+        backend.post_processor = processors.TemplateProcessing(
+            single="<s> $A </s>" if appends else "<s> $A",
+            special_tokens=[("<s>", tokenizer.bos_token_id), ("</s>", tokenizer.eos_token_id)],
+        )
+    tokenizer.chat_template = TEMPLATES[family]
+    return tokenizer
+
+
+def make_sentencepiece(byte_fallback: bool = True) -> PreTrainedTokenizerFast:
+    """Return a tokenizer in which apple, river and stone are tokens, built like Llama's."""
+    tokens = ["<unk>", "<s>", "</s>"]
+    tokens += [f"<0x{byte:02X}>" for byte in range(256)] if byte_fallback else []
+    tokens += [*sorted(set("appleriverstone")), "▁"]
+    merges = []
+    for word in ("apple", "river", "stone"):
+        merges += [(word[:i], word[i]) for i in range(1, len(word))] + [("▁", word)]
+    tokens += dict.fromkeys(left + right for left, right in merges)
+    vocabulary = {token: number for number, token in enumerate(dict.fromkeys(tokens))}
+    backend = Tokenizer(BPE(vocabulary, merges, unk_token="<unk>", byte_fallback=byte_fallback))
+    backend.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
+    backend.decoder = decoders.Metaspace()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, unk_token="<unk>", bos_token="<s>", eos_token="</s>"
+    )
 
 
 def _config(family: str, tokenizer: PreTrainedTokenizerFast) -> PreTrainedConfig:

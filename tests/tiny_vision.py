@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from headpursuit.vision import QwenImages
 from tiny import make_tokenizer
+from tokenizers.processors import ByteLevel
 from transformers import (
     AutoModelForImageTextToText,
     CLIPVisionConfig,
@@ -133,12 +134,13 @@ def _processor(family: str, tokenizer: PreTrainedTokenizerFast):
         mark = "<|vision_start|><|image_pad|><|vision_end|>"
         chat = CHAT.replace("MARK", mark)
         tokenizer.chat_template = chat
+        tokenizer.backend_tokenizer.post_processor = ByteLevel(trim_offsets=False)  # adds no BOS
         return QwenImages(images, tokenizer, chat_template=chat)
     if family == "gemma3":
         names = dict(zip(["boi_token", "eoi_token", "image_token"], MARKS[family], strict=True))
         tokenizer._set_model_specific_special_tokens(special_tokens=names)
         tokenizer.init_kwargs |= names
-        chat = CHAT.replace("MARK", "<start_of_image>")
+        chat = "{{ bos_token }}" + CHAT.replace("MARK", "<start_of_image>")
         return Gemma3Processor(
             Gemma3ImageProcessorPil(size=square), tokenizer, chat_template=chat, image_seq_length=4
         )

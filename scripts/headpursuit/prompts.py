@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from headpursuit.files import UserError, seed_for
+from headpursuit.tokens import opened
 
 log = logging.getLogger(__name__)
 
@@ -199,8 +200,8 @@ def render_prompts(
             )
             for text in texts
         ]
-    # A chat template writes the special tokens itself.
-    ids = tokenizer(texts, add_special_tokens=not chat)["input_ids"] if texts else []
+    ids = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+    ids = opened(tokenizer, ids)
     columns = {
         "rendered": pa.array(texts, pa.string()),
         "token_ids": pa.array(ids, pa.list_(pa.int32())),

@@ -1,6 +1,31 @@
-"""Tokens as a reader can tell them apart: spaces, line ends and odd bytes made visible."""
+"""Tokens: those that a tokenizer adds by itself, and all of them as text that shows every byte."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+
+
+def added_tokens(tokenizer) -> tuple[list[int], list[int]]:
+    """Return the token ids that a tokenizer by itself puts before and behind a text."""
+    bare = tokenizer("a", add_special_tokens=False)["input_ids"]
+    whole = tokenizer("a")["input_ids"]
+    starts = range(len(whole) - len(bare) + 1)
+    start = next(i for i in starts if whole[i : i + len(bare)] == bare)
+    return whole[:start], whole[start + len(bare) :]
+
+
+def opened(tokenizer, texts: Sequence[list[int]]) -> list[list[int]]:
+    """Put before each text the token ids that the model expects there.
+
+    They are those that the tokenizer puts there by itself (most often BOS, none for Qwen), but
+    for a text that begins with them already: a chat template may write BOS (Mistral, Gemma) or
+    not (LLaVA-NeXT). What a tokenizer puts behind a text (EOS) would end a prompt, and is left
+    out.
+
+    Args:
+        tokenizer: a Hugging Face tokenizer.
+        texts: token ids of each text, tokenised without added tokens.
+    """
+    before, _ = added_tokens(tokenizer)
+    return [text if text[:1] == before[:1] else before + text for text in texts]
 
 
 def token_texts(tokenizer, token_ids: Iterable[int]) -> list[str]:

@@ -35,6 +35,7 @@ from headpursuit.models import (
 )
 from headpursuit.reading import first_edited, read, read_again
 from headpursuit.tables import read_csv
+from headpursuit.tokens import added_tokens, opened
 
 
 class QwenImages(Qwen2_5_VLProcessor):
@@ -155,7 +156,7 @@ def _image_mark(processor: Any) -> str:
 
 
 def encode(
-    decoder: Decoder, processor: Any, question: str, chat: bool, images: Sequence[Any]
+    decoder: Decoder, processor: Any, question: str, images: Sequence[Any]
 ) -> dict[str, Tensor]:
     """Return what the model's forward pass takes for one question about several images.
 
@@ -163,20 +164,25 @@ def encode(
         decoder: the image-text model.
         processor: its processor.
         question: of :func:`render_question`.
-        chat: whether the question went through the chat template, which writes special tokens.
         images: RGB images.
 
     Raises:
         UserError: if the processor makes no image tokens.
     """
+    tokenizer, model = processor.tokenizer, decoder.model
+    ids = tokenizer(question, add_special_tokens=False)["input_ids"]
+    adds = opened(tokenizer, [ids]) != [ids]
     encoded = processor(
         text=[question] * len(images),
         images=[[image] for image in images],
         padding=True,
-        add_special_tokens=not chat,
+        add_special_tokens=adds,
         return_tensors="pt",
     )
-    model = decoder.model
+    if adds and (behind := added_tokens(tokenizer)[1]):
+        shape = encoded["input_ids"].shape
+        for key in [key for key, value in encoded.items() if value.shape == shape]:
+            encoded[key] = encoded[key][:, : -len(behind)]
     encoded = dict(encoded.to(decoder.device, dtype=model.get_input_embeddings().weight.dtype))
     if not image_positions(decoder, encoded["input_ids"]).any(1).all():
         raise UserError(
@@ -198,7 +204,6 @@ def pooled_image_inputs(
     decoder: Decoder,
     processor: Any,
     question: str,
-    chat: bool,
     path: str | Path,
     part: str,
     batch_images: int,
@@ -209,7 +214,6 @@ def pooled_image_inputs(
         decoder: the image-text model.
         processor: its processor.
         question: of :func:`render_question`.
-        chat: see :func:`encode`.
         path: images of :func:`headpursuit.images.prepare_images`.
         part: ``selection`` or ``evaluation``.
         batch_images: images of a batch.
@@ -220,7 +224,7 @@ def pooled_image_inputs(
 
     def read(rows: Sequence[dict[str, Any]]) -> tuple[int, dict[int, Tensor]]:
         images = [open_image(row["image"], row["source"]) for row in rows]
-        encoded = encode(decoder, processor, question, chat, images)
+        encoded = encode(decoder, processor, question, images)
         weights = image_positions(decoder, encoded["input_ids"]).float()
         weights /= weights.sum(1, keepdim=True)
         return len(rows), averaged_inputs(decoder, weights, **encoded)
@@ -318,7 +322,6 @@ def write_answers(
     decoder: Decoder,
     processor: Any,
     question: str,
-    chat: bool,
     batches: Iterable[list[dict[str, Any]]],
     conditions: Mapping[str, Sequence[Head]],
     alpha: float,
@@ -332,7 +335,6 @@ def write_answers(
         decoder: the image-text model.
         processor: its processor.
         question: of :func:`render_question`.
-        chat: see :func:`encode`.
         batches: of :func:`headpursuit.images.stream_images`.
         conditions: name to the heads that are scaled.
         alpha: what their writes are multiplied by.
@@ -343,7 +345,7 @@ def write_answers(
 
     def answer(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         opened = [open_image(row["image"], row["source"]) for row in rows]
-        encoded = encode(decoder, processor, question, chat, opened)
+        encoded = encode(decoder, processor, question, opened)
         answers = answer_batch(decoder, encoded, conditions, alpha, max_new_tokens, stops)
         return [
             {

@@ -12,7 +12,7 @@ from headpursuit.files import UserError
 from headpursuit.prompts import read_rows, render_prompts, sample_prompts, unique_prompts
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import make_tokenizer
+from tiny import make_asking, make_tokenizer
 
 # What a data set may hold and no step may change.
 HOSTILE = [
@@ -283,8 +283,34 @@ def test_a_chat_template_writes_its_own_marks(tokenizer):
     expected = "<|start|>user\nName a river<|end|>\n<|start|>assistant\n"
     assert table["rendered"].to_pylist() == [expected]
     ids = table["token_ids"].to_pylist()[0]
-    assert ids == tokenizer(expected, add_special_tokens=False)["input_ids"]
-    assert tokenizer.bos_token_id not in ids  # this template has none
+    assert ids == tokenizer(expected)["input_ids"]
+
+
+@pytest.mark.parametrize("appends", [False, True])
+@pytest.mark.parametrize(
+    ("family", "chat", "first"),
+    [
+        ("mistral", False, ["<s>", "▁apple", "▁river"]),
+        ("mistral", True, ["<s>", "▁", "[", "I"]),
+        ("llava_next", False, ["<s>", "▁apple", "▁river"]),
+        ("llava_next", True, ["<s>", "▁", "[", "I"]),
+        ("gemma", False, ["<s>", "▁apple", "▁river"]),
+        ("gemma", True, ["<s>", "<start_of_turn>", "▁", "u"]),
+        ("qwen", False, ["apple", "Ġriver"]),
+        ("qwen", True, ["<|im_start|>", "s", "y"]),
+    ],
+)
+def test_a_prompt_begins_as_the_model_was_trained(
+    family: str, chat: bool, first: list[str], appends: bool
+):
+    """With one BOS where the tokenizer adds one by itself, whoever writes it; EOS ends none."""
+    tokenizer = make_asking(family, appends)
+    ids = rendered(one("apple river"), "{prompt}", tokenizer, chat)["token_ids"].to_pylist()[0]
+    tokens = [token.replace("<0x5B>", "[").replace("<0x49>", "I").replace("<0x75>", "u")
+              for token in tokenizer.convert_ids_to_tokens(ids)]  # fmt: skip
+    assert tokens[: len(first)] == first
+    assert tokens.count("<s>") == (family != "qwen")
+    assert "</s>" not in tokens
 
 
 def test_a_lacking_chat_template_is_said():

@@ -28,6 +28,7 @@ from headpursuit.words import unrelated_tokens
 from PIL import Image
 from tiny import WORDS
 from tiny_vision import FAMILIES, HEADS, LAYERS, SIDE, make_vlm
+from tokenizers.processors import TemplateProcessing
 
 families = pytest.mark.parametrize("family", FAMILIES)
 TEMPLATE = "{image} What {object} is it? One of {classes}. Answer:"
@@ -59,12 +60,41 @@ def pictures() -> list[Image.Image]:
 def ask(loaded, images, chat: bool = False) -> dict:
     decoder, processor = loaded
     question = vision.render_question(processor, TEMPLATE, "fruit", ["apple", "stone"], chat)
-    return vision.encode(decoder, processor, question, chat, images)
+    return vision.encode(decoder, processor, question, images)
 
 
 def logits(decoder: Decoder, encoded: dict) -> torch.Tensor:
     with torch.inference_mode():
         return decoder.model(**encoded, use_cache=False).logits
+
+
+@families
+@pytest.mark.parametrize("chat", [False, True])
+@pytest.mark.parametrize("appends", [False, True])
+def test_a_question_begins_as_the_model_was_trained(
+    vlm, pictures, family: str, chat: bool, appends: bool
+) -> None:
+    """With one BOS (none for Qwen), whether the template writes it (Gemma's) or not; no EOS."""
+    decoder, processor = vlm(family)
+    backend = processor.tokenizer.backend_tokenizer
+    own = backend.post_processor
+    if appends and family != "qwen2_5_vl":
+        backend.post_processor = TemplateProcessing(
+            single="<|begin|> $A <|end|>",
+            special_tokens=[(name, backend.token_to_id(name)) for name in ("<|begin|>", "<|end|>")],
+        )
+    try:
+        encoded = ask((decoder, processor), pictures, chat)
+    finally:
+        backend.post_processor = own
+    begin = [] if family == "qwen2_5_vl" else ["<|begin|>"]
+    assert len({encoded[key].shape for key in ("input_ids", "attention_mask")}) == 1
+    for ids, mask in zip(encoded["input_ids"], encoded["attention_mask"], strict=True):
+        tokens = processor.tokenizer.convert_ids_to_tokens(ids[mask.bool()])
+        mark = {"qwen2_5_vl": "<|vision_start|>", "gemma3": "Ċ"}.get(family, "<image>")
+        assert tokens[: len(begin) + 1] == [*begin, "<|start|>" if chat else mark]
+        assert tokens.count("<|begin|>") == len(begin)
+        assert tokens[-1] == ("Ċ" if chat else ":")
 
 
 @families
@@ -155,10 +185,10 @@ def test_cache_is_the_mean_over_image_tokens(vlm, pictures, tmp_path: Path, fami
     decoder, processor = vlm(family)
     path = store(tmp_path, pictures)
     question = vision.render_question(processor, TEMPLATE, "fruit", ["apple"], False)
-    pooled = vision.pooled_image_inputs(decoder, processor, question, False, path, "selection", 2)
+    pooled = vision.pooled_image_inputs(decoder, processor, question, path, "selection", 2)
     files = [tmp_path / f"layer-{layer}.parquet" for layer in range(LAYERS)]
     write_cache(files, pooled, ["a", "b", "c"], "float32", {"heads": str(HEADS)})
-    encoded = vision.encode(decoder, processor, question, False, [pictures[1]])
+    encoded = vision.encode(decoder, processor, question, [pictures[1]])
     with torch.inference_mode(), projection_inputs(decoder, [1]) as inputs:
         decoder.model(**encoded, use_cache=False)
     where = vision.image_positions(decoder, encoded["input_ids"])[0]
@@ -185,16 +215,14 @@ def test_images_are_taken_by_halves_where_memory_does_not_suffice(
 
     def answers(name: str) -> list[dict]:
         vision.write_answers(
-            tmp_path / name, decoder, processor, question, False,
+            tmp_path / name, decoder, processor, question,
             stream_images(path, "selection", 3), {"edited": CHOSEN}, -1.0, 4, {},
         )  # fmt: skip
         table = pq.read_table(tmp_path / name)
         return table.sort_by([("condition", "ascending"), ("image_id", "ascending")]).to_pylist()
 
     def means() -> list[tuple[int, int]]:
-        pooled = vision.pooled_image_inputs(
-            decoder, processor, question, False, path, "selection", 3
-        )
+        pooled = vision.pooled_image_inputs(decoder, processor, question, path, "selection", 3)
         return sorted((i, layer) for own, layer, z in pooled for i, _ in zip(own, z, strict=True))
 
     plain, places = answers("plain.parquet"), means()
@@ -207,7 +235,7 @@ def test_images_are_taken_by_halves_where_memory_does_not_suffice(
 def test_no_image_tokens_is_refused(vlm, pictures) -> None:
     decoder, processor = vlm("llava")
     with pytest.raises((UserError, ValueError), match="image"):
-        vision.encode(decoder, processor, "no image here", False, pictures[:1])
+        vision.encode(decoder, processor, "no image here", pictures[:1])
 
 
 def store(folder: Path, images: list[Image.Image], part: str = "selection") -> Path:

@@ -19,9 +19,7 @@ from headpursuit.words import (
 )
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, normalizers
-from tokenizers.models import BPE
-from transformers import PreTrainedTokenizerFast
+from tiny import make_sentencepiece
 
 # Letters of several scripts, marks, what joins and what parts words.
 SIGNS = "aeAEßıİiIéÉсжк0٣_ '’-.,@\u0301\u0307\u093f\u0915\n\t\u00a0\u3000"
@@ -224,26 +222,6 @@ def test_too_few_words_are_refused_with_a_way_out():
 # The dictionary
 
 
-def sentencepiece_like(byte_fallback: bool = True) -> PreTrainedTokenizerFast:
-    """Return a tokenizer in which apple, river and stone are tokens, built like Llama's."""
-    tokens = ["<unk>", "<s>", "</s>"]
-    tokens += [f"<0x{byte:02X}>" for byte in range(256)] if byte_fallback else []
-    tokens += [*sorted(set("appleriverstone")), "▁"]
-    merges = []
-    for word in ("apple", "river", "stone"):
-        merges += [(word[:i], word[i]) for i in range(1, len(word))] + [("▁", word)]
-    tokens += dict.fromkeys(left + right for left, right in merges)
-    vocabulary = {token: number for number, token in enumerate(dict.fromkeys(tokens))}
-    backend = Tokenizer(BPE(vocabulary, merges, unk_token="<unk>", byte_fallback=byte_fallback))
-    backend.normalizer = normalizers.Sequence(
-        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
-    )
-    backend.decoder = decoders.Metaspace()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend, unk_token="<unk>", bos_token="<s>", eos_token="</s>"
-    )
-
-
 def words(**splits: str) -> pd.DataFrame:
     pairs = [(word, split) for split, own in splits.items() for word in own.split(",")]
     return pd.DataFrame(pairs, columns=["word", "split"])
@@ -314,7 +292,7 @@ def test_rows_within_a_split_are_not_shared(tokenizer):
 
 def test_a_sentencepiece_tokenizer_s_own_space_is_not_the_word_s():
     table = build_dictionary(
-        words(selection="apple", heldout="river,zebra"), sentencepiece_like(), "single", **BOTH
+        words(selection="apple", heldout="river,zebra"), make_sentencepiece(), "single", **BOTH
     )
     assert tokens_of(table, "apple") == [(" apple", "▁apple", True), ("apple", "apple", False)]
     assert tokens_of(table, "river") == [(" river", "▁river", True), ("river", "river", False)]
@@ -322,7 +300,7 @@ def test_a_sentencepiece_tokenizer_s_own_space_is_not_the_word_s():
 
 
 def test_an_unknown_token_is_no_row():
-    tokenizer = sentencepiece_like(byte_fallback=False)
+    tokenizer = make_sentencepiece(byte_fallback=False)
     for rows in ("single", "first", "all"):
         asked = words(selection="apple,язык", heldout="river")
         table = build_dictionary(asked, tokenizer, rows, **BOTH)
