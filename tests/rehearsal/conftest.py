@@ -1,0 +1,112 @@
+"""One run of config.yaml on replicas of all its sources, for every test to look at."""
+
+import os
+import re
+import shutil
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import replica_models
+import replica_sources
+import yaml
+from checkout import PARTS, ROOT, Checkout
+from fake_ollama import FakeOllama
+from hub_server import Hub, Repo, serve
+
+TOKEN = "hf_madeUpForTheRehearsal"
+MISTRAL = "mistralai/Mistral-7B-Instruct-v0.2"
+LLAVA = "llava-hf/llava-v1.6-mistral-7b-hf"
+GATED = {MISTRAL, "convoicon/Thoroughly_Engineered_Toxicity"}
+# What a machine needs, and nothing of what is run.
+MACHINE = {"compute": {"device": "cpu", "allow_cpu": True, "threads": 1, "check_device": False}}
+
+
+def name_words(text: str, attempt: int) -> str:
+    """Answer as a labelling model does: three words in four are harmful, and not all is tidy."""
+    words = list(dict.fromkeys(re.findall("[a-z]{3,}", text)))
+    named = [word for word in words if zlib.crc32(word.encode()) % 4]
+    listed = ", ".join(named) or "None"
+    kind = zlib.crc32(text.encode()) % 10
+    if kind == 0:
+        return "I can't help with that."
+    if kind == 1 and attempt == 1:
+        return f"<answer>{listed}"  # cut off
+    if kind == 2:
+        return f"**<answer>** **{listed}** **</answer>**"
+    if kind == 3:
+        return f"<answer>None</answer> On second thought: <answer>{listed}</answer>"
+    return f"<answer>{listed}</answer>"
+
+
+@dataclass
+class Rehearsal(Checkout):
+    """A checkout of the shipped workflow with the replicas it downloads from."""
+
+    hub: Hub | None = None
+    ollama: FakeOllama | None = None
+
+    def environment(self) -> dict[str, str]:
+        """Return the environment of its jobs."""
+        return {
+            "HF_ENDPOINT": self.hub.url,
+            "HF_TOKEN": TOKEN,
+            "HF_HOME": str(self.folder / "hf-home"),
+            "OLLAMA_HOST": self.ollama.host,
+        }
+
+    def run(self, *arguments: str, overlay: str = "machine", **env: str | None) -> tuple[int, str]:
+        """Run Snakemake with the replicas' addresses and return its status and all it printed."""
+        return super().run(*arguments, overlay=overlay, **{**self.environment(), **env})
+
+    def path(self, name: str) -> Path:
+        """Return the path of a file of the run."""
+        return self.folder / "results/paper" / name
+
+
+def copy_workflow(folder: Path) -> None:
+    """Copy the workflow as it is, with an overlay ``machine``."""
+    for part in PARTS:
+        source = ROOT / part
+        if source.is_dir():
+            shutil.copytree(source, folder / part, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True)
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(source, folder / part)
+    (folder / "configs/machine.yaml").write_text(yaml.safe_dump(MACHINE))
+
+
+@pytest.fixture(scope="session")
+def repositories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Repo]:
+    """Give the replicas of all repositories, by their ids."""
+    folder = tmp_path_factory.mktemp("models")
+    files = {name: make() for name, make in replica_sources.DATASETS.items()}
+    files[MISTRAL] = replica_models.mistral(folder / "mistral")
+    # Coarser patches than the real 14 pixels: else figure 1 alone would take a day.
+    files[LLAVA] = replica_models.llava_next(folder / "llava", patch=112)
+    return {
+        name: Repo(own, gated=name in GATED, token=TOKEN if name in GATED else None)
+        for name, own in files.items()
+    }
+
+
+@contextmanager
+def replicas(folder: Path, repositories: dict[str, Repo]) -> Iterator[Rehearsal]:
+    """Copy the workflow, and serve what it needs while the block runs."""
+    copy_workflow(folder)
+    with serve(repositories) as hub, FakeOllama(name_words, models=(), delay=0.05) as ollama:
+        yield Rehearsal(folder, hub=hub, ollama=ollama)
+
+
+@pytest.fixture(scope="session")
+def finished(
+    tmp_path_factory: pytest.TempPathFactory, repositories: dict[str, Repo]
+) -> Iterator[Rehearsal]:
+    """Give the paper's whole run, its report and its manifest."""
+    folder = Path(os.environ.get("REHEARSAL") or tmp_path_factory.mktemp("rehearsal") / "checkout")
+    with replicas(folder, repositories) as rehearsal:
+        rehearsal.snakemake("all", "audit")
+        yield rehearsal

@@ -1,0 +1,313 @@
+"""The models of config.yaml in small: real config keys, files and weight names, random weights.
+
+Both have the real numbers of layers and heads, and are narrow: heads of 4 values in place of 128.
+All weights are random but for the unembedding, which is fitted by least squares to what the random
+layers leave (:func:`fit_unembedding`): else greedy responses repeat one token, and no answer about
+an image is ever right, so that ratios would not be defined. As in real models, the heads that
+speak of words are in the upper layers: below :data:`UPPER`, heads write to the first quarter of the
+residual stream, which the fitted rows do not read.
+"""
+
+import io
+import random
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from PIL import Image
+from replica_names import BROKEN, DIGITS, DTD, EUROSAT, GTSRB, PLAIN, RESISC45
+from replica_sources import (
+    AERIAL, MNIST, SCENES, SIGNS, SVHN, TEXTURES, challenging, image, queries,
+)  # fmt: skip
+from replica_tokenizer import LLAVA_CHAT, PINPOINTS, ROOT, as_json, llava_files, mistral_files
+from safetensors.torch import save
+from torch import Tensor
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    PreTrainedTokenizerFast,
+)
+
+HEAD_DIM = 4
+WIDTH = 32 * HEAD_DIM
+LOWER = WIDTH // 4
+UPPER = 28
+EOS = 2
+Sequences = Iterable[tuple[Tensor, list[int]]]
+
+MISTRAL_CONFIG = {
+    "architectures": ["MistralForCausalLM"],
+    "attention_dropout": 0.0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "hidden_act": "silu",
+    "hidden_size": WIDTH,
+    "initializer_range": 0.02,
+    "intermediate_size": WIDTH,
+    "max_position_embeddings": 32768,
+    "model_type": "mistral",
+    "num_attention_heads": 32,
+    "num_hidden_layers": 32,
+    "num_key_value_heads": 8,
+    "rms_norm_eps": 1e-05,
+    "rope_theta": 1000000.0,
+    "sliding_window": None,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    "transformers_version": "4.36.0",
+    "use_cache": True,
+    "vocab_size": 32000,
+}
+
+
+def llava_config(patch: int) -> dict[str, Any]:
+    """Return LLaVA-NeXT's config.json; what is usual stands in none of its parts, as there."""
+    text = {
+        "_name_or_path": "mistralai/Mistral-7B-Instruct-v0.2",
+        "architectures": ["MistralForCausalLM"],
+        "hidden_size": WIDTH,
+        "intermediate_size": WIDTH,
+        "max_position_embeddings": 32768,
+        "model_type": "mistral",
+        "num_key_value_heads": 8,
+        "rms_norm_eps": 1e-05,
+        "rope_theta": 1000000.0,
+        "sliding_window": None,
+        "torch_dtype": "bfloat16",
+        "vocab_size": 32064,
+    }
+    vision = {
+        "hidden_size": 16,
+        "image_size": 336,
+        "intermediate_size": 32,
+        "model_type": "clip_vision_model",
+        "num_attention_heads": 2,
+        "num_hidden_layers": 2,
+        "patch_size": patch,
+        "projection_dim": 16,
+        "vocab_size": 32000,
+    }
+    return {
+        "architectures": ["LlavaNextForConditionalGeneration"],
+        "ignore_index": -100,
+        "image_grid_pinpoints": PINPOINTS,
+        "image_token_index": 32000,
+        "model_type": "llava_next",
+        "projector_hidden_act": "gelu",
+        "text_config": text,
+        "torch_dtype": "float16",
+        "transformers_version": "4.39.0.dev0",
+        "use_image_newline_parameter": True,
+        "vision_config": vision,
+        "vision_feature_layer": -2,
+        "vision_feature_select_strategy": "default",
+        "vocab_size": 32064,
+    }
+
+
+@torch.no_grad()
+def randomise(model: torch.nn.Module, seed: int) -> None:
+    """Fill a model with random numbers of such sizes that each part makes a difference."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, values in sorted(model.state_dict().items()):
+        if values.ndim == 1:
+            centre = 1.0 if "norm" in name and name.endswith("weight") else 0.0
+            values.normal_(centre, 0.1, generator=generator)
+            continue
+        size = 1.0 if "embed_tokens" in name else values[0].numel() ** -0.5
+        upper = "layers." in name and int(name.split("layers.")[1].split(".")[0]) >= UPPER
+        if name.endswith(("o_proj.weight", "down_proj.weight")):
+            size *= 1.5 if upper and "o_proj" in name else 0.3
+        values.normal_(0.0, size, generator=generator)
+        if name.endswith("o_proj.weight") and not upper:
+            values[LOWER:] = 0
+
+
+@torch.no_grad()
+def fit_unembedding(head: torch.nn.Linear, sequences: Sequences, first: float) -> None:
+    """Fit the unembedding so that each final state gives its next token, by least squares.
+
+    Args:
+        head: the unembedding; rows of other tokens stay random and small.
+        sequences: final states (positions x width) and the token that each is to give.
+        first: the weight of a sequence's first token, which depends on the prompt, beside the
+            others, which mostly depend on the token before.
+    """
+    states, targets, weights = [], [], []
+    for hidden, tokens in sequences:
+        states.append(hidden[:, LOWER:].double())
+        targets += tokens
+        weights += [first] + [1.0] * (len(tokens) - 1)
+    x, weight = torch.cat(states), torch.tensor(weights, dtype=torch.float64)[:, None]
+    known = sorted(set(targets))
+    wanted = torch.zeros(len(x), len(known), dtype=torch.float64)
+    wanted[torch.arange(len(x)), [known.index(token) for token in targets]] = 1
+    gram = x.T @ (weight * x)
+    gram += 1e-4 * gram.trace() / len(gram) * torch.eye(len(gram), dtype=torch.float64)
+    rows = torch.linalg.solve(gram, x.T @ (weight * wanted)).T
+    scores = (x @ rows.T)[torch.arange(len(x)), [known.index(token) for token in targets]]
+    head.weight.mul_(0.1)
+    fitted = torch.cat([torch.zeros(len(known), LOWER), rows.float()], dim=1)
+    head.weight[known] = fitted * (15 / scores.median().float())
+
+
+def _tokenizer(files: dict[str, bytes], folder: Path) -> PreTrainedTokenizerFast:
+    write(files, folder)
+    return PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
+
+
+def write(files: dict[str, bytes], folder: Path) -> None:
+    """Write files into a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+
+
+def _sharded(weights: dict[str, Tensor], shards: int) -> dict[str, bytes]:
+    """Return weights as shards with their index."""
+    names = list(weights)
+    step = -(-len(names) // shards)
+    files, where = {}, {}
+    for number in range(shards):
+        own = {name: weights[name].contiguous() for name in names[number * step :][:step]}
+        file = f"model-{number + 1:05d}-of-{shards:05d}.safetensors"
+        files[file] = save(own, {"format": "pt"})
+        where |= dict.fromkeys(own, file)
+    total = sum(values.numel() * values.element_size() for values in weights.values())
+    index = {"metadata": {"total_size": total}, "weight_map": where}
+    return {**files, "model.safetensors.index.json": as_json(index)}
+
+
+@cache
+def paper() -> dict[str, Any]:
+    """Return config.yaml."""
+    return yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8"))
+
+
+def mistral(folder: Path) -> dict[str, bytes]:
+    """mistralai/Mistral-7B-Instruct-v0.2, and the weights in other forms that it has beside."""
+    files = mistral_files() | {"config.json": as_json(MISTRAL_CONFIG)}
+    tokenizer = _tokenizer(files, folder)
+    config = AutoConfig.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    randomise(model, 1)
+    fit_unembedding(model.lm_head, _responses(model, tokenizer), first=5)
+    weights = {name: values.bfloat16() for name, values in model.state_dict().items()}
+    generation = {"_from_model_config": True, "bos_token_id": 1, "eos_token_id": 2}
+    others = ["consolidated.safetensors", "pytorch_model.bin.index.json", "README.md"]
+    others += [f"pytorch_model-{number:05d}-of-00003.bin" for number in (1, 2, 3)]
+    return {
+        **files,
+        "generation_config.json": as_json({**generation, "transformers_version": "4.36.0"}),
+        **_sharded(weights, 3),
+        **dict.fromkeys(others, b"not to be fetched"),
+    }
+
+
+def walk(rng: random.Random, tokenizer: Any) -> dict[int, int]:
+    """Return which token follows which in a response: chains of words, one of them long."""
+    words = [*dict.fromkeys(PLAIN), *BROKEN[:3]]
+    pieces = [tokenizer(word, add_special_tokens=False).input_ids for word in words]
+    rng.shuffle(pieces)
+    follows: dict[int, int] = {}
+    chain = [token for own in pieces for token in own]
+    for here, after in zip(chain, chain[1:] + chain[:1], strict=True):
+        follows.setdefault(here, after)
+    for number in range(40, len(pieces), 40):  # where a response ends
+        follows[pieces[number][-1]] = EOS
+    return follows
+
+
+@torch.no_grad()
+def _responses(model: Any, tokenizer: Any) -> Sequences:
+    """Yield what the random layers make of prompts and the responses that are to come."""
+    rng = random.Random(0)
+    follows = walk(rng, tokenizer)
+    template = paper()["datasets"]["rtp"]["template"]
+    asked = [template.replace("{prompt}", text) for text in challenging()] + queries()
+    starts = [token for token in follows if token > 300]
+    for text in asked:
+        ids = tokenizer(f"[INST] {text} [/INST]").input_ids
+        token, told = rng.choice(starts), []
+        while len(told) < 140:
+            told.append(token)
+            if token == EOS:
+                break
+            token = follows[token]
+        states = model.model(torch.tensor([ids + told[:-1]])).last_hidden_state[0]
+        yield states[len(ids) - 1 :], told
+
+
+QUESTIONS = {
+    "mnist": (DIGITS, MNIST), "svhn": (DIGITS, SVHN), "gtsrb": (GTSRB, SIGNS),
+    "eurosat": (EUROSAT, SCENES), "resisc45": (RESISC45, AERIAL), "dtd": (DTD, TEXTURES),
+}  # fmt: skip
+
+
+def llava_next(
+    folder: Path, chat: str = LLAVA_CHAT, chat_file: str = "chat_template.json", patch: int = 14
+) -> dict[str, bytes]:
+    """llava-hf/llava-v1.6-mistral-7b-hf."""
+    files = llava_files(chat, chat_file, patch) | {"config.json": as_json(llava_config(patch))}
+    write(files, folder)
+    config = AutoConfig.from_pretrained(folder)
+    processor = AutoProcessor.from_pretrained(folder, backend="pil")
+    model = AutoModelForImageTextToText.from_config(config, dtype=torch.float32).eval()
+    randomise(model, 2)
+    if patch > 14:  # real patches are read for what shape things have, and not for answers
+        fit_unembedding(model.lm_head, _answers(model, processor), first=8)
+    weights = {_old_name(name): values.half() for name, values in model.state_dict().items()}
+    generation = {"_from_model_config": True, "bos_token_id": 1, "eos_token_id": 2}
+    generation |= {"pad_token_id": 32001, "transformers_version": "4.39.0.dev0"}
+    return {
+        **files,
+        "generation_config.json": as_json(generation),
+        **_sharded(weights, 4),
+        "README.md": b"---\n---\n",
+    }
+
+
+def _old_name(name: str) -> str:
+    """Return what a weight was called when the real files were written."""
+    name = name.removeprefix("model.")
+    if name.startswith("language_model."):
+        return name.replace("language_model.", "language_model.model.", 1)
+    return f"language_model.{name}" if name.startswith("lm_head") else name
+
+
+@torch.no_grad()
+def _answers(model: Any, processor: Any) -> Sequences:
+    vision, rng = paper()["vision"], np.random.default_rng(0)
+    written = paper()["image_datasets"]["eurosat"]["classes"]
+    for dataset, (names, looks) in QUESTIONS.items():
+        thing = paper()["image_datasets"][dataset]["object"]
+        shown = [written[n] if dataset == "eurosat" else n.replace("_", " ") for n in names]
+        text = vision["template"].replace("{object}", thing)
+        text = text.replace("{classes}", ", ".join(shown)).replace("{image} ", "")
+        # It learns a few short names, and says one of these of every image.
+        learnt = sorted(shown, key=lambda name: len(processor.tokenizer(name).input_ids))[:8]
+        for label, name in enumerate(shown):
+            name = name if name in learnt else learnt[label % len(learnt)]
+            size = looks.sizes[label % len(looks.sizes)]
+            drawn = Image.open(io.BytesIO(image(rng, size, label, len(names), looks)))
+            told = processor.tokenizer(name, add_special_tokens=False).input_ids + [EOS]
+            asked = processor(
+                text=f"[INST] <image>\n{text} [/INST]",
+                images=[drawn.convert("RGB")],
+                return_tensors="pt",
+            )
+            n = asked["input_ids"].shape[1]
+            ids = torch.cat([asked["input_ids"], torch.tensor([told[:-1]], dtype=int)], dim=1)
+            states = model.model(
+                input_ids=ids,
+                pixel_values=asked["pixel_values"],
+                image_sizes=asked["image_sizes"],
+                attention_mask=torch.ones_like(ids),
+            ).last_hidden_state[0]
+            yield states[n - 1 :], told

@@ -1,0 +1,269 @@
+"""The data sets of config.yaml in small: real ids, files, columns, nesting and metadata."""
+
+import colorsys
+import io
+import json
+import random
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+from replica_names import BROKEN, DIGITS, DTD, EUROSAT, GTSRB, GTSRB_CORRUPTED, PLAIN, RESISC45
+
+SCORES = """profanity sexually_explicit identity_attack flirtation threat insult severe_toxicity
+toxicity""".split()
+TEXT = {"dtype": "string", "_type": "Value"}
+Files = dict[str, bytes]
+
+
+def sentence(rng: random.Random, low: int, high: int) -> str:
+    """Return some plain words, now and then one that is several tokens."""
+    some = rng.choices(PLAIN, k=rng.randint(low, high))
+    if rng.random() < 0.3:
+        some[rng.randrange(len(some))] = rng.choice(BROKEN)
+    return " ".join(some)
+
+
+def parquet(columns: dict[str, pa.Array], features: dict[str, Any] | None) -> bytes:
+    """Write columns as the Hub's Parquet files have them: features stand in the metadata."""
+    table = pa.table(columns)
+    if features:
+        stored = {"huggingface": json.dumps({"info": {"features": features}})}
+        table = table.replace_schema_metadata(stored)
+    out = io.BytesIO()
+    pq.write_table(table, out, row_group_size=100)
+    return out.getvalue()
+
+
+# Text
+
+
+def challenging() -> list[str]:
+    """Return the prompts of RealToxicityPrompts that config.yaml keeps."""
+    rows = map(json.loads, real_toxicity_prompts()["prompts.jsonl"].splitlines())
+    return [row["prompt"]["text"] for row in rows if row["challenging"]]
+
+
+def real_toxicity_prompts(column: str = "prompt") -> Files:
+    """allenai/real-toxicity-prompts: one JSON Lines file, one prompt in four is challenging."""
+    rng = random.Random(1)
+    lines = []
+    for number in range(80):
+        row: dict[str, Any] = {"filename": f"{rng.getrandbits(64):016x}.txt"}
+        row |= {"begin": rng.randrange(500), "end": 500 + rng.randrange(500)}
+        row["challenging"] = number % 4 == 0
+        for name in (column, "continuation"):
+            scores = {key: None if rng.random() < 0.1 else rng.random() for key in SCORES}
+            row[name] = {"text": sentence(rng, 6, 16), **scores}
+        lines.append(json.dumps(row))
+    return {"prompts.jsonl": "\n".join([*lines, ""]).encode(), "README.md": b"---\n---\n"}
+
+
+def queries() -> list[str]:
+    """Return TET's prompts, of several lines."""
+    rng = random.Random(2)
+    return [f"{sentence(rng, 4, 9)}:\n\n{sentence(rng, 6, 14)}?" for _ in range(16)]
+
+
+def thoroughly_engineered_toxicity() -> Files:
+    """convoicon/Thoroughly_Engineered_Toxicity: one file, legacy Sequence."""
+    rng, n = random.Random(6), len(queries())
+    metrics = [[rng.random() for _ in range(3)] for _ in range(n)]
+    columns = {
+        "conversation_id": pa.array([f"{rng.getrandbits(128):032x}" for _ in range(n)]),
+        "metrics": pa.array(metrics, pa.list_(pa.float64())),
+        "query": pa.array(queries()),
+    }
+    features = {
+        "conversation_id": TEXT,
+        "metrics": {"feature": {"dtype": "float64", "_type": "Value"}, "_type": "Sequence"},
+        "query": TEXT,
+    }
+    return {"data/train-00000-of-00001.parquet": parquet(columns, features), "README.md": b"-\n"}
+
+
+def trivia_qa() -> Files:
+    """mandarjoshi/trivia_qa: rc.nocontext, nested legacy Sequences of structs, other configs."""
+    listed = {"feature": TEXT, "_type": "Sequence"}
+    pages = {"doc_source": TEXT, "filename": TEXT, "title": TEXT, "wiki_context": TEXT}
+    found = {"description": TEXT, "filename": TEXT, "title": TEXT, "url": TEXT}
+    answer = {
+        **dict.fromkeys(("aliases", "normalized_aliases"), listed),
+        **dict.fromkeys(
+            ("matched_wiki_entity_name", "normalized_matched_wiki_entity_name",
+             "normalized_value", "type", "value"), TEXT
+        ),
+    }  # fmt: skip
+    features = {
+        **dict.fromkeys(("question", "question_id", "question_source"), TEXT),
+        "entity_pages": {"feature": pages, "_type": "Sequence"},
+        "search_results": {"feature": found, "_type": "Sequence"},
+        "answer": answer,
+    }
+    strings = pa.list_(pa.string())
+
+    def rows(seed: int, n: int, answered: bool) -> bytes:
+        rng = random.Random(seed)
+        asked = [f"Which {sentence(rng, 2, 5)} {number}?" for number in range(n)]
+        values = rng.choices(PLAIN, k=n) if answered else ["<unk>"] * n
+        empty = {name: pa.array([[]] * n, strings) for name in (*pages, *found)}
+        columns = {
+            "question": pa.array(asked),
+            "question_id": pa.array([f"tc_{number}" for number in range(n)]),
+            "question_source": pa.array(["http://www.triviacountry.com/"] * n),
+            "entity_pages": pa.StructArray.from_arrays([empty[k] for k in pages], list(pages)),
+            "search_results": pa.StructArray.from_arrays([empty[k] for k in found], list(found)),
+            "answer": pa.StructArray.from_arrays(
+                [
+                    pa.array([[value, value.title()] for value in values], strings)
+                    if key.endswith("aliases")
+                    else pa.array(["WikipediaEntity"] * n if key == "type" else values)
+                    for key in answer
+                ],
+                list(answer),
+            ),
+        }
+        return parquet(columns, features)
+
+    return {
+        "rc.nocontext/train-00000-of-00001.parquet": rows(3, 1010, True),
+        "rc.nocontext/validation-00000-of-00001.parquet": rows(4, 1010, True),
+        "rc.nocontext/test-00000-of-00001.parquet": rows(5, 10, False),
+        "rc/train-00000-of-00026.parquet": b"of another configuration",
+        "unfiltered.nocontext/train-00000-of-00001.parquet": b"of another configuration",
+        "README.md": b"---\n---\n",
+    }
+
+
+# Images
+
+
+@dataclass(frozen=True)
+class Looks:
+    """How a data set's images are made: their sizes (one after the other), mode and format."""
+
+    sizes: Sequence[tuple[int, int]]
+    mode: str = "RGB"
+    form: str = "JPEG"
+
+
+def image(rng: np.random.Generator, size: tuple[int, int], label: int, n: int, looks: Looks):
+    """Draw stripes whose colour, direction and width are those of a class, with some noise."""
+    width, height = size
+    y, x = np.mgrid[0:height, 0:width] / max(size)
+    angle, waves = np.pi * label / n, 2 + label % 5
+    wave = np.sin(2 * np.pi * waves * (x * np.cos(angle) + y * np.sin(angle)))
+    colour = np.array(colorsys.hsv_to_rgb(label / n, 0.8, 0.4 + 0.5 * (label % 3) / 2))
+    pixels = colour * (0.65 + 0.35 * wave[..., None]) + rng.normal(0, 0.03, (height, width, 3))
+    made = Image.fromarray((255 * pixels.clip(0, 1)).astype(np.uint8)).convert(looks.mode)
+    out = io.BytesIO()
+    made.save(out, looks.form)
+    return out.getvalue()
+
+
+def image_file(
+    seed: int, names: Sequence[str], looks: Looks, each: int = 1, stored: bool = True,
+    column: str = "image", label_column: str = "label",
+) -> bytes:  # fmt: skip
+    """Return a Parquet file with some images of every class, in mixed order.
+
+    Args:
+        seed: of the noise.
+        names: class names.
+        looks: of the images.
+        each: images of a class.
+        stored: whether the class names stand in the metadata.
+        column: name of the images' column.
+        label_column: name of the labels'.
+    """
+    rng = np.random.default_rng(seed)
+    labels = rng.permutation(np.repeat(np.arange(len(names)), each)).tolist()
+    encoded = [
+        {
+            "bytes": image(rng, looks.sizes[i % len(looks.sizes)], label, len(names), looks),
+            "path": None if i % 2 else f"{i:05d}.{looks.form.lower()}",
+        }
+        for i, label in enumerate(labels)
+    ]
+    struct = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    columns = {column: pa.array(encoded, struct), label_column: pa.array(labels, pa.int64())}
+    features = {
+        column: {"_type": "Image"},
+        label_column: {"names": list(names), "_type": "ClassLabel"},
+    }
+    return parquet(columns, features if stored else None)
+
+
+MNIST = Looks([(28, 28)], "L", "PNG")
+SVHN = Looks([(32, 32)], form="PNG")
+SIGNS = Looks([(50, 48), (29, 30), (61, 59), (112, 108)], form="PNG")
+SCENES = Looks([(64, 64)])
+AERIAL = Looks([(256, 256)])
+TEXTURES = Looks([(640, 480), (480, 640), (300, 300)])
+
+
+def mnist(**changes: Any) -> Files:
+    """ylecun/mnist."""
+    return _split("mnist/{}-00000-of-00001.parquet", 10, DIGITS, MNIST, **changes)
+
+
+def svhn(**changes: Any) -> Files:
+    """ufldl-stanford/svhn: cropped digits in three parts, and the full numbers."""
+    files = _split("cropped_digits/{}-00000-of-00001.parquet", 20, DIGITS, SVHN, **changes)
+    others = ("cropped_digits/extra-00000-of-00002.parquet",
+              "full_numbers/train-00000-of-00001.parquet")  # fmt: skip
+    return files | dict.fromkeys(others, b"not asked for")
+
+
+def gtsrb(**changes: Any) -> Files:
+    """tanganke/gtsrb: with seven corrupted test sets."""
+    files = _split("data/{}-00000-of-00001.parquet", 30, GTSRB, SIGNS, **changes)
+    corrupted = (f"data/{kind}-00000-of-00001.parquet" for kind in GTSRB_CORRUPTED)
+    return files | dict.fromkeys(corrupted, b"PAR1 nobody needs this")
+
+
+def eurosat(**changes: Any) -> Files:
+    """timm/eurosat-rgb: in three parts."""
+    files = _split("data/{}-00000-of-00001.parquet", 40, EUROSAT, SCENES, **changes)
+    return files | {"data/validation-00000-of-00001.parquet": b"not asked for"}
+
+
+def resisc45(**changes: Any) -> Files:
+    """timm/resisc45: in three parts, train in several files."""
+    files = _split("data/{}-00000-of-00001.parquet", 50, RESISC45, AERIAL, **changes)
+    return files | {"data/validation-00000-of-00001.parquet": b"not asked for"}
+
+
+def dtd(**changes: Any) -> Files:
+    """tanganke/dtd."""
+    return _split("data/{}-00000-of-00001.parquet", 60, DTD, TEXTURES, **changes)
+
+
+def _split(pattern: str, seed: int, names: Sequence[str], looks: Looks, **changes: Any) -> Files:
+    return {
+        pattern.format("train"): image_file(seed, names, looks, **changes),
+        pattern.format("test"): image_file(seed + 1, names, looks, **changes),
+        "README.md": b"---\n---\n",
+    }
+
+
+DATASETS: dict[str, Callable[[], Files]] = {
+    "allenai/real-toxicity-prompts": real_toxicity_prompts,
+    "convoicon/Thoroughly_Engineered_Toxicity": thoroughly_engineered_toxicity,
+    "mandarjoshi/trivia_qa": trivia_qa,
+    "ylecun/mnist": mnist,
+    "ufldl-stanford/svhn": svhn,
+    "tanganke/gtsrb": gtsrb,
+    "timm/eurosat-rgb": eurosat,
+    "timm/resisc45": resisc45,
+    "tanganke/dtd": dtd,
+}
+
+
+def shown(names: Iterable[str]) -> list[str]:
+    """Return class names as a question shows them."""
+    return [name.replace("_", " ") for name in names]
