@@ -78,9 +78,10 @@ def measure_expected(
     records = responses.select(["prompt_id", "sample", "token_ids"]).to_pylist()
     # A response's last token is not read: what follows it is not scored.
     rows = [ids[record["prompt_id"]] + record["token_ids"][:-1] for record in records]
-    tokens = torch.tensor([i for own in words.values() for i in own], device=decoder.device)
+    every = [i for own in words.values() for i in own]  # none, where no form has a space before it
+    tokens = torch.tensor(every, dtype=torch.long, device=decoder.device)
     firsts = first_edited(decoder, conditions)
-    owner = torch.tensor([w for w, own in enumerate(words.values()) for _ in own])
+    owner = torch.tensor([w for w, own in enumerate(words.values()) for _ in own], dtype=torch.long)
 
     def measure_batch(batch: Sequence[int]) -> list[dict[str, Any]]:
         # Padding is on the right, where causal attention never looks.

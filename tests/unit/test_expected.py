@@ -107,6 +107,15 @@ def test_it_equals_a_walk_with_hooks(model, prompts, responses, family: str, alp
         np.testing.assert_allclose(row["mass"], mass, rtol=1e-5, atol=1e-5)
 
 
+def test_words_without_a_form_that_it_sees_have_no_mass(model, prompts, responses):
+    """As with dictionary.leading_space: [false]; the likelihood is measured all the same."""
+    decoder = model("llama")
+    seen = measure(decoder, prompts, responses)
+    table = measure(decoder, prompts, responses, words={word: [] for word in WORDS})
+    assert table["nll"] == seen["nll"]
+    assert {tuple(mass) for mass in table["mass"].to_pylist()} == {(0.0,) * len(WORDS)}
+
+
 def masses(table: pa.Table, condition: str) -> np.ndarray:
     return np.stack([r["mass"] for r in table.to_pylist() if r["condition"] == condition])
 

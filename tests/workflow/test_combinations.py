@@ -1,0 +1,220 @@
+"""Whatever the config's schema accepts is planned, and run once, on the tiny model.
+
+The choices are read out of the schema: lists of values, true and false, and null beside an example.
+A few configs hold each of them at least once.
+"""
+
+import random
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pandas as pd
+import pytest
+import yaml
+from checkout import ROOT, Checkout, make_checkout
+from snakemake.utils import update_config
+from tiny import WORDS
+from tiny_figure1 import prepare_figure1
+
+pytestmark = pytest.mark.xdist_group("combinations")
+
+PRELOADED = ROOT / "tests/preloaded.py"
+SCHEMA = yaml.safe_load((ROOT / "schemas/config.schema.yaml").read_text(encoding="utf-8"))
+# What a key holds that may also be null. A new one is missed by the test that reads the schema.
+EXAMPLES: dict[str, Any] = {
+    "datasets.*.where": {"challenging": True},
+    "datasets.*.sample": 20,
+    "generation.conditions_per_job": 1,
+    "labeller.ollama.host": "http://127.0.0.1:9",
+    "labeller.lexicon.where": {"word": WORDS},
+    "words.file": "data/mine.txt",
+    "heads.last_layer": 1,
+    "table1.heads": ["L1.H2", "L0.H0"],
+    "table1.concepts.*": "data/fruit.txt",
+    "vision.build.trained": "data/tower.safetensors",
+    "vision.heads.last_layer": 1,
+    "publish.published_heads": {1: 16},
+    "compute.image": "image.sif",
+}
+# Choices that only a plan can try, since they need a server, a GPU or an image; that of figure 1
+# runs in test_vision_run.py.
+PLANNED = {
+    "labeller.backend": ["ollama", "openai"],
+    "labeller.second": ["ollama", "openai", "lexicon"],
+    "labeller.ollama.host": ["http://127.0.0.1:9"],
+    "compute.device": ["cuda"],
+    "compute.image": ["image.sif"],
+}
+# Keys that others decide, or whose values other tests try.
+ELSEWHERE = {
+    "sources.*.kind": "test_sources.py",
+    "sources.*.repo_type": "test_sources.py",
+    "models.*.gguf": "test_convert.py",
+    "image_datasets.*.image": "test_vision.py",
+    "image_datasets.*.label": "test_vision.py",
+    "image_datasets.*.classes": "test_vision.py",
+    "image_datasets.*.selection.where": "test_vision.py",
+    "image_datasets.*.selection.rows": "test_vision.py",
+    "image_datasets.*.evaluation.where": "test_vision.py",
+    "image_datasets.*.evaluation.rows": "test_vision.py",
+    "labeller.openai.base_url": "test_config.py",
+    "labeller.openai.model": "test_config.py",
+    "labeller.lexicon.source": "test_config.py",
+    "labeller.lexicon.files": "test_config.py",
+    "vision": "test_vision_run.py",
+    "vision.build": "test_vision_run.py",
+}
+ENTRIES = {"models": ["tiny"], "datasets": ["rtp", "asked"], "table1.concepts": ["fruit"]}
+
+
+def offered(schema: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[str, list]]:
+    """Yield each key of the schema with its choices; None stands for what is no list of values."""
+    if "$ref" in schema:
+        schema = {**SCHEMA["$defs"][schema["$ref"].rsplit("/", 1)[1]], **schema}
+    items, key = schema.get("items", {}), ".".join(path)
+    one_of = items.get("enum") or ([True, False] if items.get("type") == "boolean" else [])
+    if one_of:
+        least = [schema["contains"]["const"]] if "contains" in schema else [one_of[-1]]
+        yield key, [one_of, one_of[:1], least]
+    elif schema.get("type") == "boolean":
+        yield key, [True, False]
+    elif "enum" in schema:
+        yield key, schema["enum"]
+    elif "null" in schema.get("type", []):
+        yield key, [None, ...]
+    inner = dict(schema.get("properties", {}))
+    if isinstance(schema.get("additionalProperties"), dict):
+        inner["*"] = schema["additionalProperties"]
+    for name, own in inner.items():
+        yield from offered(own, (*path, name))
+
+
+def factors(planned: bool) -> dict[str, list]:
+    """Return the choices of every key, by its path in the tiny config."""
+    found = {}
+    for key, values in offered(SCHEMA):
+        if key in ELSEWHERE or (key.startswith("vision") and not planned):
+            continue
+        values = [EXAMPLES[key] if value is ... else value for value in values]
+        if not planned:
+            values = [value for value in values if value not in PLANNED.get(key, [])]
+        before, star, after = key.partition("*")
+        for name in ENTRIES[before.rstrip(".")] if star else [""]:
+            found[f"{before}{name}{after}"] = values
+    return found
+
+
+def rows(choices: dict[str, list]) -> list[dict[str, Any]]:
+    """Return as few configs as hold every choice, each key in an order of its own."""
+    orders = {
+        key: random.Random(key).sample(values, len(values)) for key, values in choices.items()
+    }
+    return [
+        {key: order[number % len(order)] for key, order in orders.items()}
+        for number in range(max(map(len, orders.values())))
+    ]
+
+
+def nested(flat: dict[str, Any]) -> dict[str, Any]:
+    config: dict[str, Any] = {}
+    for path, value in flat.items():
+        *parents, last = path.split(".")
+        inside = config
+        for name in parents:
+            inside = inside.setdefault(name, {})
+        inside[last] = value
+    return config
+
+
+@pytest.fixture(scope="module")
+def anywhere(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
+    """Give a checkout that runs in another folder than its own, with files beside the workflow."""
+    checkout = make_checkout(tmp_path_factory.mktemp("combinations") / "checkout")
+    folder = checkout.folder
+    (folder / "data/mine.txt").write_text("\n".join(WORDS[:12]))
+    (folder / "data/fruit.txt").write_text("apple\nlemon\nturnip\n")
+    (folder / "data/unrelated.txt").write_text("\n".join(WORDS))
+    (folder / "data/tower.safetensors").write_bytes(b"planned only")
+    (folder / "work").mkdir()
+    program = folder / "snakemake"
+    program.write_text(f"#!{sys.executable}\n{PRELOADED.read_text(encoding='utf-8')}")
+    program.chmod(0o755)
+    return Checkout(folder, program)
+
+
+def configure(checkout: Checkout, name: str, row: dict[str, Any], vision: bool = False) -> None:
+    """Write an overlay: the tiny run, as small as it may be, with a row of choices."""
+    overlay = yaml.safe_load((checkout.folder / "configs/tiny.yaml").read_text())
+    asked = overlay["datasets"]["rtp"]
+    small = {
+        "run": name,
+        "datasets": {"asked": asked},
+        "words": {"top": 10},
+        "pursuit": {"unrelated_words": "data/unrelated.txt"},
+        "heads": {"k": [1], "draws": 2, "count_draws": 1},
+        "score": {"parts": 1},
+        "table1": {
+            "datasets": ["asked"], "top": 2, "tokens": 2, "iterations": 3,
+            "random_sets": {"draws": 20, "neighbours": 20},
+            "concepts": {**dict.fromkeys(("countries", "months", "numbers", "colours")),
+                         "metals": ["copper", "silver"]},
+        },
+        "labeller": {"openai": {"base_url": "http://127.0.0.1:9/v1", "model": "x"}},
+    }  # fmt: skip
+    update_config(overlay, small)
+    if vision:
+        own = checkout.folder / f"own/{name}"
+        own.mkdir()
+        update_config(overlay, prepare_figure1(own))
+    else:
+        row = {key: value for key, value in row.items() if not key.startswith("vision")}
+    update_config(overlay, nested(row))
+    if overlay["labeller"].get("second") == overlay["labeller"]["backend"]:
+        overlay["labeller"]["second"] = None
+    for source in overlay["sources"].values():
+        source["path"] = str(checkout.folder / source["path"])
+    (checkout.folder / f"configs/{name}.yaml").write_text(yaml.safe_dump(overlay))
+
+
+def test_every_choice_of_the_schema_is_tried_or_named() -> None:
+    keys = {key for key, _ in offered(SCHEMA)}
+    assert keys >= {*EXAMPLES, *PLANNED, *ELSEWHERE}, "a key that the schema lacks"
+    nullable = {key for key, values in offered(SCHEMA) if ... in values}
+    assert nullable <= {*EXAMPLES, *ELSEWHERE}, "a key that may be null needs an example"
+    for planned in (True, False):
+        choices = factors(planned)
+        tried = rows(choices)
+        for key, values in choices.items():
+            assert all(value in [row[key] for row in tried] for value in values), key
+
+
+@pytest.mark.parametrize("number", range(len(rows(factors(True)))))
+def test_it_is_planned(anywhere: Checkout, number: int) -> None:
+    configure(anywhere, f"plan-{number}", rows(factors(True))[number], vision=number > 0)
+    planned = anywhere.planned("--directory", "work", overlay=f"plan-{number}")
+    assert planned["publish_table2"] == planned["publish_table1"] == 1
+    assert planned.get("publish_figure1", 0) == (number > 0)
+
+
+@pytest.mark.parametrize("number", range(len(rows(factors(False)))))
+def test_it_runs(anywhere: Checkout, number: int) -> None:
+    name, row = f"run-{number}", rows(factors(False))[number]
+    configure(anywhere, name, row)
+    made = anywhere.folder / "work/results" / name
+    tables = ["tables/table2.csv", "tables/table1.csv", "tables/published.csv", "preflight.json"]
+    ranked = [f"rankings/asked/metals/{method}.csv"
+              for method in ("somp", "logit_lens", "unrelated", "size")]  # fmt: skip
+    concepts = ["dictionaries/concepts/fruit.csv"] if row["table1.concepts.fruit"] else []
+    targets = [f"results/{name}/{file}" for file in [*tables, *ranked, *concepts]]
+    anywhere.snakemake(*targets, "--directory", "work", overlay=name)
+    table = pd.read_csv(made / "tables/table2.csv")
+    assert set(table["method"]) == {*row["heads.methods"], "random"}
+    if row["words.file"] is not None:
+        assert set(pd.read_csv(made / "words/rtp.csv")["word"]) <= set(WORDS[:12])
+    elif row["words.case_sensitive"]:
+        words = pd.read_csv(made / "words/rtp.csv")["word"]
+        assert any(word != word.casefold() for word in words)
+        before = pd.read_parquet(made / "scores/rtp.parquet")
+        counted = before[(before["metric"] == "count") & (before["before"] > 0)]["word"]
+        assert any(word != word.casefold() for word in counted)
