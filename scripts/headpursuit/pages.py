@@ -360,7 +360,7 @@ def run(files: Any, config: dict, paper: dict, results: Path) -> Iterator[Sectio
     yield Section(
         "Time and memory of each rule",
         "From benchmarks/, one file a job. Seconds are the jobs' own, added up; jobs side "
-        "by side take less.",
+        "by side take less; those of earlier settings count too.",
         table=_benchmarks(results / "benchmarks"),
     )
     host = {name: value for name, value in describe_host().items() if name != "name"}

@@ -589,7 +589,10 @@ def content(path: str | Path) -> str | None:
     """
     path = Path(path).expanduser()
     try:
-        known = read_json(KNOWN) if KNOWN.exists() else {}
+        known = read_json(KNOWN)
+    except (OSError, UserError):
+        known = {}
+    try:
         names = _visible(path) if path.is_dir() else [""]
         found = {name: _sum(path / name, known) for name in names}
         now = known | {str((path / name).absolute()): own for name, own in found.items()}

@@ -1,4 +1,4 @@
-"""docs/choices.md says what the schema and the configs say."""
+"""docs/choices.md says what the schema and the configs say, and no text names a missing file."""
 
 import re
 from pathlib import Path
@@ -15,6 +15,24 @@ def test_record_is_up_to_date(capsys) -> None:
     main()
     written = (ROOT / "docs/choices.md").read_text(encoding="utf-8")
     assert capsys.readouterr().out == written, "run `make docs`"
+
+
+def test_files_that_are_named_are_there() -> None:
+    named = re.compile(
+        r"(?<![\w/.{}<>*-])(?:benchmarks|configs|data|docs|envs|profiles|prompts|report|rules|schemas"
+        r"|scripts|tests)/[\w./-]*\.\w+(?![\w*{<])"
+    )
+    examples = {"data/tools.txt", "prompts/original.yaml"}
+    folders = ("configs", "docs", "envs", "profiles", "rules", "schemas", "scripts", "benchmarks")
+    texts = [path for folder in folders for path in (ROOT / folder).rglob("*")]
+    texts += [ROOT / name for name in ("README.md", "Snakefile", "config.yaml", "Makefile")]
+    read = 0
+    for path in texts:
+        if path.suffix in (".md", ".yaml", ".smk", ".py") or path.parent == ROOT:
+            for name in set(named.findall(path.read_text(encoding="utf-8"))) - examples:
+                read += 1
+                assert (ROOT / name).exists(), f"{path} names {name}"
+    assert read > 100
 
 
 def test_every_key_is_described_and_every_open_choice_has_its_reason() -> None:

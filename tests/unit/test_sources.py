@@ -394,6 +394,66 @@ def test_a_path_without_files_names_its_key(tmp_path, made):
     assert ("holds no file" if made else "does not exist") in str(caught.value)
 
 
+@pytest.fixture
+def own(tmp_path, monkeypatch) -> Path:
+    """A folder of the user's own, two levels deep, with its dates in the past."""
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "own"
+    (folder / "deep").mkdir(parents=True)
+    for name in ("a.csv", "deep/b.csv"):
+        (folder / name).write_text(f"text\n{name}\n")
+        os.utime(folder / name, (1e9, 1e9))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("change", "same"),
+    [
+        (lambda own: (own / "deep/b.csv").write_text("text\ndeep/c.csv\n"), False),
+        (lambda own: (own / "a.csv").rename(own / "z.csv"), False),
+        (lambda own: (own / "more").write_text(""), False),
+        (lambda own: (own / "a.csv").unlink(), False),
+        (lambda own: (own / "a.csv").touch(), True),
+        (lambda own: (own / ".DS_Store").write_text("x"), True),
+        (lambda own: own.rename(own.with_name("mine")), True),
+    ],
+    ids=[
+        "one byte",
+        "another name",
+        "one more",
+        "one less",
+        "a date",
+        "a hidden file",
+        "elsewhere",
+    ],
+)
+def test_content_is_that_of_the_files_and_their_names(own, change, same):
+    before = sources.content("own")
+    change(own)
+    for path in own.rglob("*.csv"):
+        os.utime(path, (1e9, 1e9))
+    assert (sources.content("own" if own.exists() else "mine") == before) == same
+
+
+def test_content_of_one_file_and_of_none(own):
+    assert len({sources.content(f"own/{name}") for name in ("a.csv", "deep/b.csv", "none")}) == 3
+    assert sources.content("own/none") is None
+    (own / "empty").mkdir()
+    assert sources.content("own/empty") is None
+
+
+def test_a_file_is_read_again_only_when_it_may_have_changed(own):
+    before = sources.content("own")
+    known = json.loads(sources.KNOWN.read_text())
+    known[str(own / "a.csv")][-1] = "remembered"
+    sources.KNOWN.write_text(json.dumps(known))
+    assert sources.content("own") != before
+    (own / "a.csv").touch()
+    assert sources.content("own") == before
+    sources.KNOWN.write_text("torn")
+    assert sources.content("own") == before
+
+
 # What later rules read
 
 
