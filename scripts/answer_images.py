@@ -1,5 +1,6 @@
 """Ask about the evaluation images, as the model is and under every condition."""
 
+from headpursuit.files import sha256
 from headpursuit.heads import read_conditions
 from headpursuit.images import image_ids, stream_images
 from headpursuit.models import fast_products
@@ -24,17 +25,29 @@ def main(snakemake):
         snakemake.input.classes,
     )
     metadata = {"model": provenance, "question": question, "alpha": params.alpha}
+    identity = {
+        "images": sha256(snakemake.input.images),
+        "model_files": sha256(snakemake.input.model),  # its record, which has their checksums
+        "batch_images": size,
+        "dtype": params.model["dtype"],
+        "device": decoder.device.type,
+        "code": params.code,
+    }
     with fast_products(decoder, params.products) as products:
         write_answers(
             snakemake.output[0],
             decoder,
             processor,
             question,
-            stream_images(snakemake.input.images, "evaluation", size, first, end),
+            enumerate(
+                stream_images(snakemake.input.images, "evaluation", size, first, end),
+                start=first // size,
+            ),
             conditions,
             params.alpha,
             params.max_new_tokens,
             {**metadata, "products": products},
+            identity,
         )
 
 

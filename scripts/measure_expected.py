@@ -1,5 +1,7 @@
 """Measure the probability of the words under every condition, teacher-forced."""
 
+from pathlib import Path
+
 from headpursuit.expected import covered_words, measure_expected
 from headpursuit.files import read_parquet, write_parquet
 from headpursuit.heads import read_heads
@@ -21,6 +23,9 @@ def main(snakemake):
         for condition, path in zip(params.conditions, snakemake.input.heads, strict=True)
     }
     decoder, tokenizer, provenance = open_model(snakemake.input.model, params.model, params.device)
+    identity = {"model": provenance, "dtype": params.model["dtype"], "code": params.code}
+    output = Path(snakemake.output[0])
+    journal = output.with_name(f".{output.stem}.journal")
     with fast_products(decoder, params.products) as products:
         table = measure_expected(
             decoder,
@@ -31,12 +36,15 @@ def main(snakemake):
             conditions,
             params.alpha,
             params.batch_tokens,
+            journal,
+            {**identity, "products": products},
             int(snakemake.wildcards.part),
             params.parts,
         )
     metadata = {"words": list(covered), "tokens": list(covered.values()), "model": provenance}
     metadata["products"] = products
-    write_parquet(snakemake.output[0], table, metadata)
+    write_parquet(output, table, metadata)
+    journal.unlink()
 
 
 if __name__ == "__main__":

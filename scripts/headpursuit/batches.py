@@ -1,19 +1,23 @@
-"""Batches: which rows share one, padding, and smaller ones where memory does not suffice."""
+"""Batches: which rows share one, padding, smaller ones where memory does not suffice, a journal."""
 
 import gc
+import hashlib
+import json
 import logging
 import re
 import resource
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from headpursuit.files import UserError
+from headpursuit.files import UserError, atomic
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 # What an allocator says when it has nothing left, where it has no exception of its own.
 NO_MEMORY = (
@@ -117,6 +121,15 @@ class Halving:
             return None, lacking(error)
 
 
+def by_condition(pieces: Iterable[Mapping[str, Sequence[T]]]) -> dict[str, list[T]]:
+    """Join what the pieces of a batch gave under each condition."""
+    joined: dict[str, list[T]] = {}
+    for piece in pieces:
+        for condition, rows in piece.items():
+            joined.setdefault(condition, []).extend(rows)
+    return joined
+
+
 def _cut(rows: Sequence[Any], pieces: int) -> list[Sequence[Any]]:
     size = -(-len(rows) // pieces)
     return [rows[start : start + size] for start in range(0, len(rows), size)]
@@ -154,3 +167,69 @@ def release_memory() -> None:
     gc.collect()
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
+
+
+def journaled(
+    journal: Path, decides: Any, batches: Iterable[tuple[int, T]], work: Callable[[T], Any]
+) -> Iterator[tuple[T, Any]]:
+    """Do work batch by batch and keep each result on disk, so that a killed job goes on there.
+
+    Results that the journal holds are read from it, one at a time. Whoever calls removes the
+    journal once the results are where they belong.
+
+    Args:
+        journal: its file. One that is of other deciding values is begun anew.
+        decides: all that decides the results, as JSON.
+        batches: number of each batch, which stays the same from run to run, and its rows.
+        work: takes a batch's rows and returns JSON.
+
+    Yields:
+        Each batch's rows and its result as JSON has it (tuples are lists), in the order of the
+        batches, whether computed or read.
+    """
+    places = _resume(
+        journal, hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+    )
+    if places:
+        log.info("%d finished batches are in the journal", len(places))
+    with journal.open("rb") as kept, journal.open("ab") as handle:
+        for number, rows in batches:
+            if number in places:
+                kept.seek(places[number])
+                line = kept.readline()
+            else:
+                line = json.dumps({"batch": number, "result": work(rows)}).encode() + b"\n"
+                handle.write(line)
+                handle.flush()
+            yield rows, json.loads(line)["result"]
+
+
+def _resume(journal: Path, fingerprint: str) -> dict[int, int]:
+    """Begin a journal with what is whole of an earlier one; return where each batch stands in it.
+
+    What follows the last whole line, torn by a kill or damaged, is left out. The file is replaced:
+    a process that still writes to the old one, and a kill right now, do no harm.
+    """
+    header = json.dumps({"fingerprint": fingerprint}).encode() + b"\n"
+    places: dict[int, int] = {}
+    with atomic(journal) as part, part.open("wb") as new:
+        new.write(header)
+        for number, line in _whole_lines(journal, header):
+            places[number] = new.tell()
+            new.write(line)
+    return places
+
+
+def _whole_lines(journal: Path, header: bytes) -> Iterator[tuple[int, bytes]]:
+    if not journal.exists():
+        return
+    with journal.open("rb") as file:
+        if file.readline() != header:
+            return
+        for line in file:
+            try:
+                entry = json.loads(line) if line.endswith(b"\n") else None
+                number, _ = entry["batch"], entry["result"]
+            except (ValueError, TypeError, KeyError):
+                return
+            yield number, line

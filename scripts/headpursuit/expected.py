@@ -1,6 +1,7 @@
 """The `expected` metric: the probability of words, teacher-forced, under every condition."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from headpursuit.batches import SMALLER, Halving, pad, plan_batches
+from headpursuit.batches import SMALLER, Halving, journaled, pad, plan_batches
 from headpursuit.heads import Head
 from headpursuit.models import Decoder, scaled_heads
 from headpursuit.reading import first_edited, layer_outputs, replayed
@@ -47,6 +48,8 @@ def measure_expected(
     conditions: Mapping[str, Sequence[Head]],
     alpha: float,
     batch_tokens: int,
+    journal: Path,
+    identity: Any,
     part: int = 1,
     parts: int = 1,
 ) -> pa.Table:
@@ -65,6 +68,9 @@ def measure_expected(
         conditions: condition to its heads; the baseline, without heads, is added.
         alpha: what the heads' writes are multiplied by.
         batch_tokens: tokens of a batch, padding included.
+        journal: file that keeps finished batches, so that a killed job goes on where it was.
+        identity: whatever else decides the result (the model); a journal of another identity is
+            not used.
         part: which part of the responses, from 1; it takes every ``parts``-th batch, so that
             batches are the same however many parts there are.
         parts: how many there are.
@@ -126,10 +132,16 @@ def measure_expected(
         lambda i: f"prompt {records[i]['prompt_id']} with its response ({len(rows[i])} tokens)",
         SMALLER,
     )
-    batches = plan_batches([len(r) for r in rows], batch_tokens)[part - 1 :: parts]
-    out = [
-        record for batch in tqdm(batches, unit="batch") for piece in work(batch) for record in piece
-    ]
+    batches = list(enumerate(plan_batches([len(r) for r in rows], batch_tokens)))[part - 1 :: parts]
+    listed = [list(words.items()), list(conditions.items())]  # whose order counts
+    decides = [identity, *listed, alpha, batch_tokens, rows, records]
+    done = journaled(
+        journal,
+        decides,
+        tqdm(batches, unit="batch"),
+        lambda batch: [record for piece in work(batch) for record in piece],
+    )
+    out = [record for _, measured in done for record in measured]
     table = pa.Table.from_pylist(out, schema=SCHEMA)
     order = {name: n for n, name in enumerate(["baseline", *conditions])}
     keys = pa.array([order[name] for name in table["condition"].to_pylist()])

@@ -1,8 +1,5 @@
 """Responses: batched generation whose outcome depends on the prompt, not on the batch."""
 
-import hashlib
-import json
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
@@ -21,13 +18,11 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from headpursuit.batches import SMALLER, Halving, pad, plan_batches
-from headpursuit.files import seed_for, write_text
+from headpursuit.batches import SMALLER, Halving, by_condition, journaled, pad, plan_batches
+from headpursuit.files import seed_for
 from headpursuit.heads import Head
 from headpursuit.models import Decoder, scaled_heads
 from headpursuit.reading import first_edited, read, read_again
-
-log = logging.getLogger(__name__)
 
 TINY = np.finfo(np.float32).tiny  # an exponential number may be 0, whose logarithm is -inf
 _KEPT = 2**27  # numbers of noise that a batch keeps for its other conditions, 512 MiB
@@ -142,10 +137,6 @@ def generate(
     steps = settings["max_new_tokens"]
     batches = plan_batches([len(ids[i]) for i, _ in jobs], settings["batch_tokens"], steps)
     decides = [identity, list(conditions.items()), alpha, settings, seed, names, ids]
-    fingerprint = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
-    done = read_journal(journal, fingerprint)
-    if done:
-        log.info("%d of %d batches are in the journal", len(done), len(batches))
 
     def respond(batch: Sequence[int]) -> dict[str, list[tuple[list[int], str]]]:
         rows = [jobs[j] for j in batch]
@@ -159,14 +150,16 @@ def generate(
         lambda j: f"prompt {names[jobs[j][0]]} ({len(ids[jobs[j][0]])} tokens, and {steps} new)",
         f"Lower generation.max_new_tokens. {SMALLER}",
     )
-    with journal.open("a", encoding="utf-8") as handle:
-        own = range(part - 1, len(batches), parts)
-        left = [number for number in own if number not in done]
-        for number in tqdm(left, desc=journal.stem.lstrip("."), unit="batch"):
-            pieces = list(work(batches[number]))
-            done[number] = {c: [row for piece in pieces for row in piece[c]] for c in conditions}
-            print(json.dumps({"batch": number, "token_ids": done[number]}), file=handle)
-            handle.flush()
+    own = range(part - 1, len(batches), parts)
+    bar = tqdm(own, desc=journal.stem.lstrip("."), unit="batch")
+    done = list(
+        journaled(
+            journal,
+            decides,
+            ((number, batches[number]) for number in bar),
+            lambda batch: by_condition(work(batch)),
+        )
+    )
     records = [
         {
             "condition": condition,
@@ -180,31 +173,11 @@ def generate(
         for condition in conditions
         for j, (tokens, stop) in sorted(
             pair
-            for number in own
-            for pair in zip(batches[number], done[number][condition], strict=True)
+            for batch, responses in done
+            for pair in zip(batch, responses[condition], strict=True)
         )
     ]
     return pa.Table.from_pylist(records, schema=SCHEMA)
-
-
-def read_journal(journal: Path, fingerprint: str) -> dict[int, dict[str, list]]:
-    """Return the finished batches of a journal; start it anew if it is of another identity.
-
-    What follows the last whole line, torn by a kill or damaged, is cut off. The file is replaced:
-    a process that still writes to the old one, and a kill right now, do no harm.
-    """
-    header = json.dumps({"fingerprint": fingerprint}).encode() + b"\n"
-    lines = journal.read_bytes().splitlines(keepends=True) if journal.exists() else []
-    whole, done = [header], {}
-    for line in lines[1:] if lines[:1] == [header] else []:
-        try:
-            entry = json.loads(line) if line.endswith(b"\n") else None
-            done[entry["batch"]] = entry["token_ids"]
-        except (ValueError, TypeError, KeyError):
-            break
-        whole.append(line)
-    write_text(journal, b"".join(whole).decode())
-    return done
 
 
 @torch.inference_mode()

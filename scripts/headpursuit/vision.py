@@ -18,7 +18,7 @@ from tqdm import tqdm
 from transformers import AutoImageProcessor, AutoProcessor, DynamicCache, Qwen2_5_VLProcessor
 
 from headpursuit.activations import averaged_inputs
-from headpursuit.batches import Halving
+from headpursuit.batches import Halving, by_condition, journaled
 from headpursuit.files import UserError, atomic, check_table
 from headpursuit.generate import end_tokens, until_stop
 from headpursuit.heads import Head
@@ -321,49 +321,60 @@ def write_answers(
     decoder: Decoder,
     processor: Any,
     question: str,
-    batches: Iterable[list[dict[str, Any]]],
+    batches: Iterable[tuple[int, list[dict[str, Any]]]],
     conditions: Mapping[str, Sequence[Head]],
     alpha: float,
     max_new_tokens: int,
     metadata: Mapping[str, Any],
+    identity: Any,
 ) -> None:
     """Ask about images and write the answers, batch by batch.
+
+    Finished batches are kept in a journal beside the file until it is there, so that a killed job
+    goes on where it was.
 
     Args:
         path: Parquet file of :data:`ANSWERS`.
         decoder: the image-text model.
         processor: its processor.
         question: of :func:`render_question`.
-        batches: of :func:`headpursuit.images.stream_images`.
+        batches: numbered, of :func:`headpursuit.images.stream_images`.
         conditions: name to the heads that are scaled.
         alpha: what their writes are multiplied by.
         max_new_tokens: longest answer.
         metadata: stored in the schema as JSON.
+        identity: whatever else decides the answers (the images, the model); a journal of another
+            identity is not used.
     """
     stops = end_tokens(decoder, processor.tokenizer)
 
-    def answer(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    def answer(rows: Sequence[dict[str, Any]]) -> dict[str, list[tuple[list[int], str]]]:
         opened = [open_image(row["image"], row["source"]) for row in rows]
         encoded = encode(decoder, processor, question, opened)
-        answers = answer_batch(decoder, encoded, conditions, alpha, max_new_tokens, stops)
-        return [
-            {
-                "condition": name,
-                "image_id": row["image_id"],
-                "label": row["label"],
-                "answer": processor.tokenizer.decode(tokens, skip_special_tokens=True),
-                "n_tokens": len(tokens),
-                "stop_reason": stop,
-            }
-            for name, own in answers.items()
-            for row, (tokens, stop) in zip(rows, own, strict=True)
-        ]
+        return answer_batch(decoder, encoded, conditions, alpha, max_new_tokens, stops)
 
     work = _by_images(answer)
     schema = ANSWERS.with_metadata({key: json.dumps(value) for key, value in metadata.items()})
+    journal = Path(path).with_name(f".{Path(path).stem}.journal")
+    decides = [identity, metadata, question, list(conditions.items()), alpha, max_new_tokens]
+    done = journaled(
+        journal, decides, tqdm(batches, unit="batch"), lambda rows: by_condition(work(rows))
+    )
     with atomic(path) as part, pq.ParquetWriter(part, schema, write_page_checksum=True) as writer:
-        for rows in tqdm(batches, unit="batch"):
-            for records in work(rows):
-                table = pa.Table.from_pylist(records, schema)
-                check_table(path, table)
-                writer.write_table(table)
+        for rows, answers in done:
+            records = [
+                {
+                    "condition": name,
+                    "image_id": row["image_id"],
+                    "label": row["label"],
+                    "answer": processor.tokenizer.decode(tokens, skip_special_tokens=True),
+                    "n_tokens": len(tokens),
+                    "stop_reason": stop,
+                }
+                for name, own in answers.items()
+                for row, (tokens, stop) in zip(rows, own, strict=True)
+            ]
+            table = pa.Table.from_pylist(records, schema)
+            check_table(path, table)
+            writer.write_table(table)
+    journal.unlink()

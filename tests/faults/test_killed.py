@@ -10,8 +10,9 @@ from base64 import urlsafe_b64decode
 from pathlib import Path
 
 import pytest
+import yaml
 from checkout import Checkout
-from conftest import results
+from conftest import results, wait_until
 
 RESUMED, SEPARATE = 24, 6  # kills of one run that goes on each time, and of runs of their own
 
@@ -79,6 +80,35 @@ def test_killed_again_and_again(fresh: Checkout, undisturbed: dict, tmp_path: Pa
         refuse_half_files(checkout, undisturbed)
     assert kills >= RESUMED // 2
     finish(checkout, "whole", undisturbed)
+
+
+def test_killed_while_it_answers(fresh: Checkout, tmp_path: Path) -> None:
+    """Answers about images: batches that were finished are not computed again."""
+    shutil.copytree(fresh.folder, tmp_path / "checkout")
+    checkout = Checkout(tmp_path / "checkout")
+    overlay = checkout.folder / "configs/whole.yaml"
+    small = yaml.safe_load(overlay.read_text())
+    small["vision"] |= {"batch_images": 1}
+    small["score"] |= {"parts": 1}
+    overlay.write_text(yaml.safe_dump(small))
+    target = "results/tiny/answers/stripes/part-1.parquet"
+    process = checkout.start(target, overlay="whole")
+    journal = checkout.path("answers/stripes/.part-1.journal")
+    wait_until(lambda: journal.exists() and journal.read_bytes().count(b"\n") > 3)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    kept = journal.read_bytes().count(b"\n") - 1
+    assert 0 < kept < 24
+    assert not checkout.path("answers/stripes/part-1.parquet").exists()
+    checkout.snakemake("--unlock", overlay="whole")
+    checkout.snakemake(target, overlay="whole")
+    assert not journal.exists()
+    log = checkout.path("logs/answer_images/stripes/part-1.log").read_text()
+    assert f"{kept} finished batches are in the journal" in log
+    resumed = checkout.path("answers/stripes/part-1.parquet").read_bytes()
+    checkout.path("answers/stripes/part-1.parquet").unlink()
+    checkout.snakemake(target, overlay="whole")
+    assert checkout.path("answers/stripes/part-1.parquet").read_bytes() == resumed
 
 
 @pytest.mark.parametrize(

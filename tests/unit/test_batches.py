@@ -1,5 +1,6 @@
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +11,7 @@ import pyarrow as pa
 import pytest
 import torch
 from headpursuit.activations import pooled_inputs, pooled_positions
-from headpursuit.batches import Halving, pad, plan_batches
+from headpursuit.batches import Halving, by_condition, journaled, pad, plan_batches
 from headpursuit.expected import measure_expected
 from headpursuit.files import UserError
 from headpursuit.generate import generate
@@ -153,7 +154,7 @@ def test_a_prompt_that_does_not_fit_alone_is_named(model, tokenizer, prompts, tm
         )
 
 
-def test_halved_batches_give_the_same_cache_and_masses(model, tokenizer, prompts):
+def test_halved_batches_give_the_same_cache_and_masses(model, tokenizer, prompts, tmp_path):
     decoder = model("llama")
     _, rows, where = pooled_positions(prompts, None, "prompt")
     responses = prompts.append_column("sample", pa.array(range(len(prompts))))
@@ -166,9 +167,12 @@ def test_halved_batches_give_the_same_cache_and_masses(model, tokenizer, prompts
 
     def masses() -> pa.Table:
         words, heads = {"apple": [259, 3]}, {"somp-k1": [(1, 0)]}
-        return measure_expected(decoder, 0, prompts, responses, words, heads, -1.0, 10_000)
+        return measure_expected(
+            decoder, 0, prompts, responses, words, heads, -1.0, 10_000, tmp_path / "j", 0
+        )
 
     cache, table = cached(), masses()
+    (tmp_path / "j").unlink()
     with rows_at_most(decoder, 2) as failed:
         halved, other = cached(), masses()
     assert len(failed) == 4  # of 7 and of 4 rows, once in each
@@ -228,3 +232,70 @@ def test_a_process_that_really_runs_out_of_memory_goes_on(model_path, tmp_path: 
     assert little.returncode == 0, little.stderr
     assert "memory does not suffice for a batch of 150" in little.stdout
     assert little.stdout.splitlines()[-1] == plenty.stdout.splitlines()[-1]
+
+
+# The journal
+
+
+def squares(journal: Path, decides: Any, numbers: range) -> tuple[list, list[int]]:
+    """Return what the journal yields for these batches, and which were computed."""
+    computed = []
+
+    def work(rows: list[int]) -> dict[str, tuple[int, float]]:
+        computed.append(rows[0])
+        return {"square": (rows[0] ** 2, rows[0] / 3)}
+
+    return list(journaled(journal, decides, ((n, [n]) for n in numbers), work)), computed
+
+
+def test_a_journal_gives_what_was_computed(tmp_path: Path):
+    journal = tmp_path / "folder" / "j"
+    whole = [([n], {"square": [n**2, n / 3]}) for n in range(5)]
+    assert squares(journal, ["a"], range(5)) == (whole, [0, 1, 2, 3, 4])
+    assert squares(journal, ["a"], range(5)) == (whole, [])
+    # Other batches of the same work, in another order.
+    assert squares(journal, ["a"], range(6, 0, -1))[1] == [6, 5]
+    assert squares(journal, ["a"], range(7))[1] == []
+
+
+def test_a_journal_of_other_deciding_values_is_begun_anew(tmp_path: Path):
+    squares(tmp_path / "j", {"alpha": 1, "code": "x"}, range(5))
+    assert squares(tmp_path / "j", {"code": "x", "alpha": 1}, range(5))[1] == []
+    assert squares(tmp_path / "j", {"alpha": 2, "code": "x"}, range(5))[1] == [0, 1, 2, 3, 4]
+    assert squares(tmp_path / "j", {"alpha": 1, "code": "x"}, range(5))[1] == [0, 1, 2, 3, 4]
+
+
+def test_a_torn_journal_is_mended(tmp_path: Path):
+    journal = tmp_path / "j"
+    whole, _ = squares(journal, ["a"], range(5))
+    content = journal.read_bytes()
+    for size in range(len(content)):
+        journal.write_bytes(content[:size])
+        lines = max(content[:size].count(b"\n") - 1, 0)
+        assert squares(journal, ["a"], range(5)) == (whole, list(range(lines, 5)))
+        assert journal.read_bytes() == content
+    damaged = content.replace(b'"batch": 2', b'"botch": 2')
+    for bad in (damaged, content.replace(b'{"batch": 2', b"\0\0\0\0\0\0\0\0\0\0\0")):
+        journal.write_bytes(bad)
+        assert squares(journal, ["a"], range(5)) == (whole, [2, 3, 4])
+
+
+def test_a_journal_holds_one_result_in_memory(tmp_path: Path):
+    """Neither computing nor reading it again takes the room of all results."""
+
+    def peak() -> int:
+        tracemalloc.start()
+        done = journaled(tmp_path / "j", 0, ((n, n) for n in range(50)), lambda n: str(n) * 10**5)
+        assert sum(1 for _ in done) == 50
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return most
+
+    for _ in range(2):
+        assert peak() < 2 * 10**6  # of 10 million bytes
+    assert (tmp_path / "j").stat().st_size > 9 * 10**6
+
+
+def test_pieces_are_joined():
+    pieces = [{"a": [1], "b": [2]}, {"a": [3, 4], "b": [5, 6]}]
+    assert by_condition(pieces) == {"a": [1, 3, 4], "b": [2, 5, 6]}

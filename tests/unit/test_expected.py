@@ -1,4 +1,6 @@
 from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -6,6 +8,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 import torch
+from headpursuit import expected as module
 from headpursuit.expected import covered_words, measure_expected
 from headpursuit.models import Decoder
 from headpursuit.words import build_dictionary
@@ -82,7 +85,9 @@ def measure(decoder: Decoder, prompts: pa.Table, responses: pa.Table, **changed:
     options: dict[str, Any] = {
         "words": WORDS, "conditions": CONDITIONS, "alpha": -1.0, "batch_tokens": 60
     }  # fmt: skip
-    return measure_expected(decoder, 0, prompts, responses, **options | changed)
+    with TemporaryDirectory() as folder:
+        kept = {"journal": Path(folder) / "j", "identity": "tiny"}
+        return measure_expected(decoder, 0, prompts, responses, **options | kept | changed)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -194,3 +199,36 @@ def test_no_word_is_covered_where_no_form_starts_one(tokenizer):
     words = pd.DataFrame({"word": ["apple", "river"], "split": ["selection", "heldout"]})
     dictionary = build_dictionary(words, tokenizer, "single", ["lower"], [False])
     assert covered_words(words, dictionary) == {"apple": [], "river": []}
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing of the library catches it."""
+
+
+@pytest.mark.parametrize(
+    "changed", [{}, {"alpha": 0.0}, {"batch_tokens": 30}, {"words": {"pear": [3]}}]
+)
+def test_a_killed_job_goes_on_and_ends_the_same(
+    model, prompts, responses, tmp_path: Path, monkeypatch, changed: dict
+):
+    passes, scored = [], module.scored_logits
+
+    def counting(*given):
+        if len(passes) == most:
+            raise Killed
+        passes.append(1)
+        return scored(*given)
+
+    monkeypatch.setattr(module, "scored_logits", counting)
+    most, alone = 999, {"batch_tokens": 1}  # one row a batch
+    whole = measure(model("llama"), prompts, responses, **alone | changed)
+    total = len(passes)
+    kept = {"journal": tmp_path / "j", "identity": "tiny"}
+    passes.clear()
+    most = 9  # two batches of a plain pass and three edited ones, and a part of the third
+    with pytest.raises(Killed):
+        measure(model("llama"), prompts, responses, **alone, **kept)
+    passes.clear()
+    most = 999
+    assert measure(model("llama"), prompts, responses, **alone | changed, **kept) == whole
+    assert len(passes) == total - (0 if changed else 8)

@@ -15,7 +15,6 @@ from headpursuit.generate import (
     end_tokens,
     generate,
     generate_batch,
-    read_journal,
     stream,
 )
 from headpursuit.models import Decoder, load_model, scaled_heads
@@ -379,13 +378,3 @@ def test_another_setting_starts_anew(model, tokenizer, prompts, tmp_path, monkey
     mixed = run(model("llama"), tokenizer, prompts, SMALL | changed, tmp_path / "j")
     assert len(done) == len((tmp_path / "j").read_text().splitlines()) - 1
     assert mixed == run(model("llama"), tokenizer, prompts, SMALL | changed, tmp_path / "new")
-
-
-def test_a_journal_of_another_identity_is_left(tmp_path: Path):
-    journal = tmp_path / "folder" / "j"
-    assert read_journal(journal, "a") == {}
-    with journal.open("a") as handle:
-        handle.write('{"batch": 0, "token_ids": {"baseline": [[[1, 2], "eos"]]}}\n')
-    assert read_journal(journal, "a") == {0: {"baseline": [[[1, 2], "eos"]]}}
-    assert read_journal(journal, "b") == {}
-    assert read_journal(journal, "a") == {}

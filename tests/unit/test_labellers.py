@@ -7,6 +7,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from headpursuit.files import UserError
@@ -430,9 +431,9 @@ def test_a_word_list(tmp_path):
 
 
 def test_prompts_are_labelled_beside_responses(tmp_path):
-    pa.parquet.write_table(responses("x"), tmp_path / "r.parquet")
+    pq.write_table(responses("x"), tmp_path / "r.parquet")
     prompts = pa.table({"prompt_id": ["p0"], "text": ["y"]})
-    pa.parquet.write_table(prompts, tmp_path / "p.parquet")
+    pq.write_table(prompts, tmp_path / "p.parquet")
     table = read_texts(tmp_path / "r.parquet", tmp_path / "p.parquet")
     assert table["sample"].to_pylist() == [0, -1]
     assert table["response"].to_pylist() == ["x", "y"]

@@ -217,7 +217,7 @@ def test_images_are_taken_by_halves_where_memory_does_not_suffice(
     def answers(name: str) -> list[dict]:
         vision.write_answers(
             tmp_path / name, decoder, processor, question,
-            stream_images(path, "selection", 3), {"edited": CHOSEN}, -1.0, 4, {},
+            enumerate(stream_images(path, "selection", 3)), {"edited": CHOSEN}, -1.0, 4, {}, "x",
         )  # fmt: skip
         table = pq.read_table(tmp_path / name)
         return table.sort_by([("condition", "ascending"), ("image_id", "ascending")]).to_pylist()
@@ -231,6 +231,49 @@ def test_images_are_taken_by_halves_where_memory_does_not_suffice(
     assert answers("starved.parquet") == plain
     assert means() == places == [(i, layer) for i in range(3) for layer in range(LAYERS)]
     assert {3, most} <= set(tried)
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing of the library catches it."""
+
+
+def test_killed_answers_go_on_and_end_the_same(vlm, pictures, tmp_path: Path, monkeypatch) -> None:
+    decoder, processor = vlm("llava_next")
+    images = store(tmp_path, [pictures[i % 3] for i in range(7)])
+    answer, asked, most = vision.answer_batch, [], 99
+
+    def counting(*given):
+        if len(asked) == most:
+            raise Killed
+        asked.append(1)
+        return answer(*given)
+
+    monkeypatch.setattr(vision, "answer_batch", counting)
+
+    def answers(name: str, alpha: float = -1.0, new: int = 4, identity: str = "x") -> bytes:
+        asked.clear()
+        vision.write_answers(
+            tmp_path / name, decoder, processor, "<image> What fruit is it?", False,
+            enumerate(stream_images(images, "selection", 2)), {"edited": CHOSEN}, alpha, new,
+            {"alpha": alpha}, identity,
+        )  # fmt: skip
+        return (tmp_path / name).read_bytes()
+
+    whole = answers("whole.parquet")
+    assert len(asked) == 4
+    others = {"alpha": {"alpha": 0.0}, "tokens": {"new": 3}, "images": {"identity": "y"}}
+    undisturbed = {key: answers("undisturbed.parquet", **other) for key, other in others.items()}
+    for key, other in {"same": {}, **others}.items():
+        most = 3
+        with pytest.raises(Killed):
+            answers("killed.parquet")
+        assert not (tmp_path / "killed.parquet").exists()
+        most = 99
+        assert answers("killed.parquet", **other) == undisturbed.get(key, whole)
+        # A batch that was finished is not asked about again, unless it was another question.
+        assert len(asked) == (4 if other else 1)
+        (tmp_path / "killed.parquet").unlink()
+        assert not list(tmp_path.glob(".*"))
 
 
 def test_no_image_tokens_is_refused(vlm, pictures) -> None:
