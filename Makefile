@@ -5,6 +5,7 @@
 #   make test-conda   each script in its own environment of envs/, through Snakemake's conda path
 #   make report  one HTML file of a finished run: make report RUN=demo
 #   make test-faults   kills, full disks, damaged files, an unreliable Hub: docs/reliability.md
+#   make rehearsal   config.yaml as it is on replicas of its sources, no internet: docs/reliability.md
 #   make fuzz    10,000 cases for each property of config, replies, words, splits and files
 #   make test-slurm      the tiny run on a real SLURM, brought up here (root, Debian)
 #   make test-report   the report in a headless browser, the research object in its validator
@@ -17,7 +18,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 CORES ?= 2
 SNAKEMAKE = .venv/bin/snakemake --cores $(CORES)
 
-.PHONY: demo paper report test test-labeller test-conda test-faults test-slurm test-report fuzz bench lint docs env
+.PHONY: demo paper report test test-labeller test-conda test-faults rehearsal test-slurm test-report fuzz bench lint docs env
 
 env: .venv/complete
 
@@ -66,6 +67,9 @@ fuzz: env
 
 test-faults: env
 	.venv/bin/pytest tests/faults
+
+rehearsal: env
+	.venv/bin/pytest tests/rehearsal
 
 test-slurm: .venv-cluster/complete
 	.venv/bin/python tests/cluster/slurm.py .venv-cluster/bin/python -m pytest -n 5 tests/cluster

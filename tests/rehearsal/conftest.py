@@ -1,6 +1,5 @@
 """One run of config.yaml on replicas of all its sources, for every test to look at."""
 
-import os
 import re
 import shutil
 import zlib
@@ -33,8 +32,8 @@ def name_words(text: str, attempt: int) -> str:
     kind = zlib.crc32(text.encode()) % 10
     if kind == 0:
         return "I can't help with that."
-    if kind == 1 and attempt == 1:
-        return f"<answer>{listed}"  # cut off
+    if kind == 1 and attempt == 1:  # longer than num_predict
+        return f"{'Let me look at each word. ' * 60}<answer>{listed}</answer>"
     if kind == 2:
         return f"**<answer>** **{listed}** **</answer>**"
     if kind == 3:
@@ -72,7 +71,12 @@ def copy_workflow(folder: Path) -> None:
     for part in PARTS:
         source = ROOT / part
         if source.is_dir():
-            shutil.copytree(source, folder / part, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True)
+            shutil.copytree(
+                source,
+                folder / part,
+                ignore=shutil.ignore_patterns("__pycache__"),
+                dirs_exist_ok=True,
+            )
         else:
             folder.mkdir(parents=True, exist_ok=True)
             shutil.copy2(source, folder / part)
@@ -80,13 +84,18 @@ def copy_workflow(folder: Path) -> None:
 
 
 @pytest.fixture(scope="session")
-def repositories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Repo]:
-    """Give the replicas of all repositories, by their ids."""
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, bytes]]:
+    """Give the files of all repositories, by their ids."""
     folder = tmp_path_factory.mktemp("models")
-    files = {name: make() for name, make in replica_sources.DATASETS.items()}
-    files[MISTRAL] = replica_models.mistral(folder / "mistral")
-    # Coarser patches than the real 14 pixels: else figure 1 alone would take a day.
-    files[LLAVA] = replica_models.llava_next(folder / "llava", patch=112)
+    made = {name: make() for name, make in replica_sources.DATASETS.items()}
+    made[MISTRAL] = replica_models.mistral(folder / "mistral")
+    # Coarser patches than the real 14 pixels: else figure 1 alone would take hours.
+    made[LLAVA] = replica_models.llava_next(folder / "llava", patch=112)
+    return made
+
+
+def gate(files: dict[str, dict[str, bytes]]) -> dict[str, Repo]:
+    """Return repositories of these files; some take a token."""
     return {
         name: Repo(own, gated=name in GATED, token=TOKEN if name in GATED else None)
         for name, own in files.items()
@@ -94,19 +103,18 @@ def repositories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Repo]:
 
 
 @contextmanager
-def replicas(folder: Path, repositories: dict[str, Repo]) -> Iterator[Rehearsal]:
+def replicas(folder: Path, files: dict[str, dict[str, bytes]]) -> Iterator[Rehearsal]:
     """Copy the workflow, and serve what it needs while the block runs."""
     copy_workflow(folder)
-    with serve(repositories) as hub, FakeOllama(name_words, models=(), delay=0.05) as ollama:
+    with serve(gate(files)) as hub, FakeOllama(name_words, models=(), delay=0.05) as ollama:
         yield Rehearsal(folder, hub=hub, ollama=ollama)
 
 
 @pytest.fixture(scope="session")
 def finished(
-    tmp_path_factory: pytest.TempPathFactory, repositories: dict[str, Repo]
+    tmp_path_factory: pytest.TempPathFactory, files: dict[str, dict[str, bytes]]
 ) -> Iterator[Rehearsal]:
-    """Give the paper's whole run, its report and its manifest."""
-    folder = Path(os.environ.get("REHEARSAL") or tmp_path_factory.mktemp("rehearsal") / "checkout")
-    with replicas(folder, repositories) as rehearsal:
+    """Give the paper's whole run and its manifest."""
+    with replicas(tmp_path_factory.mktemp("rehearsal") / "checkout", files) as rehearsal:
         rehearsal.snakemake("all", "audit")
         yield rehearsal

@@ -4,7 +4,7 @@ import colorsys
 import io
 import json
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 from PIL import Image
 from replica_names import BROKEN, DIGITS, DTD, EUROSAT, GTSRB, GTSRB_CORRUPTED, PLAIN, RESISC45
 
-SCORES = """profanity sexually_explicit identity_attack flirtation threat insult severe_toxicity
-toxicity""".split()
+SCORES = ["profanity", "sexually_explicit", "identity_attack", "flirtation", "threat", "insult"]
+SCORES += ["severe_toxicity", "toxicity"]
 TEXT = {"dtype": "string", "_type": "Value"}
 Files = dict[str, bytes]
 
@@ -69,8 +69,8 @@ def queries() -> list[str]:
     return [f"{sentence(rng, 4, 9)}:\n\n{sentence(rng, 6, 14)}?" for _ in range(16)]
 
 
-def thoroughly_engineered_toxicity() -> Files:
-    """convoicon/Thoroughly_Engineered_Toxicity: one file, legacy Sequence."""
+def thoroughly_engineered_toxicity(lists: str = "Sequence") -> Files:
+    """convoicon/Thoroughly_Engineered_Toxicity: one file; ``lists`` is how metadata call them."""
     rng, n = random.Random(6), len(queries())
     metrics = [[rng.random() for _ in range(3)] for _ in range(n)]
     columns = {
@@ -80,7 +80,7 @@ def thoroughly_engineered_toxicity() -> Files:
     }
     features = {
         "conversation_id": TEXT,
-        "metrics": {"feature": {"dtype": "float64", "_type": "Value"}, "_type": "Sequence"},
+        "metrics": {"feature": {"dtype": "float64", "_type": "Value"}, "_type": lists},
         "query": TEXT,
     }
     return {"data/train-00000-of-00001.parquet": parquet(columns, features), "README.md": b"-\n"}
@@ -198,22 +198,24 @@ def image_file(
     return parquet(columns, features if stored else None)
 
 
-MNIST = Looks([(28, 28)], "L", "PNG")
-SVHN = Looks([(32, 32)], form="PNG")
-SIGNS = Looks([(50, 48), (29, 30), (61, 59), (112, 108)], form="PNG")
-SCENES = Looks([(64, 64)])
-AERIAL = Looks([(256, 256)])
-TEXTURES = Looks([(640, 480), (480, 640), (300, 300)])
+LOOKS = {
+    "mnist": Looks([(28, 28)], "L", "PNG"),
+    "svhn": Looks([(32, 32)], form="PNG"),
+    "gtsrb": Looks([(50, 48), (29, 30), (61, 59), (112, 108)], form="PNG"),
+    "eurosat": Looks([(64, 64)]),
+    "resisc45": Looks([(256, 256)]),
+    "dtd": Looks([(640, 480), (480, 640), (300, 300)]),
+}
 
 
 def mnist(**changes: Any) -> Files:
     """ylecun/mnist."""
-    return _split("mnist/{}-00000-of-00001.parquet", 10, DIGITS, MNIST, **changes)
+    return _split("mnist/{}-00000-of-00001.parquet", 10, DIGITS, LOOKS["mnist"], **changes)
 
 
 def svhn(**changes: Any) -> Files:
     """ufldl-stanford/svhn: cropped digits in three parts, and the full numbers."""
-    files = _split("cropped_digits/{}-00000-of-00001.parquet", 20, DIGITS, SVHN, **changes)
+    files = _split("cropped_digits/{}-00000-of-00001.parquet", 20, DIGITS, LOOKS["svhn"], **changes)
     others = ("cropped_digits/extra-00000-of-00002.parquet",
               "full_numbers/train-00000-of-00001.parquet")  # fmt: skip
     return files | dict.fromkeys(others, b"not asked for")
@@ -221,26 +223,26 @@ def svhn(**changes: Any) -> Files:
 
 def gtsrb(**changes: Any) -> Files:
     """tanganke/gtsrb: with seven corrupted test sets."""
-    files = _split("data/{}-00000-of-00001.parquet", 30, GTSRB, SIGNS, **changes)
+    files = _split("data/{}-00000-of-00001.parquet", 30, GTSRB, LOOKS["gtsrb"], **changes)
     corrupted = (f"data/{kind}-00000-of-00001.parquet" for kind in GTSRB_CORRUPTED)
     return files | dict.fromkeys(corrupted, b"PAR1 nobody needs this")
 
 
 def eurosat(**changes: Any) -> Files:
     """timm/eurosat-rgb: in three parts."""
-    files = _split("data/{}-00000-of-00001.parquet", 40, EUROSAT, SCENES, **changes)
+    files = _split("data/{}-00000-of-00001.parquet", 40, EUROSAT, LOOKS["eurosat"], **changes)
     return files | {"data/validation-00000-of-00001.parquet": b"not asked for"}
 
 
 def resisc45(**changes: Any) -> Files:
     """timm/resisc45: in three parts, train in several files."""
-    files = _split("data/{}-00000-of-00001.parquet", 50, RESISC45, AERIAL, **changes)
+    files = _split("data/{}-00000-of-00001.parquet", 50, RESISC45, LOOKS["resisc45"], **changes)
     return files | {"data/validation-00000-of-00001.parquet": b"not asked for"}
 
 
 def dtd(**changes: Any) -> Files:
     """tanganke/dtd."""
-    return _split("data/{}-00000-of-00001.parquet", 60, DTD, TEXTURES, **changes)
+    return _split("data/{}-00000-of-00001.parquet", 60, DTD, LOOKS["dtd"], **changes)
 
 
 def _split(pattern: str, seed: int, names: Sequence[str], looks: Looks, **changes: Any) -> Files:
@@ -262,8 +264,3 @@ DATASETS: dict[str, Callable[[], Files]] = {
     "timm/resisc45": resisc45,
     "tanganke/dtd": dtd,
 }
-
-
-def shown(names: Iterable[str]) -> list[str]:
-    """Return class names as a question shows them."""
-    return [name.replace("_", " ") for name in names]

@@ -8,7 +8,15 @@ from pathlib import Path
 
 import yaml
 from replica_names import BROKEN, DTD, EUROSAT, GTSRB, PLAIN, RESISC45
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import (
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 
 ROOT = Path(__file__).parents[2]
 SIZE = 32000
