@@ -253,7 +253,7 @@ def test_killed_answers_go_on_and_end_the_same(vlm, pictures, tmp_path: Path, mo
     def answers(name: str, alpha: float = -1.0, new: int = 4, identity: str = "x") -> bytes:
         asked.clear()
         vision.write_answers(
-            tmp_path / name, decoder, processor, "<image> What fruit is it?", False,
+            tmp_path / name, decoder, processor, "<image> What fruit is it?",
             enumerate(stream_images(images, "selection", 2)), {"edited": CHOSEN}, alpha, new,
             {"alpha": alpha}, identity,
         )  # fmt: skip
