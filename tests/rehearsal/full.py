@@ -131,13 +131,10 @@ def run(folder: Path) -> Checkout:
     (own / "prompts.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     (own / "words.txt").write_text("\n".join(sorted(PLAIN)[:100]))
     (checkout.folder / "configs/full.yaml").write_text(yaml.safe_dump(OVERLAY))
-    targets = [
-        "results/full/rankings/rtp/somp.csv",
-        "results/full/generations/rtp/somp-k16.parquet",
-    ]
+    targets = ["rankings/rtp/somp.csv", "generations/rtp/somp-k16.parquet"]
     print("running the workflow's jobs", flush=True)
     for asked in ([f"results/full/{name}" for name in targets], ["estimate"]):
-        checkout.snakemake("--", *asked, overlay="full")
+        checkout.snakemake(*asked, overlay="full")
     return checkout
 
 
@@ -151,7 +148,7 @@ def report(checkout: Checkout, layer: Mapping[str, float]) -> str:
         if name not in JOBS:
             continue
         took = rule["measured"]
-        low, high = (3600 * end for end in rule["hours"])
+        low, high = (3600 * end for end in rule.get("hours", (0, 0)))
         lines.append(
             f"| `{name}` | {3600 * took['hours']:.0f} | {3600 * took['cpu_hours']:.0f} "
             f"| {took['max_rss_mb'] / 1000:.1f} | {low:.0f} to {high:.0f} | {memory:.1f} |"
