@@ -302,6 +302,7 @@ def test_without_a_manifest(
 def test_files_without_records_make_no_manifest(finished: Checkout, tmp_path: Path) -> None:
     """Snakemake's other way to keep its records is not read: better none than an empty lineage."""
     checkout = Checkout(shutil.copytree(finished.folder, tmp_path / "checkout"))
+    checkout.path("audit/manifest.json").unlink(missing_ok=True)
     shutil.rmtree(checkout.folder / ".snakemake/metadata")
     database = ["--persistence-backend", "db", "--rerun-triggers", "mtime"]
     code, said = checkout.run("audit", *database)
