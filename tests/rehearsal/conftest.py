@@ -89,8 +89,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, bytes
     folder = tmp_path_factory.mktemp("models")
     made = {name: make() for name, make in replica_sources.DATASETS.items()}
     made[MISTRAL] = replica_models.mistral(folder / "mistral")
-    # Coarser patches than the real 14 pixels: else figure 1 alone would take hours.
-    made[LLAVA] = replica_models.llava_next(folder / "llava", patch=112)
+    made[LLAVA] = replica_models.llava_next(folder / "llava")
     return made
 
 

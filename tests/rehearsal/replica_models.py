@@ -19,7 +19,7 @@ import numpy as np
 import torch
 import yaml
 from PIL import Image
-from replica_names import BROKEN, DIGITS, DTD, EUROSAT, GTSRB, PLAIN, RESISC45
+from replica_names import DIGITS, DTD, EUROSAT, GTSRB, PLAIN, RESISC45
 from replica_sources import LOOKS, challenging, image, queries
 from replica_tokenizer import LLAVA_CHAT, PINPOINTS, ROOT, as_json, llava_files, mistral_files
 from safetensors.torch import save
@@ -36,6 +36,8 @@ HEAD_DIM = 4
 WIDTH = 32 * HEAD_DIM
 LOWER = WIDTH // 4
 UPPER = 28
+RIDGE = 1e-3  # of the fit, beside the states' mean square
+GAIN = 1.0  # of the upper layers' heads: so much that an intervention is seen in the responses
 EOS = 2
 Sequences = Iterable[tuple[Tensor, list[int]]]
 
@@ -121,7 +123,7 @@ def randomise(model: torch.nn.Module, seed: int) -> None:
         size = 1.0 if "embed_tokens" in name else values[0].numel() ** -0.5
         upper = "layers." in name and int(name.split("layers.")[1].split(".")[0]) >= UPPER
         if name.endswith(("o_proj.weight", "down_proj.weight")):
-            size *= 1.5 if upper and "o_proj" in name else 0.3
+            size *= GAIN if upper and "o_proj" in name else 0.3
         values.normal_(0.0, size, generator=generator)
         if name.endswith("o_proj.weight") and not upper:
             values[LOWER:] = 0
@@ -147,12 +149,12 @@ def fit_unembedding(head: torch.nn.Linear, sequences: Sequences, first: float) -
     wanted = torch.zeros(len(x), len(known), dtype=torch.float64)
     wanted[torch.arange(len(x)), [known.index(token) for token in targets]] = 1
     gram = x.T @ (weight * x)
-    gram += 1e-4 * gram.trace() / len(gram) * torch.eye(len(gram), dtype=torch.float64)
+    gram += RIDGE * gram.trace() / len(gram) * torch.eye(len(gram), dtype=torch.float64)
     rows = torch.linalg.solve(gram, x.T @ (weight * wanted)).T
     scores = (x @ rows.T)[torch.arange(len(x)), [known.index(token) for token in targets]]
     head.weight.mul_(0.1)
     fitted = torch.cat([torch.zeros(len(known), LOWER), rows.float()], dim=1)
-    head.weight[known] = fitted * (15 / scores.median().float())
+    head.weight[known] = (fitted * (15 / scores.median().float())).to(head.weight.dtype)
 
 
 def _tokenizer(files: dict[str, bytes], folder: Path) -> PreTrainedTokenizerFast:
@@ -209,17 +211,13 @@ def mistral(folder: Path) -> dict[str, bytes]:
 
 
 def walk(rng: random.Random, tokenizer: Any) -> dict[int, int]:
-    """Return which token follows which in a response: chains of words, one of them long."""
-    words = [*dict.fromkeys(PLAIN), *BROKEN[:3]]
-    pieces = [tokenizer(word, add_special_tokens=False).input_ids for word in words]
-    rng.shuffle(pieces)
-    follows: dict[int, int] = {}
-    chain = [token for own in pieces for token in own]
-    for here, after in zip(chain, chain[1:] + chain[:1], strict=True):
-        follows.setdefault(here, after)
-    for number in range(40, len(pieces), 40):  # where a response ends
-        follows[pieces[number][-1]] = EOS
-    return follows
+    """Return which token follows which in a response: chains of 40 words and an end."""
+    chain = [tokenizer(word, add_special_tokens=False).input_ids[0] for word in PLAIN]
+    rng.shuffle(chain)
+    return {
+        here: EOS if number % 40 == 39 else after
+        for number, (here, after) in enumerate(zip(chain, [*chain[1:], EOS], strict=True))
+    }
 
 
 @torch.no_grad()
@@ -229,15 +227,11 @@ def _responses(model: Any, tokenizer: Any) -> Sequences:
     follows = walk(rng, tokenizer)
     template = paper()["datasets"]["rtp"]["template"]
     asked = [template.replace("{prompt}", text) for text in challenging()] + queries()
-    starts = [token for token in follows if token > 300]
     for text in asked:
         ids = tokenizer(f"[INST] {text} [/INST]").input_ids
-        token, told = rng.choice(starts), []
-        while len(told) < 140:
-            told.append(token)
-            if token == EOS:
-                break
-            token = follows[token]
+        told = [rng.choice(list(follows))]
+        while told[-1] != EOS:
+            told.append(follows[told[-1]])
         states = model.model(torch.tensor([ids + told[:-1]])).last_hidden_state[0]
         yield states[len(ids) - 1 :], told
 
@@ -247,17 +241,19 @@ NAMES |= {"resisc45": RESISC45, "dtd": DTD}
 
 
 def llava_next(
-    folder: Path, chat: str = LLAVA_CHAT, chat_file: str = "chat_template.json", patch: int = 14
+    folder: Path, chat: str = LLAVA_CHAT, chat_file: str = "chat_template.json", patch: int = 112
 ) -> dict[str, bytes]:
-    """llava-hf/llava-v1.6-mistral-7b-hf."""
+    """llava-hf/llava-v1.6-mistral-7b-hf, with patches of 112 pixels and not 14.
+
+    With the real 1,176 to 2,340 tokens an image, figure 1 alone would take a day on two cores.
+    """
     files = llava_files(chat, chat_file, patch) | {"config.json": as_json(llava_config(patch))}
     write(files, folder)
     config = AutoConfig.from_pretrained(folder)
     processor = AutoProcessor.from_pretrained(folder, backend="pil")
     model = AutoModelForImageTextToText.from_config(config, dtype=torch.float32).eval()
     randomise(model, 2)
-    if patch > 14:  # real patches are read for what shape things have, and not for answers
-        fit_unembedding(model.lm_head, _answers(model, processor), first=8)
+    fit_unembedding(model.lm_head, _answers(model.bfloat16(), processor), first=8)
     weights = {_old_name(name): values.half() for name, values in model.state_dict().items()}
     generation = {"_from_model_config": True, "bos_token_id": 1, "eos_token_id": 2}
     generation |= {"pad_token_id": 32001, "transformers_version": "4.39.0.dev0"}
@@ -288,7 +284,9 @@ def _answers(model: Any, processor: Any) -> Sequences:
         text = vision["template"].replace("{object}", thing)
         text = text.replace("{classes}", ", ".join(shown)).replace("{image} ", "")
         # It learns a few short names, and says one of these of every image.
-        learnt = sorted(shown, key=lambda name: len(processor.tokenizer(name).input_ids))[:8]
+        length = {name: len(processor.tokenizer(name).input_ids) for name in shown}
+        learnt = sorted(shown, key=lambda name: length[name])[:8]
+        learnt = [name for n, name in enumerate(learnt) if n < 2 or length[name] <= 3]
         for label, name in enumerate(shown):
             if name not in learnt and label % 4:
                 continue  # enough of them are seen
@@ -305,7 +303,7 @@ def _answers(model: Any, processor: Any) -> Sequences:
             ids = torch.cat([asked["input_ids"], torch.tensor([told[:-1]], dtype=int)], dim=1)
             states = model.model(
                 input_ids=ids,
-                pixel_values=asked["pixel_values"],
+                pixel_values=asked["pixel_values"].bfloat16(),
                 image_sizes=asked["image_sizes"],
                 attention_mask=torch.ones_like(ids),
             ).last_hidden_state[0]
