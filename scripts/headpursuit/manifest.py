@@ -23,7 +23,7 @@ from headpursuit.tables import read_cells
 
 # Where Snakemake keeps its records of files.
 RECORDS = Path(".snakemake/metadata")
-# Where a run keeps what says how it went, and not what came out.
+# Files that record how a run went (logs, benchmarks), as opposed to its results.
 ASIDE = ("audit", "logs", "benchmarks", "report", "report.html", "estimate.json", "estimate.md")
 
 
@@ -271,7 +271,7 @@ def describe_rule(script: str) -> dict[str, Any]:
 def describe_workflow() -> dict[str, Any]:
     """Return the workflow's commit, where it is a checkout, and the hashes of its files.
 
-    A checkout that it lies in, of something else, has no say.
+    The commit of another repository that it lies in is not recorded.
     """
     names = ("Snakefile", "config.yaml", "requirements.txt")
     parts = [ROOT / name for name in names if (ROOT / name).exists()]

@@ -487,61 +487,66 @@ def self_check(decoder: Decoder) -> None:
     vocabulary = model.get_output_embeddings().weight.shape[0]
     ids = (torch.arange(8, device=decoder.device)[None] * 97 + 5) % vocabulary
     logits, plain = _watch(decoder, ids)
-    dtype = str(logits.dtype).removeprefix("torch.")
-    failures, edits, sums = [], {}, {}
-    for layer, own in enumerate(plain):
-        wide = own.z.shape[-1]
-        if wide != decoder.n_heads * decoder.head_dim:
-            failures.append(f"layer {layer}'s projection reads {wide} values")
-        elif decoder.columns(layer, 0).shape[0] != own.added.shape[-1]:
-            failures.append(f"layer {layer}'s projection does not make what its attention adds")
-        elif not own.added.isfinite().all():
-            failures.append(
-                f"layer {layer}'s attention gives values that are not finite in {dtype}"
-            )
-        elif not torch.equal(own.before + own.added, own.after):
-            failures.append(f"layer {layer}'s attention gives something else than is added")
-        else:
-            writes, bias = _writes(decoder, layer, own.z)
-            total = writes.sum(0) + bias
-            if not _close(_scaled(total, own.scale), own.added, own.added):
-                failures.append(f"the heads of layer {layer} do not sum to what it adds")
-                continue
-            sizes = writes.flatten(1).norm(dim=1)
-            head = int(sizes.argmax())
-            edits[layer] = head, _telling(decoder.columns(layer, head), total.norm() / sizes[head])
-            sums[layer] = total, writes[head].clone()  # the others go
+    failures = [
+        lack for layer, own in enumerate(plain) if (lack := _check_layer(decoder, layer, own))
+    ]
     if not failures:
-        heads = [(layer, head) for layer, (head, _) in edits.items()]
+        heads = [(layer, own.head) for layer, own in enumerate(plain)]
         with scaled_heads(decoder, heads, 1.0):
             if not torch.equal(model(ids, use_cache=False).logits, logits):
                 failures.append("scaling heads by 1 changes the logits")
         with ExitStack() as stack:
-            for layer, (head, alpha) in edits.items():
-                stack.enter_context(scaled_heads(decoder, [(layer, head)], alpha))
+            for head, own in zip(heads, plain, strict=True):
+                stack.enter_context(scaled_heads(decoder, [head], own.alpha))
             _, edited = _watch(decoder, ids, [own.before for own in plain])
-        for layer, own in enumerate(edited):
-            head, alpha = edits[layer]
-            total, write = sums[layer]
-            change = _scaled((alpha - 1) * write, own.scale)
-            if not _close(_scaled(total, own.scale) + change, own.added, change):
+        for (layer, head), own, changed in zip(heads, plain, edited, strict=True):
+            change = _scaled((own.alpha - 1) * own.write, changed.scale)
+            if not _close(_scaled(own.total, changed.scale) + change, changed.added, change):
                 failures.append(f"scaling L{layer}.H{head} does not scale what it writes")
     if failures:
         listed = "; ".join(failures[:3]) + ("; and others" if len(failures) > 3 else "")
         raise UserError(f"The self-check of this {model.config.model_type} model failed: {listed}.")
 
 
-def _writes(decoder: Decoder, layer: int, z: Tensor) -> tuple[Tensor, Tensor]:
-    """Return what each head adds, heads x batch x positions x d, and the bias; scale apart."""
-    z = z.float().unflatten(-1, (decoder.n_heads, decoder.head_dim))
+def _check_layer(decoder: Decoder, layer: int, own: SimpleNamespace) -> str | None:
+    """Return what does not hold of a layer's heads, if anything.
+
+    If all holds, ``own``, of :func:`_watch`, gains the ``total`` of the heads' writes and the bias,
+    the ``head`` that writes most and its ``write``, before the frozen scale, and the ``alpha``
+    that this head is to be scaled by.
+    """
+    wide = own.z.shape[-1]
+    if wide != decoder.n_heads * decoder.head_dim:
+        return f"layer {layer}'s projection reads {wide} values"
+    if decoder.columns(layer, 0).shape[0] != own.added.shape[-1]:
+        return f"layer {layer}'s projection does not make what its attention adds"
+    if not own.added.isfinite().all():
+        dtype = str(own.added.dtype).removeprefix("torch.")
+        return f"layer {layer}'s attention gives values that are not finite in {dtype}"
+    if not torch.equal(own.before + own.added, own.after):
+        return f"layer {layer}'s attention gives something else than is added"
+    z = own.z.float().unflatten(-1, (decoder.n_heads, decoder.head_dim))
     writes = torch.einsum("bphk,hdk->hbpd", z, decoder.layer_columns(layer))
-    bias = getattr(decoder.projections[layer], "bias", None)
-    bias = torch.zeros_like(writes[0, 0, 0]) if bias is None else bias.float()
-    return writes, bias * decoder.gain(decoder.post_norms[layer]) if decoder.post_norms else bias
+    own.total = writes.sum(0)
+    if (bias := getattr(decoder.projections[layer], "bias", None)) is not None:
+        gain = decoder.gain(decoder.post_norms[layer]) if decoder.post_norms else 1
+        own.total += bias.float() * gain
+    if not _close(_scaled(own.total, own.scale), own.added, own.added):
+        return f"the heads of layer {layer} do not sum to what it adds"
+    sizes = writes.flatten(1).norm(dim=1)
+    own.head = int(sizes.argmax())
+    own.write = writes[own.head].clone()  # the other heads' are let go
+    own.alpha = _telling(decoder.columns(layer, own.head), own.total.norm() / sizes[own.head])
+    return None
 
 
 def _telling(columns: Tensor, ratio: Tensor) -> float:
-    """Return a negative power of two that makes a head write as much as its layer, ``ratio``."""
+    """Return a negative power of two that makes a head write as much as its layer.
+
+    Args:
+        columns: of the head; they stay in their number format's range.
+        ratio: how many times the layer's write is larger than the head's.
+    """
     most = math.frexp(torch.finfo(columns.dtype).max / float(columns.abs().max().clamp_min(1)))[1]
     ratio = float(ratio)  # not finite where no head of the layer writes anything
     return -(2.0 ** min(math.frexp(max(ratio, 1))[1], most - 2)) if math.isfinite(ratio) else -1.0

@@ -32,8 +32,9 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from headpursuit.files import UserError, atomic, read_json, sha256, write_json
 from headpursuit.images import PARTS, class_names, open_image, read_images
+from headpursuit.models import loading
 from headpursuit.sources import source_files, write_made_provenance
-from headpursuit.vision import render_question
+from headpursuit.vision import LOCAL, render_question
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +49,8 @@ def make_processor(language_folder: str | Path, tower: Mapping[str, Any]) -> Lla
         language_folder: folder of the language model.
         tower: the config's ``vision.build.tower``.
     """
-    tokenizer = AutoTokenizer.from_pretrained(language_folder, local_files_only=True)
+    with loading(language_folder, "tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(language_folder, **LOCAL)
     tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE_TOKEN]})
     tokenizer.padding_side = "left"
     side = tower["image_size"]
@@ -82,9 +84,10 @@ def assemble(
         image_token_id: the row that the language model's embeddings gain, zeros.
         dtype: of the language model.
     """
-    causal = AutoModelForCausalLM.from_pretrained(
-        language_folder, dtype=dtype, local_files_only=True, use_safetensors=True
-    )
+    with loading(language_folder, "model"):
+        causal = AutoModelForCausalLM.from_pretrained(
+            language_folder, dtype=dtype, use_safetensors=True, **LOCAL
+        )
     causal.resize_token_embeddings(image_token_id + 1, mean_resizing=False)
     with torch.no_grad():
         causal.get_input_embeddings().weight[image_token_id:] = 0

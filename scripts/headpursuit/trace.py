@@ -11,6 +11,7 @@ import yaml
 
 from headpursuit.config import condition_name, head_of
 from headpursuit.files import UserError, parquet_metadata, read_parquet
+from headpursuit.labellers import used_labellers
 from headpursuit.labellers.audit import mask
 from headpursuit.published import ARTEFACTS
 from headpursuit.table1 import head_name
@@ -86,10 +87,9 @@ class _Run:
         return [f"{folder}/part-{n}.parquet" for n in range(1, self.config["score"]["parts"] + 1)]
 
     def labels(self, dataset: str) -> list[str]:
-        """Return the names of the files in which labellers named a data set's words."""
-        first = [] if self.config["words"]["file"] else [f"labels/{dataset}.parquet"]
-        second = [f"labels/second/{dataset}.parquet"] if self.config["labeller"]["second"] else []
-        return first + second
+        """Return the names of the files in which the run's labellers named a data set's words."""
+        files = [f"labels/{dataset}.parquet", f"labels/second/{dataset}.parquet"]
+        return files[: len(used_labellers(self.config))]
 
     def _there(self, name: str) -> Path:
         if not (self.results / name).exists():

@@ -349,8 +349,8 @@ def write_answers(
     stops = end_tokens(decoder, processor.tokenizer)
 
     def answer(rows: Sequence[dict[str, Any]]) -> dict[str, list[tuple[list[int], str]]]:
-        opened = [open_image(row["image"], row["source"]) for row in rows]
-        encoded = encode(decoder, processor, question, opened)
+        images = [open_image(row["image"], row["source"]) for row in rows]
+        encoded = encode(decoder, processor, question, images)
         return answer_batch(decoder, encoded, conditions, alpha, max_new_tokens, stops)
 
     work = _by_images(answer)

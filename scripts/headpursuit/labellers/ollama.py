@@ -1,6 +1,5 @@
 """Backend ``ollama``: a running Ollama server, or one that is started and ended here."""
 
-import logging
 import os
 import shutil
 import signal
@@ -27,8 +26,6 @@ from headpursuit.labellers.prompt import (
     load_prompt,
     refuse_cut,
 )
-
-logger = logging.getLogger(__name__)
 
 DEFAULT_HOST = "127.0.0.1:11434"
 START_SECONDS = 60
@@ -174,16 +171,16 @@ class Ollama:
 def released(admin: Client, host: str, name: str) -> Iterator[None]:
     """Have the server unload a model at the end, also of a job that SIGTERM ends.
 
-    It would keep the model for minutes after the last reply: 43 GB of a GPU that the next job
-    needs. On another machine it holds no memory of this one's; there a model that was loaded
-    before is someone else's, and stays.
+    A server keeps a model for minutes after the last reply: 43 GB of a GPU that the next job
+    needs. A model that another machine's server had loaded before may be in use by others, and
+    stays.
     """
     elsewhere = admin._client.base_url.host not in LOOPBACK
     if elsewhere and _quiet(lambda: any(m.model == name for m in admin.ps().models)):
         yield
         return
 
-    def unload(*_: object) -> None:
+    def unload() -> None:
         # With a client of its own: a signal may come while another holds its locks.
         with _client(host, UNLOAD_SECONDS) as client:
             _quiet(lambda: client.generate(model=name, prompt="", keep_alive=0))
@@ -438,11 +435,9 @@ def _translated(name: str) -> Iterator[None]:
             raise Busy(f"Ollama: {error}") from error
         if error.status_code == 404:
             raise UserError(_missing(name)) from error
-        step = ""
-        if "context" in str(error):  # truncate is false, and the prompt too long
-            step = (
-                " Start the server with a larger OLLAMA_CONTEXT_LENGTH, or lower labeller.max_ctx."
-            )
+        # With truncate false, a prompt that is too long is refused.
+        step = "Start the server with a larger OLLAMA_CONTEXT_LENGTH, or lower labeller.max_ctx."
+        step = f" {step}" if "context" in str(error) else ""
         raise UserError(f"Ollama refuses the request: {error}{step}") from error
     except ValueError as error:  # JSON that is cut short, or lacks fields
         raise Busy(f"Ollama: a garbled answer ({type(error).__name__})") from error
