@@ -14,16 +14,15 @@ def main(snakemake):
     files = source_files(snakemake.input.data, spec["files"])
     rows = read_rows(files, spec["text"], spec["where"], f"datasets.{dataset}")
     folder = model_folder(snakemake.input.model, params.model)
-    limit = longest_input(folder)
-    prompts = render_prompts(
+    tokenizer, limit = load_tokenizer(folder), longest_input(folder)
+    prompts = sample_prompts(
         unique_prompts(rows, dataset),
-        spec["template"],
-        load_tokenizer(folder),
-        params.model["chat"],
-        None if limit is None else limit - params.max_new_tokens,
+        spec["sample"],
+        params.seed,
         dataset,
+        lambda drawn: render_prompts(drawn, spec["template"], tokenizer, params.model["chat"]),
+        None if limit is None else limit - params.max_new_tokens,
     )
-    prompts = sample_prompts(prompts, spec["sample"], params.seed, dataset)
     metadata = {"template": spec["template"], "chat": params.model["chat"], "seed": params.seed}
     write_parquet(snakemake.output[0], prompts, metadata)
 

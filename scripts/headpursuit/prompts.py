@@ -2,12 +2,13 @@
 
 import json
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from headpursuit.files import UserError, seed_for
 from headpursuit.tokens import opened, special_tokens
@@ -147,23 +148,63 @@ def unique_prompts(rows: Iterable[tuple[str, str]], dataset: str) -> pa.Table:
     return pa.table({name: pa.array(column, pa.string()) for name, column in columns.items()})
 
 
-def sample_prompts(prompts: pa.Table, sample: int | None, seed: int, dataset: str) -> pa.Table:
-    """Draw a seeded sample, in the order of the files.
+def sample_prompts(
+    prompts: pa.Table,
+    sample: int | None,
+    seed: int,
+    dataset: str,
+    render: Callable[[pa.Table], pa.Table] = lambda drawn: drawn,
+    longest: int | None = None,
+) -> pa.Table:
+    """Draw a seeded sample of the prompts that the model can read, in the order of the files.
+
+    Only what is drawn is rendered. In the place of a prompt that is too long another one is drawn.
+
+    Args:
+        prompts: table of :func:`unique_prompts`.
+        sample: how many; None takes all.
+        seed: the config's seed; with the data set it decides the draw.
+        dataset: see seed.
+        render: adds what the model reads (:func:`render_prompts`).
+        longest: tokens of the longest prompt that leaves room for a response; None for no limit.
 
     Raises:
-        UserError: if nothing is there, or less than the sample asks for.
+        UserError: if there are none, or fewer than the sample asks for.
     """
-    there = len(prompts)
-    wanted = there if sample is None else sample
-    if not there or wanted > there:
+    rng = np.random.default_rng(seed_for(seed, dataset, "sample"))
+    left, found, lengths = np.arange(len(prompts)), render(prompts[:0]), []
+    wanted = len(left) if sample is None else sample
+    while len(left) and len(found) < wanted:
+        drawn = rng.choice(left, size=min(wanted - len(found), len(left)), replace=False)
+        left = np.setdiff1d(left, drawn)
+        rendered = render(prompts.take(np.sort(drawn)))
+        if longest is not None:
+            own = pc.list_value_length(rendered["token_ids"])
+            lengths += own.to_pylist()
+            _log_too_long(rendered, own, longest, dataset)
+            rendered = rendered.filter(pc.less_equal(own, longest))
+        found = pa.concat_tables([found, rendered])
+    if lengths and not len(found):
         raise UserError(
-            f"datasets.{dataset}: {there} prompts are there, {max(wanted, 1)} are wanted; "
+            f"datasets.{dataset}: the shortest prompt has {min(lengths)} tokens, and the model "
+            f"reads {longest} beside a response. Lower generation.max_new_tokens."
+        )
+    if len(found) < (sample or 1):
+        raise UserError(
+            f"datasets.{dataset}: {len(found)} prompts are there, {sample or 1} are wanted; "
             "see its files, where and sample."
         )
-    if wanted == there:
-        return prompts
-    rng = np.random.default_rng(seed_for(seed, dataset, "sample"))
-    return prompts.take(np.sort(rng.choice(there, size=wanted, replace=False)))
+    places = pc.index_in(found["prompt_id"], prompts["prompt_id"])  # later draws stand behind
+    return found.take(pc.sort_indices(places))
+
+
+def _log_too_long(prompts: pa.Table, lengths: pa.ChunkedArray, longest: int, dataset: str) -> None:
+    for source, length in zip(prompts["source"].to_pylist(), lengths.to_pylist(), strict=True):
+        if length > longest:
+            log.warning(
+                "%s: left out %s, whose %d tokens are more than the %d that the model reads beside "
+                "a response", dataset, source, length, longest,
+            )  # fmt: skip
 
 
 def as_responses(prompts: pa.Table) -> pa.Table:
@@ -177,26 +218,22 @@ def as_responses(prompts: pa.Table) -> pa.Table:
     )
 
 
-def render_prompts(
-    prompts: pa.Table, template: str, tokenizer, chat: bool, max_tokens: int | None, dataset: str
-) -> pa.Table:
+def render_prompts(prompts: pa.Table, template: str, tokenizer, chat: bool) -> pa.Table:
     """Add what the model reads: the rendered text, its token ids, and which positions are its own.
 
     Own are the positions of the text itself: not those of special tokens, nor of what the chat
-    template writes around it. Prompts that are too long for the model are dropped. A text that
-    spells a special token (``</s>``) is read as the tokenizer reads it, as that token.
+    template writes around it. A text that spells a special token (``</s>``) is read as the
+    tokenizer reads it, as that token.
 
     Args:
         prompts: table of :func:`unique_prompts`.
         template: holds ``{prompt}``; its other braces are plain text.
         tokenizer: a Hugging Face tokenizer.
         chat: whether the text goes through the tokenizer's chat template as a user's message.
-        max_tokens: the longest prompt that leaves room for a response; None for no limit.
-        dataset: for messages.
 
     Raises:
-        UserError: if the chat template is missing or does not hold the text, if the tokenizer
-            cannot say where tokens stand, or if every prompt is too long.
+        UserError: if the chat template is missing or does not hold the text, or if the tokenizer
+            cannot say where tokens stand.
     """
     texts = [template.replace("{prompt}", text) for text in prompts["text"].to_pylist()]
     spans = [(0, len(text)) for text in texts]
@@ -210,21 +247,7 @@ def render_prompts(
     }
     for name, column in columns.items():
         prompts = prompts.append_column(name, column)
-    if max_tokens is None:
-        return prompts
-    fits = [len(own) <= max_tokens for own in ids]
-    if ids and not any(fits):
-        raise UserError(
-            f"datasets.{dataset}: the shortest prompt has {min(map(len, ids))} tokens, and the "
-            f"model reads {max_tokens} beside a response. Lower generation.max_new_tokens."
-        )
-    for source, own in zip(prompts["source"].to_pylist(), ids, strict=True):
-        if len(own) > max_tokens:
-            log.warning(
-                "%s: left out %s, whose %d tokens are more than the %d that the model reads beside "
-                "a response", dataset, source, len(own), max_tokens,
-            )  # fmt: skip
-    return prompts.filter(pa.array(fits, pa.bool_()))
+    return prompts
 
 
 def _through_chat(tokenizer, texts: Sequence[str]) -> tuple[list[str], list[tuple[int, int]]]:

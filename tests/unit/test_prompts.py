@@ -253,9 +253,17 @@ def one(text: str) -> pa.Table:
 
 
 def rendered(
-    prompts: pa.Table, template: str, tokenizer, chat: bool = False, longest: int | None = None
+    prompts: pa.Table,
+    template: str,
+    tokenizer,
+    chat: bool = False,
+    longest: int | None = None,
+    sample: int | None = None,
 ) -> pa.Table:
-    return render_prompts(prompts, template, tokenizer, chat, longest, "rtp")
+    def render(drawn: pa.Table) -> pa.Table:
+        return render_prompts(drawn, template, tokenizer, chat)
+
+    return sample_prompts(prompts, sample, 0, "rtp", render, longest)
 
 
 def test_a_template_s_other_braces_are_text(tokenizer):
@@ -399,4 +407,29 @@ def test_a_prompt_too_long_for_the_model_is_left_out(tokenizer, caplog: pytest.L
 
 
 def test_no_prompt_renders_to_none(tokenizer):
-    assert len(rendered(unique_prompts([], "rtp"), "{prompt}", tokenizer, longest=5)) == 0
+    assert len(render_prompts(unique_prompts([], "rtp"), "{prompt}", tokenizer, False)) == 0
+
+
+def test_others_are_drawn_in_the_place_of_prompts_that_are_too_long(tokenizer):
+    texts = [(f"a:{n}", f"{'x' * 50 * (n % 4)} river {n}") for n in range(40)]  # three of four
+    table = unique_prompts(texts, "rtp")
+    chosen = [
+        [
+            int(source[2:])
+            for source in rendered(table, "{prompt}", tokenizer, longest=40, sample=n)["source"]
+            .to_pylist()
+        ]
+        for n in (1, 4, 9, 10)
+    ]  # fmt: skip
+    assert [len(own) for own in chosen] == [1, 4, 9, 10]
+    assert all(n % 4 == 0 for own in chosen for n in own)
+    assert all(own == sorted(set(own)) for own in chosen)
+    with pytest.raises(UserError, match=r"datasets\.rtp: 10 prompts are there, 11 are wanted"):
+        rendered(table, "{prompt}", tokenizer, longest=40, sample=11)
+
+
+def test_only_what_is_drawn_is_rendered(tokenizer):
+    seen = []
+    table = unique_prompts(numbered(1000), "rtp")
+    sample_prompts(table, 20, 0, "rtp", lambda drawn: seen.append(len(drawn)) or drawn)
+    assert sum(seen) == 20
