@@ -210,22 +210,14 @@ def _resume(journal: Path, header: bytes) -> dict[int, int]:
     places: dict[int, int] = {}
     with atomic(journal) as part, part.open("wb") as new:
         new.write(header)
-        for number, line in _whole_lines(journal, header):
-            places[number] = new.tell()
-            new.write(line)
+        journal.touch()
+        with journal.open("rb") as old:
+            for line in old if old.readline() == header else ():
+                try:
+                    entry = json.loads(line) if line.endswith(b"\n") else {}
+                    number, _ = entry["batch"], entry["result"]
+                except (ValueError, TypeError, KeyError):
+                    break
+                places[number] = new.tell()
+                new.write(line)
     return places
-
-
-def _whole_lines(journal: Path, header: bytes) -> Iterator[tuple[int, bytes]]:
-    if not journal.exists():
-        return
-    with journal.open("rb") as file:
-        if file.readline() != header:
-            return
-        for line in file:
-            try:
-                entry = json.loads(line) if line.endswith(b"\n") else None
-                number, _ = entry["batch"], entry["result"]
-            except (ValueError, TypeError, KeyError):
-                return
-            yield number, line
