@@ -7,7 +7,6 @@ from collections.abc import Collection, Sequence
 from headpursuit.words import normalise, word_pattern
 
 STEPS = ("case", "space", "punctuation")
-CATEGORIES = ("class", "several", "none")
 
 
 def normalise_answer(text: str, steps: Collection[str] = STEPS) -> str:

@@ -14,7 +14,6 @@ import regex  # unlike re, it takes combining marks for parts of words
 from headpursuit.files import UserError, seed_for
 from headpursuit.tokens import special_tokens
 
-SPLITS = ("selection", "heldout")
 MIN_WORDS = 10
 # The regular endings of English, so that "word" also counts "words" and "worded".
 _INFLECTIONS = r"(?:'?s|es|d|ed|er|ers|ing|in')?"

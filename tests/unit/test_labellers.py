@@ -269,7 +269,7 @@ def test_a_count_below_the_words_is_a_cut_prompt(first, second, stops):
         return second
 
     with pytest.raises(UserError) if stops else nullcontext():
-        prompt.refuse_cut(chat, first, fewest, recount, "Enlarge it")
+        prompt.refuse_cut(chat, first, recount, "Enlarge it")
     assert len(asked) == (first == 6)
     for messages in asked:
         assert messages[0]["content"].endswith("\none two,  three -- 4")

@@ -7,7 +7,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from checkout import Checkout
+from checkout import Checkout, edit_a_byte
 from headpursuit.audit import main
 from tiny import HEADS, LAYERS, WORDS
 
@@ -102,6 +102,20 @@ def test_a_second_run_does_nothing_and_a_concept_is_one_entry(with_table1: Check
     assert with_table1.planned("table1", overlay="more") == {
         "write_config": 1,
         "preflight": 1,
+        "build_concept": 1,
+        "rank_concept": 1,
+        "plot_concept": 1,
+        "publish_concepts": 1,
+        "table1": 1,
+    }
+
+
+def test_a_byte_of_a_concept_s_file_is_seen_whatever_its_date(with_table1: Checkout) -> None:
+    words = with_table1.folder / "own/tools.txt"
+    edit_a_byte(words)
+    planned = with_table1.planned("table1", overlay="table1")
+    edit_a_byte(words)
+    assert planned == {
         "build_concept": 1,
         "rank_concept": 1,
         "plot_concept": 1,

@@ -19,13 +19,7 @@ from tqdm import tqdm
 from headpursuit.files import UserError
 from headpursuit.labellers import LOOPBACK
 from headpursuit.labellers.backend import TRANSIENT, Busy, Reply, persist, vary
-from headpursuit.labellers.prompt import (
-    SCHEMA,
-    fewest_tokens,
-    fit_window,
-    load_prompt,
-    refuse_cut,
-)
+from headpursuit.labellers.prompt import SCHEMA, fewest_tokens, fit_window, load_prompt, refuse_cut
 
 DEFAULT_HOST = "127.0.0.1:11434"
 START_SECONDS = 60
@@ -100,25 +94,17 @@ class Ollama:
         """Ask once; a later attempt has a reminder, another seed and a little temperature."""
         chat = self.prompt.messages(text, attempt)
         options = {**vary(self.options, attempt), "num_ctx": self.num_ctx}
-        answer = self._chat(chat, options)
+        reply = self._chat(chat, options)
         refuse_cut(
             chat,
-            answer.prompt_eval_count,
-            max(
-                fewest_tokens(*(message["content"] for message in chat)),
-                self.frame_tokens + fewest_tokens(text),
-            ),
-            lambda again: self._chat(again, {**options, "num_predict": 1}).prompt_eval_count,
+            reply.prompt_tokens,
+            lambda again: self._chat(again, {**options, "num_predict": 1}).prompt_tokens,
             f"Start it with OLLAMA_CONTEXT_LENGTH={self.num_ctx}",
+            self.frame_tokens + fewest_tokens(text),
         )
-        return Reply(
-            answer.message.content or "",
-            answer.eval_count,
-            answer.prompt_eval_count,
-            answer.done_reason,
-        )
+        return reply
 
-    def _chat(self, messages: Sequence[Mapping[str, str]], options: dict[str, Any]) -> ChatResponse:
+    def _chat(self, messages: Sequence[Mapping[str, str]], options: dict[str, Any]) -> Reply:
         body = {
             "model": self.model["model"],
             "messages": messages,
@@ -133,7 +119,8 @@ class Ollama:
             answer = self.client._request(ChatResponse, "POST", "/api/chat", json=body)
         if not answer.done:
             raise Busy("Ollama: the reply ended before it was done")
-        return answer
+        cost = answer.eval_count, answer.prompt_eval_count
+        return Reply(answer.message.content or "", *cost, answer.done_reason)
 
     def describe(self) -> dict[str, Any]:
         """Return server version, model digest, quantisation, context lengths and options."""

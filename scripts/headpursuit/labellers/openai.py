@@ -11,7 +11,7 @@ import httpx
 from headpursuit.files import UserError
 from headpursuit.labellers import LOOPBACK
 from headpursuit.labellers.backend import TRANSIENT, Busy, Reply, vary
-from headpursuit.labellers.prompt import SCHEMA, fewest_tokens, fit_window, load_prompt, refuse_cut
+from headpursuit.labellers.prompt import SCHEMA, fit_window, load_prompt, refuse_cut
 
 
 @contextmanager
@@ -69,7 +69,6 @@ class OpenAI:
         refuse_cut(
             chat,
             reply.prompt_tokens,
-            fewest_tokens(*(message["content"] for message in chat)),
             lambda again: self._chat(again, {**options, "max_tokens": 1}).prompt_tokens,
             "Give it a longer context (vLLM: --max-model-len, llama.cpp: --ctx-size)",
         )

@@ -159,26 +159,28 @@ def fewest_tokens(*texts: str) -> int:
 def refuse_cut(
     chat: Sequence[Mapping[str, str]],
     count: int | None,
-    fewest: int,
     recount: Callable[[Sequence[Mapping[str, str]]], int | None],
     remedy: str,
+    fewest: int = 0,
 ) -> None:
     """Fail if a server has read fewer tokens than a prompt has at the least: it has cut it.
 
     A few servers leave out of their count what their cache holds. So a low count is taken again,
     of the same prompt behind a word that no cache can hold. A cut that leaves as many tokens as
-    ``fewest`` is not seen.
+    there are at the least is not seen.
 
     Args:
         chat: the messages that were sent.
         count: the prompt's tokens as the server counted them; None or 0 where it does not tell.
-        fewest: how many there are at the least.
         recount: sends messages and returns the server's count.
         remedy: how that server is given a longer context.
+        fewest: how many tokens there are at the least, where more is known than
+            :func:`fewest_tokens` says.
 
     Raises:
         UserError: with both counts and what helps.
     """
+    fewest = max(fewest, fewest_tokens(*(message["content"] for message in chat)))
     if not count or count >= fewest:
         return
     first, *rest = chat
