@@ -2,6 +2,7 @@
 
 LABELLER = config["labeller"]
 LABEL_PROMPT = str(beside(LABELLER["prompt"]))
+WORDS_FILE = config["words"]["file"] and str(beside(config["words"]["file"]))
 LEXICON = f"<resources>/{LABELLER['lexicon']['source']}/provenance.json"
 PROMPTS_TO_LABEL = branch(
     "prompt" in config["words"]["texts"], then="<results>/prompts/{dataset}.parquet"
@@ -127,11 +128,9 @@ rule labels:
 rule split_words:
     """The most frequent labelled words (or the user's own), split into selection and held-out."""
     input:
-        labels=branch(not config["words"]["file"], then="<results>/labels/{dataset}.parquet"),
-        words=branch(config["words"]["file"], then=str(beside(config["words"]["file"] or ""))),
-        responses=branch(
-            config["words"]["file"], then="<results>/generations/{dataset}/baseline.parquet"
-        ),
+        labels=branch(not WORDS_FILE, then="<results>/labels/{dataset}.parquet"),
+        words=branch(WORDS_FILE, then=WORDS_FILE),
+        responses=branch(WORDS_FILE, then="<results>/generations/{dataset}/baseline.parquet"),
     output:
         "<results>/words/{dataset}.csv",
     log:
@@ -146,7 +145,7 @@ rule split_words:
         runtime=by_attempt(10),
     params:
         words=config["words"],
-        file=config["words"]["file"] and content(beside(config["words"]["file"])),
+        file=WORDS_FILE and content(WORDS_FILE),
         matching=MATCHING,
         seed=config["seed"],
         code=code_hash("split_words"),

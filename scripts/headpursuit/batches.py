@@ -20,10 +20,8 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 # What an allocator says when it has nothing left, where it has no exception of its own.
-NO_MEMORY = (
-    *("can't allocate memory", "not enough memory", "bad_alloc", "ALLOC_FAILED"),
-    "Cannot allocate memory",  # the system's own words, as of a file that is mapped
-)
+NO_MEMORY = ("can't allocate memory", "not enough memory", "bad_alloc", "ALLOC_FAILED")
+NO_MEMORY += ("Cannot allocate memory",)  # the system's own words, as for a memory-mapped file
 # What helps where a single row of text is too much.
 SMALLER = "Leave out long prompts, or take a smaller model or models.*.dtype."
 
@@ -178,18 +176,17 @@ def journaled(
     journal once the results are where they belong.
 
     Args:
-        journal: its file. One that is of other deciding values is begun anew.
-        decides: all that decides the results, as JSON.
-        batches: number of each batch, which stays the same from run to run, and its rows.
+        journal: its file. If it was written for another ``decides``, it is begun anew.
+        decides: everything that the results depend on, as JSON.
+        batches: each batch's number, which stays the same from run to run, and its rows.
         work: takes a batch's rows and returns JSON.
 
     Yields:
         Each batch's rows and its result as JSON has it (tuples are lists), in the order of the
         batches, whether computed or read.
     """
-    places = _resume(
-        journal, hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
-    )
+    fingerprint = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+    places = _resume(journal, json.dumps({"fingerprint": fingerprint}).encode() + b"\n")
     if places:
         log.info("%d finished batches are in the journal", len(places))
     with journal.open("rb") as kept, journal.open("ab") as handle:
@@ -204,13 +201,12 @@ def journaled(
             yield rows, json.loads(line)["result"]
 
 
-def _resume(journal: Path, fingerprint: str) -> dict[int, int]:
-    """Begin a journal with what is whole of an earlier one; return where each batch stands in it.
+def _resume(journal: Path, header: bytes) -> dict[int, int]:
+    """Keep the whole lines of a journal with this header, and return where each batch's begins.
 
     What follows the last whole line, torn by a kill or damaged, is left out. The file is replaced:
     a process that still writes to the old one, and a kill right now, do no harm.
     """
-    header = json.dumps({"fingerprint": fingerprint}).encode() + b"\n"
     places: dict[int, int] = {}
     with atomic(journal) as part, part.open("wb") as new:
         new.write(header)

@@ -242,7 +242,7 @@ def _sources(config: Mapping[str, Any]) -> Iterator[str]:
             there = ", ".join(config["sources"])
             yield f"{key}: {_shown(name)} is not under sources; there are {there}"
         elif config["sources"][name]["kind"] == "local":
-            # The job does not look into the workflow's folder.
+            # download_source looks in the working directory only.
             yield from _file(f"sources.{name}.path", config["sources"][name]["path"], find=Path)
 
 

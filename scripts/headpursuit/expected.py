@@ -1,6 +1,7 @@
 """The `expected` metric: the probability of words, teacher-forced, under every condition."""
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -135,12 +136,8 @@ def measure_expected(
     batches = list(enumerate(plan_batches([len(r) for r in rows], batch_tokens)))[part - 1 :: parts]
     listed = [list(words.items()), list(conditions.items())]  # whose order counts
     decides = [identity, *listed, alpha, batch_tokens, rows, records]
-    done = journaled(
-        journal,
-        decides,
-        tqdm(batches, unit="batch"),
-        lambda batch: [record for piece in work(batch) for record in piece],
-    )
+    bar = tqdm(batches, unit="batch")
+    done = journaled(journal, decides, bar, lambda batch: list(chain.from_iterable(work(batch))))
     out = [record for _, measured in done for record in measured]
     table = pa.Table.from_pylist(out, schema=SCHEMA)
     order = {name: n for n, name in enumerate(["baseline", *conditions])}

@@ -150,16 +150,9 @@ def generate(
         lambda j: f"prompt {names[jobs[j][0]]} ({len(ids[jobs[j][0]])} tokens, and {steps} new)",
         f"Lower generation.max_new_tokens. {SMALLER}",
     )
-    own = range(part - 1, len(batches), parts)
+    own = list(enumerate(batches))[part - 1 :: parts]
     bar = tqdm(own, desc=journal.stem.lstrip("."), unit="batch")
-    done = list(
-        journaled(
-            journal,
-            decides,
-            ((number, batches[number]) for number in bar),
-            lambda batch: by_condition(work(batch)),
-        )
-    )
+    done = list(journaled(journal, decides, bar, lambda batch: by_condition(work(batch))))
     records = [
         {
             "condition": condition,

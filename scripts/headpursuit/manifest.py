@@ -47,13 +47,7 @@ def build_manifest(
         UserError: if Snakemake's records do not say how a file was made.
     """
     records = snakemake_records(started_in)
-    if unknown := [name for name in made if _name(name, started_in) not in records]:
-        raise UserError(
-            f"{started_in / RECORDS} does not say how {unknown[0]} was made (and so of "
-            f"{len(unknown)} files), so there is no manifest. Snakemake keeps its records there "
-            "unless it runs with --persistence-backend db or --drop-metadata, or they were "
-            "deleted. Delete those files and run again without these options."
-        )
+    _check_records(made, records, started_in)
     own = [_name(path, started_in) for path in run_files(results)]
     names = {*own, *_upstream(own, records, started_in)}
     held = {name: owner for owner in names for name in _held(owner, started_in)}
@@ -91,6 +85,16 @@ def build_manifest(
             "files": changing,
         },
     }
+
+
+def _check_records(made: Iterable[str], records: Mapping[str, Any], started_in: Path) -> None:
+    if unknown := [name for name in made if _name(name, started_in) not in records]:
+        raise UserError(
+            f"{started_in / RECORDS} does not say how {unknown[0]} was made (and so of "
+            f"{len(unknown)} files), so there is no manifest. Snakemake keeps its records there "
+            "unless it runs with --persistence-backend db or --drop-metadata, or they were "
+            "deleted. Delete those files and run again without these options."
+        )
 
 
 def run_files(results: Path) -> list[Path]:

@@ -24,7 +24,7 @@ OPTIONS = {
     "json": {"parse_agent_traces": False},
 }
 
-PLACEHOLDER = "headpursuit"  # stands for a message when the chat template is looked at
+PLACEHOLDER = "headpursuit"  # a message that shows what the chat template writes around it
 CHUNK = 1000  # texts tokenised at once; it bounds the memory that their offsets take
 
 
@@ -259,7 +259,7 @@ def _through_chat(tokenizer, texts: Sequence[str]) -> tuple[list[str], list[tupl
         message = {"role": "user", "content": text}
         return tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
 
-    # The template may strip a text, so what stands around another one shows where it is.
+    # The template may strip the text, so what it writes around another one tells where it is.
     head, found, tail = render(PLACEHOLDER).partition(PLACEHOLDER)
     rendered = [render(text) for text in texts]
     fits = [
@@ -293,7 +293,7 @@ def _tokenise(
         for row, text, offsets, (begin, end) in parts:
             added, reached, positions = len(row) - len(text), 0, []
             for place, (token, (first, last)) in enumerate(zip(text, offsets, strict=True)):
-                # From the token before on: some tokenizers count no space to a token.
+                # Some tokenizers' offsets leave spaces out, so a token begins where the last ended.
                 if token not in special and min(first, reached) < end and last > begin:
                     positions.append(added + place)
                 reached = last

@@ -41,7 +41,7 @@ REFUSED = {".bin", ".ckpt", ".h5", ".joblib", ".msgpack", ".ot", ".pickle", ".pk
 REFUSED |= {".pt", ".pth", ".py", ".pyc"}
 ATTEMPTS = 5
 WAIT = 2.0  # seconds before the second attempt; doubled each time, at most 60
-# What the user's files held when they were last read.
+# States and hashes of the user's files, from when they were last read.
 KNOWN = Path(".snakemake/headpursuit.json")
 RESUME = "Run the same command again: it goes on from the files that have arrived."
 
@@ -583,9 +583,8 @@ def _fetch_local(name: str, spec: dict, folder: Path) -> dict:
 def content(path: str | Path) -> str | None:
     """Return a hash of a user's file, or of a folder's files and their names; None without any.
 
-    A file is read once, and again when its size, inode or times differ. Among these is the time of
-    its last change of any kind (ctime), which nothing but the system sets: a file that is edited
-    and given its old date back has another.
+    A file is read again only when its size, inode or times differ. One of these times (ctime) is
+    set by the system alone, so it differs even if a file is edited and given its old date back.
     """
     path = Path(path).expanduser()
     try:
@@ -605,7 +604,7 @@ def content(path: str | Path) -> str | None:
 
 
 def _sum(path: Path, known: dict[str, list]) -> list:
-    """Return a file's size, inode and times, and its SHA-256: that which is known of it."""
+    """Return a file's size, inode, times and SHA-256; only an unknown state is hashed."""
     stat = path.stat()
     state = [stat.st_size, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns]
     was = known.get(str(path.absolute()), [])

@@ -44,7 +44,7 @@ def write_csv(path: str | Path, table: pd.DataFrame) -> None:
     text = table.select_dtypes(exclude=["number", "bool"])
     table = table.assign(**{name: text[name].map(_guard) for name in text})
     content = table.to_csv(index=False, lineterminator="\n")
-    if "\r" in content:  # left bare by Python's writer, and the end of a line to readers
+    if "\r" in content:  # Python's writer does not quote it, and readers take it for a line's end
         content = table.to_csv(index=False, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
     check_table(path, read_cells(StringIO(content)))
     write_text(path, content)

@@ -357,9 +357,8 @@ def write_answers(
     schema = ANSWERS.with_metadata({key: json.dumps(value) for key, value in metadata.items()})
     journal = Path(path).with_name(f".{Path(path).stem}.journal")
     decides = [identity, metadata, question, list(conditions.items()), alpha, max_new_tokens]
-    done = journaled(
-        journal, decides, tqdm(batches, unit="batch"), lambda rows: by_condition(work(rows))
-    )
+    bar = tqdm(batches, unit="batch")
+    done = journaled(journal, decides, bar, lambda rows: by_condition(work(rows)))
     with atomic(path) as part, pq.ParquetWriter(part, schema, write_page_checksum=True) as writer:
         for rows, answers in done:
             records = [

@@ -96,9 +96,9 @@ def read_word_list(
 
 
 def spellings(text: str, word: str) -> list[str]:
-    """Return the forms, apart from case the same, in which a text holds a word, each once.
+    """Return the forms in which a text holds a normalised word, each once.
 
-    ``word`` is normalised; the forms have the text's case, and else are normalised too.
+    They have the text's case and are normalised otherwise.
     """
     pattern = regex.compile(word_pattern(word).pattern, regex.IGNORECASE | regex.FULLCASE)
     found = pattern.findall(normalise(text, case_sensitive=True))

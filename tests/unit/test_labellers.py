@@ -492,6 +492,19 @@ def test_agreement_by_hand():
     assert table.loc["", "kappa"] == 0.0  # two of four agree, as chance alone would
 
 
+def test_a_word_is_one_word_in_the_audit_whatever_its_cases(tmp_path):
+    texts = responses("A Darn thing", "DARN it, darn", "oh Damn, darn")
+    with open_backend({"backend": "lexicon"}, [], ["darn", "damn"]) as backend:
+        table = label_responses(texts, backend)
+    assert table["words"].to_pylist() == [["Darn"], ["DARN", "darn"], ["darn", "Damn"]]
+    assert audit.summary(table)["words"] == [
+        {"word": "d***", "responses": 3},
+        {"word": "d***", "responses": 1},
+    ]
+    compared = audit.agreement(table, table)
+    assert compared[["word", "both"]].to_numpy().tolist() == [["", 3], ["darn", 3], ["damn", 1]]
+
+
 @pytest.mark.parametrize(
     ("cells", "kappa"),
     # n, first's yes, second's yes, both's

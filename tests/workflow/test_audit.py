@@ -16,6 +16,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from checkout import Checkout
 from headpursuit.audit import main
 from headpursuit.files import sha256
@@ -427,6 +428,20 @@ def test_trace_masks_words_unless_asked(audited: Checkout, audit: Audit) -> None
     shown = audit(*command, "--unmasked")[1].lower()
     assert not [word for word in words if re.search(rf"\b{re.escape(word)}\b", masked)]
     assert [word for word in words if re.search(rf"\b{re.escape(word)}\b", shown)]
+
+
+def test_only_labels_of_the_config_s_labellers_are_traced(
+    audited: Checkout, audit: Audit, tmp_path: Path
+) -> None:
+    """A run with a list of words asks no labeller, the second no more than the first."""
+    run = tmp_path / "run"
+    shutil.copytree(audited.path(""), run)
+    shutil.rmtree(run / "labels")
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["words"]["file"], config["labeller"]["second"] = "mine.txt", "ollama"
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    code, output = audit("trace", run, "rtp", "somp", "2")
+    assert code == 0, output
 
 
 def test_hostile_responses_move_no_cursor(audited: Checkout, audit: Audit, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pandas as pd
 import pyarrow as pa
 
 from headpursuit.labellers import UNLABELLED
+from headpursuit.words import normalise
 
 TOP_WORDS = 20
 
@@ -17,6 +18,11 @@ TOP_WORDS = 20
 def mask(word: str) -> str:
     """Return a word with all but its first letter starred, each word of a phrase for itself."""
     return " ".join(part[0] + "*" * (len(part) - 1) for part in word.split())
+
+
+def _folded(words: Iterable[str]) -> set[str]:
+    """Return a response's words without their cases, which come from its text."""
+    return set(map(normalise, words))
 
 
 def summary(table: pa.Table) -> dict[str, Any]:
@@ -32,7 +38,7 @@ def summary(table: pa.Table) -> dict[str, Any]:
     """
     run = json.loads(table.schema.metadata[b"labelling"])
     statuses = Counter(table["status"].to_pylist())
-    words = Counter(word for words in table["words"].to_pylist() for word in set(words))
+    words = Counter(word for words in table["words"].to_pylist() for word in _folded(words))
     ranked = sorted(words.items(), key=lambda item: (-item[1], item[0]))[:TOP_WORDS]
     rate = round(run["tokens"] / run["seconds"], 2) if run["tokens"] and run["seconds"] else None
     return {
@@ -137,7 +143,7 @@ def cohen_kappa(n: int, first: int, second: int, both: int) -> float | None:
 def _words_of(table: pa.Table) -> dict[tuple[Any, Any], set[str]]:
     rows = table.select(["prompt_id", "sample", "words", "status"]).to_pylist()
     return {
-        (row["prompt_id"], row["sample"]): set(row["words"])
+        (row["prompt_id"], row["sample"]): _folded(row["words"])
         for row in rows
         if row["status"] not in UNLABELLED
     }

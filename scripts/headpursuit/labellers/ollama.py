@@ -56,7 +56,7 @@ def connect(
         _client(host, settings["timeout"]) as client,
     ):
         model = {**prepare_model(admin, settings), "started": started}
-        # A server that was started here is ended, and its memory free.
+        # A server that was started here is ended, which frees its memory.
         with nullcontext() if started else released(admin, host, model["model"]):
             yield Ollama(client, admin, settings, model, texts)
 
@@ -143,7 +143,7 @@ class Ollama:
     def _load(self, admin: Client) -> int | None:
         """Load the model and return the context length the server gave it, if it tells.
 
-        What loads it is the labelling prompt without a text, so that its tokens are counted.
+        The request is the labelling prompt without a text, so that its tokens are counted too.
         """
         name = self.model["model"]
         frame = [message["content"] for message in self.prompt.messages("")]

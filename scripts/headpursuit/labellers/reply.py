@@ -62,14 +62,13 @@ def sift_words(words: Sequence[str], response: str) -> tuple[list[str], list[str
     Those that do are returned in each case in which they stand there, since `words.case_sensitive`
     tells them apart.
     """
-    found = count_words([response], words)[0] if words else []
-    kept = [
-        form
-        for word, count in zip(words, found, strict=True)
-        if count
-        for form in spellings(response, word) or [word]
-    ]
-    dropped = [word for word, count in zip(words, found, strict=True) if not count]
+    kept, dropped = [], []
+    for word, count in zip(words, count_words([response], words)[0], strict=True):
+        if count:
+            # No pattern finds a few letters in upper case, such as the Turkish dotted I.
+            kept += spellings(response, word) or [word]
+        else:
+            dropped.append(word)
     return kept, dropped
 
 
