@@ -6,6 +6,7 @@
 #   make report  one HTML file of a finished run: make report RUN=demo
 #   make test-faults   kills, full disks, damaged files, an unreliable Hub: docs/reliability.md
 #   make rehearsal   config.yaml as it is on replicas of its sources, no internet: docs/reliability.md
+#   make rehearsal-full   Mistral-7B's full size, random weights: 24 GiB of memory, 30 GB of disk
 #   make fuzz    10,000 cases for each property of config, replies, words, splits and files
 #   make test-slurm      the tiny run on a real SLURM, brought up here (root, Debian)
 #   make test-report   the report in a headless browser, the research object in its validator
@@ -18,7 +19,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 CORES ?= 2
 SNAKEMAKE = .venv/bin/snakemake --cores $(CORES)
 
-.PHONY: demo paper report test test-labeller test-conda test-faults rehearsal test-slurm test-report fuzz bench lint docs env
+.PHONY: demo paper report test test-labeller test-conda test-faults rehearsal rehearsal-full test-slurm test-report fuzz bench lint docs env
 
 env: .venv/complete
 
@@ -70,6 +71,9 @@ test-faults: env
 
 rehearsal: env
 	.venv/bin/pytest tests/rehearsal
+
+rehearsal-full: env
+	.venv/bin/python tests/rehearsal/full.py results
 
 test-slurm: .venv-cluster/complete
 	.venv/bin/python tests/cluster/slurm.py .venv-cluster/bin/python -m pytest -n 5 tests/cluster

@@ -11,7 +11,7 @@ import sys
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 from snakemake.utils import update_config
@@ -25,18 +25,21 @@ SNAKEMAKE = Path(sys.executable).with_name("snakemake")
 
 @dataclass
 class Checkout:
-    """A copy of the workflow, with an overlay ``configs/tiny.yaml``."""
+    """A copy of the workflow; its runs have the overlay ``configs/<usual>.yaml``."""
 
+    usual: ClassVar[str] = "tiny"
     folder: Path
     program: Path = SNAKEMAKE
 
-    def snakemake(self, *arguments: str, overlay: str = "tiny", **env: str | None) -> str:
+    def snakemake(self, *arguments: str, overlay: str | None = None, **env: str | None) -> str:
         """Run Snakemake and return all it printed; AssertionError if it fails."""
         code, said = self.run(*arguments, overlay=overlay, **env)
         assert code == 0, said
         return said
 
-    def run(self, *arguments: str, overlay: str = "tiny", **env: str | None) -> tuple[int, str]:
+    def run(
+        self, *arguments: str, overlay: str | None = None, **env: str | None
+    ) -> tuple[int, str]:
         """Run Snakemake and return its exit status and all it printed."""
         with self.start(*arguments, overlay=overlay, **env) as process:
             try:
@@ -46,11 +49,14 @@ class Checkout:
                     os.killpg(process.pid, signal.SIGKILL)
         return process.returncode, said
 
-    def start(self, *arguments: str, overlay: str = "tiny", **env: str | None) -> subprocess.Popen:
+    def start(
+        self, *arguments: str, overlay: str | None = None, **env: str | None
+    ) -> subprocess.Popen:
         """Start Snakemake as the leader of a process group; its stdout has all that it prints.
 
         The environment is this process's with ``env`` changed; None takes a variable away.
         """
+        overlay = self.usual if overlay is None else overlay
         config = ["--configfile", f"configs/{overlay}.yaml"] if overlay else []
         cores = [] if "--cores" in arguments else ["--cores", "2"]
         changed = {**_environment(), "OMP_NUM_THREADS": "1", **env}
@@ -64,7 +70,7 @@ class Checkout:
             start_new_session=True,
         )
 
-    def planned(self, *arguments: str, overlay: str = "tiny") -> dict[str, int]:
+    def planned(self, *arguments: str, overlay: str | None = None) -> dict[str, int]:
         """Return how many jobs of each rule a dry run lists."""
         said = self.snakemake("-n", *arguments, overlay=overlay)
         if "Nothing to be done" in said:

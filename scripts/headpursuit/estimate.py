@@ -37,7 +37,10 @@ QUESTION_TOKENS = (60, 400)  # what is asked about an image, with every class na
 LABEL_TOKENS = (2, 30)  # a labeller's reply
 ROW_BYTES = 8  # of a generated token: its id, and its text
 PART_BYTES = 8  # of one word's probability
-LOAD_SECONDS = (5, 120)  # until a job's model is loaded
+LOAD_SECONDS = (5, 120)  # until a job's model is loaded and its checksums are compared
+# Rules that load a model for its weights alone.
+RANKINGS = ("rank_heads", "rank_concept", "rank_image_heads", "decompose_heads", "read_lens")
+RANKINGS += ("rank_specialists",)
 # Floating-point operations a second that a model is run with: reading many tokens at once, and
 # writing one after the other, when memory is what limits. An A100 peaks at 312e12 in bfloat16.
 SPEED = {
@@ -74,6 +77,8 @@ def estimate(config: dict, snakemake: str, benchmarks: dict) -> dict:
     for name, work in tokens(config).items():
         if name in rules:
             rules[name] |= work | {"hours": hours(work, rules[name]["jobs"], config)}
+    for name in set(RANKINGS) & set(rules):
+        rules[name]["hours"] = _times(rules[name]["jobs"] / 3600, LOAD_SECONDS)
     for name, found in benchmarks.items():
         rules.setdefault(name, {"jobs": 0})["measured"] = found
     return {
@@ -342,8 +347,8 @@ def render(found: dict) -> str:
     lines += [
         "Memory and limit are what one job asks for at its first attempt. Hours are those of a "
         f"{'CPU core' if device == 'core' else 'GPU'}, for the jobs that run a model over tokens; "
-        "rankings and decompositions are not reckoned. The low end takes every low assumption, the "
-        "high end every high one.",
+        "of rankings and decompositions only the loading is reckoned. The low end takes every low "
+        "assumption, the high end every high one.",
         "",
     ]
     sizes = found["file_bytes"]

@@ -45,6 +45,7 @@ def name_words(text: str, attempt: int) -> str:
 class Rehearsal(Checkout):
     """A checkout of the shipped workflow with the replicas it downloads from."""
 
+    usual = "machine"
     hub: Hub | None = None
     ollama: FakeOllama | None = None
 
@@ -57,9 +58,9 @@ class Rehearsal(Checkout):
             "OLLAMA_HOST": self.ollama.host,
         }
 
-    def run(self, *arguments: str, overlay: str = "machine", **env: str | None) -> tuple[int, str]:
+    def run(self, *arguments: str, **env: str | None) -> tuple[int, str]:
         """Run Snakemake with the replicas' addresses and return its status and all it printed."""
-        return super().run(*arguments, overlay=overlay, **{**self.environment(), **env})
+        return super().run(*arguments, **{**self.environment(), **env})
 
     def path(self, name: str) -> Path:
         """Return the path of a file of the run."""

@@ -59,7 +59,7 @@ def said(tmp_path_factory: pytest.TempPathFactory, files: dict) -> str:
         "train-00000-of-00001.parquet: no column image; it has img, label.",
         "the labels are numbers (0, 1, 2, ...), and no file of theirs names them.",  # SVHN's
         "classes: no name for the labels 0, 1, 2, 3, 4, 5, 6, 7, 8, 9",  # EuroSAT's are by name
-        "The classes braided have no image at all.",
+        "The classes bubbly have no image at all.",
     ],
 )
 def test_what_a_source_lacks_is_said(said: str, complaint: str) -> None:
