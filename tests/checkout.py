@@ -29,6 +29,7 @@ class Checkout:
 
     folder: Path
     program: Path = SNAKEMAKE
+    patience: float = 900  # seconds that a run may take
 
     def snakemake(self, *arguments: str, overlay: str = "tiny", **env: str | None) -> str:
         """Run Snakemake and return all it printed; AssertionError if it fails."""
@@ -40,7 +41,7 @@ class Checkout:
         """Run Snakemake and return its exit status and all it printed."""
         with self.start(*arguments, overlay=overlay, **env) as process:
             try:
-                said, _ = process.communicate(timeout=900)
+                said, _ = process.communicate(timeout=self.patience)
             finally:
                 with suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)

@@ -45,6 +45,7 @@ def name_words(text: str, attempt: int) -> str:
 class Rehearsal(Checkout):
     """A checkout of the shipped workflow with the replicas it downloads from."""
 
+    patience: float = 7200
     hub: Hub | None = None
     ollama: FakeOllama | None = None
 
