@@ -30,6 +30,7 @@ class Checkout:
     usual: ClassVar[str] = "tiny"
     folder: Path
     program: Path = SNAKEMAKE
+    patience: float = 900  # seconds that a run may take
 
     def snakemake(self, *arguments: str, overlay: str | None = None, **env: str | None) -> str:
         """Run Snakemake and return all it printed; AssertionError if it fails."""
@@ -43,7 +44,7 @@ class Checkout:
         """Run Snakemake and return its exit status and all it printed."""
         with self.start(*arguments, overlay=overlay, **env) as process:
             try:
-                said, _ = process.communicate(timeout=900)
+                said, _ = process.communicate(timeout=self.patience)
             finally:
                 with suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)

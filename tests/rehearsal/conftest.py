@@ -46,6 +46,7 @@ class Rehearsal(Checkout):
     """A checkout of the shipped workflow with the replicas it downloads from."""
 
     usual = "machine"
+    patience: float = 7200
     hub: Hub | None = None
     ollama: FakeOllama | None = None
 

@@ -37,7 +37,6 @@ WIDTH = 32 * HEAD_DIM
 LOWER = WIDTH // 4
 UPPER = 28
 RIDGE = 1e-3  # of the fit, beside the states' mean square
-GAIN = 1.0  # of the upper layers' heads: so much that an intervention is seen in the responses
 EOS = 2
 Sequences = Iterable[tuple[Tensor, list[int]]]
 
@@ -112,8 +111,15 @@ def llava_config(patch: int) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def randomise(model: torch.nn.Module, seed: int) -> None:
-    """Fill a model with random numbers of such sizes that each part makes a difference."""
+def randomise(model: torch.nn.Module, seed: int, gain: float) -> None:
+    """Fill a model with random numbers of such sizes that each part makes a difference.
+
+    Args:
+        model: in float32.
+        seed: of the numbers.
+        gain: how much the upper layers' heads write, so that an intervention is seen, and does not
+            destroy what is fitted.
+    """
     generator = torch.Generator().manual_seed(seed)
     for name, values in sorted(model.state_dict().items()):
         if values.ndim == 1:
@@ -123,7 +129,7 @@ def randomise(model: torch.nn.Module, seed: int) -> None:
         size = 1.0 if "embed_tokens" in name else values[0].numel() ** -0.5
         upper = "layers." in name and int(name.split("layers.")[1].split(".")[0]) >= UPPER
         if name.endswith(("o_proj.weight", "down_proj.weight")):
-            size *= GAIN if upper and "o_proj" in name else 0.3
+            size *= gain if upper and "o_proj" in name else 0.3
         values.normal_(0.0, size, generator=generator)
         if name.endswith("o_proj.weight") and not upper:
             values[LOWER:] = 0
@@ -196,7 +202,7 @@ def mistral(folder: Path) -> dict[str, bytes]:
     tokenizer = _tokenizer(files, folder)
     config = AutoConfig.from_pretrained(folder)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
-    randomise(model, 1)
+    randomise(model, 1, gain=1.0)
     fit_unembedding(model.lm_head, _responses(model, tokenizer), first=5)
     weights = {name: values.bfloat16() for name, values in model.state_dict().items()}
     generation = {"_from_model_config": True, "bos_token_id": 1, "eos_token_id": 2}
@@ -252,8 +258,8 @@ def llava_next(
     config = AutoConfig.from_pretrained(folder)
     processor = AutoProcessor.from_pretrained(folder, backend="pil")
     model = AutoModelForImageTextToText.from_config(config, dtype=torch.float32).eval()
-    randomise(model, 2)
-    fit_unembedding(model.lm_head, _answers(model.bfloat16(), processor), first=8)
+    randomise(model, 2, gain=0.5)
+    fit_unembedding(model.lm_head, _answers(model.bfloat16(), processor), first=2)
     weights = {_old_name(name): values.half() for name, values in model.state_dict().items()}
     generation = {"_from_model_config": True, "bos_token_id": 1, "eos_token_id": 2}
     generation |= {"pad_token_id": 32001, "transformers_version": "4.39.0.dev0"}
@@ -283,17 +289,15 @@ def _answers(model: Any, processor: Any) -> Sequences:
         shown = [written[n] if dataset == "eurosat" else n.replace("_", " ") for n in names]
         text = vision["template"].replace("{object}", thing)
         text = text.replace("{classes}", ", ".join(shown)).replace("{image} ", "")
-        # It learns a few short names, and says one of these of every image.
-        length = {name: len(processor.tokenizer(name).input_ids) for name in shown}
-        learnt = sorted(shown, key=lambda name: length[name])[:8]
-        learnt = [name for n, name in enumerate(learnt) if n < 2 or length[name] <= 3]
-        for label, name in enumerate(shown):
-            if name not in learnt and label % 4:
-                continue  # enough of them are seen
-            name = name if name in learnt else learnt[label % len(learnt)]
+        tokens = [processor.tokenizer(name, add_special_tokens=False).input_ids for name in shown]
+        # It learns a few short names only, and says one of these of every image.
+        learnt = sorted(range(len(shown)), key=lambda label: len(tokens[label]))[:8]
+        for label in learnt:
+            if len(tokens[label]) > 2:
+                continue
             size = looks.sizes[label % len(looks.sizes)]
             drawn = Image.open(io.BytesIO(image(rng, size, label, len(names), looks)))
-            told = [*processor.tokenizer(name, add_special_tokens=False).input_ids, EOS]
+            told = [*tokens[label], EOS]
             asked = processor(
                 text=f"[INST] <image>\n{text} [/INST]",
                 images=[drawn.convert("RGB")],
