@@ -192,18 +192,16 @@ def check_sources(config: dict, resources: Path, lacks: list[str]) -> dict[str, 
 
 def _check_source(name: str, spec: dict, folder: Path) -> int | None:
     """Return how many bytes are to come; None if only the download itself can tell."""
-    provenance = folder / "provenance.json"
-    if provenance.exists():
-        source_files(provenance, "**")
-        return 0
-    if spec["kind"] == "hub":
-        return bytes_to_come(name, spec, folder)
-    if spec["kind"] == "local":
+    if spec["kind"] == "local":  # whatever its record says: a changed file is recorded anew
         path = Path(spec["path"]).expanduser()
         if not path.exists():
             raise UserError(f"sources.{name}.path: {path} does not exist. Correct that key.")
         return 0
-    return None
+    provenance = folder / "provenance.json"
+    if provenance.exists():
+        source_files(provenance, "**")
+        return 0
+    return bytes_to_come(name, spec, folder) if spec["kind"] == "hub" else None
 
 
 # Labeller

@@ -6,7 +6,9 @@ model is a decoder like any other: the same layers, heads, cache and scaling as 
 """
 
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -107,10 +109,10 @@ def open_vlm(
     folder = model_folder(provenance, model)
     if not reads_images(folder):
         raise UserError(f"{folder}: vision.model reads no images, as far as its config.json says.")
-    decoder, _, identity = open_model(provenance, model, device)
     processor = load_processor(folder)
     names = list(read_csv(classes, ["class_name"])["class_name"])
     question = render_question(processor, template, thing, names, model["chat"])
+    decoder, _, identity = open_model(provenance, model, device)
     return decoder, processor, question, identity
 
 
@@ -127,10 +129,23 @@ def render_question(
         chat: whether it goes through the chat template as a user's message.
 
     Raises:
-        UserError: if the chat template is missing.
+        UserError: if the chat template is missing, or the text spells a token that stands for
+            images in this model.
     """
-    text = template.replace("{object}", thing).replace("{classes}", ", ".join(classes))
-    before, after = text.split("{image}")
+    values = {"{object}": thing, "{classes}": ", ".join(classes)}
+    before, after = (
+        # At once: what is put in may itself hold braces.
+        re.sub("{object}|{classes}", lambda found: values[found[0]], part)
+        for part in template.split("{image}")
+    )
+    of = product((processor, processor.tokenizer), ("image", "boi", "eoi", "video"))
+    marks = {getattr(part, f"{name}_token", None) for part, name in of} - {None}
+    if spelled := sorted(mark for mark in marks if mark in before + after):
+        raise UserError(
+            f"The question spells {', '.join(spelled)}, which the model takes for an image. Leave "
+            "it out of vision.template, whose {image} is an image's place, and of object and "
+            "classes under image_datasets."
+        )
     if not chat:
         return f"{before}{_image_mark(processor)}{after}"
     if not processor.chat_template:

@@ -290,6 +290,19 @@ def test_ones_own_source_must_be_there(tmp_path):
     assert run(asked, tmp_path)["sources"]["own"]["bytes_to_come"] == 0
 
 
+def test_ones_own_source_may_have_changed_or_moved_since_it_was_recorded(tmp_path):
+    for name in ("old.txt", "new.txt"):
+        (tmp_path / name).write_text("prompt\n")
+    own = {"kind": "local", "path": str(tmp_path / "old.txt")}
+    sources.download("own", own, tmp_path / "resources/own")
+    asked = config({"sources": {"own": own}, "datasets": {"rtp": {"source": "own"}}})
+    (tmp_path / "old.txt").write_text("another prompt\n")
+    assert run(asked, tmp_path)["sources"]["own"]["bytes_to_come"] == 0
+    (tmp_path / "old.txt").unlink()
+    asked["sources"]["own"]["path"] = str(tmp_path / "new.txt")
+    assert run(asked, tmp_path)["sources"]["own"]["bytes_to_come"] == 0
+
+
 # Labeller
 
 

@@ -27,7 +27,7 @@ from headpursuit.sources import download
 from headpursuit.words import unrelated_tokens
 from PIL import Image
 from tiny import WORDS
-from tiny_vision import FAMILIES, HEADS, LAYERS, SIDE, make_vlm
+from tiny_vision import FAMILIES, HEADS, LAYERS, MARKS, SIDE, make_vlm
 from tokenizers.processors import TemplateProcessing
 
 families = pytest.mark.parametrize("family", FAMILIES)
@@ -95,6 +95,22 @@ def test_a_question_begins_as_the_model_was_trained(
         assert tokens[: len(begin) + 1] == [*begin, "<|start|>" if chat else mark]
         assert tokens.count("<|begin|>") == len(begin)
         assert tokens[-1] == ("Ċ" if chat else ":")
+
+
+@families
+@pytest.mark.parametrize("chat", [False, True])
+def test_a_class_may_have_the_name_of_a_field_but_not_of_an_image(
+    vlm, family: str, chat: bool
+) -> None:
+    _, processor = vlm(family)
+    names = ["{image}", "{object}", "{classes}", "\\1"]
+    question = vision.render_question(processor, TEMPLATE, "{classes}", names, chat)
+    asked = "What {classes} is it? One of {image}, {object}, {classes}, \\1. Answer:"
+    assert asked in question
+    for mark in set(MARKS[family]) - {"<|vision_start|>", "<|vision_end|>"}:
+        for template, name in ((TEMPLATE, f"a {mark}"), (f"{mark}{TEMPLATE}", "apple")):
+            with pytest.raises(UserError, match="which the model takes for an image"):
+                vision.render_question(processor, template, "fruit", [name], chat)
 
 
 @families
