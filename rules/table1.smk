@@ -193,13 +193,16 @@ rule plot_atoms:
         "../scripts/plot_atoms.py"
 
 
+def concept_file(wildcards):
+    """The file of a concept's words; none of a concept whose words stand in the config."""
+    words = TABLE1["concepts"][wildcards.concept]
+    return str(beside(words)) if isinstance(words, str) else []
+
+
 rule build_concept:
     """The rows of the unembedding matrix that a concept's words have."""
     input:
-        words=branch(
-            lambda wildcards: isinstance(TABLE1["concepts"][wildcards.concept], str),
-            then=lambda wildcards: str(beside(TABLE1["concepts"][wildcards.concept])),
-        ),
+        words=concept_file,
         model=MODEL_FILES,
     output:
         "<results>/dictionaries/concepts/{concept}.csv",
@@ -215,7 +218,8 @@ rule build_concept:
     params:
         model=MODEL,
         words=lookup("table1/concepts/{concept}", within=config),
-        content=lambda wildcards, input: content(input.words) if input.words else None,
+        # Not of `input`: Snakemake keeps no record of params that take it, and would not rerun.
+        content=lambda wildcards: concept_file(wildcards) and content(concept_file(wildcards)),
         rows=config["dictionary"]["rows"],
         leading_space=config["dictionary"]["leading_space"],
         code=code_hash("build_concept"),
