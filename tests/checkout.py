@@ -149,8 +149,8 @@ TINY = {
 }
 
 
-def make_checkout(folder: Path) -> Checkout:
-    """Copy the workflow and write the tiny run's model, data and overlay."""
+def copy_workflow(folder: Path) -> None:
+    """Copy the workflow as it is."""
     for part in PARTS:
         source = ROOT / part
         if source.is_dir():
@@ -158,6 +158,11 @@ def make_checkout(folder: Path) -> Checkout:
         else:
             folder.mkdir(parents=True, exist_ok=True)
             shutil.copy2(source, folder / part)
+
+
+def make_checkout(folder: Path) -> Checkout:
+    """Copy the workflow and write the tiny run's model, data and overlay."""
+    copy_workflow(folder)
     own = folder / "own"
     make_model(own / "model")
     rng = random.Random(0)

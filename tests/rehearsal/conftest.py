@@ -1,7 +1,6 @@
 """One run of config.yaml on replicas of all its sources, for every test to look at."""
 
 import re
-import shutil
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +11,7 @@ import pytest
 import replica_models
 import replica_sources
 import yaml
-from checkout import PARTS, ROOT, Checkout
+from checkout import Checkout, copy_workflow
 from fake_ollama import FakeOllama
 from hub_server import Hub, Repo, serve
 
@@ -68,23 +67,6 @@ class Rehearsal(Checkout):
         return self.folder / "results/paper" / name
 
 
-def copy_workflow(folder: Path) -> None:
-    """Copy the workflow as it is, with an overlay ``machine``."""
-    for part in PARTS:
-        source = ROOT / part
-        if source.is_dir():
-            shutil.copytree(
-                source,
-                folder / part,
-                ignore=shutil.ignore_patterns("__pycache__"),
-                dirs_exist_ok=True,
-            )
-        else:
-            folder.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(source, folder / part)
-    (folder / "configs/machine.yaml").write_text(yaml.safe_dump(MACHINE))
-
-
 @pytest.fixture(scope="session")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, bytes]]:
     """Give the files of all repositories, by their ids."""
@@ -107,6 +89,7 @@ def gate(files: dict[str, dict[str, bytes]]) -> dict[str, Repo]:
 def replicas(folder: Path, files: dict[str, dict[str, bytes]]) -> Iterator[Rehearsal]:
     """Copy the workflow, and serve what it needs while the block runs."""
     copy_workflow(folder)
+    (folder / "configs/machine.yaml").write_text(yaml.safe_dump(MACHINE))
     with serve(gate(files)) as hub, FakeOllama(name_words, models=(), delay=0.05) as ollama:
         yield Rehearsal(folder, hub=hub, ollama=ollama)
 
