@@ -85,12 +85,6 @@ class _Run:
         """Return the names of the parts that the run's work was divided into."""
         return [f"{folder}/part-{n}.parquet" for n in range(1, self.config["score"]["parts"] + 1)]
 
-    def labels(self, dataset: str) -> list[str]:
-        """Return the names of the files in which labellers named a data set's words."""
-        first = [] if self.config["words"]["file"] else [f"labels/{dataset}.parquet"]
-        second = [f"labels/second/{dataset}.parquet"] if self.config["labeller"]["second"] else []
-        return first + second
-
     def _there(self, name: str) -> Path:
         if not (self.results / name).exists():
             raise UserError(f"{self.results / name} is not there.")
@@ -114,9 +108,13 @@ class _Run:
     def _patterns(self) -> list[tuple[str, Any]]:
         words: set[str] = set()
         for dataset in self.config["text"]["datasets"]:
-            words |= set(self.csv(f"words/{dataset}.csv", ["word"])["word"])
-            for labels in self.labels(dataset):
-                words |= {word for own in self.parquet(labels, ["words"])["words"] for word in own}
+            # A run of figure 1 alone has neither.
+            if (path := self.results / f"words/{dataset}.csv").exists():
+                words |= set(read_csv(path, ["word"])["word"])
+            for folder in ("labels", "labels/second"):
+                if (path := self.results / folder / f"{dataset}.parquet").exists():
+                    for own in read_parquet(path, ["words"])["words"].to_pylist():
+                        words |= set(own)
         longest = sorted({normalise(word) for word in words}, key=len, reverse=True)
         return [(word.split()[0], word_pattern(word, inflections=True)) for word in longest]
 
