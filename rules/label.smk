@@ -34,7 +34,7 @@ rule label_responses:
         gpu=OLLAMA_GPU if LABELLER["backend"] == "ollama" else 0,
     params:
         labeller={key: value for key, value in LABELLER.items() if key != "second"},
-        prompt=None if LABELLER["backend"] == "lexicon" else content(LABEL_PROMPT),
+        content=None if LABELLER["backend"] == "lexicon" else content(LABEL_PROMPT),
         code=code_hash("label_responses"),
     script:
         "../scripts/label_responses.py"
@@ -60,7 +60,7 @@ use rule label_responses as label_second with:
         gpu=OLLAMA_GPU if LABELLER["second"] == "ollama" else 0,
     params:
         labeller={**LABELLER, "backend": LABELLER["second"]},
-        prompt=None if LABELLER["second"] == "lexicon" else content(LABEL_PROMPT),
+        content=None if LABELLER["second"] == "lexicon" else content(LABEL_PROMPT),
         code=code_hash("label_responses"),
 
 
@@ -146,7 +146,7 @@ rule split_words:
         runtime=by_attempt(10),
     params:
         words=config["words"],
-        file=config["words"]["file"] and content(config["words"]["file"]),
+        content=config["words"]["file"] and content(config["words"]["file"]),
         matching=MATCHING,
         seed=config["seed"],
         code=code_hash("split_words"),

@@ -28,7 +28,7 @@ rule rank_heads:
         pursuit=config["pursuit"],
         dictionary=config["dictionary"],
         seed=config["seed"],
-        unrelated=content(UNRELATED_WORDS),
+        content=content(UNRELATED_WORDS),
         code=code_hash("rank_heads"),
     script:
         "../scripts/rank_heads.py"

@@ -215,7 +215,11 @@ rule build_concept:
     params:
         model=MODEL,
         words=lookup("table1/concepts/{concept}", within=config),
-        file=lambda wildcards, input: [content(path) for path in input.words],
+        content=lambda wildcards: (
+            content(TABLE1["concepts"][wildcards.concept])
+            if isinstance(TABLE1["concepts"][wildcards.concept], str)
+            else None
+        ),
         rows=config["dictionary"]["rows"],
         leading_space=config["dictionary"]["leading_space"],
         code=code_hash("build_concept"),

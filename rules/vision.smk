@@ -102,7 +102,7 @@ rule assemble_model:
         language_model=config["models"][LANGUAGE_MODEL],
         dataset=LEARNED,
         tower=BUILD.get("tower"),
-        trained=BUILD.get("trained") and content(beside(BUILD["trained"])),
+        content=BUILD.get("trained") and content(beside(BUILD["trained"])),
         code=code_hash("assemble_model"),
     script:
         "../scripts/assemble_model.py"
@@ -195,7 +195,7 @@ rule rank_image_heads:
         pursuit=config["pursuit"],
         dictionary=VISION["dictionary"],
         seed=config["seed"],
-        unrelated=content(UNRELATED_WORDS),
+        content=content(UNRELATED_WORDS),
         code=code_hash("rank_image_heads"),
     script:
         "../scripts/rank_image_heads.py"

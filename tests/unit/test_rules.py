@@ -166,8 +166,8 @@ def test_a_script_reads_what_its_rule_gives(rule: Rule):
 
 @working
 def test_a_rule_gives_no_parameter_that_nothing_reads(rule: Rule):
-    """A parameter that nothing reads makes a job run again for nothing."""
-    assert names(rule.sections.get("params", "")) - {"code"} <= uses(rule)["params"]
+    """It would make a job run again for nothing, but for the hashes of code and of users' files."""
+    assert names(rule.sections.get("params", "")) - {"code", "content"} <= uses(rule)["params"]
 
 
 def test_the_snakefile_includes_every_file():

@@ -1,15 +1,13 @@
 """Real Snakemake runs of the whole text experiment on a tiny random model."""
 
 import json
-import os
 import unicodedata
-from pathlib import Path
 
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from checkout import Checkout
+from checkout import Checkout, edit_a_byte
 from headpursuit.audit import main
 from hub_server import Repo, serve
 from tiny import WORDS
@@ -260,15 +258,6 @@ def test_prompts_that_change_on_disk_are_read_anew(checkout: Checkout) -> None:
     prompts = checkout.folder / "own/prompts.jsonl"
     prompts.write_text(prompts.read_text().replace("apple", "plum"), encoding="utf-8")
     assert checkout.planned()["prepare_prompts"] == 1
-
-
-def edit_a_byte(path: Path) -> None:
-    """Change a file's last byte, and leave its size and date as they are."""
-    before = path.stat()
-    content = path.read_bytes()
-    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
-    assert path.stat().st_mtime_ns == before.st_mtime_ns and path.stat().st_size == before.st_size
 
 
 @pytest.mark.parametrize(
