@@ -114,9 +114,14 @@ class _Run:
     def _patterns(self) -> list[tuple[str, Any]]:
         words: set[str] = set()
         for dataset in self.config["text"]["datasets"]:
-            words |= set(self.csv(f"words/{dataset}.csv", ["word"])["word"])
-            for labels in self.labels(dataset):
-                words |= {word for own in self.parquet(labels, ["words"])["words"] for word in own}
+            if (
+                self.results / f"words/{dataset}.csv"
+            ).exists():  # not where figure 1 alone was made
+                words |= set(self.csv(f"words/{dataset}.csv", ["word"])["word"])
+                for name in self.labels(dataset):
+                    words |= {
+                        word for own in self.parquet(name, ["words"])["words"] for word in own
+                    }
         longest = sorted({normalise(word) for word in words}, key=len, reverse=True)
         return [(word.split()[0], word_pattern(word, inflections=True)) for word in longest]
 

@@ -8,6 +8,7 @@ import subprocess
 import zipfile
 from collections.abc import Iterator
 from hashlib import sha256
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -272,6 +273,8 @@ def test_captions_quote_what_was_in_force(seen: dict[str, Any]) -> None:
 
 @pytest.fixture(scope="module")
 def crate(ran: Checkout) -> Path:
+    (ran.folder / "requirements.txt").write_text("snakemake==0.1\n")
+    ran.path("report/leftover.html").write_text("of earlier settings")
     ran.snakemake("crate", overlay="hostile")
     return ran.path("audit/crate.zip")
 
@@ -280,6 +283,13 @@ def graph(crate: Path) -> dict[str, dict[str, Any]]:
     with zipfile.ZipFile(crate) as archive:
         read = json.loads(archive.read("ro-crate-metadata.json"))
     return {entity["@id"]: entity for entity in read["@graph"]}
+
+
+def test_the_crate_is_of_the_snakemake_that_ran_and_of_this_run_s_pages(crate: Path) -> None:
+    described = graph(crate)
+    assert described["#snakemake"]["softwareVersion"] == version("snakemake")
+    assert any(name.endswith("report/published.html") for name in described)
+    assert not any("leftover" in name for name in described)
 
 
 def validate(crate: Path, folder: Path) -> tuple[int, str]:

@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 import pytest
-from checkout import Checkout, make_checkout
+from checkout import TINY, Checkout, make_checkout
 
 pytestmark = pytest.mark.xdist_group("workflow")
 
@@ -40,6 +40,21 @@ def test_an_older_snakemake_is_told_which_one_is_needed(fresh: Checkout) -> None
     assert done.returncode != 0
     said = done.stdout + done.stderr
     assert "Expecting Snakemake version 9.27.1 or higher" in said and "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [("mistral", "mistralai/Mistral-7B-Instruct-v0.2"), ("wheel", None)],
+)
+def test_a_package_is_no_repository_of_the_hub(
+    fresh: Checkout, model: str, name: str | None
+) -> None:
+    spec = {"kind": "wheel", "id": "some-package", "version": "1", "sha256": "0" * 64}
+    wheel = {**TINY["models"]["tiny"], "source": "wheel"}
+    fresh.configure("wheel", sources={"wheel": {**spec, "files": ["*"]}}, models={"wheel": wheel})
+    asks = f'include: "Snakefile"\n\nprint("is", hub_id("{model}"), "there")\n'
+    (fresh.folder / "asks.smk").write_text(asks)
+    assert f"is {name} there" in fresh.snakemake("-n", "-s", "asks.smk", overlay="wheel")
 
 
 def test_demo_dry_run(fresh: Checkout) -> None:

@@ -146,3 +146,12 @@ def test_a_deleted_file_is_made_again(with_table1: Checkout, deleted: str, made:
         assert set(with_table1.planned("table1", overlay="table1")) - {"table1"} == made
     finally:
         kept.rename(path)
+
+
+def test_a_byte_of_a_concept_s_file_is_seen_whatever_its_date(with_table1: Checkout) -> None:
+    target, words = "results/tiny/tables/concepts.csv", with_table1.folder / "own/tools.txt"
+    assert with_table1.planned(target, overlay="table1") == {}
+    edit_a_byte(words)
+    assert with_table1.planned(target, overlay="table1")["build_concept"] == 1
+    edit_a_byte(words)
+    assert with_table1.planned(target, overlay="table1") == {}
