@@ -215,7 +215,7 @@ rule build_concept:
     params:
         model=MODEL,
         words=lookup("table1/concepts/{concept}", within=config),
-        file=lambda wildcards, input: [content(path) for path in input.words],
+        file=lambda wildcards, input: content(input.words) if input.words else None,
         rows=config["dictionary"]["rows"],
         leading_space=config["dictionary"]["leading_space"],
         code=code_hash("build_concept"),

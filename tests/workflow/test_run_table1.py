@@ -1,5 +1,6 @@
 """Table 1 in a real Snakemake run of a tiny random model, with concepts of one's own."""
 
+import os
 import re
 import shutil
 
@@ -55,6 +56,15 @@ def test_every_file_of_table1_is_there(with_table1: Checkout) -> None:
         assert with_table1.path(f"figures/{name}.png").stat().st_size > 1000
     atoms = pd.read_parquet(with_table1.path("decompositions/asked.parquet"))
     assert len(atoms[["layer", "head"]].drop_duplicates()) == LAYERS * HEADS
+
+
+def test_a_byte_of_a_concept_s_file_is_seen_whatever_its_date(with_table1: Checkout) -> None:
+    path = with_table1.folder / "own/tools.txt"
+    before, words = path.stat(), path.read_text()
+    for text, planned in ((words.replace("hammer", "jammer"), 1), (words, 0)):
+        path.write_text(text)
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+        assert with_table1.planned("table1", overlay="table1").get("build_concept", 0) == planned
 
 
 def test_table1_shows_the_most_specialised(with_table1: Checkout) -> None:
