@@ -175,12 +175,3 @@ def make_checkout(folder: Path) -> Checkout:
         csv.writer(handle).writerows([["word"], *([word] for word in WORDS[::2])])
     (folder / "configs/tiny.yaml").write_text(yaml.safe_dump(TINY))
     return Checkout(folder)
-
-
-def edit_a_byte(path: Path) -> None:
-    """Change a file's last byte, and leave its size and date as they are."""
-    before = path.stat()
-    content = path.read_bytes()
-    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
-    assert path.stat().st_mtime_ns == before.st_mtime_ns and path.stat().st_size == before.st_size

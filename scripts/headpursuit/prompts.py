@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from headpursuit.files import UserError, seed_for
-from headpursuit.tokens import opened, special_tokens
+from headpursuit.tokens import as_user, opened, special_tokens
 
 log = logging.getLogger(__name__)
 
@@ -252,16 +252,9 @@ def render_prompts(prompts: pa.Table, template: str, tokenizer, chat: bool) -> p
 
 def _through_chat(tokenizer, texts: Sequence[str]) -> tuple[list[str], list[tuple[int, int]]]:
     """Put texts through the chat template; return them with where each begins and ends there."""
-    if not tokenizer.chat_template:
-        raise UserError("models.*.chat is true, but the tokenizer has no chat template.")
-
-    def render(text: str) -> str:
-        message = {"role": "user", "content": text}
-        return tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
-
-    # The template may strip the text, so what it writes around another one tells where it is.
-    head, found, tail = render(PLACEHOLDER).partition(PLACEHOLDER)
-    rendered = [render(text) for text in texts]
+    # The template may strip a text, so what stands around another one shows where it is.
+    head, found, tail = as_user(tokenizer, PLACEHOLDER).partition(PLACEHOLDER)
+    rendered = [as_user(tokenizer, text) for text in texts]
     fits = [
         len(whole) >= len(head + tail) and whole.startswith(head) and whole.endswith(tail)
         for whole in rendered

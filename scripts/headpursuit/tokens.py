@@ -1,6 +1,9 @@
 """Tokens: which are special, which a tokenizer adds by itself, and all as visible text."""
 
 from collections.abc import Iterable, Sequence
+from typing import Any
+
+from headpursuit.files import UserError
 
 
 def special_tokens(tokenizer) -> set[int]:
@@ -40,6 +43,31 @@ def opened(tokenizer, texts: Sequence[list[int]]) -> list[list[int]]:
     """
     before, _ = added_tokens(tokenizer)
     return [text if text[:1] == before[:1] else before + text for text in texts]
+
+
+def as_user(reader: Any, content: str | Sequence[dict[str, str]]) -> str:
+    """Return a user's message as the chat template renders it, up to where the answer begins.
+
+    Args:
+        reader: a tokenizer, or a processor.
+        content: of the message: text, or for a processor its parts.
+
+    Raises:
+        UserError: if there is no chat template, or it does not take such a message.
+    """
+    from jinja2 import TemplateError
+
+    if not reader.chat_template:
+        raise UserError("models.*.chat is true, but the model's folder has no chat template.")
+    try:
+        return reader.apply_chat_template(
+            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+        )
+    except (TemplateError, TypeError) as error:
+        raise UserError(
+            f"models.*.chat is true, but the chat template fails with a user's message alone: "
+            f"{error}. Correct the template, or set chat to false."
+        ) from error
 
 
 def token_texts(tokenizer, token_ids: Iterable[int]) -> list[str]:

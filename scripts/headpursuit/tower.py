@@ -81,7 +81,7 @@ def assemble(
     Args:
         language_folder: folder of the language model.
         tower: the config's ``vision.build.tower``.
-        image_token_id: the row that the language model's embeddings gain, zeros.
+        image_token_id: the row that the language model's embeddings and unembedding gain, zeros.
         dtype: of the language model.
     """
     with loading(language_folder, "model"):
@@ -91,6 +91,7 @@ def assemble(
     causal.resize_token_embeddings(image_token_id + 1, mean_resizing=False)
     with torch.no_grad():
         causal.get_input_embeddings().weight[image_token_id:] = 0
+        causal.get_output_embeddings().weight[image_token_id:] = 0  # of its own where not tied
     width = tower["hidden_size"]
     vision = CLIPVisionConfig(
         image_size=tower["image_size"],

@@ -38,7 +38,7 @@ from headpursuit.models import (
 )
 from headpursuit.reading import first_edited, read, read_again
 from headpursuit.tables import read_csv
-from headpursuit.tokens import added_tokens, opened
+from headpursuit.tokens import added_tokens, as_user, opened
 
 
 class QwenImages(Qwen2_5_VLProcessor):
@@ -148,16 +148,12 @@ def render_question(
         )
     if not chat:
         return f"{before}{_image_mark(processor)}{after}"
-    if not processor.chat_template:
-        raise UserError("models.*.chat is true, but the processor has no chat template.")
     parts = [
         *([{"type": "text", "text": before.strip()}] if before.strip() else []),
         {"type": "image"},
         {"type": "text", "text": after.strip()},
     ]
-    return processor.apply_chat_template(
-        [{"role": "user", "content": parts}], tokenize=False, add_generation_prompt=True
-    )
+    return as_user(processor, parts)
 
 
 def _image_mark(processor: Any) -> str:

@@ -378,6 +378,22 @@ def test_a_template_in_which_a_prompt_cannot_be_found(tokenizer, template: str):
         rendered(one("river"), "{prompt}", other, True)
 
 
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        ("{{ raise_exception('a system message must come first') }}", "must come first"),
+        ("{% for message in messages %}", "Unexpected end of template"),
+        ("{{ messages[1]['content'] }}", "no element 1"),
+        ("{{ messages[0]['content'] + 1 }}", "can only concatenate"),
+    ],
+)
+def test_a_template_that_fails_is_said(template: str, said: str):
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = template
+    with pytest.raises(UserError, match=f"chat template fails with a user's message.*{said}"):
+        rendered(one("river"), "{prompt}", tokenizer, True)
+
+
 @settings(max_examples=50)
 @given(st.sampled_from(list(TEMPLATES)), st.sampled_from(HOSTILE) | st.text(min_size=1))
 def test_own_positions_spell_the_prompt(family: str, text: str):

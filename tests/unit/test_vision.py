@@ -24,9 +24,10 @@ from headpursuit.models import Decoder, load_model, projection_inputs, scaled_he
 from headpursuit.ranking import write_sizes
 from headpursuit.somp import pursue
 from headpursuit.sources import download
+from headpursuit.tower import assemble
 from headpursuit.words import unrelated_tokens
 from PIL import Image
-from tiny import WORDS
+from tiny import WORDS, make_model, make_tokenizer
 from tiny_vision import FAMILIES, HEADS, LAYERS, MARKS, SIDE, make_vlm
 from tokenizers.processors import TemplateProcessing
 
@@ -111,6 +112,16 @@ def test_a_class_may_have_the_name_of_a_field_but_not_of_an_image(
         for template, name in ((TEMPLATE, f"a {mark}"), (f"{mark}{TEMPLATE}", "apple")):
             with pytest.raises(UserError, match="which the model takes for an image"):
                 vision.render_question(processor, template, "fruit", [name], chat)
+
+
+def test_an_assembled_model_has_no_random_row(tmp_path: Path) -> None:
+    """Whether embeddings and unembedding are tied (SmolLM2's are) or not."""
+    folder, tower = make_model(tmp_path), {"image_size": 4, "patch_size": 2, "hidden_size": 8}
+    mark = len(make_tokenizer())
+    model = assemble(folder, tower | {"layers": 1, "heads": 2}, mark)
+    for part in (model.get_input_embeddings(), model.get_output_embeddings()):
+        assert part.weight.shape[0] == mark + 1
+        assert not part.weight[mark].any() and part.weight[:mark].any(1).all()
 
 
 @families

@@ -1,5 +1,6 @@
 """Table 1 in a real Snakemake run of a tiny random model, with concepts of one's own."""
 
+import os
 import re
 import shutil
 
@@ -57,6 +58,15 @@ def test_every_file_of_table1_is_there(with_table1: Checkout) -> None:
     assert len(atoms[["layer", "head"]].drop_duplicates()) == LAYERS * HEADS
 
 
+def test_a_byte_of_a_concept_s_file_is_seen_whatever_its_date(with_table1: Checkout) -> None:
+    path = with_table1.folder / "own/tools.txt"
+    before, words = path.stat(), path.read_text()
+    for text, planned in ((words.replace("hammer", "jammer"), 1), (words, 0)):
+        path.write_text(text)
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+        assert with_table1.planned("table1", overlay="table1").get("build_concept", 0) == planned
+
+
 def test_table1_shows_the_most_specialised(with_table1: Checkout) -> None:
     table = pd.read_csv(with_table1.path("tables/table1.csv"))
     shown = table[(table["dataset"] == "asked") & (table["method"] == "somp")]
@@ -110,20 +120,6 @@ def test_a_second_run_does_nothing_and_a_concept_is_one_entry(with_table1: Check
     }
 
 
-def test_a_byte_of_a_concept_s_file_is_seen_whatever_its_date(with_table1: Checkout) -> None:
-    words = with_table1.folder / "own/tools.txt"
-    edit_a_byte(words)
-    planned = with_table1.planned("table1", overlay="table1")
-    edit_a_byte(words)
-    assert planned == {
-        "build_concept": 1,
-        "rank_concept": 1,
-        "plot_concept": 1,
-        "publish_concepts": 1,
-        "table1": 1,
-    }
-
-
 @pytest.mark.parametrize(
     ("deleted", "made"),
     [
@@ -146,12 +142,3 @@ def test_a_deleted_file_is_made_again(with_table1: Checkout, deleted: str, made:
         assert set(with_table1.planned("table1", overlay="table1")) - {"table1"} == made
     finally:
         kept.rename(path)
-
-
-def test_a_byte_of_a_concept_s_file_is_seen_whatever_its_date(with_table1: Checkout) -> None:
-    target, words = "results/tiny/tables/concepts.csv", with_table1.folder / "own/tools.txt"
-    assert with_table1.planned(target, overlay="table1") == {}
-    edit_a_byte(words)
-    assert with_table1.planned(target, overlay="table1")["build_concept"] == 1
-    edit_a_byte(words)
-    assert with_table1.planned(target, overlay="table1") == {}
