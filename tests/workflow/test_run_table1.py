@@ -8,7 +8,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from checkout import Checkout, edit_a_byte
+from checkout import Checkout
 from headpursuit.audit import main
 from tiny import HEADS, LAYERS, WORDS
 
