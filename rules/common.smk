@@ -106,6 +106,12 @@ def own_path(name):
     return [source["path"]] if source["kind"] == "local" else []
 
 
+def concept_file(wildcards):
+    """The file of a concept's words; none of a concept whose words stand in the config."""
+    words = config["table1"]["concepts"][wildcards.concept]
+    return str(beside(words)) if isinstance(words, str) else []
+
+
 MODEL_FILES = model_files(config["text"]["model"])
 # What the method `unrelated` ranks heads by.
 UNRELATED_WORDS = str(beside(config["pursuit"]["unrelated_words"]))

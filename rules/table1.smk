@@ -193,12 +193,6 @@ rule plot_atoms:
         "../scripts/plot_atoms.py"
 
 
-def concept_file(wildcards):
-    """The file of a concept's words; none of a concept whose words stand in the config."""
-    words = TABLE1["concepts"][wildcards.concept]
-    return str(beside(words)) if isinstance(words, str) else []
-
-
 rule build_concept:
     """The rows of the unembedding matrix that a concept's words have."""
     input:
