@@ -6,7 +6,7 @@ from headpursuit.activations import pooled_inputs, pooled_positions, write_cache
 from headpursuit.files import parquet_metadata, read_parquet
 from headpursuit.models import open_model
 from headpursuit.rule import run_rule
-from headpursuit.tokens import special_tokens
+from headpursuit.special import special_tokens
 
 
 def main(snakemake):

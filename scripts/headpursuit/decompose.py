@@ -14,7 +14,7 @@ from headpursuit.activations import read_layer
 from headpursuit.files import UserError, seed_for
 from headpursuit.models import Decoder, unembedding
 from headpursuit.somp import head_factor, logit_lens_tokens, pursue_layer
-from headpursuit.tokens import text_tokens
+from headpursuit.special import text_tokens
 
 Numbers = np.ndarray
 Vocabulary = tuple[Numbers, Tensor]

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from headpursuit.files import UserError, seed_for
-from headpursuit.tokens import as_user, opened, special_tokens
+from headpursuit.special import as_user, opened, special_tokens
 
 log = logging.getLogger(__name__)
 

@@ -37,8 +37,8 @@ from headpursuit.models import (
     scaled_heads,
 )
 from headpursuit.reading import first_edited, read, read_again
+from headpursuit.special import added_tokens, as_user, opened
 from headpursuit.tables import read_csv
-from headpursuit.tokens import added_tokens, as_user, opened
 
 
 class QwenImages(Qwen2_5_VLProcessor):

@@ -12,7 +12,7 @@ import pandas as pd
 import regex  # unlike re, it takes combining marks for parts of words
 
 from headpursuit.files import UserError, seed_for
-from headpursuit.tokens import special_tokens
+from headpursuit.special import special_tokens
 
 MIN_WORDS = 10
 # The regular endings of English, so that "word" also counts "words" and "worded".
