@@ -166,7 +166,10 @@ def configure(checkout: Checkout, name: str, row: dict[str, Any], vision: bool =
     if vision:
         own = checkout.folder / f"own/{name}"
         own.mkdir()
-        update_config(overlay, prepare_figure1(own))
+        figure1 = prepare_figure1(own)
+        for source in figure1["sources"].values():
+            source["path"] = source["path"].replace("own", f"own/{name}", 1)
+        update_config(overlay, figure1)
     else:
         row = {key: value for key, value in row.items() if not key.startswith("vision")}
     update_config(overlay, nested(row))
