@@ -45,7 +45,7 @@ RANKINGS += ("rank_specialists",)
 # writing one after the other, when memory is what limits. An A100 peaks at 312e12 in bfloat16.
 SPEED = {
     "GPU": {"read": (5e13, 1.6e14), "written": (3e12, 3e13)},
-    "core": {"read": (2e10, 3e11), "written": (1e10, 8e10)},
+    "core": {"read": (2e10, 6e11), "written": (8e9, 8e10)},
 }
 ASSUMED = {
     "prompts of a data set taken whole": PROMPTS,
