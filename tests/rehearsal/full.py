@@ -148,7 +148,7 @@ def report(checkout: Checkout, layer: Mapping[str, float]) -> str:
         if name not in JOBS:
             continue
         took = rule["measured"]
-        low, high = (3600 * end for end in rule.get("hours", (0, 0)))
+        low, high = (3600 * end for end in rule["hours"])
         lines.append(
             f"| `{name}` | {3600 * took['hours']:.0f} | {3600 * took['cpu_hours']:.0f} "
             f"| {took['max_rss_mb'] / 1000:.1f} | {low:.0f} to {high:.0f} | {memory:.1f} |"
