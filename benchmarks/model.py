@@ -24,10 +24,14 @@ import torch
 import yaml
 from headpursuit import generate
 from headpursuit.activations import pooled_inputs, read_layer, write_cache
+from headpursuit.batches import pad, plan_batches
 from headpursuit.files import read_parquet
-from headpursuit.generate import GumbelMax, Noise, generate_batch, pad, plan_batches, until_stop
+from headpursuit.generate import GumbelMax, Noise, generate_batch
 from headpursuit.models import fast_products, load_model, load_tokenizer
+from headpursuit.reading import until_stop
 from headpursuit.responses import write_responses
+from torch import Tensor
+from transformers import LogitsProcessor
 
 MODEL = measure.ROOT / "resources/models/smollm2"
 PROMPTS = measure.ROOT / "results/demo/prompts/rtp-prompts.parquet"
@@ -233,11 +237,25 @@ def streams() -> list[np.random.Generator]:
     return [np.random.default_rng(row) for row in range(GENERATED)]
 
 
+class Sampled(LogitsProcessor):
+    """Leaves the token possible that :class:`GumbelMax` takes."""
+
+    def __init__(self, noise: Noise):
+        """Take the noise of the rows."""
+        self.pick, self.step = GumbelMax(noise, 1.0, 1.0), 0
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Return scores (rows x vocabulary) that are -inf but for the sampled token."""
+        token = self.pick(scores, torch.arange(len(scores)), self.step)
+        self.step += 1
+        return torch.full_like(scores, -torch.inf).scatter_(-1, token[:, None], 0.0)
+
+
 def respond_by_nnsight(model, tokenizer, stops, temperature: float, width: int) -> list[list[int]]:
     """Generate by nnsight, with the heads inverted at every step."""
     ids, mask = pad(prompts(GENERATED), tokenizer.pad_token_id, left=True, device="cpu")
     noise = Noise(streams(), len(tokenizer), keep=0)
-    drawn = [GumbelMax(noise.steps())] if temperature else []
+    drawn = [Sampled(noise)] if temperature else []
     options = {
         "max_new_tokens": STEPS, "do_sample": False, "eos_token_id": stops,
         "pad_token_id": tokenizer.pad_token_id, "logits_processor": drawn,

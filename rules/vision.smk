@@ -263,6 +263,7 @@ rule answer_images:
         object=lookup("image_datasets/{dataset}/object", within=config),
         batch_images=VISION["batch_images"],
         max_new_tokens=VISION["max_new_tokens"],
+        batch_tokens=config["generation"]["batch_tokens"],
         alpha=VISION["heads"]["alpha"],
         parts=config["score"]["parts"],
         products=config["score"]["products"],

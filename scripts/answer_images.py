@@ -46,6 +46,7 @@ def main(snakemake):
             conditions,
             params.alpha,
             params.max_new_tokens,
+            params.batch_tokens,
             {**metadata, "products": products},
             identity,
         )

@@ -7,9 +7,11 @@ import argparse
 import sys
 from pathlib import Path
 
+import torch
+
 from headpursuit.files import UserError
 from headpursuit.heads import read_heads
-from headpursuit.models import load_model, load_tokenizer, read_config, scaled_heads
+from headpursuit.models import gains, load_model, load_tokenizer, read_config
 
 
 def save_scaled(model: Path, heads: Path, alpha: float, folder: Path) -> None:
@@ -30,8 +32,12 @@ def save_scaled(model: Path, heads: Path, alpha: float, folder: Path) -> None:
     dtype = config.get("dtype") or config.get("torch_dtype") or "float32"
     decoder, tokenizer = load_model(model, dtype, "cpu"), load_tokenizer(model)
     part = folder.with_name(f".{folder.name}.part")
-    with scaled_heads(decoder, read_heads(heads), alpha):
-        decoder.model.save_pretrained(part)
+    chosen = read_heads(heads)
+    gains(decoder, [chosen], alpha)  # refuses heads that do not exist
+    with torch.no_grad():
+        for head in dict.fromkeys(chosen):
+            decoder.columns(*head).mul_(alpha)
+    decoder.model.save_pretrained(part)
     tokenizer.save_pretrained(part)
     part.rename(folder)
 

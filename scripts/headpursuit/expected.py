@@ -14,8 +14,8 @@ from tqdm import tqdm
 
 from headpursuit.batches import SMALLER, Halving, journaled, pad, plan_batches
 from headpursuit.heads import Head
-from headpursuit.models import Decoder, scaled_heads
-from headpursuit.reading import first_edited, layer_outputs, replayed
+from headpursuit.models import Decoder, ScaledRows, gains
+from headpursuit.reading import first_edited, groups, read, read_rows
 
 SCHEMA = pa.schema(
     {
@@ -57,8 +57,7 @@ def measure_expected(
     """Measure the probability that each word gets at the positions of the baseline's responses.
 
     The responses are teacher-forced: every condition reads the same tokens, so nothing is sampled
-    and all conditions are measured at the same positions. Layers below a condition's first scaled
-    head give what they gave in the plain pass, and are not computed again.
+    and all conditions are measured at the same positions.
 
     Args:
         decoder: the model.
@@ -68,7 +67,7 @@ def measure_expected(
         words: word to its token ids (:func:`covered_words`).
         conditions: condition to its heads; the baseline, without heads, is added.
         alpha: what the heads' writes are multiplied by.
-        batch_tokens: tokens of a batch, padding included.
+        batch_tokens: tokens of a batch, padding included; conditions share it where there is room.
         journal: file that keeps finished batches, so that a killed job goes on where it was.
         identity: whatever else decides the result (the model); a journal of another identity is
             not used.
@@ -87,7 +86,8 @@ def measure_expected(
     rows = [ids[record["prompt_id"]] + record["token_ids"][:-1] for record in records]
     every = [i for own in words.values() for i in own]  # none, where no form has a space before it
     tokens = torch.tensor(every, dtype=torch.long, device=decoder.device)
-    firsts = first_edited(decoder, conditions)
+    every = {"baseline": [], **conditions}
+    firsts = set(first_edited(decoder, every).values())
     owner = torch.tensor([w for w, own in enumerate(words.values()) for _ in own], dtype=torch.long)
 
     def measure_batch(batch: Sequence[int]) -> list[dict[str, Any]]:
@@ -102,30 +102,27 @@ def measure_expected(
         target = torch.tensor(follows, dtype=torch.long, device=decoder.device)
         row_of = scored.nonzero()[:, 0]
 
-        def measured() -> tuple[np.ndarray, np.ndarray]:
-            logits = scored_logits(decoder, inputs, scored)
-            return word_mass(logits, target, row_of, len(batch), tokens, owner, len(words))
-
-        with layer_outputs(decoder, firsts.values()) as plain:
-            baseline = measured()
-        out = []
-        for condition, heads in {"baseline": [], **conditions}.items():
-            nll, mass = baseline
-            if heads:
-                again = replayed(decoder, plain, firsts[condition])
-                with scaled_heads(decoder, heads, alpha), again:
-                    nll, mass = measured()
-            out += [
-                {
-                    "condition": condition,
-                    **{key: records[i][key] for key in ("prompt_id", "sample")},
-                    "positions": n_scored[row],
-                    "nll": float(nll[row]),
-                    "mass": mass[row].tolist(),
-                }
-                for row, i in enumerate(batch)
-            ]
-        return out
+        plain = read(decoder, firsts, cached=False, input_ids=inputs)
+        measured = {}
+        for names, first, heads in groups(decoder, every, max(1, batch_tokens // inputs.numel())):
+            by_row = gains(decoder, heads, alpha).repeat_interleave(len(batch), 0)
+            with ScaledRows(decoder, by_row):
+                _, hidden = read_rows(decoder, plain, first, len(names))
+            for name, own in zip(names, hidden.split(len(batch)), strict=True):
+                logits = decoder.logits(own[scored])
+                mass = word_mass(logits, target, row_of, len(batch), tokens, owner, len(words))
+                measured[name] = mass
+        return [
+            {
+                "condition": condition,
+                **{key: records[i][key] for key in ("prompt_id", "sample")},
+                "positions": n_scored[row],
+                "nll": float(measured[condition][0][row]),
+                "mass": measured[condition][1][row].tolist(),
+            }
+            for condition in every
+            for row, i in enumerate(batch)
+        ]
 
     work = Halving(
         measure_batch,
@@ -140,23 +137,10 @@ def measure_expected(
     done = journaled(journal, decides, bar, lambda batch: list(chain.from_iterable(work(batch))))
     out = [record for _, measured in done for record in measured]
     table = pa.Table.from_pylist(out, schema=SCHEMA)
-    order = {name: n for n, name in enumerate(["baseline", *conditions])}
+    order = {name: n for n, name in enumerate(every)}
     keys = pa.array([order[name] for name in table["condition"].to_pylist()])
     by = [("order", "ascending"), ("prompt_id", "ascending"), ("sample", "ascending")]
     return table.append_column("order", keys).sort_by(by).drop_columns("order")
-
-
-def scored_logits(decoder: Decoder, inputs: Tensor, scored: Tensor) -> Tensor:
-    """Return the logits of the positions that ``scored`` marks, positions x vocabulary.
-
-    The unembedding is the widest product of the model; it is computed for these positions only.
-    """
-    head = decoder.model.get_output_embeddings()
-    handle = head.register_forward_pre_hook(lambda module, args: (args[0][scored],))
-    try:
-        return decoder.model(input_ids=inputs, use_cache=False).logits
-    finally:
-        handle.remove()
 
 
 def word_mass(

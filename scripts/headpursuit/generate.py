@@ -10,19 +10,13 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 from tqdm import tqdm
-from transformers import (
-    GenerationConfig,
-    LogitsProcessor,
-    LogitsProcessorList,
-    TemperatureLogitsWarper,
-    TopPLogitsWarper,
-)
+from transformers import LogitsProcessor, TemperatureLogitsWarper, TopPLogitsWarper
 
 from headpursuit.batches import SMALLER, Halving, by_condition, journaled, pad, plan_batches
 from headpursuit.files import seed_for
 from headpursuit.heads import Head
-from headpursuit.models import Decoder, scaled_heads
-from headpursuit.reading import first_edited, read, read_again
+from headpursuit.models import Decoder
+from headpursuit.reading import greedy, respond
 
 TINY = np.finfo(np.float32).tiny  # an exponential number may be 0, whose logarithm is -inf
 _KEPT = 2**27  # numbers of noise that a batch keeps for its other conditions, 512 MiB
@@ -71,25 +65,34 @@ def _gumbel(streams: Sequence[np.random.Generator], width: int) -> Tensor:
     return torch.from_numpy(drawn).clamp_min_(TINY).log_().neg_()
 
 
-class GumbelMax(LogitsProcessor):
+class GumbelMax:
     """Samples each row: the token of the largest sum of log-probability and Gumbel noise has the
     model's distribution.
 
-    It leaves one token possible, so that greedy decoding takes it. A response then depends on
-    its prompt and sample number alone, and not on which others share its batch. The noise does
-    not depend on the condition, and a token has the same under each, so that a response changes
-    where an intervention moves the probabilities, and not with every small change of any of them
-    (as it does where one number is looked up in the distribution's running sum).
+    A response then depends on its prompt and sample number alone, and not on which others share its
+    batch. The noise does not depend on the condition, and a token has the same under each, so that
+    a response changes where an intervention moves the probabilities, and not with every small
+    change of any of them (as it does where one number is looked up in the distribution's running
+    sum).
     """
 
-    def __init__(self, steps: Iterator[Tensor]):
-        """Take the noise of a batch's rows, step by step (:class:`Noise`)."""
-        self.steps = steps
+    def __init__(self, noise: Noise, temperature: float, top_p: float):
+        """Take the noise of a batch's rows and what reshapes the distribution before it."""
+        self.noise = noise
+        self.warpers: list[LogitsProcessor] = []
+        if temperature != 1:
+            self.warpers.append(TemperatureLogitsWarper(float(temperature)))
+        if top_p < 1:
+            self.warpers.append(TopPLogitsWarper(top_p))
 
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Return scores (rows x vocabulary) that are -inf but for the sampled token."""
-        token = (scores.float() + next(self.steps).to(scores.device)).argmax(-1, keepdim=True)
-        return torch.full_like(scores, -torch.inf).scatter_(-1, token, 0.0)
+    def __call__(self, logits: Tensor, samples: Tensor, step: int) -> Tensor:
+        """Return each row's token; see :data:`headpursuit.reading.Pick`."""
+        if step == 0:  # of the next conditions
+            self.steps = self.noise.steps()
+        scores = logits.float()
+        for warp in self.warpers:
+            scores = warp(None, scores)
+        return (scores + next(self.steps).to(scores.device)[samples]).argmax(-1)
 
 
 def stream(seed: int, prompt_id: str, sample: int) -> np.random.Generator:
@@ -173,7 +176,6 @@ def generate(
     return pa.Table.from_pylist(records, schema=SCHEMA)
 
 
-@torch.inference_mode()
 def generate_batch(
     decoder: Decoder,
     tokenizer,
@@ -185,9 +187,6 @@ def generate_batch(
 ) -> dict[str, list[tuple[list[int], str]]]:
     """Generate one response for each row of token ids under each condition.
 
-    The conditions share what their edits do not reach: the layers below the first scaled head, for
-    all tokens of the prompts but the last, and the random numbers.
-
     Args:
         decoder: the model.
         tokenizer: for its padding token.
@@ -198,51 +197,25 @@ def generate_batch(
         settings: the config's ``generation``.
 
     Returns:
-        By condition, for each row its new token ids, without the end token, and why it stopped:
-        ``eos`` or ``length``.
+        As :func:`headpursuit.reading.respond`.
     """
     ids, mask = pad(prompts, tokenizer.pad_token_id, left=True, device=decoder.device)
-    stops = end_tokens(decoder, tokenizer)
-    width = decoder.model.get_output_embeddings().weight.shape[0]
-    noise = Noise(streams, width, keep=_KEPT if len(conditions) > 1 else 0)
-    firsts = first_edited(decoder, conditions)
-    plain = None
-    if ids.shape[1] > 1:
-        positions = (mask.cumsum(1) - 1).clamp_min(0)
-        start = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
-        start = {name: values[:, :-1] for name, values in start.items()}
-        plain = read(decoder, firsts.values(), **start)
-    # Only what is said here: a model's own generation defaults must not slip in.
-    decoder.model.generation_config = GenerationConfig(
-        do_sample=False,
-        max_new_tokens=settings["max_new_tokens"],
-        eos_token_id=stops,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    responses = {}
-    for name, heads in conditions.items():
-        with scaled_heads(decoder, heads, alpha):
-            whole = decoder.model.generate(
-                input_ids=ids,
-                attention_mask=mask,
-                past_key_values=read_again(decoder, plain, firsts[name])[0] if plain else None,
-                logits_processor=_processors(settings, noise),
-            )
-        new = whole[:, ids.shape[1] :].tolist()
-        responses[name] = [until_stop(row, stops) for row in new]
-    return responses
-
-
-def _processors(settings: dict[str, Any], noise: Noise) -> LogitsProcessorList:
-    """Return what turns logits into the scores whose largest is taken."""
-    processors = LogitsProcessorList()
+    positions = (mask.cumsum(1) - 1).clamp_min(0)
+    pick = greedy
     if settings["temperature"] > 0:
-        if settings["temperature"] != 1:
-            processors.append(TemperatureLogitsWarper(float(settings["temperature"])))
-        if settings["top_p"] < 1:
-            processors.append(TopPLogitsWarper(settings["top_p"]))
-        processors.append(GumbelMax(noise.steps()))
-    return processors
+        width = decoder.model.get_output_embeddings().weight.shape[0]
+        noise = Noise(streams, width, keep=_KEPT if len(conditions) > 1 else 0)
+        pick = GumbelMax(noise, settings["temperature"], settings["top_p"])
+    return respond(
+        decoder,
+        {"input_ids": ids, "attention_mask": mask, "position_ids": positions},
+        conditions,
+        alpha,
+        settings["max_new_tokens"],
+        end_tokens(decoder, tokenizer),
+        settings["batch_tokens"],
+        pick,
+    )
 
 
 def end_tokens(decoder: Decoder, tokenizer) -> list[int]:
@@ -254,11 +227,3 @@ def end_tokens(decoder: Decoder, tokenizer) -> list[int]:
     for declared in (of_text.eos_token_id, model.generation_config.eos_token_id):
         ends |= set(declared) if isinstance(declared, list) else {declared}
     return sorted(ends - {None})
-
-
-def until_stop(row: list[int], stops: Sequence[int]) -> tuple[list[int], str]:
-    """Return a row up to its first end token, and whether there is one: ``eos`` or ``length``."""
-    for position, token in enumerate(row):
-        if token in stops:
-            return row[:position], "eos"
-    return row, "length"

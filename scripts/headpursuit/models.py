@@ -117,6 +117,12 @@ class Decoder:
         columns = torch.stack([self.columns(layer, head) for head in range(self.n_heads)]).float()
         return columns * self.gain(self.post_norms[layer])[:, None] if self.post_norms else columns
 
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Return the logits of final hidden states, (..., d) to (..., vocabulary)."""
+        logits = self.model.get_output_embeddings()(hidden)
+        cap = getattr(self.model.config.get_text_config(), "final_logit_softcapping", None)
+        return logits if cap is None else torch.tanh(logits / cap) * cap  # Gemma 2's
+
     def gain(self, norm: nn.Module) -> Tensor:
         """Return the gain of one of the model's norms as float32, d."""
         # Gemma's norms store the gain less one.
@@ -359,30 +365,80 @@ def load_tokenizer(folder: str | Path):
     return tokenizer
 
 
-@contextmanager
-def scaled_heads(decoder: Decoder, heads: Sequence[Head], alpha: float) -> Iterator[None]:
-    """Scale what ``heads`` write to the residual stream by ``alpha`` while the block runs.
+def gains(decoder: Decoder, conditions: Sequence[Sequence[Head]], alpha: float) -> Tensor:
+    """Return what each condition multiplies each head's write by.
 
-    Scaling a head is scaling its columns of the output projection: exact, free at run time, and
-    without effect on the projection's bias. The columns are put back bit by bit.
+    Args:
+        decoder: the model.
+        conditions: the heads that each of them scales.
+        alpha: what those heads' writes are multiplied by.
+
+    Returns:
+        Conditions x layers x heads, in the model's number format; 1 but for the scaled heads.
 
     Raises:
         UserError: if a head does not exist.
     """
     n_layers, n_heads = decoder.shape
-    for layer, head in heads:
-        if not (0 <= layer < n_layers and 0 <= head < n_heads):
-            raise UserError(f"L{layer}.H{head} does not exist: {n_layers} layers x {n_heads} heads")
-    with torch.no_grad():
-        views = [decoder.columns(*head) for head in dict.fromkeys(map(tuple, heads))]
-        kept = [view.clone() for view in views]
-        try:
-            for view in views:
-                view.mul_(alpha)
-            yield
-        finally:
-            for view, original in zip(views, kept, strict=True):
-                view.copy_(original)
+    made = torch.ones(
+        len(conditions), n_layers, n_heads, dtype=decoder.model.dtype, device=decoder.device
+    )
+    for own, heads in zip(made, conditions, strict=True):
+        for layer, head in heads:
+            if not (0 <= layer < n_layers and 0 <= head < n_heads):
+                raise UserError(
+                    f"L{layer}.H{head} does not exist: {n_layers} layers x {n_heads} heads"
+                )
+            own[layer, head] = alpha
+    return made
+
+
+class ScaledRows:
+    """Multiplies what heads write, in each row of a batch by gains of its own, while entered.
+
+    The gain multiplies the head's slice of what the output projection reads, and so its write; the
+    projection's bias stays as it is. No weight is edited. With gains of -1, 0 and 1 nothing is
+    rounded: the result is bit by bit that of a model whose columns are multiplied.
+    """
+
+    def __init__(self, decoder: Decoder, by_row: Tensor):
+        """Take the gains, rows x layers x heads (or 1 x layers x heads for all rows)."""
+        self.projections = decoder.projections
+        edited = (by_row != 1).any(2).any(0).nonzero()[:, 0].tolist()
+        self.factors = {
+            layer: by_row[:, layer].repeat_interleave(decoder.head_dim, 1)[:, None]
+            for layer in edited
+        }
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with some of the rows, in the order of their numbers in ``rows``."""
+        self.factors = {layer: factor[rows] for layer, factor in self.factors.items()}
+
+    def __enter__(self) -> "ScaledRows":
+        """Begin to multiply."""
+
+        def multiply(layer: int) -> Callable:
+            return lambda module, args: (args[0] * self.factors[layer].to(args[0].dtype),)
+
+        self.handles = [
+            self.projections[layer].register_forward_pre_hook(multiply(layer))
+            for layer in self.factors
+        ]
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        """Leave the model as it was."""
+        for handle in self.handles:
+            handle.remove()
+
+
+def scaled_heads(decoder: Decoder, heads: Sequence[Head], alpha: float) -> ScaledRows:
+    """Return what scales ``heads`` by ``alpha`` in all rows.
+
+    Raises:
+        UserError: if a head does not exist.
+    """
+    return ScaledRows(decoder, gains(decoder, [heads], alpha))
 
 
 def _scaled(z: Tensor, scale: Tensor | None) -> Tensor:
@@ -474,11 +530,12 @@ def self_check(decoder: Decoder) -> None:
     """Prove on a short input that heads are where the code believes them to be.
 
     In every layer, what the attention adds must turn the residual stream before it into the
-    stream behind it, bit by bit, and the heads' writes and the bias must sum to it. Scaling heads
-    by 1 must leave the logits bit-identical. Scaling the head that writes most in a layer must
-    change what that layer adds by (alpha - 1) times its write. Alpha is chosen so that this change
-    is as large as all that the layer adds: an edit that has no effect, or is of another head or
-    sign, is then far outside of rounding in any number format, however little the head writes.
+    stream behind it, bit by bit, and the heads' writes and the bias must sum to it. The logits
+    must be what the code makes of the final hidden states. Scaling the head that writes most in a
+    layer must change what that layer adds by (alpha - 1) times its write. Alpha is chosen so that
+    this change is as large as all that the layer adds: an edit that has no effect, or is of another
+    head or sign, is then far outside of rounding in any number format, however little the head
+    writes.
 
     Raises:
         UserError: naming what does not hold.
@@ -492,9 +549,9 @@ def self_check(decoder: Decoder) -> None:
     ]
     if not failures:
         heads = [(layer, own.head) for layer, own in enumerate(plain)]
-        with scaled_heads(decoder, heads, 1.0):
-            if not torch.equal(model(ids, use_cache=False).logits, logits):
-                failures.append("scaling heads by 1 changes the logits")
+        final = model.base_model(ids, use_cache=False).last_hidden_state
+        if not torch.equal(decoder.logits(final), logits):
+            failures.append("the logits are not the final hidden states' by the unembedding")
         with ExitStack() as stack:
             for head, own in zip(heads, plain, strict=True):
                 stack.enter_context(scaled_heads(decoder, [head], own.alpha))
@@ -536,18 +593,18 @@ def _check_layer(decoder: Decoder, layer: int, own: SimpleNamespace) -> str | No
     sizes = writes.flatten(1).norm(dim=1)
     own.head = int(sizes.argmax())
     own.write = writes[own.head].clone()  # the other heads' are let go
-    own.alpha = _telling(decoder.columns(layer, own.head), own.total.norm() / sizes[own.head])
+    own.alpha = _telling(own.z, own.total.norm() / sizes[own.head])
     return None
 
 
-def _telling(columns: Tensor, ratio: Tensor) -> float:
+def _telling(z: Tensor, ratio: Tensor) -> float:
     """Return a negative power of two that makes a head write as much as its layer.
 
     Args:
-        columns: of the head; they stay in their number format's range.
+        z: what the projection reads; times the power, it stays in its number format's range.
         ratio: how many times the layer's write is larger than the head's.
     """
-    most = math.frexp(torch.finfo(columns.dtype).max / float(columns.abs().max().clamp_min(1)))[1]
+    most = math.frexp(torch.finfo(z.dtype).max / float(z.abs().max().clamp_min(1)))[1]
     ratio = float(ratio)  # not finite where no head of the layer writes anything
     return -(2.0 ** min(math.frexp(max(ratio, 1))[1], most - 2)) if math.isfinite(ratio) else -1.0
 
@@ -565,8 +622,7 @@ def _close(found: Tensor, expected: Tensor, size: Tensor) -> bool:
 def fast_products(decoder: Decoder, dtype: str | None) -> Iterator[str]:
     """Let matrix products run in ``dtype`` while the block runs, where the device is fast in it.
 
-    What lies between the products stays as it is (PyTorch's autocast). Heads that are scaled inside
-    the block are scaled for the block alone.
+    What lies between the products stays as it is (PyTorch's autocast).
 
     Args:
         decoder: the model.

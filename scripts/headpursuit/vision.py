@@ -17,26 +17,24 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 from tqdm import tqdm
-from transformers import AutoImageProcessor, AutoProcessor, DynamicCache, Qwen2_5_VLProcessor
+from transformers import AutoImageProcessor, AutoProcessor, Qwen2_5_VLProcessor
 
 from headpursuit.activations import averaged_inputs
 from headpursuit.batches import Halving, by_condition, journaled
 from headpursuit.files import UserError, atomic, check_table
-from headpursuit.generate import end_tokens, until_stop
+from headpursuit.generate import end_tokens
 from headpursuit.heads import Head
 from headpursuit.images import open_image, stream_images
 from headpursuit.models import (
     Decoder,
-    language_model,
     load_tokenizer,
     loading,
     model_folder,
     open_model,
     read_config,
     reads_images,
-    scaled_heads,
 )
-from headpursuit.reading import first_edited, read, read_again
+from headpursuit.reading import greedy, respond
 from headpursuit.special import added_tokens, as_user, opened
 from headpursuit.tables import read_csv
 
@@ -259,74 +257,6 @@ def _by_images(work: Callable[[Sequence[dict[str, Any]]], Any]) -> Halving:
     )
 
 
-@torch.inference_mode()
-def answer_batch(
-    decoder: Decoder,
-    encoded: Mapping[str, Tensor],
-    conditions: Mapping[str, Sequence[Head]],
-    alpha: float,
-    max_new_tokens: int,
-    stops: Sequence[int],
-) -> dict[str, list[tuple[list[int], str]]]:
-    """Answer a batch of questions, greedily, as the model is and under every condition.
-
-    The images' features and the layers below a condition's first head are computed once: an edit
-    above does not reach them.
-
-    Args:
-        decoder: the image-text model.
-        encoded: of :func:`encode`.
-        conditions: name to the heads that are scaled.
-        alpha: what their writes are multiplied by.
-        max_new_tokens: longest answer.
-        stops: ids that end an answer.
-
-    Returns:
-        ``baseline`` and each condition to each row's token ids and why it stopped, ``eos`` or
-        ``length``.
-    """
-    conditions = {"baseline": [], **conditions}
-    firsts = first_edited(decoder, conditions)
-    plain = read(decoder, firsts.values(), **encoded)
-    mask, positions = encoded["attention_mask"], plain.arguments["position_ids"]
-    answers = {}
-    for name, heads in conditions.items():
-        with scaled_heads(decoder, heads, alpha):
-            start = read_again(decoder, plain, firsts[name])
-            answers[name] = _go_on(decoder, *start, mask, positions, max_new_tokens, stops)
-    return answers
-
-
-def _go_on(
-    decoder: Decoder,
-    cache: DynamicCache,
-    hidden: Tensor,
-    mask: Tensor,
-    positions: Tensor,
-    max_new_tokens: int,
-    stops: Sequence[int],
-) -> list[tuple[list[int], str]]:
-    """Answer questions that were read, greedily, until every row has stopped."""
-    model, position = decoder.model, positions[..., -1:]
-    ends = torch.tensor(list(stops), device=decoder.device)
-    stopped = torch.zeros(len(hidden), dtype=torch.bool, device=decoder.device)
-    tokens: list[Tensor] = []
-    while True:
-        token = model.get_output_embeddings()(hidden).argmax(-1)
-        tokens.append(token)
-        stopped |= torch.isin(token, ends)
-        if len(tokens) == max_new_tokens or bool(stopped.all()):
-            return [until_stop(row, stops) for row in torch.stack(tokens, dim=1).tolist()]
-        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-        hidden = language_model(decoder)(
-            inputs_embeds=model.get_input_embeddings()(token[:, None]),
-            attention_mask=mask,
-            position_ids=position + len(tokens),
-            past_key_values=cache,
-            use_cache=True,
-        ).last_hidden_state[:, -1]
-
-
 def write_answers(
     path: str | Path,
     decoder: Decoder,
@@ -336,6 +266,7 @@ def write_answers(
     conditions: Mapping[str, Sequence[Head]],
     alpha: float,
     max_new_tokens: int,
+    batch_tokens: int,
     metadata: Mapping[str, Any],
     identity: Any,
 ) -> None:
@@ -353,16 +284,18 @@ def write_answers(
         conditions: name to the heads that are scaled.
         alpha: what their writes are multiplied by.
         max_new_tokens: longest answer.
+        batch_tokens: see :func:`headpursuit.reading.respond`.
         metadata: stored in the schema as JSON.
         identity: whatever else decides the answers (the images, the model); a journal of another
             identity is not used.
     """
     stops = end_tokens(decoder, processor.tokenizer)
+    every = {"baseline": [], **conditions}
 
     def answer(rows: Sequence[dict[str, Any]]) -> dict[str, list[tuple[list[int], str]]]:
         images = [open_image(row["image"], row["source"]) for row in rows]
         encoded = encode(decoder, processor, question, images)
-        return answer_batch(decoder, encoded, conditions, alpha, max_new_tokens, stops)
+        return respond(decoder, encoded, every, alpha, max_new_tokens, stops, batch_tokens, greedy)
 
     work = _by_images(answer)
     schema = ANSWERS.with_metadata({key: json.dumps(value) for key, value in metadata.items()})

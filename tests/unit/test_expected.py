@@ -211,7 +211,7 @@ class Killed(BaseException):
 def test_a_killed_job_goes_on_and_ends_the_same(
     model, prompts, responses, tmp_path: Path, monkeypatch, changed: dict
 ):
-    passes, scored = [], module.scored_logits
+    passes, scored = [], module.word_mass
 
     def counting(*given):
         if len(passes) == most:
@@ -219,16 +219,16 @@ def test_a_killed_job_goes_on_and_ends_the_same(
         passes.append(1)
         return scored(*given)
 
-    monkeypatch.setattr(module, "scored_logits", counting)
+    monkeypatch.setattr(module, "word_mass", counting)
     most, alone = 999, {"batch_tokens": 1}  # one row a batch
     whole = measure(model("llama"), prompts, responses, **alone | changed)
     total = len(passes)
     kept = {"journal": tmp_path / "j", "identity": "tiny"}
     passes.clear()
-    most = 9  # two batches of a plain pass and three edited ones, and a part of the third
+    most = 11  # two batches under five conditions, and a part of the third
     with pytest.raises(Killed):
         measure(model("llama"), prompts, responses, **alone, **kept)
     passes.clear()
     most = 999
     assert measure(model("llama"), prompts, responses, **alone | changed, **kept) == whole
-    assert len(passes) == total - (0 if changed else 8)
+    assert len(passes) == total - (0 if changed else 10)

@@ -22,6 +22,7 @@ from headpursuit.generate import end_tokens
 from headpursuit.images import open_image, prepare_images, stream_images
 from headpursuit.models import Decoder, load_model, projection_inputs, scaled_heads
 from headpursuit.ranking import write_sizes
+from headpursuit.reading import greedy, respond
 from headpursuit.somp import pursue
 from headpursuit.sources import download
 from headpursuit.tower import assemble
@@ -132,7 +133,7 @@ def test_scaling_by_one_is_identity(vlm, pictures, family: str) -> None:
         assert torch.equal(logits(decoder, encoded), plain)
     with scaled_heads(decoder, CHOSEN, -1.0):
         assert not torch.allclose(logits(decoder, encoded), plain, atol=1e-3)
-    assert torch.equal(logits(decoder, encoded), plain)  # and put back bit by bit
+    assert torch.equal(logits(decoder, encoded), plain)
 
 
 @families
@@ -158,17 +159,19 @@ def test_edit_equals_hook(vlm, pictures, family: str) -> None:
         assert torch.allclose(logits(decoder, encoded), hooked, atol=1e-4)
 
 
+def answer(decoder, encoded, conditions, stops, batch_tokens: int = 10_000) -> dict[str, list]:
+    return respond(decoder, encoded, conditions, -1.0, 5, stops, batch_tokens, greedy)
+
+
 @families
 @pytest.mark.parametrize("chat", [False, True])
 def test_one_image_is_the_same_in_a_padded_batch(vlm, pictures, family: str, chat: bool) -> None:
     decoder, processor = vlm(family)
     stops = end_tokens(decoder, processor.tokenizer)
-    heads = {"edited": CHOSEN}
-    together = vision.answer_batch(decoder, ask(vlm(family), pictures, chat), heads, -1.0, 5, stops)
+    heads = {"baseline": [], "edited": CHOSEN}
+    together = answer(decoder, ask(vlm(family), pictures, chat), heads, stops)
     for row, picture in enumerate(pictures):
-        alone = vision.answer_batch(
-            decoder, ask(vlm(family), [picture], chat), heads, -1.0, 5, stops
-        )
+        alone = answer(decoder, ask(vlm(family), [picture], chat), heads, stops, batch_tokens=1)
         for name in ("baseline", "edited"):
             assert alone[name] == together[name][row : row + 1]
 
@@ -180,7 +183,7 @@ def test_answers_are_those_of_a_whole_pass_for_each_token(vlm, pictures, family:
     decoder, processor = vlm(family)
     stops = end_tokens(decoder, processor.tokenizer)
     edits = {"baseline": [], "edited": CHOSEN}
-    answers = vision.answer_batch(decoder, ask(vlm(family), pictures), edits, -1.0, 5, stops)
+    answers = answer(decoder, ask(vlm(family), pictures), edits, stops)
 
     def answered(picture: Image.Image) -> list[int]:
         asked = ask(vlm(family), [picture])
@@ -244,7 +247,8 @@ def test_images_are_taken_by_halves_where_memory_does_not_suffice(
     def answers(name: str) -> list[dict]:
         vision.write_answers(
             tmp_path / name, decoder, processor, question,
-            enumerate(stream_images(path, "selection", 3)), {"edited": CHOSEN}, -1.0, 4, {}, "x",
+            enumerate(stream_images(path, "selection", 3)), {"edited": CHOSEN}, -1.0, 4, 99, {},
+            "x",
         )  # fmt: skip
         table = pq.read_table(tmp_path / name)
         return table.sort_by([("condition", "ascending"), ("image_id", "ascending")]).to_pylist()
@@ -267,7 +271,7 @@ class Killed(BaseException):
 def test_killed_answers_go_on_and_end_the_same(vlm, pictures, tmp_path: Path, monkeypatch) -> None:
     decoder, processor = vlm("llava_next")
     images = store(tmp_path, [pictures[i % 3] for i in range(7)])
-    answer, asked, most = vision.answer_batch, [], 99
+    answer, asked, most = vision.respond, [], 99
 
     def counting(*given):
         if len(asked) == most:
@@ -275,14 +279,14 @@ def test_killed_answers_go_on_and_end_the_same(vlm, pictures, tmp_path: Path, mo
         asked.append(1)
         return answer(*given)
 
-    monkeypatch.setattr(vision, "answer_batch", counting)
+    monkeypatch.setattr(vision, "respond", counting)
 
     def answers(name: str, alpha: float = -1.0, new: int = 4, identity: str = "x") -> bytes:
         asked.clear()
         vision.write_answers(
             tmp_path / name, decoder, processor, "<image> What fruit is it?",
             enumerate(stream_images(images, "selection", 2)), {"edited": CHOSEN}, alpha, new,
-            {"alpha": alpha}, identity,
+            99, {"alpha": alpha}, identity,
         )  # fmt: skip
         return (tmp_path / name).read_bytes()
 
