@@ -1,4 +1,4 @@
-# From raw downloads to the paper's tables and figures.
+# From raw downloads to the paper's tables and figures, in the order of the data.
 #   snakemake --cores all                                       the paper (config.yaml)
 #   snakemake --cores all --configfile configs/demo.yaml        the demo
 # docs/files.md says what each file is.
@@ -18,71 +18,48 @@ include: "rules/common.smk"
 report: "report/workflow.rst"
 
 
-include: "rules/data.smk"
-include: "rules/models.smk"
-include: "rules/generate.smk"
-include: "rules/label.smk"
-include: "rules/activations.smk"
+include: "rules/sources.smk"
+include: "rules/samples.smk"
+include: "rules/concept.smk"
 include: "rules/pursuit.smk"
-include: "rules/controls.smk"
-include: "rules/score.smk"
+include: "rules/measure.smk"
 include: "rules/publish.smk"
-include: "rules/table1.smk"
-
-
-if config["vision"]:
-
-    include: "rules/vision.smk"
-
-
-include: "rules/report.smk"
 
 
 rule all:
     """The tables and figures, and all that lies in between, so that what is deleted is made anew."""
     default_target: True
     input:
-        rules.table2.input,
-        rules.table1.input,
-        FIGURE1,
-        "<results>/tables/published.csv",
-        PAGES,
+        rules.preflight.output,
+        TABLES,
+        rules.write_pages.output,
         collect("<resources>/{source}/provenance.json", source=used_sources(config)),
-        MODEL_FILES,
-        collect(
+        collect(map(model_files, used_models(config))),
+        every("<results>/samples/{samples}.parquet"),
+        every(
+            "<results>/responses/{baseline}/baseline/part-{part}.parquet",
             [
-                "<results>/prompts/{dataset}.parquet",
-                "<results>/generations/{dataset}/baseline.parquet",
-                "<results>/words/{dataset}.csv",
-                "<results>/dictionaries/{dataset}.csv",
-                "<results>/scores/{dataset}.parquet",
+                *filter(needs_baseline, RUNNING),
             ],
-            dataset=DATASETS,
         ),
-        branch(
-            not config["words"]["file"],
-            then=rules.labels.input,
+        every("<results>/labels/{labels}.summary.html", labelled(config)),
+        every(
+            "<results>/labels/{labels}.agreement.csv",
+            labelled(config) if LABELLER["second"] else [],
         ),
-        collect(RESPONSES, dataset=DATASETS),
-        collect(EXPECTED, dataset=DATASETS),
-        collect(rules.cache_activations.output, dataset=DATASETS),
-        collect(
-            "<results>/rankings/{dataset}/{method}.csv",
-            dataset=DATASETS,
-            method=config["heads"]["methods"],
+        every("<results>/words/{words}.csv", WORDED),
+        every("<results>/dictionaries/{dictionary}.csv", WORDED),
+        every("<results>/activations/{activations}.parquet"),
+        every("<results>/rankings/{rankings}.csv", WORDED),
+        every("<results>/heads/{random}/random.csv", filter(measures, RUNNING)),
+        every(
+            "<results>/responses/{scaled}/scaled/part-{part}.parquet",
+            [name for name in RUNNING if writes_responses(EXPERIMENTS[name])],
         ),
-        collect(
-            "<results>/heads/{dataset}/{condition}.csv",
-            dataset=DATASETS,
-            condition=intervened_conditions(config["heads"]),
-        ),
-        collect(
-            "<results>/generations/{dataset}/{condition}.parquet",
-            dataset=DATASETS,
-            condition=generated_conditions(config["heads"]),
+        every(
+            "<results>/expected/{expected}/part-{part}.parquet",
+            [name for name in RUNNING if "expected" in EXPERIMENTS[name]["measures"]],
         ),
 
 
 include: "rules/audit.smk"
-include: "rules/crate.smk"
-include: "rules/estimate.smk"

@@ -1,41 +1,6 @@
-# What a sceptic needs: the published values beside this run's, and what each file is.
+# What a sceptic needs: each file's lineage, the run in one archive, and what it takes.
 
-from headpursuit.settings import labeller_name, unlike_paper
-
-VISION_MODEL = (config["vision"] or {}).get("model")
-
-
-rule compare_published:
-    """Every published value beside this run's, with what else differs."""
-    input:
-        table2="<results>/tables/table2.csv",
-        figure1=branch(config["vision"], then="<results>/tables/figure1.csv"),
-        published=workflow.source_path("../data/published.csv"),
-    output:
-        csv="<results>/tables/published.csv",
-        md="<results>/tables/published.md",
-        tex="<results>/tables/published.tex",
-    log:
-        "<logs>/compare_published.log",
-    benchmark:
-        "<benchmarks>/compare_published.tsv"
-    conda:
-        "../envs/tables.yaml"
-    resources:
-        mem_mb=by_attempt(1000),
-        runtime=by_attempt(10),
-    params:
-        run=config["run"],
-        models={
-            "table2": hub_id(config["text"]["model"]) or config["text"]["model"],
-            "figure1": VISION_MODEL and (hub_id(VISION_MODEL) or VISION_MODEL),
-        },
-        labeller=lambda wildcards: labeller_name(config),  # braces in it are no wildcards
-        settings=unlike_paper(config),
-        published_heads=config["publish"]["published_heads"],
-        code=code_hash("compare_published"),
-    script:
-        "../scripts/compare_published.py"
+from headpursuit.estimate import measured
 
 
 rule write_manifest:
@@ -65,3 +30,53 @@ rule audit:
     """The manifest of a finished run."""
     input:
         rules.write_manifest.output,
+
+
+rule write_crate:
+    """The run as an RO-Crate, with the jobs that made each file."""
+    input:
+        rules.write_manifest.output,
+        pages=rules.write_pages.output,
+    output:
+        "<results>/audit/crate.zip",
+    log:
+        "<logs>/write_crate.log",
+    benchmark:
+        "<benchmarks>/write_crate.tsv"
+    conda:
+        "../envs/tables.yaml"
+    resources:
+        mem_mb=by_attempt(2000),
+        runtime=by_attempt(30),
+    params:
+        largest_mb=config["publish"]["crate_mb"],
+        code=code_hash("write_crate"),
+    script:
+        "../scripts/write_crate.py"
+
+
+rule crate:
+    """The research object of a finished run."""
+    input:
+        rules.write_crate.output,
+
+
+rule estimate:
+    """Jobs, tokens, disk, memory and device hours from the config, and what the run has measured."""
+    output:
+        json="<results>/estimate.json",
+        md="<results>/estimate.md",
+    log:
+        "<logs>/estimate.log",
+    localrule: True
+    conda:
+        "../envs/tables.yaml"
+    resources:
+        mem_mb=1000,
+        runtime=10,
+    params:
+        config=config,
+        python=sys.executable,
+        benchmarks=lambda wildcards: measured(workflow.pathvars.apply("<benchmarks>")),
+    script:
+        "../scripts/estimate.py"

