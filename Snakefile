@@ -49,12 +49,14 @@ rule all:
         PAGES,
         collect("<resources>/{source}/provenance.json", source=used_sources(config)),
         MODEL_FILES,
+        WEIGHTS,
         collect(
             [
                 "<results>/prompts/{dataset}.parquet",
                 "<results>/generations/{dataset}/baseline.parquet",
                 "<results>/words/{dataset}.csv",
                 "<results>/dictionaries/{dataset}.csv",
+                "<results>/rankings/{dataset}.csv",
                 "<results>/scores/{dataset}.parquet",
             ],
             dataset=DATASETS,
@@ -66,11 +68,6 @@ rule all:
         collect(RESPONSES, dataset=DATASETS),
         collect(EXPECTED, dataset=DATASETS),
         collect(rules.cache_activations.output, dataset=DATASETS),
-        collect(
-            "<results>/rankings/{dataset}/{method}.csv",
-            dataset=DATASETS,
-            method=config["heads"]["methods"],
-        ),
         collect(
             "<results>/heads/{dataset}/{condition}.csv",
             dataset=DATASETS,

@@ -2,8 +2,6 @@
 
 from headpursuit.settings import labeller_name, unlike_paper
 
-VISION_MODEL = (config["vision"] or {}).get("model")
-
 
 rule compare_published:
     """Every published value beside this run's, with what else differs."""

@@ -60,8 +60,6 @@ DATASETS = config["text"]["datasets"]
 LAYERS = range(MODEL["layers"])
 # A job that runs a model asks for a GPU, unless the config says that it runs without.
 GPU = 0 if config["compute"]["device"] == "cpu" else 1
-# Weights, activations and some room.
-MODEL_MB = 2000 + int(MODEL["parameters"] * (4 if MODEL["dtype"] == "float32" else 2) * 1.5 / 1e6)
 
 # Priorities. Start the longest jobs first, and their inputs before them, so that no core idles at
 # the end.
@@ -72,6 +70,20 @@ AWAITED = 20
 def by_attempt(amount):
     """A resource that grows with each attempt: a job killed for want of it is given more."""
     return lambda wildcards, attempt: amount * attempt
+
+
+def model_mb(model):
+    """The memory of a job that loads a model: its weights, activations and some room."""
+    spec = config["models"][model]
+    return 2000 + int(spec["parameters"] * (4 if spec["dtype"] == "float32" else 2) * 1.5 / 1e6)
+
+
+def weights_mb(model):
+    """The memory of a job that reads a model's weights file.
+
+    That is a tenth of a large model and a third of a small one, in float32.
+    """
+    return 3000 + int(config["models"][model]["parameters"] * 1.2 / 1e6)
 
 
 wildcard_constraints:
@@ -94,7 +106,10 @@ def source_record(key):
 
 
 def model_files(name):
-    """The record of a model's files: as downloaded, or as converted from GGUF."""
+    """The record of a model's files: as downloaded, converted from GGUF, or put together here."""
+    vision = config["vision"]
+    if vision and vision["build"] and name == vision["model"]:
+        return f"<resources>/assembled/{name}/provenance.json"
     if config["models"][name]["gguf"]:
         return f"<resources>/models/{name}/provenance.json"
     return f"<resources>/{config['models'][name]['source']}/provenance.json"
@@ -113,6 +128,12 @@ def concept_file(wildcards):
 
 
 MODEL_FILES = model_files(config["text"]["model"])
+MODEL_MB = model_mb(config["text"]["model"])
+# What rankings, decompositions and lenses read of the model.
+WEIGHTS = f"<results>/weights/{config['text']['model']}.safetensors"
+WEIGHTS_MB = weights_mb(config["text"]["model"])
+VISION_MODEL = (config["vision"] or {}).get("model")
+LARGEST_MB = max(map(model_mb, {config["text"]["model"], VISION_MODEL} - {None}))
 # What the method `unrelated` ranks heads by.
 UNRELATED_WORDS = str(beside(config["pursuit"]["unrelated_words"]))
 # How words are matched in text, wherever they are counted.

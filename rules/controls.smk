@@ -4,7 +4,7 @@
 rule select_heads:
     """The top k heads of a ranking among the candidate layers."""
     input:
-        ranking="<results>/rankings/{dataset}/{method}.csv",
+        ranking="<results>/rankings/{dataset}.csv",
     output:
         "<results>/heads/{dataset}/{method}-k{k}.csv",
     log:

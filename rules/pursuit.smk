@@ -2,29 +2,30 @@
 
 
 rule rank_heads:
-    """Rank all heads by what the selection words' tokens say of their writes."""
+    """Rank all heads by what the selection words' tokens say of their writes, by each method."""
     input:
         activations=rules.cache_activations.output,
         dictionary="<results>/dictionaries/{dataset}.csv",
         unrelated=UNRELATED_WORDS,
         model=MODEL_FILES,
+        weights=WEIGHTS,
     output:
-        "<results>/rankings/{dataset}/{method}.csv",
+        "<results>/rankings/{dataset}.csv",
     log:
-        "<logs>/rank_heads/{dataset}/{method}.log",
+        "<logs>/rank_heads/{dataset}.log",
     benchmark:
-        "<benchmarks>/rank_heads/{dataset}/{method}.tsv"
+        "<benchmarks>/rank_heads/{dataset}.tsv"
     priority: AWAITED
     conda:
         "../envs/model.yaml"
     threads: config["compute"]["threads"]
     resources:
-        mem_mb=by_attempt(MODEL_MB),
+        mem_mb=by_attempt(WEIGHTS_MB),
         runtime=by_attempt(240),
-        gpu=GPU,
     params:
         model=MODEL,
-        device=config["compute"]["device"],
+        methods=config["heads"]["methods"],
+        split="selection",
         pursuit=config["pursuit"],
         dictionary=config["dictionary"],
         seed=config["seed"],

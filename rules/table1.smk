@@ -10,6 +10,7 @@ rule decompose_heads:
     input:
         activations=rules.cache_activations.output,
         model=MODEL_FILES,
+        weights=WEIGHTS,
     output:
         "<results>/decompositions/{dataset}.parquet",
     log:
@@ -21,12 +22,10 @@ rule decompose_heads:
         "../envs/model.yaml"
     threads: config["compute"]["threads"]
     resources:
-        mem_mb=by_attempt(MODEL_MB),
+        mem_mb=by_attempt(WEIGHTS_MB),
         runtime=by_attempt(240),
-        gpu=GPU,
     params:
         model=MODEL,
-        device=config["compute"]["device"],
         pursuit=config["pursuit"],
         iterations=TABLE1["iterations"],
         code=code_hash("decompose_heads"),
@@ -39,6 +38,7 @@ rule read_lens:
     input:
         activations=rules.cache_activations.output,
         model=MODEL_FILES,
+        weights=WEIGHTS,
     output:
         "<results>/lens/{dataset}.parquet",
     log:
@@ -50,12 +50,10 @@ rule read_lens:
         "../envs/model.yaml"
     threads: config["compute"]["threads"]
     resources:
-        mem_mb=by_attempt(MODEL_MB),
+        mem_mb=by_attempt(WEIGHTS_MB),
         runtime=by_attempt(240),
-        gpu=GPU,
     params:
         model=MODEL,
-        device=config["compute"]["device"],
         fold_norm_gain=config["pursuit"]["fold_norm_gain"],
         per_sample=TABLE1["per_sample"],
         tokens=TABLE1["tokens"],
@@ -70,6 +68,7 @@ rule rank_specialists:
         atoms="<results>/decompositions/{dataset}.parquet",
         activations=rules.cache_activations.output,
         model=MODEL_FILES,
+        weights=WEIGHTS,
     output:
         ranking="<results>/specialists/{dataset}.csv",
         null="<results>/specialists/{dataset}.null.parquet",
@@ -81,12 +80,10 @@ rule rank_specialists:
         "../envs/model.yaml"
     threads: config["compute"]["threads"]
     resources:
-        mem_mb=by_attempt(MODEL_MB),
+        mem_mb=by_attempt(WEIGHTS_MB),
         runtime=by_attempt(240),
-        gpu=GPU,
     params:
         model=MODEL,
-        device=config["compute"]["device"],
         center=config["pursuit"]["center"],
         fold_norm_gain=config["pursuit"]["fold_norm_gain"],
         tokens=TABLE1["tokens"],
@@ -228,20 +225,23 @@ use rule rank_heads as rank_concept with:
         dictionary="<results>/dictionaries/concepts/{concept}.csv",
         unrelated=UNRELATED_WORDS,
         model=MODEL_FILES,
+        weights=WEIGHTS,
     output:
-        "<results>/rankings/{dataset}/{concept}/{method}.csv",
+        "<results>/rankings/{dataset}/{concept}.csv",
     log:
-        "<logs>/rank_concept/{dataset}/{concept}/{method}.log",
+        "<logs>/rank_concept/{dataset}/{concept}.log",
     benchmark:
-        "<benchmarks>/rank_concept/{dataset}/{concept}/{method}.tsv"
+        "<benchmarks>/rank_concept/{dataset}/{concept}.tsv"
     priority: 0
+    params:
+        methods=["somp"],
 
 
 rule publish_concepts:
     """How many of their top heads each two concepts share."""
     input:
         collect(
-            "<results>/rankings/{dataset}/{concept}/somp.csv",
+            "<results>/rankings/{dataset}/{concept}.csv",
             dataset=TABLE1_DATASETS,
             concept=CONCEPTS,
         ),
@@ -273,7 +273,7 @@ rule plot_concept:
     """What a concept's words explain of each head, as a heat map."""
     input:
         collect(
-            "<results>/rankings/{dataset}/{{concept}}/somp.csv",
+            "<results>/rankings/{dataset}/{{concept}}.csv",
             dataset=TABLE1_DATASETS,
         ),
     output:
@@ -319,6 +319,7 @@ rule table1:
         branch(TABLE1_DATASETS, then=collect(rules.build_concept.output, concept=CONCEPTS)),
         collect("<results>/prompts/{dataset}.parquet", dataset=TABLE1_DATASETS),
         collect(rules.cache_activations.output, dataset=TABLE1_DATASETS),
+        branch(TABLE1_DATASETS, then=WEIGHTS),
         collect(
             [
                 *rules.decompose_heads.output,
@@ -331,5 +332,4 @@ rule table1:
             rules.rank_concept.output,
             dataset=TABLE1_DATASETS,
             concept=CONCEPTS,
-            method="somp",
         ),

@@ -3,17 +3,12 @@
 VISION = config["vision"]
 IMAGE_DATASETS = VISION["datasets"]
 VLM = config["models"][VISION["model"]]
-# Weights, a batch of images and some room.
-VLM_MB = 3000 + int(VLM["parameters"] * (4 if VLM["dtype"] == "float32" else 2) * 1.5 / 1e6)
+VLM_MB = 1000 + model_mb(VISION["model"])  # and a batch of images
 BUILD = VISION["build"] or {}
 LANGUAGE_MODEL = BUILD.get("language_model", VISION["model"])
 LEARNED = config["image_datasets"][BUILD.get("dataset", IMAGE_DATASETS[0])]
-# A model that is put together here, or one that is whole.
-VLM_FILES = (
-    f"<resources>/assembled/{VISION['model']}/provenance.json"
-    if BUILD
-    else model_files(VISION["model"])
-)
+VLM_FILES = model_files(VISION["model"])
+VLM_WEIGHTS = f"<results>/weights/{VISION['model']}.safetensors"
 
 # score.parts files share a data set's evaluation images.
 ANSWERS = collect(
@@ -168,46 +163,34 @@ rule cache_image_activations:
         "../scripts/cache_image_activations.py"
 
 
-rule rank_image_heads:
-    """Rank all heads by what the class names' tokens say of their writes at image tokens."""
+# The ranking of heads for words, with the class names' dictionary in the place of the words'.
+use rule rank_heads as rank_image_heads with:
     input:
         activations=rules.cache_image_activations.output,
         dictionary="<results>/class_dictionaries/{dataset}.csv",
         unrelated=UNRELATED_WORDS,
         model=VLM_FILES,
+        weights=VLM_WEIGHTS,
     output:
-        "<results>/image_rankings/{dataset}/{method}.csv",
+        "<results>/image_rankings/{dataset}.csv",
     log:
-        "<logs>/rank_image_heads/{dataset}/{method}.log",
+        "<logs>/rank_image_heads/{dataset}.log",
     benchmark:
-        "<benchmarks>/rank_image_heads/{dataset}/{method}.tsv"
-    priority: AWAITED
-    conda:
-        "../envs/model.yaml"
-    threads: config["compute"]["threads"]
+        "<benchmarks>/rank_image_heads/{dataset}.tsv"
     resources:
-        mem_mb=by_attempt(VLM_MB),
+        mem_mb=by_attempt(weights_mb(VISION["model"])),
         runtime=by_attempt(240),
-        gpu=GPU,
     params:
         model=VLM,
-        device=config["compute"]["device"],
-        pursuit=config["pursuit"],
+        methods=VISION["heads"]["methods"],
+        split=None,
         dictionary=VISION["dictionary"],
-        seed=config["seed"],
-        content=content(UNRELATED_WORDS),
-        code=code_hash("rank_image_heads"),
-    script:
-        "../scripts/rank_image_heads.py"
 
 
 rule choose_image_heads:
     """Every condition's heads: the top of each ranking, and random ones matched by layer."""
     input:
-        rankings=collect(
-            "<results>/image_rankings/{{dataset}}/{method}.csv",
-            method=VISION["heads"]["methods"],
-        ),
+        ranking="<results>/image_rankings/{dataset}.csv",
     output:
         "<results>/image_heads/{dataset}.csv",
     log:
@@ -381,21 +364,18 @@ rule figure1:
         rules.publish_figure1.output,
         rules.plot_figure1.output,
         VLM_FILES,
+        VLM_WEIGHTS,
         branch(BUILD and not BUILD["trained"], then=rules.train_tower.output),
         collect(
             [
                 "<results>/images/{dataset}.parquet",
                 "<results>/class_dictionaries/{dataset}.csv",
+                "<results>/image_rankings/{dataset}.csv",
             ],
             dataset=IMAGE_DATASETS,
         ),
         collect(ANSWERS, dataset=IMAGE_DATASETS),
         collect(rules.cache_image_activations.output, dataset=IMAGE_DATASETS),
-        collect(
-            "<results>/image_rankings/{dataset}/{method}.csv",
-            dataset=IMAGE_DATASETS,
-            method=VISION["heads"]["methods"],
-        ),
 
 
 # What `all` makes of it.
