@@ -38,7 +38,7 @@ LABEL_TOKENS = (2, 30)  # a labeller's reply
 ROW_BYTES = 8  # of a generated token: its id, and its text
 PART_BYTES = 8  # of one word's probability
 LOAD_SECONDS = (5, 120)  # until a job's model is loaded and its checksums are compared
-WEIGHTS_SHARE = 0.3  # of a small model's parameters, in `weights/`; of a 7B model a tenth
+VOCABULARY = 100_000  # rows of an unembedding; 32,000 to 262,000
 # Floating-point operations a second that a model is run with: reading many tokens at once, and
 # writing one after the other, when memory is what limits. An A100 peaks at 312e12 in bfloat16.
 SPEED = {
@@ -280,7 +280,7 @@ def file_bytes(config: dict) -> dict[str, int]:
         # Twice: as the jobs write them, and joined by condition.
         "responses, generations": 2 * texts * conditions * generation["max_new_tokens"] * ROW_BYTES,
         "expected": parts * PART_BYTES,
-        "weights": WEIGHTS_SHARE * sum(own["weight_bytes"] for own in models(config).values()),
+        "weights": sum(_extracted(config["models"][name]) for name in models(config)),
     }
     if model["gguf"]:
         found["converted model (resources)"] = _weights(model)
@@ -292,6 +292,12 @@ def file_bytes(config: dict) -> dict[str, int]:
             found["assembled model (resources)"] = own["parameters"] * 4
     found["tables, figures, logs and the rest"] = 100 * 2**20
     return {kind: int(size) for kind, size in found.items()}
+
+
+def _extracted(model: Mapping[str, Any]) -> float:
+    """Return the bytes of a model's output projections and unembedding."""
+    rows = model["layers"] * _width(model) + VOCABULARY
+    return rows * _width(model) * BYTES[model["dtype"]]
 
 
 def _cached(config: dict) -> int:
