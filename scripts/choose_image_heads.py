@@ -1,16 +1,16 @@
 """Choose every condition's heads on an image data set."""
 
 from headpursuit.figure1 import choose_heads
+from headpursuit.heads import read_ranking
 from headpursuit.rule import run_rule
-from headpursuit.tables import read_csv, write_csv
+from headpursuit.tables import write_csv
 
 
 def main(snakemake):
     """Write condition, layer and head."""
     params = snakemake.params
     rankings = {
-        method: read_csv(path, ["layer", "head", "rank"])
-        for method, path in zip(params.heads["methods"], snakemake.input.rankings, strict=True)
+        method: read_ranking(snakemake.input.ranking, method) for method in params.heads["methods"]
     }
     table = choose_heads(
         rankings,

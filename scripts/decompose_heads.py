@@ -3,21 +3,23 @@
 import pyarrow as pa
 from headpursuit.decompose import decompose_heads, vocabulary
 from headpursuit.files import parquet_metadata, write_parquet
-from headpursuit.models import open_model
+from headpursuit.models import load_tokenizer, model_folder
 from headpursuit.rule import run_rule
 from headpursuit.tokens import token_texts
+from headpursuit.weights import HeadWeights
 
 
 def main(snakemake):
     """Write layer, head, step, token_id, token and explained."""
     params, paths = snakemake.params, snakemake.input.activations
-    decoder, tokenizer, model = open_model(snakemake.input.model, params.model, params.device)
-    words = vocabulary(decoder, tokenizer, params.pursuit["fold_norm_gain"])
-    atoms = decompose_heads(decoder, words, paths, params.iterations, params.pursuit)
+    weights = HeadWeights(snakemake.input.weights)
+    tokenizer = load_tokenizer(model_folder(snakemake.input.model, params.model))
+    words = vocabulary(weights, tokenizer, params.pursuit["fold_norm_gain"])
+    atoms = decompose_heads(weights, words, paths, params.iterations, params.pursuit)
     atoms.insert(4, "token", token_texts(tokenizer, atoms["token_id"]))
     cache = parquet_metadata(paths[0], ["samples", "positions"])
     metadata = {
-        "model": model,
+        "model": weights.model,
         "pursuit": params.pursuit | {"iterations": params.iterations},
         "vocabulary": len(words[0]),
         "samples": cache["samples"],

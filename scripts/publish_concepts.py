@@ -2,8 +2,9 @@
 
 import pandas as pd
 from headpursuit.concepts import concept_overlaps, display, notes
+from headpursuit.heads import read_ranking
 from headpursuit.rule import run_rule
-from headpursuit.tables import read_csv, write_csv, write_latex, write_markdown
+from headpursuit.tables import write_csv, write_latex, write_markdown
 
 
 def main(snakemake):
@@ -11,9 +12,7 @@ def main(snakemake):
     params, paths = snakemake.params, iter(snakemake.input)
     tables = []
     for dataset in params.datasets:
-        rankings = {
-            name: read_csv(next(paths), ["layer", "head", "rank"]) for name in params.concepts
-        }
+        rankings = {name: read_ranking(next(paths), "somp") for name in params.concepts}
         tables.append(concept_overlaps(dataset, rankings, params.k, params.layers))
     table = pd.concat(tables, ignore_index=True)
     write_csv(snakemake.output.csv, table)

@@ -1,22 +1,25 @@
-"""Rank all heads by how much of what they write the selection words' tokens explain."""
+"""Rank all heads by how much of what they write a dictionary's tokens explain."""
 
-from headpursuit.models import open_model
+from headpursuit.models import load_tokenizer, model_folder
 from headpursuit.ranking import rank_heads
 from headpursuit.rule import run_rule
 from headpursuit.tables import read_csv, write_csv
+from headpursuit.weights import HeadWeights
 from headpursuit.words import unrelated_tokens
 
 
 def main(snakemake):
-    """Write layer, head, score, rank and atoms, best first."""
-    params = snakemake.params
-    decoder, tokenizer, _ = open_model(snakemake.input.model, params.model, params.device)
-    dictionary = read_csv(snakemake.input.dictionary, ["split", "token_id"])
-    chosen = dictionary[dictionary["split"] == "selection"]["token_id"]
-    token_ids = sorted({int(token_id) for token_id in chosen})
-    if snakemake.wildcards.method == "unrelated":
-        token_ids = unrelated_tokens(
-            snakemake.input.unrelated,
+    """Write method, layer, head, score, rank and atoms, method by method, best first."""
+    params, files = snakemake.params, snakemake.input
+    tokenizer = load_tokenizer(model_folder(files.model, params.model))
+    dictionary = read_csv(files.dictionary, ["token_id", *(["split"] if params.split else [])])
+    if params.split:
+        dictionary = dictionary[dictionary["split"] == params.split]
+    token_ids = sorted({int(token_id) for token_id in dictionary["token_id"]})
+    dictionaries = dict.fromkeys(params.methods, token_ids)
+    if "unrelated" in dictionaries:
+        dictionaries["unrelated"] = unrelated_tokens(
+            files.unrelated,
             tokenizer,
             token_ids,
             params.dictionary["cases"],
@@ -24,14 +27,8 @@ def main(snakemake):
             params.seed,
             snakemake.wildcards.dataset,
         )
-    ranking = rank_heads(
-        decoder,
-        tokenizer,
-        snakemake.input.activations,
-        token_ids,
-        snakemake.wildcards.method,
-        params.pursuit,
-    )
+    weights = HeadWeights(files.weights)
+    ranking = rank_heads(weights, tokenizer, files.activations, dictionaries, params.pursuit)
     write_csv(snakemake.output[0], ranking)
 
 

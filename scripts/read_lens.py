@@ -3,17 +3,19 @@
 import pyarrow as pa
 from headpursuit.decompose import read_lens, vocabulary
 from headpursuit.files import write_parquet
-from headpursuit.models import open_model
+from headpursuit.models import load_tokenizer, model_folder
 from headpursuit.rule import run_rule
 from headpursuit.tokens import token_texts
+from headpursuit.weights import HeadWeights
 
 
 def main(snakemake):
     """Write layer, head, place, token_id and token."""
     params = snakemake.params
-    decoder, tokenizer, _ = open_model(snakemake.input.model, params.model, params.device)
-    words = vocabulary(decoder, tokenizer, params.fold_norm_gain)
-    lens = read_lens(decoder, words, snakemake.input.activations, params.per_sample, params.tokens)
+    weights = HeadWeights(snakemake.input.weights)
+    tokenizer = load_tokenizer(model_folder(snakemake.input.model, params.model))
+    words = vocabulary(weights, tokenizer, params.fold_norm_gain)
+    lens = read_lens(weights, words, snakemake.input.activations, params.per_sample, params.tokens)
     lens["token"] = token_texts(tokenizer, lens["token_id"])
     write_parquet(snakemake.output[0], pa.Table.from_pandas(lens))
 

@@ -49,6 +49,19 @@ def model(model_path: Callable[[str], Path]) -> Callable[[str], Any]:
 
 
 @pytest.fixture(scope="session")
+def weights(model: Callable[[str], Any], tmp_path_factory: pytest.TempPathFactory):
+    """Give a tiny model's weights file, opened, made once."""
+    from headpursuit.weights import HeadWeights, write_weights
+
+    def make(family: str) -> HeadWeights:
+        path = tmp_path_factory.mktemp("weights") / f"{family}.safetensors"
+        write_weights(path, model(family), {"name": family})
+        return HeadWeights(path)
+
+    return cache(make)
+
+
+@pytest.fixture(scope="session")
 def tokenizer(model_path: Callable[[str], Path]) -> Any:
     """Give the tokenizer that all tiny models share."""
     from headpursuit.models import load_tokenizer

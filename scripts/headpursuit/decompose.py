@@ -12,33 +12,31 @@ from tqdm import tqdm
 
 from headpursuit.activations import read_layer
 from headpursuit.files import UserError, seed_for
-from headpursuit.models import Decoder, unembedding
 from headpursuit.somp import head_factor, logit_lens_tokens, pursue_layer
 from headpursuit.special import text_tokens
+from headpursuit.weights import HeadWeights
 
 Numbers = np.ndarray
 Vocabulary = tuple[Numbers, Tensor]
 
 
-def vocabulary(decoder: Decoder, tokenizer, fold_norm_gain: bool) -> Vocabulary:
+def vocabulary(weights: HeadWeights, tokenizer, fold_norm_gain: bool) -> Vocabulary:
     """Return the tokens that stand for text: their ids, (v,), and rows of the unembedding, v x d.
 
     Special tokens are left out, and so are rows that belong to no token (padding behind the last).
     """
-    rows = len(decoder.model.get_output_embeddings().weight)
-    ids = np.array([number for number in text_tokens(tokenizer) if number < rows])
-    return ids, unembedding(decoder, ids, fold_norm_gain)
+    ids = np.array([number for number in text_tokens(tokenizer) if number < weights.rows])
+    return ids, weights.unembedding(ids, fold_norm_gain)
 
 
-def _layers(decoder: Decoder, paths: Sequence[str | Path], what: str) -> Iterator:
+def _layers(weights: HeadWeights, paths: Sequence[str | Path], what: str) -> Iterator:
     """Yield each layer's number, z (n x heads x head_dim) and columns (heads x d x head_dim)."""
     for layer, path in enumerate(tqdm(paths, desc=what, unit="layer")):
-        z = torch.from_numpy(read_layer(path)[1]).to(decoder.device)
-        yield layer, z, decoder.layer_columns(layer)
+        yield layer, torch.from_numpy(read_layer(path)[1]), weights.layer_columns(layer)
 
 
 def decompose_heads(
-    decoder: Decoder,
+    weights: HeadWeights,
     vocabulary: Vocabulary,
     paths: Sequence[str | Path],
     iterations: int,
@@ -47,7 +45,7 @@ def decompose_heads(
     """Run SOMP on every head, a layer at a time (the paper's section 3 and appendix A).
 
     Args:
-        decoder: the model.
+        weights: of the model.
         vocabulary: of :func:`vocabulary`.
         paths: the activation cache, a file a layer in their order.
         iterations: atoms a head.
@@ -64,7 +62,7 @@ def decompose_heads(
     ids, dictionary = vocabulary
     records = [
         (layer, head, step, int(ids[row]), explained)
-        for layer, z, columns in _layers(decoder, paths, "SOMP")
+        for layer, z, columns in _layers(weights, paths, "SOMP")
         for head, found in enumerate(pursue_layer(z, columns, dictionary, iterations, **options))
         for step, (row, explained) in enumerate(
             zip(found.support, found.explained, strict=True), start=1
@@ -79,7 +77,7 @@ def decompose_heads(
 
 
 def read_lens(
-    decoder: Decoder,
+    weights: HeadWeights,
     vocabulary: Vocabulary,
     paths: Sequence[str | Path],
     per_sample: int,
@@ -88,7 +86,7 @@ def read_lens(
     """Apply the aggregated logit lens to every head (the seed's footnote to table 1).
 
     Args:
-        decoder: the model.
+        weights: of the model.
         vocabulary: of :func:`vocabulary`.
         paths: the activation cache, a file a layer in their order.
         per_sample: tokens of highest logit counted for each sample.
@@ -100,7 +98,7 @@ def read_lens(
     ids, dictionary = vocabulary
     records = [
         (layer, head, place, int(ids[row]))
-        for layer, z, columns in _layers(decoder, paths, "logit lens")
+        for layer, z, columns in _layers(weights, paths, "logit lens")
         for head in range(len(columns))
         for place, row in enumerate(
             logit_lens_tokens(z[:, head], columns[head], dictionary, per_sample, top), start=1
@@ -110,7 +108,7 @@ def read_lens(
 
 
 def rank_specialists(
-    decoder: Decoder,
+    weights: HeadWeights,
     vocabulary: Vocabulary,
     paths: Sequence[str | Path],
     atoms: pd.DataFrame,
@@ -129,7 +127,7 @@ def rank_specialists(
     excess of the explained variance, then by layer and head.
 
     Args:
-        decoder: the model.
+        weights: of the model.
         vocabulary: of :func:`vocabulary`.
         paths: the activation cache, a file a layer in their order.
         atoms: of :func:`decompose_heads`.
@@ -146,14 +144,14 @@ def rank_specialists(
         over draws and ``_high`` the 95th percentile.
     """
     ids, dictionary = vocabulary
-    norms = dictionary.norm(dim=1).cpu().numpy()
+    norms = dictionary.norm(dim=1).numpy()
     by_norm = np.argsort(norms, kind="stable")
     mean = dictionary.double().mean(0)
     chosen = {
         head: own.sort_values("step") for head, own in atoms.groupby(["layer", "head"], sort=True)
     }
     ranked, nulls = [], []
-    for layer, z, columns in _layers(decoder, paths, "random sets"):
+    for layer, z, columns in _layers(weights, paths, "random sets"):
         for head in range(len(columns)):
             own = chosen.get((layer, head))
             if own is None:  # it writes nothing
@@ -162,16 +160,16 @@ def rank_specialists(
             support = np.searchsorted(ids, own["token_id"])
             rng = np.random.default_rng(seed_for(seed, dataset, "random sets", layer, head))
             sets = norm_matched_sets(support, by_norm, rng=rng, **random_sets)
-            rows = dictionary[torch.tensor(sets, device=dictionary.device)].double()
+            rows = dictionary[torch.tensor(sets)].double()
             _, factor = head_factor(z[:, head], columns[head], center)
-            by_chance = explained_by_sets(rows, factor).cpu().numpy()
+            by_chance = explained_by_sets(rows, factor).numpy()
             few = min(tokens, len(support))
-            top = dictionary[torch.tensor(support[:few], device=dictionary.device)].double()
-            alike = coherence((rows[:, :few] - mean).cpu())
+            top = dictionary[torch.tensor(support[:few])].double()
+            alike = coherence(rows[:, :few] - mean)
             ranked.append(
                 {"layer": layer, "head": head}
                 | _compared("explained", own["explained"].iloc[few - 1], by_chance[:, few - 1])
-                | _compared("coherence", float(coherence((top - mean).cpu())), alike.numpy())
+                | _compared("coherence", float(coherence(top - mean)), alike.numpy())
             )
             nulls.append(_band(layer, head, by_chance))
     table = pd.DataFrame(ranked)

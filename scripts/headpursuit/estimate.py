@@ -38,9 +38,7 @@ LABEL_TOKENS = (2, 30)  # a labeller's reply
 ROW_BYTES = 8  # of a generated token: its id, and its text
 PART_BYTES = 8  # of one word's probability
 LOAD_SECONDS = (5, 120)  # until a job's model is loaded and its checksums are compared
-# Rules that load a model for its weights alone.
-RANKINGS = ("rank_heads", "rank_concept", "rank_image_heads", "decompose_heads", "read_lens")
-RANKINGS += ("rank_specialists",)
+VOCABULARY = 100_000  # rows of an unembedding; 32,000 to 262,000
 # Floating-point operations a second that a model is run with: reading many tokens at once, and
 # writing one after the other, when memory is what limits. An A100 peaks at 312e12 in bfloat16.
 SPEED = {
@@ -77,8 +75,6 @@ def estimate(config: dict, snakemake: str, benchmarks: dict) -> dict:
     for name, work in tokens(config).items():
         if name in rules:
             rules[name] |= work | {"hours": hours(work, rules[name]["jobs"], config)}
-    for name in set(RANKINGS) & set(rules):
-        rules[name]["hours"] = _times(rules[name]["jobs"] / 3600, LOAD_SECONDS)
     for name, found in benchmarks.items():
         rules.setdefault(name, {"jobs": 0})["measured"] = found
     return {
@@ -284,6 +280,7 @@ def file_bytes(config: dict) -> dict[str, int]:
         # Twice: as the jobs write them, and joined by condition.
         "responses, generations": 2 * texts * conditions * generation["max_new_tokens"] * ROW_BYTES,
         "expected": parts * PART_BYTES,
+        "weights": sum(_extracted(config["models"][name]) for name in models(config)),
     }
     if model["gguf"]:
         found["converted model (resources)"] = _weights(model)
@@ -295,6 +292,12 @@ def file_bytes(config: dict) -> dict[str, int]:
             found["assembled model (resources)"] = own["parameters"] * 4
     found["tables, figures, logs and the rest"] = 100 * 2**20
     return {kind: int(size) for kind, size in found.items()}
+
+
+def _extracted(model: Mapping[str, Any]) -> float:
+    """Return the bytes of a model's output projections and unembedding."""
+    rows = model["layers"] * _width(model) + VOCABULARY
+    return rows * _width(model) * BYTES[model["dtype"]]
 
 
 def _cached(config: dict) -> int:
@@ -347,8 +350,8 @@ def render(found: dict) -> str:
     lines += [
         "Memory and limit are what one job asks for at its first attempt. Hours are those of a "
         f"{'CPU core' if device == 'core' else 'GPU'}, for the jobs that run a model over tokens; "
-        "of rankings and decompositions only the loading is reckoned. The low end takes every low "
-        "assumption, the high end every high one.",
+        "rankings and decompositions load no model and are not reckoned. The low end takes every "
+        "low assumption, the high end every high one.",
         "",
     ]
     sizes = found["file_bytes"]

@@ -24,8 +24,14 @@ def rank(scores: pd.DataFrame) -> pd.DataFrame:
     """
     ranked = scores.sort_values(["score", "layer", "head"], ascending=[False, True, True])
     ranked = ranked.reset_index(drop=True)
-    ranked.insert(3, "rank", range(1, len(ranked) + 1))
+    ranked.insert(ranked.columns.get_loc("score") + 1, "rank", range(1, len(ranked) + 1))
     return ranked
+
+
+def read_ranking(path: str | Path, method: str) -> pd.DataFrame:
+    """Read one method's ranking of all heads: layer, head, score, rank and atoms."""
+    table = read_csv(path, ["method", "layer", "head", "score", "rank", "atoms"])
+    return table[table["method"] == method].drop(columns="method")
 
 
 def top_heads(ranking: pd.DataFrame, k: int, first_layer: int, last_layer: int) -> list[Head]:

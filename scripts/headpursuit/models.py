@@ -102,20 +102,22 @@ class Decoder:
         """(layers, heads a layer)."""
         return len(self.layers), self.n_heads
 
+    def matrix(self, layer: int) -> Tensor:
+        """Return the view of a layer's output projection, d x (heads * head_dim)."""
+        weight = self.projections[layer].weight
+        return weight.T if self.transposed else weight
+
     def columns(self, layer: int, head: int) -> Tensor:
         """Return the view of a head's columns of the output projection, d x head_dim."""
-        weight = self.projections[layer].weight
-        matrix = weight.T if self.transposed else weight
-        return matrix[:, head * self.head_dim : (head + 1) * self.head_dim]
+        return self.matrix(layer)[:, head * self.head_dim : (head + 1) * self.head_dim]
 
     def layer_columns(self, layer: int) -> Tensor:
-        """Return what takes a layer's projection inputs to the stream, heads x d x head_dim.
+        """Return what takes a layer's projection inputs to the stream, heads x d x head_dim."""
+        return by_head(self.matrix(layer), self.n_heads, self.post_gain(layer))
 
-        These are all heads' columns as float32, with the gain of the norm behind them folded in
-        where there is one.
-        """
-        columns = torch.stack([self.columns(layer, head) for head in range(self.n_heads)]).float()
-        return columns * self.gain(self.post_norms[layer])[:, None] if self.post_norms else columns
+    def post_gain(self, layer: int) -> Tensor | None:
+        """Return the gain of the norm behind a layer's projection, d; None where there is none."""
+        return self.gain(self.post_norms[layer]) if self.post_norms else None
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return the logits of final hidden states, (..., d) to (..., vocabulary)."""
@@ -143,6 +145,18 @@ class Decoder:
             return None
         mean_square = output.float().square().mean(-1)
         return (mean_square + self.post_norms[layer].eps).rsqrt()
+
+
+def by_head(matrix: Tensor, n_heads: int, gain: Tensor | None) -> Tensor:
+    """Return an output projection's columns by head as float32, heads x d x head_dim.
+
+    Args:
+        matrix: d x (heads * head_dim).
+        n_heads: heads.
+        gain: of the norm behind the projection, d, which is folded in; None where there is none.
+    """
+    columns = matrix.unflatten(1, (n_heads, -1)).transpose(0, 1).float().contiguous()
+    return columns if gain is None else columns * gain[:, None]
 
 
 def _check_family(kind: str | None) -> None:
@@ -586,8 +600,8 @@ def _check_layer(decoder: Decoder, layer: int, own: SimpleNamespace) -> str | No
     writes = torch.einsum("bphk,hdk->hbpd", z, decoder.layer_columns(layer))
     own.total = writes.sum(0)
     if (bias := getattr(decoder.projections[layer], "bias", None)) is not None:
-        gain = decoder.gain(decoder.post_norms[layer]) if decoder.post_norms else 1
-        own.total += bias.float() * gain
+        gain = decoder.post_gain(layer)
+        own.total += bias.float() * (1 if gain is None else gain)
     if not _close(_scaled(own.total, own.scale), own.added, own.added):
         return f"the heads of layer {layer} do not sum to what it adds"
     sizes = writes.flatten(1).norm(dim=1)
@@ -649,29 +663,7 @@ def fast_products(decoder: Decoder, dtype: str | None) -> Iterator[str]:
             module.weight = weight
 
 
-def unembedding(decoder: Decoder, token_ids: Sequence[int] | None, fold_norm_gain: bool) -> Tensor:
-    """Return rows of the unembedding matrix as float32, v x d.
-
-    Args:
-        decoder: the model.
-        token_ids: which rows; None takes all.
-        fold_norm_gain: multiply the rows by the final norm's gain, so that they are the
-            directions of the residual stream that raise the logits.
-    """
-    rows = decoder.model.get_output_embeddings().weight
-    if token_ids is not None:
-        rows = rows[torch.as_tensor(token_ids, device=rows.device)]
-    rows = rows.float()
-    return rows * final_norm_gain(decoder) if fold_norm_gain else rows
-
-
 def language_model(decoder: Decoder) -> nn.Module:
     """Return the part of a model that its layers are in, without the unembedding."""
     base = decoder.model.base_model
     return getattr(base, "language_model", base)
-
-
-def final_norm_gain(decoder: Decoder) -> Tensor:
-    """Return the gain of the norm before the unembedding as float32, d."""
-    base = language_model(decoder)
-    return decoder.gain(base.ln_f if decoder.model.config.model_type == "gpt2" else base.norm)

@@ -74,6 +74,13 @@ def check_device(config: dict, lacks: list[str], notes: list[str]) -> dict:
     for name, model in found.items():
         if free is not None and free < model["work_bytes"]:
             lacks.append(_memory_message(config, name, where, model["work_bytes"], free))
+        memory = psutil.virtual_memory().available
+        if gpu["kind"] == "cuda" and memory < model["weight_bytes"]:
+            lacks.append(
+                f"{name} ({_keys(config, name)[0]}) takes {model['weight_bytes'] / GIB:.1f} GiB of "
+                "this machine's own memory while extract_weights reads it, and "
+                f"{memory / GIB:.1f} GiB are free. Free some, or take a larger machine."
+            )
     needed = max(model["work_bytes"] for model in found.values())
     return {"checked": True, "needed_bytes": needed, **gpu}
 

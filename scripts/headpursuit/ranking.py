@@ -11,19 +11,18 @@ from tqdm import tqdm
 from headpursuit.activations import read_layer
 from headpursuit.files import UserError
 from headpursuit.heads import rank
-from headpursuit.models import Decoder, unembedding
 from headpursuit.somp import logit_lens_scores, pursue_layer
+from headpursuit.weights import HeadWeights
 
 
 def rank_heads(
-    decoder: Decoder,
+    weights: HeadWeights,
     tokenizer,
     layers: Sequence[str | Path],
-    token_ids: Sequence[int],
-    method: str,
+    dictionaries: Mapping[str, Sequence[int]],
     pursuit: Mapping[str, Any],
 ) -> pd.DataFrame:
-    """Rank every head by what a dictionary of tokens says of its writes.
+    """Rank every head by what a dictionary of tokens says of its writes, by each method.
 
     ``somp``: the share of the head's variance that the chosen atoms explain, with the atoms in
     the order chosen. ``logit_lens``: the mean logit of the dictionary's tokens (v2, section 4.1),
@@ -32,32 +31,37 @@ def rank_heads(
     subject), and ``size`` the root mean square of what the head writes, whatever it says.
 
     Args:
-        decoder: the model.
+        weights: of the model.
         tokenizer: to print the atoms.
         layers: the activation cache, a file a layer in their order.
-        token_ids: rows of the unembedding that make the dictionary.
-        method: ``somp``, ``logit_lens``, ``unrelated`` or ``size``.
+        dictionaries: method to the rows of the unembedding that make its dictionary.
         pursuit: the config's ``pursuit``.
 
     Returns:
-        Table with layer, head, score, rank and atoms (tokens with a space between).
+        Table with method, layer, head, score, rank (within the method) and atoms (tokens with a
+        space between).
+
+    Raises:
+        UserError: if a method finds nothing to rank heads by.
     """
-    dictionary = unembedding(decoder, token_ids, pursuit["fold_norm_gain"])
+    fold = pursuit["fold_norm_gain"]
+    rows = {method: weights.unembedding(ids, fold) for method, ids in dictionaries.items()}
     records = []
-    for layer, path in enumerate(tqdm(layers, desc=method, unit="layer")):
-        _, z, _ = read_layer(path)
-        z = torch.from_numpy(z).to(decoder.device)
-        columns = decoder.layer_columns(layer)
-        for head, (score, rows) in enumerate(_scores(z, columns, dictionary, method, pursuit)):
-            atoms = tokenizer.convert_ids_to_tokens([token_ids[row] for row in rows])
-            records.append((layer, head, score, " ".join(atoms)))
-    ranking = rank(pd.DataFrame(records, columns=["layer", "head", "score", "atoms"]))
-    if not ranking["score"].any():
+    for layer, path in enumerate(tqdm(layers, desc="ranking", unit="layer")):
+        z, columns = torch.from_numpy(read_layer(path)[1]), weights.layer_columns(layer)
+        for method, ids in dictionaries.items():
+            found = _scores(z, columns, rows[method], method, pursuit)
+            for head, (score, support) in enumerate(found):
+                atoms = tokenizer.convert_ids_to_tokens([ids[row] for row in support])
+                records.append((method, layer, head, score, " ".join(atoms)))
+    table = pd.DataFrame(records, columns=["method", "layer", "head", "score", "atoms"])
+    rankings = [rank(own) for _, own in table.groupby("method", sort=False)]
+    if not all(ranking["score"].any() for ranking in rankings):
         raise UserError(
             "No head's write varies over the samples, so there is nothing to rank heads by: use "
             "more than one prompt, or pursuit.center: false."
         )
-    return ranking
+    return pd.concat(rankings, ignore_index=True)
 
 
 def _scores(z, columns, dictionary, method, pursuit) -> list[tuple[float, list[int]]]:

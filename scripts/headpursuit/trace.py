@@ -181,7 +181,8 @@ def _heads(
     if method == "random":
         yield "    " + ", ".join(head_name(*own) for own in heads[["layer", "head"]].values)
         return
-    ranked = run.csv(ranking, ["layer", "head", "score", "rank", "atoms"])
+    ranked = run.csv(ranking, ["method", "layer", "head", "score", "rank", "atoms"])
+    ranked = ranked[ranked["method"] == method]
     yield f"    rank, score and atoms ({ranking}):"
     for own in heads.merge(ranked, on=["layer", "head"], how="left").itertuples():
         atoms = run.atoms(own.atoms, offensive)
@@ -212,7 +213,7 @@ def _table2(run: _Run, wanted: Sequence[str]) -> Iterator[str]:
         yield f"\n{condition}"
         path = f"heads/{row['dataset']}/{condition}.csv"
         heads = run.csv(path, ["layer", "head"])
-        ranking = f"rankings/{row['dataset']}/{row['method']}.csv"
+        ranking = f"rankings/{row['dataset']}.csv"
         yield from _heads(run, heads, path, ranking, row["method"], row["method"] != "unrelated")
         words = _word_scores(run, row["dataset"], condition, row["metric"])
         totals.append((words["before"].sum(), words["after"].sum()))
@@ -347,7 +348,7 @@ def _figure1(run: _Run, wanted: Sequence[str]) -> Iterator[str]:
     for condition in _conditions(row):
         yield f"\n{condition}"
         own = heads[heads["condition"] == condition]
-        ranking = f"image_rankings/{dataset}/{row['method']}.csv"
+        ranking = f"image_rankings/{dataset}.csv"
         yield from _heads(run, own, f"image_heads/{dataset}.csv", ranking, row["method"], False)
         both = scores[scores["condition"] == "baseline"].merge(
             scores[scores["condition"] == condition],

@@ -40,7 +40,7 @@ def test_the_tiny_run_with_nodes_that_have_no_hub(cluster: Cluster) -> None:
     assert len(jobs) == sum(computing.values())
     with_model = {rule for rule, job in ran.items() if "gpu" in job.get("TresPerJob", "")}
     assert with_model == {"generate_baseline", "generate_intervened", "cache_activations",
-                          "rank_heads", "measure_expected"}  # fmt: skip
+                          "measure_expected"}  # fmt: skip
     # On two nodes at the same time.
     assert {job["NodeList"] for job in jobs} == {"one", "two"}
     assert any(

@@ -150,7 +150,7 @@ def test_samples_that_are_all_the_same(checkout: Checkout) -> None:
     line = prompts.read_text().splitlines()[0]
     prompts.write_text("\n".join([line] * 80) + "\n")
     checkout.configure("same", run="same", activations={"positions": "last"})
-    code, said = checkout.run("results/same/rankings/rtp/somp.csv", overlay="same")
+    code, said = checkout.run("results/same/rankings/rtp.csv", overlay="same")
     assert code != 0
     assert "No head's write varies over the samples" in said, said
     assert "Traceback" not in said

@@ -53,7 +53,8 @@ OVERLAY = {
     "vision": None,
     "compute": {"device": "cpu", "allow_cpu": True, "threads": os.cpu_count()},
 }
-JOBS = ["cache_activations", "rank_heads", "generate_baseline", "generate_intervened"]
+JOBS = ["cache_activations", "extract_weights", "rank_heads"]
+JOBS += ["generate_baseline", "generate_intervened"]
 
 
 def shards(shapes: dict[str, torch.Size]) -> Iterator[dict[str, torch.Size]]:
@@ -131,7 +132,7 @@ def run(folder: Path) -> Checkout:
     (own / "prompts.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     (own / "words.txt").write_text("\n".join(sorted(PLAIN)[:100]))
     (checkout.folder / "configs/full.yaml").write_text(yaml.safe_dump(OVERLAY))
-    targets = ["rankings/rtp/somp.csv", "generations/rtp/somp-k16.parquet"]
+    targets = ["rankings/rtp.csv", "generations/rtp/somp-k16.parquet"]
     print("running the workflow's jobs", flush=True)
     for asked in ([f"results/full/{name}" for name in targets], ["estimate"]):
         checkout.snakemake(*asked, overlay="full")
@@ -148,10 +149,10 @@ def report(checkout: Checkout, layer: Mapping[str, float]) -> str:
         if name not in JOBS:
             continue
         took = rule["measured"]
-        low, high = (3600 * end for end in rule["hours"])
+        span = " to ".join(f"{3600 * end:.0f}" for end in rule.get("hours", []))
         lines.append(
             f"| `{name}` | {3600 * took['hours']:.0f} | {3600 * took['cpu_hours']:.0f} "
-            f"| {took['max_rss_mb'] / 1000:.1f} | {low:.0f} to {high:.0f} | {memory:.1f} |"
+            f"| {took['max_rss_mb'] / 1000:.1f} | {span} | {memory:.1f} |"
         )
     lines.append(
         f"| SOMP of one layer, {SAMPLES} samples, {ATOMS} atoms of 32,000 | {layer['s']:.0f} "

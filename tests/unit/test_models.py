@@ -20,9 +20,7 @@ from headpursuit.models import (
     ScaledRows,
     decoder_of,
     fast_products,
-    final_norm_gain,
     gains,
-    language_model,
     load_model,
     load_tokenizer,
     longest_input,
@@ -31,7 +29,6 @@ from headpursuit.models import (
     projection_inputs,
     scaled_heads,
     self_check,
-    unembedding,
 )
 from headpursuit.sources import download
 from safetensors import SafetensorError
@@ -309,8 +306,8 @@ def test_a_wrong_place_is_refused(model_path, monkeypatch, family: str, wrong: d
 
 
 class Permuted(Decoder):
-    def columns(self, layer: int, head: int) -> Tensor:
-        return super().columns(layer, (head + 1) % self.n_heads)
+    def layer_columns(self, layer: int) -> Tensor:
+        return super().layer_columns(layer).roll(1, 0)
 
 
 def test_permuted_heads_are_refused(model):
@@ -647,43 +644,6 @@ def test_projection_inputs_are_those_of_the_last_pass(model):
     assert torch.allclose(seen[0], first[:1], atol=1e-6)
 
 
-# The unembedding
-
-
-@families
-def test_folded_rows_give_the_logits_of_the_normalised_stream(model, family: str):
-    """The gain that is folded in is the one that the final norm applies."""
-    decoder = model(family)
-    base = decoder.model.base_model
-    norm = base.ln_f if family == "gpt2" else base.norm
-    seen: dict[str, Tensor] = {}
-    handle = norm.register_forward_hook(lambda m, args, out: seen.update(x=args[0], y=out))
-    logits(decoder)
-    handle.remove()
-    x = seen["x"].double()
-    if family == "gpt2":
-        x = x - x.mean(-1, keepdim=True)
-    x = x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt()
-    bias = norm.bias.double() if family == "gpt2" else 0.0
-    rows = unembedding(decoder, None, False).double()
-    expected = (seen["y"].double() - bias) @ rows.T
-    folded = x @ unembedding(decoder, None, True).double().T
-    torch.testing.assert_close(folded, expected, rtol=1e-3, atol=1e-3)
-
-
-@every_family
-@dtypes
-def test_the_final_gain_is_as_exact_as_the_norm_takes_it(folder, family: str, dtype: str):
-    """Gemma's gain is a stored number plus 1, which bfloat16 would round away."""
-    decoder = load_model(folder(family), dtype, "cpu")
-    base = language_model(decoder)
-    stored = (base.ln_f if family == "gpt2" else base.norm).weight.float()
-    gain = final_norm_gain(decoder)
-    assert torch.equal(gain, stored + 1 if family.startswith("gemma") else stored)
-    rows = decoder.model.lm_head.weight[[7, 0]].float()
-    assert torch.equal(unembedding(decoder, [7, 0], True), rows * gain)
-
-
 @pytest.mark.parametrize(
     ("tied", "stored", "expected"),
     [(True, False, "embedding"), (False, True, "own"), (False, False, None)],
@@ -704,16 +664,8 @@ def test_the_unembedding_is_tied_only_where_the_config_says_so(
         with pytest.raises(UserError, match=r"no weights for lm_head\.weight"):
             load_model(folder, "float32", "cpu")
     else:
-        found = unembedding(load_model(folder, "float32", "cpu"), None, False)
+        found = load_model(folder, "float32", "cpu").model.get_output_embeddings().weight
         assert torch.equal(found, rows[expected])
-
-
-def test_rows_of_the_unembedding(model):
-    decoder = model("gemma")
-    every = unembedding(decoder, None, False)
-    assert every.dtype == torch.float32
-    assert torch.equal(every, decoder.model.lm_head.weight)
-    assert torch.equal(unembedding(decoder, [7, 0, 7], False), every[[7, 0, 7]])
 
 
 @pytest.mark.parametrize("has_it", [True, False])

@@ -211,10 +211,15 @@ def test_a_large_image_model_behind_a_small_text_model(no_gpu, tmp_path, monkeyp
     assert run(config(over), tmp_path)["device"]["needed_bytes"] < 2e9  # without the images
 
 
-def test_an_image_model_that_the_gpu_cannot_hold(no_gpu, tmp_path):
+def test_an_image_model_that_neither_gpu_nor_machine_can_hold(no_gpu, tmp_path, monkeypatch):
+    """The weights that rankings read are taken from a model in the machine's own memory."""
+    free = SimpleNamespace(available=10e9, total=16e9)
+    monkeypatch.setattr(preflight.psutil, "virtual_memory", lambda: free)
     put_nvidia_smi(tmp_path / "bin", "echo '8000, Small GPU'")
-    [said] = lacks(config({"models": IMAGES}, vision=True), tmp_path)
+    said, memory = lacks(config({"models": IMAGES}, vision=True), tmp_path)
     assert "smollm2-digits (vision.model) needs" in said and "Small GPU has 7.8 GiB free" in said
+    assert "smollm2-digits (vision.model) takes 14.0 GiB of this machine's own memory" in memory
+    assert "9.3 GiB are free" in memory
 
 
 @pytest.mark.parametrize(

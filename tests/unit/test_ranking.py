@@ -3,12 +3,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pytest
 import torch
 from headpursuit.activations import pooled_inputs, pooled_positions, write_cache
 from headpursuit.files import UserError
+from headpursuit.heads import read_ranking
 from headpursuit.ranking import rank_heads
+from headpursuit.tables import write_csv
 from tiny import HEADS, LAYERS, WORDS
 
 PURSUIT: dict[str, Any] = {
@@ -73,9 +76,11 @@ def direct_somp(h: np.ndarray, atoms: np.ndarray, options: dict) -> tuple[list[i
     [{}, {"norm": "l2"}, {"center": False}, {"normalise_atoms": True}, {"fold_norm_gain": True}],
     ids=["paper", "l2", "uncentred", "normalised", "folded"],
 )
-def test_somp_ranks_as_the_direct_algorithm(model, tokenizer, cache, token_ids, family, changed):
+def test_somp_ranks_as_the_direct_algorithm(
+    model, weights, tokenizer, cache, token_ids, family, changed
+):
     decoder, paths, options = model(family), cache(family), PURSUIT | changed
-    ranking = rank_heads(decoder, tokenizer, paths, token_ids, "somp", options)
+    ranking = rank_heads(weights(family), tokenizer, paths, {"somp": token_ids}, options)
     atoms = decoder.model.get_output_embeddings().weight[token_ids].double().numpy()
     if options["fold_norm_gain"]:
         base = decoder.model.base_model
@@ -93,9 +98,11 @@ def test_somp_ranks_as_the_direct_algorithm(model, tokenizer, cache, token_ids, 
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_logit_lens_ranks_by_the_mean_logit(model, tokenizer, cache, token_ids, family):
+def test_the_logit_lens_ranks_by_the_mean_logit(
+    model, weights, tokenizer, cache, token_ids, family
+):
     decoder, paths = model(family), cache(family)
-    ranking = rank_heads(decoder, tokenizer, paths, token_ids, "logit_lens", PURSUIT)
+    ranking = rank_heads(weights(family), tokenizer, paths, {"logit_lens": token_ids}, PURSUIT)
     atoms = decoder.model.get_output_embeddings().weight[token_ids].double().numpy()
     tokens = tokenizer.convert_ids_to_tokens(token_ids)
     for row in ranking.itertuples():
@@ -106,16 +113,15 @@ def test_the_logit_lens_ranks_by_the_mean_logit(model, tokenizer, cache, token_i
     assert ranking["score"].is_monotonic_decreasing
 
 
-def test_a_head_that_never_changes_explains_nothing(model, tokenizer, tmp_path, token_ids):
-    decoder = model("llama")
-    constant = torch.ones(5, HEADS * decoder.head_dim)
+def test_a_head_that_never_changes_explains_nothing(weights, tokenizer, tmp_path, token_ids):
+    constant = torch.ones(5, HEADS * weights("llama").head_dim)
     varied = torch.randn(constant.shape, generator=torch.Generator().manual_seed(0))
     paths = [tmp_path / f"{i}.parquet" for i in range(LAYERS)]
     pooled = [
         (list(range(5)), layer, varied if layer == 1 else constant) for layer in range(LAYERS)
     ]
     write_cache(paths, pooled, list("abcde"), "float32", {"heads": "4"})
-    ranking = rank_heads(decoder, tokenizer, paths, token_ids, "somp", PURSUIT)
+    ranking = rank_heads(weights("llama"), tokenizer, paths, {"somp": token_ids}, PURSUIT)
     silent = ranking[ranking["layer"] != 1]
     assert (ranking["score"] > 0).sum() == HEADS
     assert (silent["score"] == 0).all() and (silent["atoms"] == "").all()
@@ -125,18 +131,31 @@ def test_a_head_that_never_changes_explains_nothing(model, tokenizer, tmp_path, 
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0])
-def test_heads_that_all_never_change_are_refused(model, tokenizer, tmp_path, token_ids, value):
-    decoder = model("llama")
-    values = torch.full((5, HEADS * decoder.head_dim), value)
+def test_heads_that_all_never_change_are_refused(weights, tokenizer, tmp_path, token_ids, value):
+    values = torch.full((5, HEADS * weights("llama").head_dim), value)
     paths = [tmp_path / f"{i}.parquet" for i in range(LAYERS)]
     pooled = [(list(range(5)), layer, values) for layer in range(LAYERS)]
     write_cache(paths, pooled, list("abcde"), "float32", {"heads": "4"})
     with pytest.raises(UserError, match="No head's write varies over the samples"):
-        rank_heads(decoder, tokenizer, paths, token_ids, "somp", PURSUIT)
+        rank_heads(weights("llama"), tokenizer, paths, {"somp": token_ids}, PURSUIT)
 
 
-def test_more_iterations_than_atoms(model, tokenizer, cache, token_ids):
-    options = PURSUIT | {"iterations": 50}
-    ranking = rank_heads(model("llama"), tokenizer, cache("llama"), token_ids, "somp", options)
+def test_more_iterations_than_atoms(weights, tokenizer, cache, token_ids):
+    options, dictionaries = PURSUIT | {"iterations": 50}, {"somp": token_ids}
+    ranking = rank_heads(weights("llama"), tokenizer, cache("llama"), dictionaries, options)
     assert (ranking["atoms"].str.split(" ").str.len() <= len(token_ids)).all()
     assert (ranking["score"] <= 1).all()
+
+
+def test_a_method_ranks_beside_others_as_alone(weights, tokenizer, cache, token_ids, tmp_path):
+    paths = cache("llama")
+    dictionaries = {"size": token_ids, "somp": token_ids, "unrelated": token_ids[:3]}
+    together = tmp_path / "rankings/x.csv"
+    write_csv(together, rank_heads(weights("llama"), tokenizer, paths, dictionaries, PURSUIT))
+    assert list(pd.read_csv(together)["method"].unique()) == list(dictionaries)
+    for method, ids in dictionaries.items():
+        alone = tmp_path / f"rankings/{method}.csv"
+        write_csv(alone, rank_heads(weights("llama"), tokenizer, paths, {method: ids}, PURSUIT))
+        own, other = (read_ranking(path, method) for path in (together, alone))
+        pd.testing.assert_frame_equal(own.reset_index(drop=True), other)
+        assert own["rank"].tolist() == list(range(1, LAYERS * HEADS + 1))

@@ -42,6 +42,7 @@ from headpursuit.table1 import (
 )
 from headpursuit.tables import save_figure
 from headpursuit.tokens import token_texts, visible
+from headpursuit.weights import HeadWeights, write_weights
 from tiny import TEMPLATES, make_asking
 
 ROOT = Path(__file__).parents[2]
@@ -79,14 +80,15 @@ def planted(model, tmp_path_factory):
     pooled = [(list(range(n)), layer, z.flatten(1)) for layer in range(len(paths))]
     names = [f"p-{i}/0" for i in range(n)]
     write_cache(paths, pooled, names, "float32", {"heads": json.dumps(heads)})
-    return decoder, paths
+    write_weights(folder / "weights.safetensors", decoder, {})
+    return HeadWeights(folder / "weights.safetensors"), paths
 
 
 @pytest.fixture(scope="module")
 def atoms(planted, tokenizer) -> pd.DataFrame:
-    decoder, paths = planted
-    dictionary = vocabulary(decoder, tokenizer, fold_norm_gain=False)
-    return decompose_heads(decoder, dictionary, paths, 4, PURSUIT)
+    weights, paths = planted
+    dictionary = vocabulary(weights, tokenizer, fold_norm_gain=False)
+    return decompose_heads(weights, dictionary, paths, 4, PURSUIT)
 
 
 def of(table: pd.DataFrame, layer: int, head: int) -> pd.DataFrame:
@@ -107,20 +109,22 @@ def test_a_head_that_never_varies_has_no_atoms(atoms):
 
 
 def test_nothing_to_explain_is_refused(planted, tokenizer, tmp_path):
-    decoder, _ = planted
+    weights, _ = planted
     path = tmp_path / "one.parquet"
-    heads, width = decoder.n_heads, decoder.head_dim
+    heads, width = weights.shape[1], weights.head_dim
     pooled = [([0], 0, torch.ones(1, heads * width))]
     write_cache([path], pooled, ["p"], "float32", {"heads": json.dumps(heads)})
     with pytest.raises(UserError, match="more than one prompt"):
-        decompose_heads(decoder, vocabulary(decoder, tokenizer, False), [path], 3, PURSUIT)
+        decompose_heads(weights, vocabulary(weights, tokenizer, False), [path], 3, PURSUIT)
 
 
-def test_vocabulary_leaves_padding_rows_out(model, tokenizer):
+def test_vocabulary_leaves_padding_rows_out(model, tokenizer, tmp_path):
     decoder = decoder_of(copy.deepcopy(model("llama").model))
     decoder.model.resize_token_embeddings(len(tokenizer) + 7, mean_resizing=False)
-    assert len(decoder.model.get_output_embeddings().weight) == len(tokenizer) + 7
-    ids, rows = vocabulary(decoder, tokenizer, False)
+    write_weights(tmp_path / "padded.safetensors", decoder, {})
+    weights = HeadWeights(tmp_path / "padded.safetensors")
+    assert weights.rows == len(tokenizer) + 7
+    ids, rows = vocabulary(weights, tokenizer, False)
     assert ids.tolist() == list(range(len(tokenizer) - 3))  # the last three are special
     assert torch.equal(rows, decoder.model.get_output_embeddings().weight[: len(ids)])
 
@@ -128,24 +132,24 @@ def test_vocabulary_leaves_padding_rows_out(model, tokenizer):
 @pytest.mark.parametrize("family", list(TEMPLATES))
 def test_no_special_token_is_an_atom(model, planted, family):
     """And ids are those of the vocabulary, though rows before them are left out."""
-    decoder, paths = planted
+    weights, paths = planted
     tokenizer = make_asking(family)
     special = tokenizer.convert_tokens_to_ids(
         {"qwen": ["<|begin|>", "<|end|>", "<|im_start|>", "<|im_end|>"],
          "gemma": ["<unk>", "<s>", "</s>", "<start_of_turn>"]}.get(family, ["<unk>", "<s>", "</s>"])
     )  # fmt: skip
-    ids, rows = words = vocabulary(decoder, tokenizer, False)
-    weight = decoder.model.get_output_embeddings().weight
+    ids, rows = words = vocabulary(weights, tokenizer, False)
+    weight = weights.unembedding(range(weights.rows), False)
     assert not set(special) & set(ids.tolist())
     assert torch.equal(rows, weight[torch.tensor(ids)])
     if family != "qwen":
         assert tokenizer.convert_tokens_to_ids("<0x0A>") in ids.tolist()
-    found = decompose_heads(decoder, words, paths, 4, PURSUIT)
-    lens = read_lens(decoder, words, paths, per_sample=3, top=5)
+    found = decompose_heads(weights, words, paths, 4, PURSUIT)
+    lens = read_lens(weights, words, paths, per_sample=3, top=5)
     assert set(found["token_id"]) | set(lens["token_id"]) <= set(ids.tolist())
     best = of(found, 1, 2)
     options = {"tokens": 3, "random_sets": SETS, "center": True, "seed": 0, "dataset": "x"}
-    ranking, _ = rank_specialists(decoder, words, paths, found, **options)
+    ranking, _ = rank_specialists(weights, words, paths, found, **options)
     assert of(ranking, 1, 2)["explained"].iloc[0] == best["explained"].iloc[2]
     means = rows.mean(0)
     alike = coherence(weight[torch.tensor(best["token_id"].to_numpy()[:3])] - means)
@@ -153,21 +157,21 @@ def test_no_special_token_is_an_atom(model, planted, family):
 
 
 def test_lens_counts_what_stands_highest(planted, tokenizer):
-    decoder, paths = planted
-    dictionary = vocabulary(decoder, tokenizer, False)
-    found = of(read_lens(decoder, dictionary, paths, per_sample=1, top=2), 1, 2)
+    weights, paths = planted
+    dictionary = vocabulary(weights, tokenizer, False)
+    found = of(read_lens(weights, dictionary, paths, per_sample=1, top=2), 1, 2)
     # The largest coefficient stands first wherever it is positive.
     assert found["token_id"].tolist()[0] == PLANTED[0]
     assert found["place"].tolist() == [1, 2]
 
 
 def test_the_planted_head_is_the_most_specialised(planted, atoms, tokenizer):
-    decoder, paths = planted
-    ids, rows = vocabulary(decoder, tokenizer, False)
+    weights, paths = planted
+    ids, rows = vocabulary(weights, tokenizer, False)
     rows[PLANTED] += 2 * rows[PLANTED].mean(0)  # make the three alike
     dictionary = ids, rows
     options = {"tokens": 3, "random_sets": SETS, "center": True, "seed": 0, "dataset": "x"}
-    ranking, null = rank_specialists(decoder, dictionary, paths, atoms, **options)
+    ranking, null = rank_specialists(weights, dictionary, paths, atoms, **options)
     best = ranking.iloc[0]
     assert (best["layer"], best["head"], best["rank"]) == (1, 2, 1)
     assert best["explained"] == of(atoms, 1, 2)["explained"].iloc[2]
@@ -179,18 +183,18 @@ def test_the_planted_head_is_the_most_specialised(planted, atoms, tokenizer):
     assert (of(ranking, 0, 3)["score"] == 0).all() and of(ranking, 0, 3)["explained"].isna().all()
     assert (null["low"] <= null["mean"]).all() and (null["mean"] <= null["high"]).all()
     assert len(null) == len(atoms)
-    again = rank_specialists(decoder, dictionary, paths, atoms, **options)
+    again = rank_specialists(weights, dictionary, paths, atoms, **options)
     pd.testing.assert_frame_equal(ranking, again[0])
     # A head's draws are its own: without the other heads they are the same.
-    alone = rank_specialists(decoder, dictionary, paths, of(atoms, 1, 2), **options)[1]
+    alone = rank_specialists(weights, dictionary, paths, of(atoms, 1, 2), **options)[1]
     pd.testing.assert_frame_equal(alone, of(null, 1, 2).reset_index(drop=True))
 
 
 def test_equal_scores_go_by_explained_variance(planted, atoms, tokenizer):
-    decoder, paths = planted
+    weights, paths = planted
     options = {"tokens": 3, "random_sets": SETS, "center": True, "seed": 0, "dataset": "x"}
-    dictionary = vocabulary(decoder, tokenizer, False)
-    ranking, _ = rank_specialists(decoder, dictionary, paths, atoms, **options)
+    dictionary = vocabulary(weights, tokenizer, False)
+    ranking, _ = rank_specialists(weights, dictionary, paths, atoms, **options)
     zeros = ranking[(ranking["score"] == 0) & ranking["explained"].notna()]
     excess = zeros["explained"] - zeros["explained_null"]
     assert len(zeros) > 1 and excess.is_monotonic_decreasing

@@ -73,14 +73,14 @@ def test_every_file_is_in_the_manifest(audited: Checkout) -> None:
 
 def test_a_file_has_its_whole_lineage(audited: Checkout) -> None:
     manifest = read_manifest(audited)
-    path = "results/tiny/rankings/rtp/somp.csv"
+    path = "results/tiny/rankings/rtp.csv"
     facts = manifest["files"][path]
     assert facts["sha256"] == sha256(audited.folder / path)
     assert facts["bytes"] == (audited.folder / path).stat().st_size
-    assert facts["rows"] == 12
+    assert facts["rows"] == 24
     assert facts["columns"] == {
-        **{"layer": "integer", "head": "integer", "score": "number", "rank": "integer"},
-        "atoms": "string",
+        **{"method": "string", "layer": "integer", "head": "integer", "score": "number"},
+        **{"rank": "integer", "atoms": "string"},
     }
     assert (facts["rule"], facts["script"]) == ("rank_heads", "scripts/rank_heads.py")
     assert facts["params"]["pursuit"]["iterations"] == 5
@@ -187,7 +187,7 @@ def remove(path: Path) -> None:
         ("results/tiny/labels/rtp.parquet", flip, ["changed"]),
         ("results/tiny/words/rtp.csv", drop_row, ["rows are now"]),
         (
-            "results/tiny/rankings/rtp/somp.csv",
+            "results/tiny/rankings/rtp.csv",
             swap_columns,
             ["columns are in another order", "its columns are in another order; it has atoms"],
         ),

@@ -23,7 +23,7 @@ use rule * from headpursuit as headpursuit_*
 rule name_head:
     default_target: True
     input:
-        ranking="results/study/rankings/rtp/tools/somp.csv",
+        ranking="results/study/rankings/rtp/tools.csv",
         config=rules.headpursuit_write_config.output,
     output:
         "head.txt"
@@ -60,7 +60,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
 
 
 def test_a_concept_of_another_workflow(study: Checkout) -> None:
-    ranking = pd.read_csv(study.folder / "results/study/rankings/rtp/tools/somp.csv")
+    ranking = pd.read_csv(study.folder / "results/study/rankings/rtp/tools.csv")
     best = ranking.iloc[0]
     said = (study.folder / "head.txt").read_text()
     assert said == f"L{best['layer']}.H{best['head']} knows tools\n"

@@ -19,7 +19,7 @@ TABLES = ["table2.csv", "table2.draws.csv", "table2.md", "table2.tex"]
 PUBLISH = {"publish_table2": 1, "plot_table2": 1, "compare_published": 1, "write_pages": 1}
 SCORE = {"score_words": 1, **PUBLISH}
 HEADS = {"generate_intervened": 1, "join_responses": 3, "measure_expected": 2, **SCORE}
-RANKED = {"rank_heads": 2, "select_heads": 2, "draw_controls": 2, **HEADS}
+RANKED = {"rank_heads": 1, "select_heads": 2, "draw_controls": 2, **HEADS}
 WORDED = {"build_dictionary": 1, **RANKED}
 LABELLED = {"summarise_labels": 1, "split_words": 1, **WORDED}
 BASELINE = {"label_responses": 1, "cache_activations": 1, **LABELLED, "join_responses": 4}
@@ -34,8 +34,7 @@ def test_every_file_of_the_contract_is_there(finished: Checkout) -> None:
         "labels/rtp.parquet": "prompt_id reply words dropped status",
         "words/rtp.csv": "word count rank split",
         "activations/rtp/layer-00.parquet": "sample_id layer z",
-        "rankings/rtp/somp.csv": "layer head score rank atoms",
-        "rankings/rtp/logit_lens.csv": "layer head score rank atoms",
+        "rankings/rtp.csv": "method layer head score rank atoms",
         "heads/rtp/random-k2-d01.csv": "layer head",
         "scores/rtp.parquet": "condition word before after",
         "tables/table2.csv": "dataset method heads metric value sd median q25 q75 ci_low ci_high "
@@ -46,7 +45,7 @@ def test_every_file_of_the_contract_is_there(finished: Checkout) -> None:
         table = pd.read_csv(path) if path.suffix == ".csv" else pq.read_table(path).to_pandas()
         assert set(wanted.split()) <= set(table.columns), name
         assert len(table), name
-    for name in ("figures/table2.pdf", "figures/table2.png", "logs/rank_heads/rtp/somp.log"):
+    for name in ("figures/table2.pdf", "figures/table2.png", "logs/rank_heads/rtp.log"):
         assert finished.path(name).stat().st_size > 0
     assert not list(finished.path("").rglob(".*.journal"))
 
@@ -118,7 +117,8 @@ def test_second_run_does_nothing(finished: Checkout) -> None:
         ("words/rtp.csv", {"split_words": 1, **WORDED}),
         ("dictionaries/rtp.csv", WORDED),
         ("activations/rtp/layer-01.parquet", {"cache_activations": 1, **RANKED}),
-        ("rankings/rtp/logit_lens.csv", {"rank_heads": 1, "select_heads": 1, **HEADS}),
+        ("weights/tiny.safetensors", {"extract_weights": 1, **RANKED}),
+        ("rankings/rtp.csv", RANKED),
         ("heads/rtp/random-k2-d01.csv", {"draw_controls": 1, "measure_expected": 2, **SCORE}),
         ("generations/rtp/somp-k2.parquet", {"join_responses": 1, **SCORE}),
         (

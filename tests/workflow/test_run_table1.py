@@ -43,7 +43,7 @@ def test_every_file_of_table1_is_there(with_table1: Checkout) -> None:
         "specialists/asked.csv": "layer head score rank explained coherence",
         "specialists/asked.null.parquet": "layer head step mean low high",
         "dictionaries/concepts/tools.csv": "word form token_id token",
-        "rankings/asked/fruit/somp.csv": "layer head score rank atoms",
+        "rankings/asked/fruit.csv": "method layer head score rank atoms",
         "tables/table1.csv": "dataset layer head method tokens overlap",
         "tables/concepts.csv": "dataset heads concept other shared jaccard chance",
     }

@@ -1,0 +1,15 @@
+"""Write the part of a model's weights that rankings, decompositions and lenses read."""
+
+from headpursuit.models import open_model
+from headpursuit.rule import run_rule
+from headpursuit.weights import write_weights
+
+
+def main(snakemake):
+    """Write one safetensors file."""
+    decoder, _, identity = open_model(snakemake.input.model, snakemake.params.model, "cpu")
+    write_weights(snakemake.output[0], decoder, identity)
+
+
+if __name__ == "__main__":
+    run_rule(main, snakemake)

@@ -1,0 +1,96 @@
+"""The weights file gives what the model gives, bit by bit, and a damaged one is named."""
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from headpursuit.files import UserError
+from headpursuit.models import FAMILIES as KNOWN
+from headpursuit.models import language_model, load_model
+from headpursuit.weights import HeadWeights, write_weights
+from tiny import HEADS, LAYERS
+from tiny_vision import FAMILIES as IMAGE_TEXT
+from tiny_vision import make_vlm
+from torch import Tensor
+
+FAMILIES = ["llama", "mistral", "qwen2", "gemma", "gemma2", "gpt2"]
+
+
+@pytest.fixture(scope="module")
+def folder(model_path, tmp_path_factory) -> Callable[[str], Path]:
+    """Give the folder of a tiny model of any family."""
+    images = cache(lambda family: make_vlm(tmp_path_factory.mktemp(family), family))
+    return lambda family: (images if family in IMAGE_TEXT else model_path)(family)
+
+
+@pytest.mark.parametrize("family", KNOWN)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_the_file_has_what_the_model_has(folder, tmp_path: Path, family: str, dtype: str):
+    decoder = load_model(folder(family), dtype, "cpu")
+    path = tmp_path / "weights/m.safetensors"
+    write_weights(path, decoder, {"name": "m", "commit": None})
+    found = HeadWeights(path)
+    assert found.shape == (LAYERS, HEADS)
+    assert found.model == {"name": "m", "commit": None}
+    for layer in range(LAYERS):
+        # As a Decoder's columns are, head by head, and as no two layouts of memory are mixed up.
+        expected = torch.stack([decoder.columns(layer, head) for head in range(HEADS)]).float()
+        if decoder.post_norms:
+            expected = expected * decoder.gain(decoder.post_norms[layer])[:, None]
+        for columns in (found.layer_columns(layer), decoder.layer_columns(layer)):
+            assert torch.equal(columns, expected)
+            assert columns.stride() == expected.stride()
+    rows = decoder.model.get_output_embeddings().weight
+    assert found.rows == len(rows)
+    assert torch.equal(found.unembedding([7, 0, 7], False), rows[[7, 0, 7]].float())
+    base = language_model(decoder)
+    stored = (base.ln_f if family == "gpt2" else base.norm).weight.float()
+    # Gemma's gain is a stored number plus 1, which bfloat16 would round away.
+    gain = stored + 1 if family.startswith("gemma") else stored
+    assert torch.equal(found.unembedding([7, 0], True), rows[[7, 0]].float() * gain)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_folded_rows_give_the_logits_of_the_normalised_stream(model, weights, family: str):
+    """The gain that is folded in is the one that the final norm applies."""
+    decoder, own = model(family), weights(family)
+    base = decoder.model.base_model
+    norm = base.ln_f if family == "gpt2" else base.norm
+    seen: dict[str, Tensor] = {}
+    handle = norm.register_forward_hook(lambda m, args, out: seen.update(x=args[0], y=out))
+    with torch.inference_mode():
+        decoder.model((torch.arange(12).reshape(2, 6) * 37 + 3) % 400, use_cache=False)
+    handle.remove()
+    x = seen["x"].double()
+    if family == "gpt2":
+        x = x - x.mean(-1, keepdim=True)
+    x = x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+    bias = norm.bias.double() if family == "gpt2" else 0.0
+    rows, folded = (own.unembedding(range(own.rows), fold).double() for fold in (False, True))
+    expected = (seen["y"].double() - bias) @ rows.T
+    torch.testing.assert_close(x @ folded.T, expected, rtol=1e-3, atol=1e-3)
+
+
+def cut(content: bytearray) -> None:
+    del content[-1:]
+
+
+def flip_last(content: bytearray) -> None:
+    content[-1] ^= 1
+
+
+def empty(content: bytearray) -> None:
+    content.clear()
+
+
+@pytest.mark.parametrize("damage", [cut, flip_last, empty])
+def test_a_damaged_file_is_named(model, tmp_path: Path, damage):
+    path = tmp_path / "m.safetensors"
+    write_weights(path, model("llama"), {})
+    content = bytearray(path.read_bytes())
+    damage(content)
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"m\.safetensors: not readable weights \(.*Delete it"):
+        HeadWeights(path).unembedding([0], True)
