@@ -11,9 +11,9 @@ def main(snakemake):
     assemble_model(
         model_folder(snakemake.input.model, params.language_model),
         snakemake.input.model,
-        snakemake.input.tower,
+        str(snakemake.input.tower),
         params.tower,
-        params.dataset,
+        params.samples,
         snakemake.output[0],
     )
 

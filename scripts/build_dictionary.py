@@ -1,18 +1,23 @@
-"""Turn a data set's words into rows of the unembedding matrix."""
+"""Turn a concept's words into rows of the unembedding matrix."""
 
 from headpursuit.models import load_tokenizer, model_folder
 from headpursuit.rule import run_rule
 from headpursuit.tables import read_csv, write_csv
-from headpursuit.words import build_dictionary
+from headpursuit.words import build_dictionary, distinct_classes
 
 
 def main(snakemake):
     """Write word, split, form, starts_word, token_id, token and shared."""
-    words = read_csv(snakemake.input.words, ["word", "split"])
-    tokenizer = load_tokenizer(model_folder(snakemake.input.model, snakemake.params.model))
-    write_csv(
-        snakemake.output[0], build_dictionary(words, tokenizer, **snakemake.params.dictionary)
+    params = snakemake.params
+    concept = params.concept
+    words = read_csv(snakemake.input.words[0], ["word", "split"])
+    tokenizer = load_tokenizer(model_folder(snakemake.input.model, params.model))
+    # Where case counts, a word's rows are those of the case it is listed in.
+    cases = ["written"] if concept["case_sensitive"] else concept["cases"]
+    table = build_dictionary(
+        words, tokenizer, concept["rows"], cases, concept["leading_space"], params.key
     )
+    write_csv(snakemake.output[0], distinct_classes(table) if "class_names" in concept else table)
 
 
 if __name__ == "__main__":

@@ -1,38 +1,43 @@
-"""Cache the pooled input of every layer's attention output projection."""
-
-import json
+"""Cache the input of every layer's attention output projection, averaged over positions."""
 
 from headpursuit.activations import pooled_inputs, pooled_positions, write_cache
-from headpursuit.files import parquet_metadata, read_parquet
+from headpursuit.files import parquet_metadata, read_parquet, read_responses
+from headpursuit.images import image_ids
 from headpursuit.models import open_model
 from headpursuit.rule import run_rule
 from headpursuit.special import special_tokens
+from headpursuit.vision import open_images
 
 
 def main(snakemake):
-    """Write a Parquet file a layer: sample_id, layer and z."""
-    params, spec = snakemake.params, snakemake.params.activations
-    prompts = read_parquet(snakemake.input.prompts, ["prompt_id", "token_ids", "own_positions"])
-    responses = None
-    if spec["positions"] == "response":
-        columns = ["prompt_id", "sample", "token_ids"]
-        responses = read_parquet(snakemake.input.responses, columns)
-    decoder, tokenizer, provenance = open_model(snakemake.input.model, params.model, params.device)
-    special = None if spec["special_tokens"] else special_tokens(tokenizer)
-    names, rows, where = pooled_positions(prompts, responses, spec["positions"], special)
-    metadata = {
-        "model": provenance,
-        "heads": decoder.n_heads,
-        "positions": spec["positions"],
-        "special_tokens": spec["special_tokens"],
-        "samples": len(rows),
-        "tokens": sum(map(len, rows)),
-        "pooled_tokens": sum(map(len, where)),
-        "prompts": parquet_metadata(snakemake.input.prompts),
-    }
-    pooled = pooled_inputs(decoder, rows, where, tokenizer.pad_token_id, spec["batch_tokens"])
-    encoded = {key: json.dumps(value) for key, value in metadata.items()}
-    write_cache(snakemake.output, pooled, names, spec["dtype"], encoded)
+    """Write sample_id, layer and z; each row group is of one layer."""
+    params, files = snakemake.params, snakemake.input
+    samples = files.samples[0]
+    metadata = {"positions": params.positions, "special_tokens": params.special_tokens}
+    if params.positions == "image":
+        reader, model = open_images(
+            samples, params.samples, files.model, params.model, params.device, params.batch_images
+        )
+        decoder, names = reader.decoder, image_ids(samples, "selection")
+        metadata |= {"samples": len(names), "question": reader.question}
+        pooled = reader.pooled_inputs()
+    else:
+        prompts = read_parquet(samples, ["sample_id", "token_ids", "own_positions"])
+        responses = None
+        if params.positions == "response":
+            responses = read_responses(files.responses, ["token_ids"])
+        decoder, tokenizer, model = open_model(files.model, params.model, params.device)
+        special = None if params.special_tokens else special_tokens(tokenizer)
+        names, rows, where = pooled_positions(prompts, responses, params.positions, special)
+        metadata |= {
+            "samples": len(rows),
+            "tokens": sum(map(len, rows)),
+            "pooled_tokens": sum(map(len, where)),
+            "prompts": parquet_metadata(samples),
+        }
+        pooled = pooled_inputs(decoder, rows, where, tokenizer.pad_token_id, params.batch_tokens)
+    metadata |= {"model": model, "heads": decoder.n_heads}
+    write_cache(snakemake.output[0], pooled, names, params.dtype, metadata)
 
 
 if __name__ == "__main__":

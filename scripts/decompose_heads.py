@@ -1,31 +1,39 @@
-"""Decompose every head into atoms out of the whole vocabulary."""
+"""Decompose every head over the whole vocabulary, and set its atoms against random tokens."""
 
 import pyarrow as pa
-from headpursuit.decompose import decompose_heads, vocabulary
+from headpursuit.decompose import decompose_heads, rank_specialists, vocabulary
 from headpursuit.files import parquet_metadata, write_parquet
 from headpursuit.models import load_tokenizer, model_folder
 from headpursuit.rule import run_rule
+from headpursuit.tables import write_csv
 from headpursuit.tokens import token_texts
 from headpursuit.weights import HeadWeights
 
 
 def main(snakemake):
-    """Write layer, head, step, token_id, token and explained."""
-    params, paths = snakemake.params, snakemake.input.activations
-    weights = HeadWeights(snakemake.input.weights)
+    """Write the atoms (layer, head, step, token_id, token, explained), the heads ranked by how well
+    few of them explain, and what random sets of tokens explain of each head."""
+    params, path = snakemake.params, snakemake.input.activations[0]
+    weights, pursuit = HeadWeights(snakemake.input.weights), params.pursuit
     tokenizer = load_tokenizer(model_folder(snakemake.input.model, params.model))
-    words = vocabulary(weights, tokenizer, params.pursuit["fold_norm_gain"])
-    atoms = decompose_heads(weights, words, paths, params.iterations, params.pursuit)
+    words = vocabulary(weights, tokenizer, pursuit["fold_norm_gain"])
+    atoms = decompose_heads(weights, words, path, pursuit)
+    ranking, null = rank_specialists(
+        weights, words, path, atoms, params.vocabulary, pursuit["center"], params.seed, params.name
+    )
     atoms.insert(4, "token", token_texts(tokenizer, atoms["token_id"]))
-    cache = parquet_metadata(paths[0], ["samples", "positions"])
+    cache = parquet_metadata(path, ["samples", "positions"])
     metadata = {
         "model": weights.model,
-        "pursuit": params.pursuit | {"iterations": params.iterations},
+        "pursuit": pursuit,
         "vocabulary": len(words[0]),
         "samples": cache["samples"],
         "positions": cache["positions"],
     }
-    write_parquet(snakemake.output[0], pa.Table.from_pandas(atoms), metadata)
+    output = snakemake.output
+    write_parquet(output.atoms, pa.Table.from_pandas(atoms), metadata)
+    write_csv(output.specialists, ranking)
+    write_parquet(output.null, pa.Table.from_pandas(null))
 
 
 if __name__ == "__main__":

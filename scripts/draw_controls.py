@@ -1,20 +1,21 @@
-"""Draw random heads that match the selected ones by layer and are none of them."""
+"""Draw random heads that match the first method's by layer and are none of them."""
 
-from headpursuit.heads import draw_control, read_heads, write_heads
+from headpursuit.experiments import condition_name
+from headpursuit.heads import draw_control, read_conditions, write_conditions
 from headpursuit.rule import run_rule
 
 
 def main(snakemake):
-    """Write layer and head."""
-    wildcards, params = snakemake.wildcards, snakemake.params
-    heads = draw_control(
-        read_heads(snakemake.input.selected),
-        params.n_heads,
-        params.seed,
-        wildcards.dataset,
-        f"random-k{wildcards.k}-d{wildcards.draw}",
-    )
-    write_heads(snakemake.output[0], heads)
+    """Write condition, layer and head."""
+    params = snakemake.params
+    selected = read_conditions([snakemake.input.selected[0]])
+    drawn = {}
+    for k in params.k:
+        own = selected[condition_name(params.method, k)]
+        for draw in range(params.draws):
+            name = condition_name("random", k, draw)
+            drawn[name] = draw_control(own, params.n_heads, params.seed, params.name, name)
+    write_conditions(snakemake.output[0], drawn)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Name the toxic words of each baseline response (and prompt, where the config says so)."""
+"""Name the harmful words of each baseline response (and prompt, where the concept says so)."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from headpursuit.rule import run_rule
 
 
 def main(snakemake):
-    """Write prompt_id, sample (-1: the prompt), reply, words, dropped, status, attempts and cut."""
+    """Write sample_id, repeat (-1: the prompt), reply, words, dropped, status, attempts and cut."""
     settings, asked = snakemake.params.labeller, snakemake.input
     texts = read_texts(asked.responses, asked.prompts)
     terms = read_terms(asked.lexicon, settings["lexicon"])

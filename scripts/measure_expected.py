@@ -3,30 +3,28 @@
 from pathlib import Path
 
 from headpursuit.expected import covered_words, measure_expected
-from headpursuit.files import read_parquet, write_parquet
-from headpursuit.heads import read_heads
+from headpursuit.files import read_parquet, read_responses, write_parquet
+from headpursuit.heads import read_conditions
 from headpursuit.models import fast_products, open_model
 from headpursuit.rule import run_rule
 from headpursuit.tables import read_csv
 
 
 def main(snakemake):
-    """Write condition, prompt_id, sample, positions, nll and mass (one value a word)."""
-    params = snakemake.params
-    prompts = read_parquet(snakemake.input.prompts, ["prompt_id", "token_ids"])
-    responses = read_parquet(snakemake.input.responses, ["prompt_id", "sample", "token_ids"])
-    words = read_csv(snakemake.input.words, ["word", "split"])
-    dictionary = read_csv(snakemake.input.dictionary, ["word", "token_id", "starts_word"])
+    """Write condition, sample_id, repeat, positions, nll and mass (one value a word)."""
+    params, files = snakemake.params, snakemake.input
+    prompts = read_parquet(files.samples[0], ["sample_id", "token_ids"])
+    responses = read_responses(files.responses, ["token_ids"])
+    words = read_csv(files.words[0], ["word", "split"])
+    dictionary = read_csv(files.dictionary[0], ["word", "token_id", "starts_word"])
     covered = covered_words(words, dictionary)
-    conditions = {
-        condition: read_heads(path)
-        for condition, path in zip(params.conditions, snakemake.input.heads, strict=True)
-    }
-    decoder, tokenizer, provenance = open_model(snakemake.input.model, params.model, params.device)
-    identity = {"model": provenance, "dtype": params.model["dtype"], "code": params.code}
+    conditions = read_conditions(files.heads, params.conditions)
+    decoder, tokenizer, model = open_model(files.model, params.model, params.device)
     output = Path(snakemake.output[0])
     journal = output.with_name(f".{output.stem}.journal")
     with fast_products(decoder, params.products) as products:
+        identity = {"model": model, "dtype": params.model["dtype"], "code": params.code}
+        identity |= {"products": products, "device": decoder.device.type}
         table = measure_expected(
             decoder,
             tokenizer.pad_token_id,
@@ -37,13 +35,12 @@ def main(snakemake):
             params.alpha,
             params.batch_tokens,
             journal,
-            {**identity, "products": products},
+            identity,
             int(snakemake.wildcards.part),
             params.parts,
         )
-    metadata = {"words": list(covered), "tokens": list(covered.values()), "model": provenance}
-    metadata["products"] = products
-    write_parquet(output, table, metadata)
+    metadata = {"words": list(covered), "tokens": list(covered.values()), "model": model}
+    write_parquet(output, table, {**metadata, "products": products})
     journal.unlink()
 
 

@@ -1,5 +1,8 @@
-"""Rank all heads by how much of what they write a dictionary's tokens explain."""
+"""Rank all heads by what a dictionary's tokens say of their writes, by every method."""
 
+import logging
+
+from headpursuit.files import UserError
 from headpursuit.models import load_tokenizer, model_folder
 from headpursuit.ranking import rank_heads
 from headpursuit.rule import run_rule
@@ -12,23 +15,25 @@ def main(snakemake):
     """Write method, layer, head, score, rank and atoms, method by method, best first."""
     params, files = snakemake.params, snakemake.input
     tokenizer = load_tokenizer(model_folder(files.model, params.model))
-    dictionary = read_csv(files.dictionary, ["token_id", *(["split"] if params.split else [])])
-    if params.split:
-        dictionary = dictionary[dictionary["split"] == params.split]
-    token_ids = sorted({int(token_id) for token_id in dictionary["token_id"]})
-    dictionaries = dict.fromkeys(params.methods, token_ids)
-    if "unrelated" in dictionaries:
+    dictionary = read_csv(files.dictionary[0], ["token_id", "split"])
+    selection = dictionary[dictionary["split"] == "selection"]
+    token_ids = sorted({int(token_id) for token_id in selection["token_id"]})
+    dictionaries = dict.fromkeys(("somp", "logit_lens", "unrelated", "size"), token_ids)
+    try:
         dictionaries["unrelated"] = unrelated_tokens(
-            files.unrelated,
+            files.unrelated[0],
             tokenizer,
             token_ids,
-            params.dictionary["cases"],
-            params.dictionary["leading_space"],
+            params.concept["cases"],
+            params.concept["leading_space"],
             params.seed,
-            snakemake.wildcards.dataset,
+            params.name,
         )
+    except UserError as error:  # told again where the method selects heads
+        logging.warning("no ranking by unrelated words: %s", error)
+        del dictionaries["unrelated"]
     weights = HeadWeights(files.weights)
-    ranking = rank_heads(weights, tokenizer, files.activations, dictionaries, params.pursuit)
+    ranking = rank_heads(weights, tokenizer, files.activations[0], dictionaries, params.pursuit)
     write_csv(snakemake.output[0], ranking)
 
 

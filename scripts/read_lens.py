@@ -11,11 +11,12 @@ from headpursuit.weights import HeadWeights
 
 def main(snakemake):
     """Write layer, head, place, token_id and token."""
-    params = snakemake.params
+    params, spec = snakemake.params, snakemake.params.vocabulary
     weights = HeadWeights(snakemake.input.weights)
     tokenizer = load_tokenizer(model_folder(snakemake.input.model, params.model))
     words = vocabulary(weights, tokenizer, params.fold_norm_gain)
-    lens = read_lens(weights, words, snakemake.input.activations, params.per_sample, params.tokens)
+    path = snakemake.input.activations[0]
+    lens = read_lens(weights, words, path, spec["per_sample"], spec["tokens"])
     lens["token"] = token_texts(tokenizer, lens["token_id"])
     write_parquet(snakemake.output[0], pa.Table.from_pandas(lens))
 

@@ -1,14 +1,14 @@
-"""Select the top k heads of a ranking among the candidate layers."""
+"""Select the top k heads of each ranking among the candidate layers."""
 
-from headpursuit.heads import read_ranking, top_heads, write_heads
+from headpursuit.heads import choose_heads, read_ranking, write_conditions
 from headpursuit.rule import run_rule
 
 
 def main(snakemake):
-    """Write layer and head, best first."""
-    ranking = read_ranking(snakemake.input.ranking, snakemake.wildcards.method)
-    heads = top_heads(ranking, int(snakemake.wildcards.k), *snakemake.params.layers)
-    write_heads(snakemake.output[0], heads)
+    """Write condition, layer and head, best first."""
+    params, path = snakemake.params, snakemake.input.ranking[0]
+    rankings = {method: read_ranking(path, method) for method in params.methods}
+    write_conditions(snakemake.output[0], choose_heads(rankings, params.k, params.layers))
 
 
 if __name__ == "__main__":

@@ -1,28 +1,45 @@
-"""Take the most frequent words and split them into selection and held-out words."""
+"""Take a concept's words, the most frequent ones, and split them into selection and held-out."""
 
 from collections import Counter
 
-from headpursuit.files import read_parquet
+from headpursuit.files import parquet_metadata, read_parquet, read_responses
 from headpursuit.rule import run_rule
 from headpursuit.tables import write_csv
-from headpursuit.words import count_words, label_counts, read_word_list, split_words
+from headpursuit.words import (
+    count_words,
+    distinct_words,
+    label_counts,
+    most_frequent,
+    read_word_list,
+    split_words,
+)
+
+
+def listed(snakemake, concept):
+    """Return the words of a list, counted in the responses where only the top are used."""
+    key = snakemake.params.key
+    matching = {name: concept[name] for name in ("case_sensitive", "inflections")}
+    words = concept.get("words") or read_word_list(snakemake.input.file[0], f"{key}.file")
+    words = distinct_words(words, matching["case_sensitive"], key)
+    if not concept["top"]:
+        return [(word, None) for word in words]
+    responses = read_responses(snakemake.input.responses, ["response"])["response"].to_pylist()
+    totals = count_words(responses, words, **matching).sum(0).tolist()
+    return most_frequent(Counter(dict(zip(words, totals, strict=True))), concept["top"])
 
 
 def main(snakemake):
     """Write word, count, rank and split."""
-    spec, matching = snakemake.params.words, snakemake.params.matching
-    if spec["file"] is not None:
-        words = read_word_list(snakemake.input.words, matching["case_sensitive"])
-        responses = read_parquet(snakemake.input.responses, ["response"])["response"].to_pylist()
-        totals = count_words(responses, words, **matching).sum(0).tolist()
-        counts = Counter(dict(zip(words, totals, strict=True)))
+    params = snakemake.params
+    concept = params.concept
+    if "class_names" in concept:
+        ranked = [(name, None) for name in parquet_metadata(snakemake.input.samples[0])["classes"]]
+    elif "labelled" in concept:
+        labels = read_parquet(snakemake.input.labels[0], ["words"])["words"].to_pylist()
+        ranked = most_frequent(label_counts(labels, concept["case_sensitive"]), concept["top"])
     else:
-        labels = read_parquet(snakemake.input.labels, ["words"])["words"].to_pylist()
-        counts = label_counts(labels, matching["case_sensitive"])
-    dataset = snakemake.wildcards.dataset
-    table = split_words(
-        counts, spec["top"], spec["selection_share"], snakemake.params.seed, dataset
-    )
+        ranked = listed(snakemake, concept)
+    table = split_words(ranked, concept["selection_share"], params.seed, params.name)
     write_csv(snakemake.output[0], table)
 
 

@@ -11,9 +11,8 @@ def main(snakemake):
     train_tower(
         model_folder(snakemake.input.model, params.language_model),
         snakemake.input.data,
-        params.dataset,
+        params.samples,
         params.build,
-        params.template,
         params.seed,
         snakemake.output.tower,
         snakemake.output.record,

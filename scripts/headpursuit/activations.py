@@ -1,5 +1,6 @@
 """The activation cache: what each head's slice of the output projection reads, pooled."""
 
+import json
 import logging
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -32,8 +33,8 @@ def pooled_positions(
     """Return what is read and which positions of it are averaged.
 
     Args:
-        prompts: table with prompt_id, token_ids and, unless ``special`` is None, own_positions.
-        responses: the baseline's responses with prompt_id, sample and token_ids; only read for
+        prompts: table with sample_id, token_ids and, unless ``special`` is None, own_positions.
+        responses: the baseline's responses with sample_id, sample and token_ids; only read for
             ``response``.
         positions: ``prompt``, ``last`` or ``response``.
         special: ids of special tokens, which are left out; of a prompt, what the chat template
@@ -45,12 +46,12 @@ def pooled_positions(
     Raises:
         UserError: if no sample is left.
     """
-    ids = dict(zip(prompts["prompt_id"].to_pylist(), prompts["token_ids"].to_pylist(), strict=True))
+    ids = dict(zip(prompts["sample_id"].to_pylist(), prompts["token_ids"].to_pylist(), strict=True))
     if positions == "response":
         names, rows, where = [], [], []
-        for record in responses.select(["prompt_id", "sample", "token_ids"]).to_pylist():
-            prompt, response = ids[record["prompt_id"]], record["token_ids"]
-            names.append(f"{record['prompt_id']}/{record['sample']}")
+        for record in responses.select(["sample_id", "repeat", "token_ids"]).to_pylist():
+            prompt, response = ids[record["sample_id"]], record["token_ids"]
+            names.append(f"{record['sample_id']}/{record['sample']}")
             rows.append(prompt + response)
             counted = enumerate(response, start=len(prompt))
             where.append([place for place, i in counted if special is None or i not in special])
@@ -66,7 +67,7 @@ def pooled_positions(
     if not kept:
         raise UserError(
             f"No {positions} has a position to average: all are empty but for special tokens "
-            "(activations.special_tokens)."
+            "(special_tokens)."
         )
     if len(kept) < len(rows):
         log.info("left out %d samples without a position to average", len(rows) - len(kept))
@@ -101,7 +102,7 @@ def pooled_inputs(
 
     work = Halving(
         read,
-        "activations.batch_tokens",
+        "compute.batch_tokens.reading",
         lambda i: f"a sample of {len(rows[i])} tokens",
         SMALLER,
     )
@@ -141,49 +142,47 @@ def averaged_inputs(decoder: Decoder, weights: Tensor, **inputs: Any) -> dict[in
 
 
 def write_cache(
-    paths: Sequence[Path],
+    path: str | Path,
     pooled: Iterable[tuple[list[int], int, Tensor]],
     names: Sequence[str],
     dtype: str,
-    metadata: Mapping[str, str],
+    metadata: Mapping[str, Any],
 ) -> None:
-    """Write the pooled inputs, one file a layer, in row groups as they come.
+    """Write the pooled inputs as they come, each row group of one layer.
 
     Args:
-        paths: a file for each layer.
+        path: the Parquet file.
         pooled: of :func:`pooled_inputs`.
         names: sample ids.
         dtype: ``float32`` or ``float16``.
-        metadata: stored in each schema, values already text.
+        metadata: stored in the schema as JSON.
 
     Raises:
         UserError: at the first value that is not finite, naming layer and sample.
     """
-    with ExitStack() as stack:
-        parts = [stack.enter_context(atomic(path)) for path in paths]
-        writers: dict[int, pq.ParquetWriter] = {}
-        waiting: dict[int, list[tuple[list[int], np.ndarray]]] = {i: [] for i in range(len(paths))}
+    encoded = {key: json.dumps(value) for key, value in metadata.items()}
+    with atomic(path) as part, ExitStack() as stack:
+        writer: pq.ParquetWriter | None = None
+        waiting: dict[int, list[tuple[list[int], np.ndarray]]] = {}
 
         def flush(layer: int) -> None:
-            batches = waiting[layer]
-            if not batches:
-                return
+            nonlocal writer
+            batches = waiting.pop(layer)
             z = np.concatenate([values for _, values in batches])
             samples = [names[i] for indices, _ in batches for i in indices]
-            table = _layer_table(samples, layer, z, metadata)
-            check_table(paths[layer], table)
-            if layer not in writers:
-                writers[layer] = stack.enter_context(
+            table = _layer_table(samples, layer, z, encoded)
+            check_table(path, table)
+            if writer is None:
+                writer = stack.enter_context(
                     pq.ParquetWriter(
-                        parts[layer],
+                        part,
                         table.schema,
                         use_dictionary=False,
                         compression="none",
                         write_page_checksum=True,
                     )
                 )
-            writers[layer].write_table(table, row_group_size=len(table))
-            batches.clear()
+            writer.write_table(table, row_group_size=len(table))
 
         for indices, layer, z in pooled:
             values = z.cpu().numpy().astype(dtype)
@@ -193,13 +192,12 @@ def write_cache(
                     f"Layer {layer}, sample {names[indices[int(bad.argmax())]]}: an activation is "
                     f"not finite in {dtype}. If the model runs in float16, try bfloat16 or float32."
                 )
-            waiting[layer].append((indices, values))
+            waiting.setdefault(layer, []).append((indices, values))
             if sum(len(own) for own, _ in waiting[layer]) >= ROW_GROUP:
                 flush(layer)
-        for layer in waiting:
+        for layer in sorted(waiting):
             flush(layer)
-        for writer in writers.values():
-            writer.close()  # the footer must be there before the file is renamed
+        writer.close()  # the footer must be there before the file is renamed
 
 
 def _layer_table(
@@ -211,29 +209,30 @@ def _layer_table(
     return table.replace_schema_metadata(dict(metadata))
 
 
-def read_layer(path: str | Path) -> tuple[list[str], np.ndarray, dict[str, Any]]:
+def read_layer(path: str | Path, layer: int) -> tuple[list[str], np.ndarray]:
     """Read one layer of a cache.
 
     Returns:
-        Sample ids, z as float32 of samples x heads x head_dim, and the file's metadata.
+        Sample ids, and z as float32 of samples x heads x head_dim.
 
     Raises:
         UserError: if the file is damaged or a value is not finite.
     """
-    table = read_parquet(path, ["sample_id", "z"])
-    metadata = parquet_metadata(path, ["heads"])
+    heads = parquet_metadata(path, ["heads"])["heads"]
+    table = read_parquet(path, ["sample_id", "layer", "z"], [("layer", "=", layer)])
     width = getattr(table.schema.field("z").type, "list_size", 0)
-    if not len(table) or not width or width % metadata["heads"] or table["z"].null_count:
+    if not len(table) or not width or width % heads or table["z"].null_count:
         raise UserError(
-            f"{path}: not the activations of {metadata['heads']} heads. Delete it and run again."
+            f"{path}: not the activations of {heads} heads in layer {layer}. Delete it and run "
+            "again."
         )
     values = table["z"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
-    z = values.astype(np.float32).reshape(len(table), metadata["heads"], -1)
+    z = values.astype(np.float32).reshape(len(table), heads, -1)
     finite = np.isfinite(z).all(axis=(1, 2))
     names = table["sample_id"].to_pylist()
     if not finite.all():
         raise UserError(
-            f"{path}: sample {names[int((~finite).argmax())]} is not finite. "
+            f"{path}: sample {names[int((~finite).argmax())]} is not finite in layer {layer}. "
             "Delete the file and run again."
         )
-    return names, z, metadata
+    return names, z

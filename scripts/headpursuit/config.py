@@ -273,9 +273,15 @@ def _experiments_named(config: Mapping[str, Any]) -> Iterator[str]:
     for table, names in config["tables"].items():
         yield from _named(config, f"tables.{table}", "experiments", names)
     for name, own in _used(config).items():
-        for key, catalogue in (("model", "models"), ("samples", "samples"), ("concept", "concepts")):
+        for key, catalogue in (
+            ("model", "models"),
+            ("samples", "samples"),
+            ("concept", "concepts"),
+        ):
             yield from _named(config, f"experiments.{name}.{key}", catalogue, own[key])
-        yield from _named(config, f"experiments.{name}.heads_from", "experiments", own["heads_from"])
+        yield from _named(
+            config, f"experiments.{name}.heads_from", "experiments", own["heads_from"]
+        )
 
 
 def used_models(config: Mapping[str, Any]) -> list[str]:
@@ -295,9 +301,7 @@ def used_samples(config: Mapping[str, Any]) -> list[str]:
 def labelled(config: Mapping[str, Any]) -> list[str]:
     """Return the experiments of a run whose words a labeller names."""
     return [
-        name
-        for name, own in _used(config).items()
-        if "labelled" in (concept_of(config, own) or {})
+        name for name, own in _used(config).items() if "labelled" in (concept_of(config, own) or {})
     ]
 
 

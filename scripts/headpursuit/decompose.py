@@ -1,6 +1,6 @@
 """What single heads write: their atoms out of the whole vocabulary, and what chance would give."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,17 +29,17 @@ def vocabulary(weights: HeadWeights, tokenizer, fold_norm_gain: bool) -> Vocabul
     return ids, weights.unembedding(ids, fold_norm_gain)
 
 
-def _layers(weights: HeadWeights, paths: Sequence[str | Path], what: str) -> Iterator:
+def _layers(weights: HeadWeights, path: str | Path, what: str) -> Iterator:
     """Yield each layer's number, z (n x heads x head_dim) and columns (heads x d x head_dim)."""
-    for layer, path in enumerate(tqdm(paths, desc=what, unit="layer")):
-        yield layer, torch.from_numpy(read_layer(path)[1]), weights.layer_columns(layer)
+    for layer in tqdm(range(weights.shape[0]), desc=what, unit="layer"):
+        _, z = read_layer(path, layer)
+        yield layer, torch.from_numpy(z), weights.layer_columns(layer)
 
 
 def decompose_heads(
     weights: HeadWeights,
     vocabulary: Vocabulary,
-    paths: Sequence[str | Path],
-    iterations: int,
+    path: str | Path,
     pursuit: Mapping[str, Any],
 ) -> pd.DataFrame:
     """Run SOMP on every head, a layer at a time (the paper's section 3 and appendix A).
@@ -47,9 +47,8 @@ def decompose_heads(
     Args:
         weights: of the model.
         vocabulary: of :func:`vocabulary`.
-        paths: the activation cache, a file a layer in their order.
-        iterations: atoms a head.
-        pursuit: the config's ``pursuit``; its own ``iterations`` is for words' dictionaries.
+        path: the activation cache.
+        pursuit: the experiment's ``pursuit``.
 
     Returns:
         Table with layer, head, step (from 1), token_id and explained (variance, in [0, 1], by
@@ -58,12 +57,12 @@ def decompose_heads(
     Raises:
         UserError: if no head has anything to explain.
     """
-    options = {key: pursuit[key] for key in ("norm", "center", "normalise_atoms")}
+    options = {key: pursuit[key] for key in ("iterations", "norm", "center", "normalise_atoms")}
     ids, dictionary = vocabulary
     records = [
         (layer, head, step, int(ids[row]), explained)
-        for layer, z, columns in _layers(weights, paths, "SOMP")
-        for head, found in enumerate(pursue_layer(z, columns, dictionary, iterations, **options))
+        for layer, z, columns in _layers(weights, path, "SOMP")
+        for head, found in enumerate(pursue_layer(z, columns, dictionary, **options))
         for step, (row, explained) in enumerate(
             zip(found.support, found.explained, strict=True), start=1
         )
@@ -79,7 +78,7 @@ def decompose_heads(
 def read_lens(
     weights: HeadWeights,
     vocabulary: Vocabulary,
-    paths: Sequence[str | Path],
+    path: str | Path,
     per_sample: int,
     top: int,
 ) -> pd.DataFrame:
@@ -88,7 +87,7 @@ def read_lens(
     Args:
         weights: of the model.
         vocabulary: of :func:`vocabulary`.
-        paths: the activation cache, a file a layer in their order.
+        path: the activation cache.
         per_sample: tokens of highest logit counted for each sample.
         top: most frequent tokens that are kept.
 
@@ -98,7 +97,7 @@ def read_lens(
     ids, dictionary = vocabulary
     records = [
         (layer, head, place, int(ids[row]))
-        for layer, z, columns in _layers(weights, paths, "logit lens")
+        for layer, z, columns in _layers(weights, path, "logit lens")
         for head in range(len(columns))
         for place, row in enumerate(
             logit_lens_tokens(z[:, head], columns[head], dictionary, per_sample, top), start=1
@@ -110,10 +109,9 @@ def read_lens(
 def rank_specialists(
     weights: HeadWeights,
     vocabulary: Vocabulary,
-    paths: Sequence[str | Path],
+    path: str | Path,
     atoms: pd.DataFrame,
-    tokens: int,
-    random_sets: Mapping[str, int],
+    spec: Mapping[str, int],
     center: bool,
     seed: int,
     dataset: str,
@@ -129,11 +127,11 @@ def rank_specialists(
     Args:
         weights: of the model.
         vocabulary: of :func:`vocabulary`.
-        paths: the activation cache, a file a layer in their order.
+        path: the activation cache.
         atoms: of :func:`decompose_heads`.
-        tokens: how many of a head's first atoms count.
-        random_sets: the config's ``table1.random_sets``, draws and neighbours.
-        center: the config's ``pursuit.center``.
+        spec: the experiment's ``vocabulary``: how many of a head's first tokens count, and draws and
+            neighbours of the random sets.
+        center: the experiment's ``pursuit.center``.
         seed: the config's seed; with dataset, layer and head it decides the draws.
         dataset: see seed.
 
@@ -151,7 +149,7 @@ def rank_specialists(
         head: own.sort_values("step") for head, own in atoms.groupby(["layer", "head"], sort=True)
     }
     ranked, nulls = [], []
-    for layer, z, columns in _layers(weights, paths, "random sets"):
+    for layer, z, columns in _layers(weights, path, "random sets"):
         for head in range(len(columns)):
             own = chosen.get((layer, head))
             if own is None:  # it writes nothing
@@ -159,11 +157,11 @@ def rank_specialists(
                 continue
             support = np.searchsorted(ids, own["token_id"])
             rng = np.random.default_rng(seed_for(seed, dataset, "random sets", layer, head))
-            sets = norm_matched_sets(support, by_norm, rng=rng, **random_sets)
+            sets = norm_matched_sets(support, by_norm, spec["draws"], spec["neighbours"], rng)
             rows = dictionary[torch.tensor(sets)].double()
             _, factor = head_factor(z[:, head], columns[head], center)
             by_chance = explained_by_sets(rows, factor).numpy()
-            few = min(tokens, len(support))
+            few = min(spec["tokens"], len(support))
             top = dictionary[torch.tensor(support[:few])].double()
             alike = coherence(rows[:, :few] - mean)
             ranked.append(

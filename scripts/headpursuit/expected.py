@@ -20,8 +20,8 @@ from headpursuit.reading import first_edited, groups, read, read_rows
 SCHEMA = pa.schema(
     {
         "condition": pa.string(),
-        "prompt_id": pa.string(),
-        "sample": pa.int64(),
+        "sample_id": pa.string(),
+        "repeat": pa.int64(),
         "positions": pa.int64(),
         "nll": pa.float64(),
         "mass": pa.list_(pa.float64()),
@@ -62,8 +62,8 @@ def measure_expected(
     Args:
         decoder: the model.
         pad_id: padding token.
-        prompts: table with prompt_id and token_ids.
-        responses: the baseline's, with prompt_id, sample and token_ids.
+        prompts: table with sample_id and token_ids.
+        responses: the baseline's, with sample_id, sample and token_ids.
         words: word to its token ids (:func:`covered_words`).
         conditions: condition to its heads; the baseline, without heads, is added.
         alpha: what the heads' writes are multiplied by.
@@ -76,14 +76,14 @@ def measure_expected(
         parts: how many there are.
 
     Returns:
-        Table with condition, prompt_id, sample, positions (response tokens), nll (negative
+        Table with condition, sample_id, sample, positions (response tokens), nll (negative
         log-likelihood of the response, nats, summed) and mass (for each word, in the order of
         ``words``, its probability summed over the positions).
     """
-    ids = dict(zip(prompts["prompt_id"].to_pylist(), prompts["token_ids"].to_pylist(), strict=True))
-    records = responses.select(["prompt_id", "sample", "token_ids"]).to_pylist()
+    ids = dict(zip(prompts["sample_id"].to_pylist(), prompts["token_ids"].to_pylist(), strict=True))
+    records = responses.select(["sample_id", "repeat", "token_ids"]).to_pylist()
     # A response's last token is not read: what follows it is not scored.
-    rows = [ids[record["prompt_id"]] + record["token_ids"][:-1] for record in records]
+    rows = [ids[record["sample_id"]] + record["token_ids"][:-1] for record in records]
     every = [i for own in words.values() for i in own]  # none, where no form has a space before it
     tokens = torch.tensor(every, dtype=torch.long, device=decoder.device)
     every = {"baseline": [], **conditions}
@@ -115,7 +115,7 @@ def measure_expected(
         return [
             {
                 "condition": condition,
-                **{key: records[i][key] for key in ("prompt_id", "sample")},
+                **{key: records[i][key] for key in ("sample_id", "repeat")},
                 "positions": n_scored[row],
                 "nll": float(measured[condition][0][row]),
                 "mass": measured[condition][1][row].tolist(),
@@ -126,8 +126,8 @@ def measure_expected(
 
     work = Halving(
         measure_batch,
-        "score.batch_tokens",
-        lambda i: f"prompt {records[i]['prompt_id']} with its response ({len(rows[i])} tokens)",
+        "compute.batch_tokens.reading",
+        lambda i: f"prompt {records[i]['sample_id']} with its response ({len(rows[i])} tokens)",
         SMALLER,
     )
     batches = list(enumerate(plan_batches([len(r) for r in rows], batch_tokens)))[part - 1 :: parts]
@@ -139,7 +139,7 @@ def measure_expected(
     table = pa.Table.from_pylist(out, schema=SCHEMA)
     order = {name: n for n, name in enumerate(every)}
     keys = pa.array([order[name] for name in table["condition"].to_pylist()])
-    by = [("order", "ascending"), ("prompt_id", "ascending"), ("sample", "ascending")]
+    by = [("order", "ascending"), ("sample_id", "ascending"), ("repeat", "ascending")]
     return table.append_column("order", keys).sort_by(by).drop_columns("order")
 
 

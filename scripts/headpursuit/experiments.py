@@ -152,7 +152,10 @@ def stands_on(config: Config, name: str) -> dict[str, tuple[list[Any], list[str]
     concept, model = concept_of(config, own) or {}, own["model"]
     answered = positions_of(config, own) == "response"
     counted = [conditions(config, name, measure) for measure in ("count", "expected")]
-    spoken = [model, own["generation"]["max_new_tokens"]]  # what a prompt's rendering and limit need
+    spoken = [
+        model,
+        own["generation"]["max_new_tokens"],
+    ]  # what a prompt's rendering and limit need
     words = ["labels"] if "labelled" in concept else []
     words += ["samples"] if "class_names" in concept else []
     words += ["baseline"] if concept.get("top") and "labelled" not in concept else []

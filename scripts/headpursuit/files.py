@@ -187,8 +187,10 @@ def write_parquet(
         pq.write_table(table, part, write_page_checksum=True)
 
 
-def read_parquet(path: str | Path, columns: list[str] | None) -> pa.Table:
-    """Read ``columns`` of a table, or all where it is None.
+def read_parquet(
+    path: str | Path, columns: list[str] | None, filters: list[tuple] | None = None
+) -> pa.Table:
+    """Read ``columns`` of a table, or all where it is None; of the rows those that pass filters.
 
     Raises:
         UserError: if the file is not Parquet or lacks a column.
@@ -204,9 +206,29 @@ def read_parquet(path: str | Path, columns: list[str] | None) -> pa.Table:
                 f"{path}: no column {', '.join(missing)}; it has {', '.join(schema.names)}. "
                 "Delete the file and run again to have it rebuilt."
             )
-        return pq.read_table(path, columns=columns, page_checksum_verification=True)
+        return pq.read_table(
+            path, columns=columns, filters=filters, page_checksum_verification=True
+        )
     except (pa.ArrowException, OSError) as error:
         raise damaged_parquet(path, error) from error
+
+
+def read_responses(
+    paths: Collection[str | Path], columns: Collection[str], condition: str | None = None
+) -> pa.Table:
+    """Read the responses of all parts, in one order however many there are.
+
+    Args:
+        paths: the parts' files.
+        columns: which; sample_id and repeat come with them.
+        condition: whose responses; None for all.
+    """
+    import pyarrow as pa
+
+    wanted = list(dict.fromkeys(["sample_id", "repeat", *columns]))
+    filters = None if condition is None else [("condition", "=", condition)]
+    parts = [read_parquet(path, wanted, filters) for path in paths]
+    return pa.concat_tables(parts).sort_by([("sample_id", "ascending"), ("repeat", "ascending")])
 
 
 def damaged_parquet(path: str | Path, error: Exception) -> UserError:

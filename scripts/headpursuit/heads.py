@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from headpursuit.experiments import condition_name
 from headpursuit.files import UserError, seed_for
 from headpursuit.tables import read_csv, write_csv
 
@@ -63,39 +64,48 @@ def draw_control(
             raise UserError(
                 f"{dataset}, {condition}: layer {layer} has {wanted} selected heads and only "
                 f"{len(others)} others, so no disjoint control of the same size exists. "
-                f"Use a smaller heads.k than {len(selected)}."
+                f"Use a smaller k than {len(selected)}."
             )
         drawn += [(layer, int(head)) for head in sorted(rng.choice(others, wanted, replace=False))]
     return drawn
 
 
-def write_heads(path: str | Path, heads: list[Head]) -> None:
-    """Write heads as a table with layer and head."""
-    write_csv(path, pd.DataFrame(heads, columns=["layer", "head"]))
+def choose_heads(
+    rankings: Mapping[str, pd.DataFrame], ks: Sequence[int], layers: tuple[int, int]
+) -> dict[str, list[Head]]:
+    """Return each ranking's top k heads of the candidate layers, for each k: condition to heads."""
+    return {
+        condition_name(method, k): top_heads(ranking, k, *layers)
+        for k in ks
+        for method, ranking in rankings.items()
+    }
 
 
-def read_heads(path: str | Path) -> list[Head]:
-    """Read a table of heads."""
-    table = read_csv(path, ["layer", "head"])
-    return [(int(layer), int(head)) for layer, head in table[["layer", "head"]].values]
+def write_conditions(path: str | Path, conditions: Mapping[str, Sequence[Head]]) -> None:
+    """Write conditions' heads as a table with condition, layer and head."""
+    rows = [(name, *head) for name, heads in conditions.items() for head in heads]
+    write_csv(path, pd.DataFrame(rows, columns=["condition", "layer", "head"]))
 
 
 def read_conditions(
-    paths: Sequence[str | Path], dataset: str, crossed: Mapping[str, Sequence[str]]
+    paths: Sequence[str | Path], names: Sequence[str] | None = None
 ) -> dict[str, list[Head]]:
-    """Read the heads of a data set's conditions, those chosen on other data sets included.
+    """Read conditions' heads.
 
     Args:
-        paths: tables of condition, layer and head, named after their data sets.
-        dataset: whose own conditions are read.
-        crossed: name of a condition to another data set and the condition there.
+        paths: tables of :func:`write_conditions`.
+        names: which conditions, in their order; None for all.
+
+    Raises:
+        UserError: if one is in none of the tables.
     """
-    tables = {Path(path).stem: read_csv(path, ["condition", "layer", "head"]) for path in paths}
-
-    def of(table: pd.DataFrame, condition: str) -> list[Head]:
-        own = table[table["condition"] == condition]
-        return [(int(layer), int(head)) for layer, head in own[["layer", "head"]].values]
-
-    own = tables[dataset]
-    conditions = {name: of(own, name) for name in dict.fromkeys(own["condition"])}
-    return conditions | {name: of(tables[other], there) for name, (other, there) in crossed.items()}
+    tables = [read_csv(path, ["condition", "layer", "head"]) for path in paths]
+    found = {
+        name: list(zip(own["layer"].tolist(), own["head"].tolist(), strict=True))
+        for name, own in pd.concat(tables).groupby("condition", sort=False)
+    }
+    if lacking := [name for name in names or () if name not in found]:
+        raise UserError(
+            f"{', '.join(map(str, paths))}: no heads of {lacking[0]}. Delete them and run again."
+        )
+    return found if names is None else {name: found[name] for name in names}

@@ -12,9 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image
 
@@ -34,7 +32,7 @@ ROW_GROUP = 256
 PARTS = ("selection", "evaluation")
 SCHEMA = pa.schema(
     {
-        "image_id": pa.string(),
+        "sample_id": pa.string(),
         "part": pa.string(),
         "source": pa.string(),
         "label": pa.int32(),
@@ -57,7 +55,7 @@ def read_images(
 
     Args:
         files: of the part.
-        spec: the data set's entry in the config's ``image_datasets``.
+        spec: the data set's entry in the config's ``samples``.
         part: ``selection`` or ``evaluation``, whose rows and where are kept.
         with_images: whether images are read or only labels.
 
@@ -182,7 +180,7 @@ def class_names(spec: Mapping[str, Any], labels: set[Any], files: Sequence[Path]
             some = ", ".join(sorted(map(str, numbers))[:3])
             raise UserError(
                 f"classes: the labels are numbers ({some}, ...), and no file of theirs names them. "
-                "Give each a name in image_datasets.*.classes, such as {0: zero, 1: one}; or "
+                "Give each a name in samples.*.classes, such as {0: zero, 1: one}; or "
                 '{0: "0", 1: "1"} if the model is to be asked about numbers.'
             )
         shown = enumerate(listed) if listed else ((label, label) for label in sorted(labels))
@@ -248,8 +246,8 @@ def draw_images(
         for label, there in by_class.items():
             if not there:
                 raise UserError(
-                    f"image_datasets.{dataset}.{part}: the class {names[label]} has no image "
-                    "(left); see its files, rows and where, and vision.images."
+                    f"samples.{dataset}.{part}: the class {names[label]} has no image "
+                    "(left); see its files, rows and where, and per_class."
                 )
             rng = np.random.default_rng(seed_for(seed, dataset, part, str(label)))
             some = rng.choice(len(there), min(per_class[part], len(there)), replace=False)
@@ -258,26 +256,18 @@ def draw_images(
 
 
 def prepare_images(
-    provenance: str | Path,
-    spec: Mapping[str, Any],
-    per_class: Mapping[str, int],
-    seed: int,
-    dataset: str,
-    path: str | Path,
-) -> pd.DataFrame:
+    provenance: str | Path, spec: Mapping[str, Any], seed: int, dataset: str, path: str | Path
+) -> None:
     """Draw a data set's images and write them, selection first, in row groups as they come.
+
+    The class names, in the order of their numbers, stand in the schema's metadata.
 
     Args:
         provenance: provenance.json of its source.
-        spec: its entry in the config's ``image_datasets``.
-        per_class: part to the most images of a class.
+        spec: its entry in the config's ``samples``.
         seed: the config's seed.
         dataset: its name.
         path: the Parquet file of :data:`SCHEMA`; images stay encoded as they were.
-
-    Returns:
-        Table with label (number of the class, from 0), class_name, selection and evaluation
-        (numbers of images).
 
     Raises:
         UserError: if a class has no image or an image does not decode.
@@ -289,27 +279,26 @@ def prepare_images(
     }
     every = {label for own in labels.values() for _, label in own}
     names = class_names(spec, every, [file for part in PARTS for file in files[part]])
-    drawn = draw_images(labels, names, per_class, seed, dataset)
+    drawn = draw_images(labels, names, spec["per_class"], seed, dataset)
     numbers = {label: number for number, label in enumerate(names)}
-    counts = {part: Counter() for part in PARTS}
+    schema = SCHEMA.with_metadata({"classes": json.dumps(list(names.values()))})
     with (
         atomic(path) as temporary,
-        pq.ParquetWriter(temporary, SCHEMA, write_page_checksum=True) as writer,
+        pq.ParquetWriter(temporary, schema, write_page_checksum=True) as writer,
     ):
 
         def write(records: list[dict[str, Any]]) -> None:
-            table = pa.Table.from_pylist(records, SCHEMA)
+            table = pa.Table.from_pylist(records, schema)
             check_table(path, table)
             writer.write_table(table)
 
         for part in PARTS:
             waiting: list[dict[str, Any]] = []
-            for (file, row), label, image in read_images(files[part], spec, part, True):
-                if (file, row) not in drawn[part]:
-                    continue
+            chosen = (own for own in read_images(files[part], spec, part, True)
+                      if own[0] in drawn[part])  # fmt: skip
+            for count, ((file, row), label, image) in enumerate(chosen):
                 open_image(image, f"{file}:{row}")
-                counts[part][label] += 1
-                record = {"image_id": f"{dataset}-{part}-{counts[part].total() - 1:06d}"}
+                record = {"sample_id": f"{dataset}-{part}-{count:06d}"}
                 record |= {"part": part, "source": f"{file.name}:{row}", "image": image}
                 record |= {"label": numbers[label], "class_name": names[label]}
                 waiting.append(record)
@@ -318,13 +307,6 @@ def prepare_images(
                     waiting.clear()
             if waiting:
                 write(waiting)
-    return pd.DataFrame(
-        {
-            "label": list(numbers.values()),
-            "class_name": list(names.values()),
-            **{part: [counts[part][label] for label in names] for part in PARTS},
-        }
-    )
 
 
 def open_image(encoded: bytes | None, name: str) -> Image.Image:
@@ -339,17 +321,14 @@ def open_image(encoded: bytes | None, name: str) -> Image.Image:
         raise UserError(f"{name}: the image does not decode ({error}).") from error
 
 
-def stream_images(
-    path: str | Path, part: str, size: int, first: int = 0, end: int | None = None
-) -> Iterator[list[dict[str, Any]]]:
-    """Read the images ``first`` to ``end`` (excluded) of a prepared part, ``size`` at a time."""
+def stream_images(path: str | Path, part: str, size: int) -> Iterator[list[dict[str, Any]]]:
+    """Read the images of a prepared part, ``size`` at a time."""
     try:
         file = pq.ParquetFile(path, pre_buffer=False, page_checksum_verification=True)
         _refuse_missing(Path(path), SCHEMA.names, file.schema_arrow.names)
         batches = file.iter_batches(batch_size=ROW_GROUP)
         rows = (row for batch in batches for row in batch.to_pylist() if row["part"] == part)
-        wanted = islice(rows, first, end)
-        while some := list(islice(wanted, size)):
+        while some := list(islice(rows, size)):
             yield some
     except (pa.ArrowException, OSError) as error:
         raise damaged_parquet(path, error) from error
@@ -357,5 +336,4 @@ def stream_images(
 
 def image_ids(path: str | Path, part: str) -> list[str]:
     """Return the ids of a prepared data set's part, in order."""
-    table = read_parquet(path, ["image_id", "part"])
-    return table.filter(pc.equal(table["part"], part))["image_id"].to_pylist()
+    return read_parquet(path, ["sample_id"], [("part", "=", part)])["sample_id"].to_pylist()

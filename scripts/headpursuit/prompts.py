@@ -132,7 +132,7 @@ def unique_prompts(rows: Iterable[tuple[str, str]], dataset: str) -> pa.Table:
     """Drop empty and repeated texts.
 
     Returns:
-        Table with prompt_id, text and source, in the order of the files.
+        Table with sample_id, text and source, in the order of the files.
     """
     kept: dict[str, str] = {}
     dropped = 0
@@ -144,7 +144,7 @@ def unique_prompts(rows: Iterable[tuple[str, str]], dataset: str) -> pa.Table:
     if dropped:
         log.info("%s: dropped %d empty or repeated prompts", dataset, dropped)
     names = [f"{dataset}-{i:06d}" for i in range(len(kept))]
-    columns = {"prompt_id": names, "text": list(kept), "source": list(kept.values())}
+    columns = {"sample_id": names, "text": list(kept), "source": list(kept.values())}
     return pa.table({name: pa.array(column, pa.string()) for name, column in columns.items()})
 
 
@@ -186,15 +186,15 @@ def sample_prompts(
         found = pa.concat_tables([found, rendered])
     if lengths and not len(found):
         raise UserError(
-            f"datasets.{dataset}: the shortest prompt has {min(lengths)} tokens, and the model "
+            f"samples.{dataset}: the shortest prompt has {min(lengths)} tokens, and the model "
             f"reads {longest} beside a response. Lower generation.max_new_tokens."
         )
     if len(found) < (sample or 1):
         raise UserError(
-            f"datasets.{dataset}: {len(found)} prompts are there, {sample or 1} are wanted; "
+            f"samples.{dataset}: {len(found)} prompts are there, {sample or 1} are wanted; "
             "see its files, where and sample."
         )
-    places = pc.index_in(found["prompt_id"], prompts["prompt_id"])  # later draws stand behind
+    places = pc.index_in(found["sample_id"], prompts["sample_id"])  # later draws stand behind
     return found.take(pc.sort_indices(places))
 
 
@@ -208,11 +208,11 @@ def _log_too_long(prompts: pa.Table, lengths: pa.ChunkedArray, longest: int, dat
 
 
 def as_responses(prompts: pa.Table) -> pa.Table:
-    """Return the prompts' texts as rows to be labelled beside responses; their sample is -1."""
+    """Return the prompts' texts as rows to be labelled beside responses; their repeat is -1."""
     return pa.table(
         {
-            "prompt_id": prompts["prompt_id"],
-            "sample": pa.array([-1] * len(prompts), pa.int32()),
+            "sample_id": prompts["sample_id"],
+            "repeat": pa.array([-1] * len(prompts), pa.int32()),
             "response": prompts["text"],
         }
     )

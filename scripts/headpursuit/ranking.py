@@ -18,7 +18,7 @@ from headpursuit.weights import HeadWeights
 def rank_heads(
     weights: HeadWeights,
     tokenizer,
-    layers: Sequence[str | Path],
+    activations: str | Path,
     dictionaries: Mapping[str, Sequence[int]],
     pursuit: Mapping[str, Any],
 ) -> pd.DataFrame:
@@ -33,7 +33,7 @@ def rank_heads(
     Args:
         weights: of the model.
         tokenizer: to print the atoms.
-        layers: the activation cache, a file a layer in their order.
+        activations: the activation cache.
         dictionaries: method to the rows of the unembedding that make its dictionary.
         pursuit: the config's ``pursuit``.
 
@@ -47,8 +47,9 @@ def rank_heads(
     fold = pursuit["fold_norm_gain"]
     rows = {method: weights.unembedding(ids, fold) for method, ids in dictionaries.items()}
     records = []
-    for layer, path in enumerate(tqdm(layers, desc="ranking", unit="layer")):
-        z, columns = torch.from_numpy(read_layer(path)[1]), weights.layer_columns(layer)
+    for layer in tqdm(range(weights.shape[0]), desc="ranking", unit="layer"):
+        _, z = read_layer(activations, layer)
+        z, columns = torch.from_numpy(z), weights.layer_columns(layer)
         for method, ids in dictionaries.items():
             found = _scores(z, columns, rows[method], method, pursuit)
             for head, (score, support) in enumerate(found):

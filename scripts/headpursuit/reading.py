@@ -295,3 +295,14 @@ def until_stop(row: list[int], stops: Sequence[int]) -> tuple[list[int], str]:
         if token in stops:
             return row[:position], "eos"
     return row, "length"
+
+
+def end_tokens(decoder: Decoder, tokenizer) -> list[int]:
+    """Return the ids that end a response: the model's own, also for chat, and the tokenizer's."""
+    model = decoder.model
+    ends = {tokenizer.eos_token_id}
+    # A chat model's end of turn often stands in its generation defaults alone.
+    of_text = model.config.get_text_config()  # an image-text model has it there
+    for declared in (of_text.eos_token_id, model.generation_config.eos_token_id):
+        ends |= set(declared) if isinstance(declared, list) else {declared}
+    return sorted(ends - {None})

@@ -47,7 +47,7 @@ def make_processor(language_folder: str | Path, tower: Mapping[str, Any]) -> Lla
 
     Args:
         language_folder: folder of the language model.
-        tower: the config's ``vision.build.tower``.
+        tower: the model's ``build.tower``.
     """
     with loading(language_folder, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(language_folder, **LOCAL)
@@ -80,7 +80,7 @@ def assemble(
 
     Args:
         language_folder: folder of the language model.
-        tower: the config's ``vision.build.tower``.
+        tower: the model's ``build.tower``.
         image_token_id: the row that the language model's embeddings and unembedding gain, zeros.
         dtype: of the language model.
     """
@@ -291,7 +291,6 @@ def train_tower(
     data: str | Path,
     dataset: Mapping[str, Any],
     build: Mapping[str, Any],
-    template: str,
     seed: int,
     tower_path: str | Path,
     record_path: str | Path,
@@ -301,9 +300,8 @@ def train_tower(
     Args:
         language_folder: folder of the language model.
         data: provenance.json of the data set's source.
-        dataset: its entry in the config's ``image_datasets``.
-        build: the config's ``vision.build``.
-        template: the config's ``vision.template``.
+        dataset: its entry in the config's ``samples``.
+        build: the model's ``build``.
         seed: the config's seed.
         tower_path: float16 safetensors.
         record_path: JSON: data, seed, accuracy on the evaluation part, checksum, versions.
@@ -324,14 +322,16 @@ def train_tower(
         )
     if shared := places["selection"] & places["evaluation"]:
         raise UserError(
-            f"vision.build.dataset: {len(shared)} images are in both parts, so accuracy would be "
+            f"models.*.build.samples: {len(shared)} images are in both parts, so accuracy would be "
             "measured on images that the tower has learned. Give its parts rows or files apart."
         )
     torch.manual_seed(seed)
     processor = make_processor(language_folder, build["tower"])
     model = assemble(language_folder, build["tower"], processor.image_token_id, torch.bfloat16)
     classes = list(names.values())
-    prompt = render_question(processor, template, dataset["object"], classes, chat=False)
+    prompt = render_question(
+        processor, dataset["template"], dataset["object"], classes, chat=False
+    )
     train(model, processor, *parts["selection"], classes, prompt, build["training"], seed)
     save_trained(model, tower_path, dataset)
     load_trained(model.float(), tower_path, dataset)  # what is kept is what is measured
@@ -369,7 +369,7 @@ def assemble_model(
         language_folder: folder of the language model.
         language_provenance: its provenance.json.
         trained: file of the trained tower.
-        tower: the config's ``vision.build.tower``.
+        tower: the model's ``build.tower``.
         dataset: the data set that the tower has to have been trained on.
         provenance: written last, beside the model's files.
     """
@@ -398,7 +398,10 @@ def save_trained(model: nn.Module, path: str | Path, dataset: Mapping[str, Any])
 
 def _learned(dataset: Mapping[str, Any]) -> dict[str, Any]:
     """Return what decides which images a tower learns and which it does not."""
-    return {part: dict(dataset[part]) for part in PARTS}
+    return {
+        part: {key: value for key, value in dataset[part].items() if value is not None}
+        for part in PARTS
+    }
 
 
 def load_trained(model: nn.Module, path: str | Path, dataset: Mapping[str, Any]) -> None:
@@ -416,12 +419,12 @@ def load_trained(model: nn.Module, path: str | Path, dataset: Mapping[str, Any])
     wanted = {name: value for name, value in model.state_dict().items() if name.startswith(TRAINED)}
     shapes = {name: tuple(value.shape) for name, value in tensors.items()}
     if shapes != {name: tuple(value.shape) for name, value in wanted.items()}:
-        raise UserError(f"{path} does not hold the tower that vision.build.tower describes.")
+        raise UserError(f"{path} does not hold the tower that models.*.build.tower describes.")
     if learned != _learned(dataset):
         raise UserError(
             f"{path} learned {learned['selection']} and was to be measured on "
             f"{learned['evaluation']}; the config's data set has other parts, so the two may "
-            "share images. Set vision.build.trained to null, to train it anew."
+            "share images. Set models.*.build.trained to null, to train it anew."
         )
     with torch.no_grad():
         for name, value in tensors.items():

@@ -5,25 +5,20 @@ the image up. What it then hands to its language model is kept, and from there o
 model is a decoder like any other: the same layers, heads, cache and scaling as for text.
 """
 
-import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 from tqdm import tqdm
 from transformers import AutoImageProcessor, AutoProcessor, Qwen2_5_VLProcessor
 
 from headpursuit.activations import averaged_inputs
-from headpursuit.batches import Halving, by_condition, journaled
-from headpursuit.files import UserError, atomic, check_table
-from headpursuit.generate import end_tokens
-from headpursuit.heads import Head
+from headpursuit.batches import Halving
+from headpursuit.files import UserError, parquet_metadata
 from headpursuit.images import open_image, stream_images
 from headpursuit.models import (
     Decoder,
@@ -34,9 +29,7 @@ from headpursuit.models import (
     read_config,
     reads_images,
 )
-from headpursuit.reading import greedy, respond
 from headpursuit.special import added_tokens, as_user, opened
-from headpursuit.tables import read_csv
 
 
 class QwenImages(Qwen2_5_VLProcessor):
@@ -48,16 +41,6 @@ class QwenImages(Qwen2_5_VLProcessor):
         return ["image_processor", "tokenizer"]
 
 
-ANSWERS = pa.schema(
-    {
-        "condition": pa.string(),
-        "image_id": pa.string(),
-        "label": pa.int32(),
-        "answer": pa.string(),
-        "n_tokens": pa.int32(),
-        "stop_reason": pa.string(),
-    }
-)
 LOCAL = {"local_files_only": True, "trust_remote_code": False}
 
 
@@ -78,40 +61,6 @@ def load_processor(folder: str | Path) -> Any:
     processor.tokenizer.padding_side = "left"
     processor.tokenizer.pad_token = tokenizer.pad_token
     return processor
-
-
-def open_vlm(
-    provenance: str | Path,
-    model: Mapping[str, Any],
-    device: str,
-    template: str,
-    thing: str,
-    classes: str | Path,
-) -> tuple[Decoder, Any, str, dict[str, Any]]:
-    """Load a config's image-text model and render a data set's question for it.
-
-    Args:
-        provenance: of the model (see :func:`headpursuit.models.model_folder`).
-        model: its entry in the config's ``models``.
-        device: the config's ``compute.device``.
-        template: the config's ``vision.template``.
-        thing: the data set's ``object``.
-        classes: table with its class names.
-
-    Returns:
-        The model, its processor, the question, and what identifies the model.
-
-    Raises:
-        UserError: if the model reads no images.
-    """
-    folder = model_folder(provenance, model)
-    if not reads_images(folder):
-        raise UserError(f"{folder}: vision.model reads no images, as far as its config.json says.")
-    processor = load_processor(folder)
-    names = list(read_csv(classes, ["class_name"])["class_name"])
-    question = render_question(processor, template, thing, names, model["chat"])
-    decoder, _, identity = open_model(provenance, model, device)
-    return decoder, processor, question, identity
 
 
 def render_question(
@@ -141,8 +90,8 @@ def render_question(
     if spelled := sorted(mark for mark in marks if mark in before + after):
         raise UserError(
             f"The question spells {', '.join(spelled)}, which the model takes for an image. Leave "
-            "it out of vision.template, whose {image} is an image's place, and of object and "
-            "classes under image_datasets."
+            "it out of the samples' template, whose {image} is an image's place, and of object and "
+            "classes."
         )
     if not chat:
         return f"{before}{_image_mark(processor)}{after}"
@@ -195,7 +144,7 @@ def encode(
     if not image_positions(decoder, encoded["input_ids"]).any(1).all():
         raise UserError(
             f"The processor made no image tokens (id {model.config.image_token_id}) of the "
-            "question and an image: is {image} in vision.template, and the processor this model's?"
+            "question and an image: is {image} in the template, and the processor this model's?"
         )
     if model.config.model_type != "qwen2_5_vl":  # which has positions of its own
         encoded["position_ids"] = (encoded["attention_mask"].cumsum(1) - 1).clamp_min(0)
@@ -207,117 +156,87 @@ def image_positions(decoder: Decoder, ids: Tensor) -> Tensor:
     return ids == decoder.model.config.image_token_id
 
 
-@torch.inference_mode()
-def pooled_image_inputs(
-    decoder: Decoder,
-    processor: Any,
-    question: str,
+class Images:
+    """Images of a prepared file under one question; see :class:`headpursuit.responses.Reader`."""
+
+    key, remedy = "compute.batch_images", "Take a smaller model or models.*.dtype."
+
+    def __init__(
+        self, decoder: Decoder, processor: Any, question: str, path: str | Path, size: int
+    ):
+        """Take the model, its processor, the question, the file, and the images of a batch."""
+        self.decoder, self.processor, self.question = decoder, processor, question
+        self.tokenizer, self.path, self.size = processor.tokenizer, path, size
+
+    def batches(self, part: str = "evaluation") -> Iterator[list[tuple]]:
+        """Yield (place, sample_id, 0, image, source) of each image of a part."""
+        place = 0
+        for rows in stream_images(self.path, part, self.size):
+            yield [
+                (place + i, row["sample_id"], 0, row["image"], row["source"])
+                for i, row in enumerate(rows)
+            ]
+            place += len(rows)
+
+    def name(self, row: tuple) -> str:
+        """Say which image."""
+        return f"image {row[4]}"
+
+    def encode(self, rows: Sequence[tuple]) -> Mapping[str, Tensor]:
+        """Return what the model's forward pass takes for the question about these images."""
+        images = [open_image(image, source) for *_, image, source in rows]
+        return encode(self.decoder, self.processor, self.question, images)
+
+    @torch.inference_mode()
+    def pooled_inputs(self) -> Iterator[tuple[list[int], int, Tensor]]:
+        """Run the model on the selection images and average over the image tokens.
+
+        Yields:
+            As :func:`headpursuit.activations.pooled_inputs`.
+        """
+
+        def read(rows: Sequence[tuple]) -> tuple[list[int], dict[int, Tensor]]:
+            encoded = self.encode(rows)
+            weights = image_positions(self.decoder, encoded["input_ids"]).float()
+            weights /= weights.sum(1, keepdim=True)
+            return [row[0] for row in rows], averaged_inputs(self.decoder, weights, **encoded)
+
+        work = Halving(read, self.key, self.name, self.remedy)
+        for rows in tqdm(self.batches("selection"), unit="batch"):
+            for places, averages in work(rows):
+                for layer, z in averages.items():
+                    yield places, layer, z
+
+
+def open_images(
     path: str | Path,
-    part: str,
+    spec: Mapping[str, Any],
+    provenance: str | Path,
+    model: Mapping[str, Any],
+    device: str,
     batch_images: int,
-) -> Iterator[tuple[list[int], int, Tensor]]:
-    """Run the model on images and average each layer's projection input over the image tokens.
+) -> tuple[Images, dict[str, Any]]:
+    """Load a config's image-text model and put a question to it about each image of a file.
 
     Args:
-        decoder: the image-text model.
-        processor: its processor.
-        question: of :func:`render_question`.
         path: images of :func:`headpursuit.images.prepare_images`.
-        part: ``selection`` or ``evaluation``.
+        spec: their entry in the config's ``samples``.
+        provenance: of the model (see :func:`headpursuit.models.model_folder`).
+        model: its entry in the config's ``models``.
+        device: the config's ``compute.device``.
         batch_images: images of a batch.
 
-    Yields:
-        As :func:`headpursuit.activations.pooled_inputs`.
+    Returns:
+        The images, and what identifies the model.
+
+    Raises:
+        UserError: if the model reads no images.
     """
-
-    def read(rows: Sequence[dict[str, Any]]) -> tuple[int, dict[int, Tensor]]:
-        images = [open_image(row["image"], row["source"]) for row in rows]
-        encoded = encode(decoder, processor, question, images)
-        weights = image_positions(decoder, encoded["input_ids"]).float()
-        weights /= weights.sum(1, keepdim=True)
-        return len(rows), averaged_inputs(decoder, weights, **encoded)
-
-    work = _by_images(read)
-    seen = 0
-    for rows in tqdm(stream_images(path, part, batch_images), unit="batch"):
-        for n, averages in work(rows):
-            indices = list(range(seen, seen + n))
-            seen += n
-            for layer, z in averages.items():
-                yield indices, layer, z
-
-
-def _by_images(work: Callable[[Sequence[dict[str, Any]]], Any]) -> Halving:
-    """Return work on images that goes on with smaller batches where memory does not suffice."""
-    return Halving(
-        work,
-        "vision.batch_images",
-        lambda row: f"image {row['source']}",
-        "Take a smaller vision.model or models.*.dtype.",
-    )
-
-
-def write_answers(
-    path: str | Path,
-    decoder: Decoder,
-    processor: Any,
-    question: str,
-    batches: Iterable[tuple[int, list[dict[str, Any]]]],
-    conditions: Mapping[str, Sequence[Head]],
-    alpha: float,
-    max_new_tokens: int,
-    batch_tokens: int,
-    metadata: Mapping[str, Any],
-    identity: Any,
-) -> None:
-    """Ask about images and write the answers, batch by batch.
-
-    Finished batches are kept in a journal beside the file until it is there, so that a killed job
-    goes on where it was.
-
-    Args:
-        path: Parquet file of :data:`ANSWERS`.
-        decoder: the image-text model.
-        processor: its processor.
-        question: of :func:`render_question`.
-        batches: numbered, of :func:`headpursuit.images.stream_images`.
-        conditions: name to the heads that are scaled.
-        alpha: what their writes are multiplied by.
-        max_new_tokens: longest answer.
-        batch_tokens: see :func:`headpursuit.reading.respond`.
-        metadata: stored in the schema as JSON.
-        identity: whatever else decides the answers (the images, the model); a journal of another
-            identity is not used.
-    """
-    stops = end_tokens(decoder, processor.tokenizer)
-    every = {"baseline": [], **conditions}
-
-    def answer(rows: Sequence[dict[str, Any]]) -> dict[str, list[tuple[list[int], str]]]:
-        images = [open_image(row["image"], row["source"]) for row in rows]
-        encoded = encode(decoder, processor, question, images)
-        return respond(decoder, encoded, every, alpha, max_new_tokens, stops, batch_tokens, greedy)
-
-    work = _by_images(answer)
-    schema = ANSWERS.with_metadata({key: json.dumps(value) for key, value in metadata.items()})
-    journal = Path(path).with_name(f".{Path(path).stem}.journal")
-    decides = [identity, metadata, question, list(conditions.items()), alpha, max_new_tokens]
-    bar = tqdm(batches, unit="batch")
-    done = journaled(journal, decides, bar, lambda rows: by_condition(work(rows)))
-    with atomic(path) as part, pq.ParquetWriter(part, schema, write_page_checksum=True) as writer:
-        for rows, answers in done:
-            records = [
-                {
-                    "condition": name,
-                    "image_id": row["image_id"],
-                    "label": row["label"],
-                    "answer": processor.tokenizer.decode(tokens, skip_special_tokens=True),
-                    "n_tokens": len(tokens),
-                    "stop_reason": stop,
-                }
-                for name, own in answers.items()
-                for row, (tokens, stop) in zip(rows, own, strict=True)
-            ]
-            table = pa.Table.from_pylist(records, schema)
-            check_table(path, table)
-            writer.write_table(table)
-    journal.unlink()
+    folder = model_folder(provenance, model)
+    if not reads_images(folder):
+        raise UserError(f"{folder}: this model reads no images, as far as its config.json says.")
+    processor = load_processor(folder)
+    names = parquet_metadata(path, ["classes"])["classes"]
+    question = render_question(processor, spec["template"], spec["object"], names, model["chat"])
+    decoder, _, identity = open_model(provenance, model, device)
+    return Images(decoder, processor, question, path, batch_images), identity

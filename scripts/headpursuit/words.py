@@ -74,24 +74,35 @@ def tidy_word(word: str, case_sensitive: bool = False) -> str:
     return normalise(" ".join("".join(kept).split()), case_sensitive)
 
 
-def read_word_list(
-    path: str | Path, case_sensitive: bool = False, key: str = "words.file"
-) -> list[str]:
-    """Read a user's list, one word or phrase a line; empty lines and repeats are dropped.
+def read_word_list(path: str | Path, key: str) -> list[str]:
+    """Read a user's list, one word or phrase a line.
+
+    Args:
+        path: the file.
+        key: the config's key that names it, for messages.
 
     Raises:
-        UserError: if the file is missing, not UTF-8 or holds no word.
+        UserError: if the file is missing or not UTF-8.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
-    except FileNotFoundError:
-        raise UserError(f"{key}: {path} does not exist.") from None
+        return Path(path).read_text(encoding="utf-8-sig").splitlines()
+    except OSError as error:
+        raise UserError(f"{key}: {error}") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{key}: {path} is not UTF-8 (byte {error.start}).") from None
-    words = [word for word in dict.fromkeys(tidy_word(x, case_sensitive) for x in lines) if word]
-    if not words:
-        raise UserError(f"{key}: {path} holds no word.")
-    return words
+
+
+def distinct_words(words: Iterable[str], case_sensitive: bool, key: str) -> list[str]:
+    """Return words as they are written, but for white space; of those that count as one the first.
+
+    Raises:
+        UserError: if there is none.
+    """
+    found = {tidy_word(word, case_sensitive): tidy_word(word, True) for word in reversed([*words])}
+    kept = [word for word in reversed(found.values()) if word]
+    if not kept:
+        raise UserError(f"{key}: there is no word.")
+    return kept
 
 
 def spellings(text: str, word: str) -> list[str]:
@@ -110,14 +121,18 @@ def label_counts(labels: Iterable[Sequence[str]], case_sensitive: bool = False) 
     return Counter(word for words in tidied for word in words if word)
 
 
+def most_frequent(counts: Counter[str], top: int | None) -> list[tuple[str, int]]:
+    """Return the ``top`` most frequent words with their counts; equal counts go by the alphabet."""
+    return sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:top]
+
+
 def split_words(
-    counts: Counter[str], top: int, selection_share: float, seed: int, dataset: str
+    ranked: Sequence[tuple[str, int | None]], selection_share: float, seed: int, dataset: str
 ) -> pd.DataFrame:
-    """Take the most frequent words and split them at random into selection and held-out words.
+    """Split words at random into selection and held-out words.
 
     Args:
-        counts: word to its frequency.
-        top: how many of the most frequent words are kept; equal counts go by the alphabet.
+        ranked: words, and their counts where there are any.
         selection_share: share of the words that select heads; the rest are held out.
         seed: the config's seed.
         dataset: with the seed, decides the split.
@@ -126,23 +141,34 @@ def split_words(
         Table with word, count, rank (from 1) and split.
 
     Raises:
-        UserError: if there are fewer than ten words.
+        UserError: if there are fewer than ten words to split.
     """
-    ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:top]
-    if len(ranked) < MIN_WORDS:
-        raise UserError(
-            f"{dataset}: {len(ranked)} words are too few to split, {MIN_WORDS} are the least. "
-            f"Use more prompts (datasets.{dataset}.sample), more responses (generation.samples), "
-            "or a longer list of your own (words.file)."
-        )
-    order = np.random.default_rng(seed_for(seed, dataset, "split")).permutation(len(ranked))
-    n_selection = min(max(round(selection_share * len(ranked)), 1), len(ranked) - 1)
-    split = np.array(["heldout"] * len(ranked), dtype=object)
-    split[order[:n_selection]] = "selection"
-    words, frequencies = zip(*ranked, strict=True)
+    split = np.array(["selection"] * len(ranked), dtype=object)
+    if selection_share < 1:
+        if len(ranked) < MIN_WORDS:
+            raise UserError(
+                f"{dataset}: {len(ranked)} words are too few to split, {MIN_WORDS} are the least. "
+                f"Use more prompts (samples.{dataset}.sample), more responses "
+                "(generation.samples), a longer list of your own, or selection_share: 1."
+            )
+        order = np.random.default_rng(seed_for(seed, dataset, "split")).permutation(len(ranked))
+        n_selection = min(max(round(selection_share * len(ranked)), 1), len(ranked) - 1)
+        split[order[n_selection:]] = "heldout"
+    words, counts = zip(*ranked, strict=True)
     return pd.DataFrame(
-        {"word": words, "count": frequencies, "rank": range(1, len(ranked) + 1), "split": split}
+        {
+            "word": words,
+            "count": pd.array(counts, dtype="Int64"),
+            "rank": range(1, len(ranked) + 1),
+            "split": split,
+        }
     )
+
+
+def measured_words(words: pd.DataFrame) -> np.ndarray:
+    """Return which words of a table are measured: held-out ones, or all where none is held out."""
+    heldout = (words["split"] == "heldout").to_numpy()
+    return heldout if heldout.any() else ~heldout
 
 
 def variants(word: str, cases: Sequence[str], leading_space: Sequence[bool]) -> list[str]:
@@ -161,6 +187,7 @@ def build_dictionary(
     rows: str,
     cases: Sequence[str],
     leading_space: Sequence[bool],
+    key: str = "concepts.*",
 ) -> pd.DataFrame:
     """Turn words into rows of the unembedding matrix.
 
@@ -170,6 +197,7 @@ def build_dictionary(
         rows: see :func:`form_rows`.
         cases: of ``written`` (as it is), ``lower``, ``title`` and ``upper``.
         leading_space: which of the forms with (True) and without (False) a space before them.
+        key: the config's key of the concept, for messages.
 
     Returns:
         Table with a row for each word, form and token: word, split, form, starts_word (the form
@@ -193,8 +221,8 @@ def build_dictionary(
     for split in dict.fromkeys(words["split"]):
         if not (table["split"] == split).any():
             raise UserError(
-                f"dictionary.rows: {rows} leaves no row of the vocabulary for the {split} words; "
-                "'first' or 'all' also takes words of several tokens."
+                f"{key}.rows: {rows} leaves no row of the vocabulary for the {split} words; 'first' "
+                "or 'all' also takes words of several tokens."
             )
     splits_of = table.groupby("token_id")["split"].nunique()
     table["shared"] = table["token_id"].map(splits_of) > 1
@@ -232,48 +260,30 @@ def form_rows(tokenizer, ids: Sequence[int], rows: str) -> list[int]:
     return spelled[:1] if rows == "first" else spelled
 
 
-def class_dictionary(
-    names: Sequence[str],
-    tokenizer,
-    rows: str,
-    cases: Sequence[str],
-    leading_space: Sequence[bool],
-) -> pd.DataFrame:
-    """Turn class names into rows of the unembedding matrix.
-
-    Rows that all classes share say nothing of any class and are left out.
+def distinct_classes(table: pd.DataFrame) -> pd.DataFrame:
+    """Leave out the rows that all classes share, which say nothing of any class.
 
     Args:
-        names: class names.
-        tokenizer: a Hugging Face tokenizer.
-        rows: as in :func:`build_dictionary`, and so are the others.
-        cases: see rows.
-        leading_space: see rows.
-
-    Returns:
-        Table with class_name, form, token_id and token.
+        table: of :func:`build_dictionary`, for class names.
 
     Raises:
-        UserError: if a class has no row, or two classes have the same rows.
+        UserError: if a class has no row of its own, or two classes have the same rows.
     """
-    words = pd.DataFrame({"word": names, "split": "selection"})
-    table = build_dictionary(words, tokenizer, rows, cases, leading_space)
-    sets = {name: set(table[table["word"] == name]["token_id"]) for name in names}
-    common = set.intersection(*sets.values()) if len(names) > 1 else set()
+    sets = {name: set(own["token_id"]) for name, own in table.groupby("word", sort=False)}
+    common = set.intersection(*sets.values()) if len(sets) > 1 else set()
     if lost := [name for name, own in sets.items() if not own - common]:
         raise UserError(
             f"The classes {', '.join(lost)} have no token of their own: nothing in the dictionary "
-            "would tell them from the others. Change vision.dictionary.rows, or the names."
+            "would tell them from the others. Change the concept's rows, or the names."
         )
     seen: dict[frozenset[int], str] = {}
     for name, own in sets.items():
         if (other := seen.setdefault(frozenset(own), name)) != name:
             raise UserError(
                 f"The classes {other} and {name} share all their tokens, so no head can be told "
-                "to write one and not the other. Change vision.dictionary, or the names."
+                "to write one and not the other. Change the concept's rows, or the names."
             )
-    kept = table[~table["token_id"].isin(common)].rename(columns={"word": "class_name"})
-    return kept[["class_name", "form", "token_id", "token"]].reset_index(drop=True)
+    return table[~table["token_id"].isin(common)].reset_index(drop=True)
 
 
 def unrelated_tokens(
@@ -299,7 +309,7 @@ def unrelated_tokens(
     Raises:
         UserError: if the words have too few forms of one token.
     """
-    words = read_word_list(path, case_sensitive=True, key="unrelated_words")
+    words = distinct_words(read_word_list(path, "unrelated_words"), True, "unrelated_words")
     rng = np.random.default_rng(seed_for(seed, dataset, "unrelated"))
     drawn: dict[int, None] = {}
     for index in rng.permutation(len(words)):

@@ -141,9 +141,9 @@ def cohen_kappa(n: int, first: int, second: int, both: int) -> float | None:
 
 
 def _words_of(table: pa.Table) -> dict[tuple[Any, Any], set[str]]:
-    rows = table.select(["prompt_id", "sample", "words", "status"]).to_pylist()
+    rows = table.select(["sample_id", "repeat", "words", "status"]).to_pylist()
     return {
-        (row["prompt_id"], row["sample"]): _folded(row["words"])
+        (row["sample_id"], row["repeat"]): _folded(row["words"])
         for row in rows
         if row["status"] not in UNLABELLED
     }

@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow as pa
 from tqdm import tqdm
 
-from headpursuit.files import UserError, read_parquet, write_parquet
+from headpursuit.files import UserError, read_parquet, read_responses, write_parquet
 from headpursuit.labellers import UNLABELLED, lexicon, ollama, openai
 from headpursuit.labellers.backend import Backend, Busy, persist
 from headpursuit.labellers.journal import Journal, journal_key
@@ -55,7 +55,7 @@ def label_file(
     goes on from it, and a later one asks only what was never asked.
 
     Args:
-        responses: table with prompt_id, sample and response.
+        responses: table with sample_id, sample and response.
         output: Parquet file of labels; see :func:`label_responses`.
         settings: the config's ``labeller``.
         terms: the words and phrases of backend ``lexicon``.
@@ -81,13 +81,11 @@ def label_file(
     write_parquet(output, labels)
 
 
-def read_texts(responses: str | Path, prompts: str | Path | None) -> pa.Table:
-    """Read what is labelled, the responses and, where given, the prompts (sample -1)."""
-    table = read_parquet(responses, ["prompt_id", "sample", "response"])
-    if not prompts:
-        return table
-    texts = as_responses(read_parquet(str(prompts), ["prompt_id", "text"]))
-    return pa.concat_tables([table, texts])
+def read_texts(responses: Sequence[str | Path], prompts: Sequence[str | Path]) -> pa.Table:
+    """Read what is labelled: the responses of all parts and, where given, the prompts (repeat -1)."""
+    table = read_responses(responses, ["response"])
+    texts = [as_responses(read_parquet(path, ["sample_id", "text"])) for path in prompts or ()]
+    return pa.concat_tables([table, *texts])
 
 
 def read_terms(lexicon: str | Path | None, spec: Mapping[str, Any]) -> list[str]:
@@ -131,14 +129,14 @@ def label_responses(
     request that fails is repeated with growing pauses for up to ``patience`` seconds.
 
     Args:
-        responses: table with prompt_id, sample and response.
+        responses: table with sample_id, sample and response.
         backend: see :func:`open_backend`.
         journal: file that keeps every reply; None keeps none.
         attempts: how many replies a response gets until one can be read.
         patience: seconds for which a failing request is repeated.
 
     Returns:
-        Table in the order of ``responses`` with prompt_id, sample, reply (the last, raw), words
+        Table in the order of ``responses`` with sample_id, sample, reply (the last, raw), words
         (those that occur in the response), dropped (those that do not), status, attempts (replies
         received) and cut (the response was asked about without its end, which did not fit).
         Status is ``ok`` (words has any), ``none`` (the reply names no word), ``absent`` (it names
@@ -162,7 +160,7 @@ def label_responses(
         {**_judge(replies.get(sent, []), sent, backend.mode), "cut": sent != text}
         for text, sent in zip(texts, asked, strict=True)
     ]
-    table = responses.select(["prompt_id", "sample"])
+    table = responses.select(["sample_id", "repeat"])
     for field in _COLUMNS:
         column = pa.array([row[field.name] for row in rows], field.type)
         table = table.append_column(field, column)

@@ -1,6 +1,8 @@
-"""Draw the prompts of a data set and render what the model reads."""
+"""Draw prompts and render what the model reads; or draw images, class by class."""
 
+from headpursuit.experiments import of_images
 from headpursuit.files import write_parquet
+from headpursuit.images import prepare_images
 from headpursuit.models import load_tokenizer, longest_input, model_folder
 from headpursuit.prompts import read_rows, render_prompts, sample_prompts, unique_prompts
 from headpursuit.rule import run_rule
@@ -8,18 +10,22 @@ from headpursuit.sources import source_files
 
 
 def main(snakemake):
-    """Write prompt_id, text, source, rendered and token_ids."""
-    params, dataset = snakemake.params, snakemake.wildcards.dataset
-    spec = params.dataset
+    """Write sample_id, text, source, rendered, token_ids and own_positions; or, of images,
+    sample_id, part, source, label, class_name and image."""
+    params, spec = snakemake.params, snakemake.params.samples
+    if of_images(spec):
+        data = snakemake.input.data
+        prepare_images(data, spec, params.seed, params.name, snakemake.output[0])
+        return
     files = source_files(snakemake.input.data, spec["files"])
-    rows = read_rows(files, spec["text"], spec["where"], f"datasets.{dataset}")
+    rows = read_rows(files, spec["text"], spec["where"], f"samples.{params.name}")
     folder = model_folder(snakemake.input.model, params.model)
     tokenizer, limit = load_tokenizer(folder), longest_input(folder)
     prompts = sample_prompts(
-        unique_prompts(rows, dataset),
+        unique_prompts(rows, params.name),
         spec["sample"],
         params.seed,
-        dataset,
+        params.name,
         lambda drawn: render_prompts(drawn, spec["template"], tokenizer, params.model["chat"]),
         None if limit is None else limit - params.max_new_tokens,
     )
