@@ -79,11 +79,8 @@ def model_mb(model):
 
 
 def weights_mb(model):
-    """The memory of a job that reads a model's weights file.
-
-    That is a tenth of a large model and a third of a small one, in float32.
-    """
-    return 3000 + int(config["models"][model]["parameters"] * 1.2 / 1e6)
+    """The memory of a job that reads a model's weights file: its dictionary, work, some room."""
+    return 3000 + int(config["models"][model]["parameters"] * 0.8 / 1e6)
 
 
 wildcard_constraints:
