@@ -46,7 +46,8 @@ def write_weights(path: str | Path, decoder: Decoder, identity: Mapping[str, Any
         "crc32": {name: _crc32(tensor) for name, tensor in tensors.items()},
     }
     with atomic(path) as part:
-        save_file(tensors, part, {key: json.dumps(value) for key, value in about.items()})
+        # In one text: safetensors writes several in any order.
+        save_file(tensors, part, {"about": json.dumps(about)})
 
 
 def _crc32(tensor: Tensor) -> int:
@@ -68,9 +69,9 @@ class HeadWeights:
         self._path = path
         try:
             self._file = safe_open(path, "pt")
-            about = {key: json.loads(text) for key, text in self._file.metadata().items()}
+            about = json.loads(self._file.metadata()["about"])
             self.rows: int = self._file.get_slice("unembedding").get_shape()[0]
-        except (SafetensorError, OSError, AttributeError, ValueError) as error:
+        except (SafetensorError, OSError, TypeError, KeyError, ValueError) as error:
             raise self._damaged(error) from error
         self.shape: tuple[int, int] = about["layers"], about["heads"]
         self.head_dim: int = about["head_dim"]

@@ -31,6 +31,8 @@ def test_the_file_has_what_the_model_has(folder, tmp_path: Path, family: str, dt
     decoder = load_model(folder(family), dtype, "cpu")
     path = tmp_path / "weights/m.safetensors"
     write_weights(path, decoder, {"name": "m", "commit": None})
+    write_weights(tmp_path / "again.safetensors", decoder, {"name": "m", "commit": None})
+    assert (tmp_path / "again.safetensors").read_bytes() == path.read_bytes()
     found = HeadWeights(path)
     assert found.shape == (LAYERS, HEADS)
     assert found.model == {"name": "m", "commit": None}
