@@ -36,12 +36,7 @@ rule all:
         collect("<resources>/{source}/provenance.json", source=used_sources(config)),
         collect(map(model_files, used_models(config))),
         every("<results>/samples/{samples}.parquet"),
-        every(
-            "<results>/responses/{baseline}/baseline/part-{part}.parquet",
-            [
-                *filter(needs_baseline, RUNNING),
-            ],
-        ),
+        every("<results>/responses/{baseline}/baseline/part-{part}.parquet", MEASURED),
         every("<results>/labels/{labels}.summary.html", labelled(config)),
         every(
             "<results>/labels/{labels}.agreement.csv",
@@ -51,14 +46,14 @@ rule all:
         every("<results>/dictionaries/{dictionary}.csv", WORDED),
         every("<results>/activations/{activations}.parquet"),
         every("<results>/rankings/{rankings}.csv", WORDED),
-        every("<results>/heads/{random}/random.csv", filter(measures, RUNNING)),
+        every("<results>/heads/{random}/random.csv", MEASURED),
         every(
             "<results>/responses/{scaled}/scaled/part-{part}.parquet",
-            [name for name in RUNNING if writes_responses(EXPERIMENTS[name])],
+            [name for name in MEASURED if writes_responses(EXPERIMENTS[name])],
         ),
         every(
             "<results>/expected/{expected}/part-{part}.parquet",
-            [name for name in RUNNING if "expected" in EXPERIMENTS[name]["measures"]],
+            [name for name in MEASURED if "expected" in EXPERIMENTS[name]["measures"]],
         ),
 
 

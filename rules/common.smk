@@ -8,7 +8,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 os.environ.update(HEADPURSUIT_ROOT=str(ROOT))  # for jobs in a container
 hub_offline = os.environ.get("HF_HUB_OFFLINE")
 
-from headpursuit.config import labelled, load_config, used_models, used_samples
+from headpursuit.config import labelled, load_config, used_models, used_sources
 from headpursuit.experiments import (
     candidate_layers,
     concept_of,
@@ -26,7 +26,7 @@ from headpursuit.experiments import (
 from headpursuit.files import UserError, beside, refuse_braces, refuse_unwritable
 from headpursuit.interrupt import end_jobs_on_signals
 from headpursuit.lineage import code_hash
-from headpursuit.sources import content, used_sources
+from headpursuit.sources import content
 from snakemake.common import __version__ as SNAKEMAKE
 from snakemake.common.configfile import load_configfile
 from snakemake.exceptions import WorkflowError
@@ -63,6 +63,9 @@ if config["compute"]["image"]:
 EXPERIMENTS = config["experiments"]
 RUNNING = running(config)
 OWNERS = owners(config)
+# Experiments with words of their own, and those in which something is measured.
+WORDED = [name for name in RUNNING if EXPERIMENTS[name]["concept"]]
+MEASURED = [name for name in RUNNING if EXPERIMENTS[name]["measures"]]
 COMPUTE = config["compute"]
 PARTS = range(1, COMPUTE["parts"] + 1)
 # A job that runs a model asks for a GPU, unless the config says that it runs without.

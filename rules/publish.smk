@@ -10,8 +10,6 @@ SHARED = {
     if len({heads_of(config, name) for name in names}) > 1
 }
 PUBLISHED = workflow.source_path("../data/published.csv")
-# Experiments with words of their own.
-WORDED = [name for name in RUNNING if EXPERIMENTS[name]["concept"]]
 # The report's pages: file, caption, category and what they show.
 PAGES = [
     ("published", "published", "Published against reproduced", "overview"),

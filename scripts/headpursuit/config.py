@@ -42,7 +42,7 @@ MOVED = {
     "text": "experiments (model, samples) and tables.table2",
     "vision": "experiments, tables.figure1, samples.*.template and per_class, models.*.build",
     "table1": "experiments.*.vocabulary, tables.table1 and concepts",
-    "words": "concepts.* (file, top, selection_share, case_sensitive, inflections; texts: labelled)",
+    "words": "concepts.* (file, top, selection_share, case_sensitive, inflections, labelled)",
     "dictionary": "concepts.* (rows, leading_space, cases)",
     "heads": "experiments.* or defaults (methods, k, first_layer, last_layer, alpha, draws)",
     "generation": "experiments.*.generation or defaults.generation; compute.batch_tokens and parts",
@@ -273,15 +273,10 @@ def _experiments_named(config: Mapping[str, Any]) -> Iterator[str]:
     for table, names in config["tables"].items():
         yield from _named(config, f"tables.{table}", "experiments", names)
     for name, own in _used(config).items():
-        for key, catalogue in (
-            ("model", "models"),
-            ("samples", "samples"),
-            ("concept", "concepts"),
-        ):
+        catalogues = {"model": "models", "concept": "concepts", "heads_from": "experiments"}
+        for key in ("model", "samples", "concept", "heads_from"):
+            catalogue = catalogues.get(key, key)
             yield from _named(config, f"experiments.{name}.{key}", catalogue, own[key])
-        yield from _named(
-            config, f"experiments.{name}.heads_from", "experiments", own["heads_from"]
-        )
 
 
 def used_models(config: Mapping[str, Any]) -> list[str]:
@@ -308,6 +303,16 @@ def labelled(config: Mapping[str, Any]) -> list[str]:
 def run_labellers(config: Mapping[str, Any]) -> list[str]:
     """Return the backends that a run asks."""
     return used_labellers(config) if labelled(config) else []
+
+
+def used_sources(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the sources that a checked config's run reads, name to spec, in the order of use."""
+    models = [config["models"][name] for name in used_models(config)]
+    names = [own["source"] for own in models if not own["build"]]
+    names += [config["samples"][name]["source"] for name in used_samples(config)]
+    if "lexicon" in run_labellers(config):
+        names.append(config["labeller"]["lexicon"]["source"])
+    return {name: config["sources"][name] for name in names}
 
 
 def _sources(config: Mapping[str, Any]) -> Iterator[str]:
@@ -372,8 +377,8 @@ def _generation(config: Mapping[str, Any]) -> Iterator[str]:
         generation = own["generation"]
         if generation["samples"] > 1 and generation["temperature"] == 0:
             yield (
-                f"experiments.{name}.generation.samples: {generation['samples']} greedy responses of "
-                "a sample are all the same; 1, or a temperature above 0"
+                f"experiments.{name}.generation.samples: {generation['samples']} greedy responses "
+                "of a sample are all the same; 1, or a temperature above 0"
             )
 
 
@@ -419,7 +424,7 @@ def _heads_from(config: Mapping[str, Any]) -> Iterator[str]:
         if theirs["model"] != own["model"]:
             yield f"{key}: {seen[-1]} is of another model, {theirs['model']}"
         if lacking := sorted(set(own["k"]) - set(theirs["k"])):
-            yield f"experiments.{name}.k: {lacking[0]} is not among {seen[-1]}'s, whose heads it has"
+            yield f"experiments.{name}.k: {lacking[0]} is no k of {seen[-1]}, whose heads it has"
 
 
 def _kinds(config: Mapping[str, Any]) -> Iterator[str]:
@@ -435,7 +440,7 @@ def _kinds(config: Mapping[str, Any]) -> Iterator[str]:
         if concept and concept.get("class_names") and not images:
             yield f"{key}.concept: {own['samples']} are prompts, which have no classes"
         if "exact_match" in own["measures"] and not images:
-            yield f"{key}.measures: exact_match needs images with classes; {own['samples']} are prompts"
+            yield f"{key}.measures: exact_match needs images; {own['samples']} are prompts"
         if "expected" in own["measures"] and images:
             yield f"{key}.measures: expected is measured on prompts; {own['samples']} are images"
         if concept and {"prompt"} & set(concept.get("labelled", {}).get("texts", [])) and images:
@@ -489,8 +494,8 @@ def _vocabulary(config: Mapping[str, Any]) -> Iterator[str]:
             if layer >= model["layers"] or number >= model["heads"]:
                 yield (
                     f"{key}.vocabulary.heads: {head}, but {own['model']} has layers 0 to "
-                    f"{model['layers'] - 1} of heads 0 to {model['heads'] - 1}; null takes the most "
-                    "specialised heads"
+                    f"{model['layers'] - 1} of heads 0 to {model['heads'] - 1}; null takes the "
+                    "most specialised heads"
                 )
         iterations = own["pursuit"]["iterations"]
         if spec["tokens"] > iterations:
@@ -500,8 +505,8 @@ def _vocabulary(config: Mapping[str, Any]) -> Iterator[str]:
             )
         if spec["neighbours"] < 2 * iterations:
             yield (
-                f"{key}.vocabulary.neighbours: {spec['neighbours']} tokens leave no choice for sets "
-                f"of pursuit.iterations, {iterations}; at least {2 * iterations}"
+                f"{key}.vocabulary.neighbours: {spec['neighbours']} tokens leave no choice for "
+                f"sets of pursuit.iterations, {iterations}; at least {2 * iterations}"
             )
 
 

@@ -129,8 +129,8 @@ def rank_specialists(
         vocabulary: of :func:`vocabulary`.
         path: the activation cache.
         atoms: of :func:`decompose_heads`.
-        spec: the experiment's ``vocabulary``: how many of a head's first tokens count, and draws and
-            neighbours of the random sets.
+        spec: the experiment's ``vocabulary``: how many of a head's first tokens count, and draws
+            and neighbours of the random sets.
         center: the experiment's ``pursuit.center``.
         seed: the config's seed; with dataset, layer and head it decides the draws.
         dataset: see seed.

@@ -30,7 +30,7 @@ def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def expand(config: Config) -> dict[str, Any]:
-    """Return a config whose experiments have all keys of those that they are ``like``, and defaults.
+    """Return a config whose experiments have the keys of those they are ``like``, and defaults.
 
     Raises:
         UserError: if an experiment is like one that is not there, or like itself.
@@ -62,7 +62,7 @@ def expand(config: Config) -> dict[str, Any]:
 
 
 def running(config: Config) -> list[str]:
-    """Return the experiments that a run makes: those of its tables and those whose heads they use."""
+    """Return the experiments of a run: those of its tables, and those whose heads they use."""
     names = dict.fromkeys(name for own in config["tables"].values() for name in own)
     for name in list(names):
         while other := config["experiments"][name]["heads_from"]:
@@ -155,7 +155,7 @@ def stands_on(config: Config, name: str) -> dict[str, tuple[list[Any], list[str]
     spoken = [
         model,
         own["generation"]["max_new_tokens"],
-    ]  # what a prompt's rendering and limit need
+    ]
     words = ["labels"] if "labelled" in concept else []
     words += ["samples"] if "class_names" in concept else []
     words += ["baseline"] if concept.get("top") and "labelled" not in concept else []

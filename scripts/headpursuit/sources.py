@@ -32,7 +32,6 @@ from headpursuit.files import (
     sha256,
     write_json,
 )
-from headpursuit.labellers import used_labellers
 
 log = logging.getLogger(__name__)
 
@@ -44,20 +43,6 @@ WAIT = 2.0  # seconds before the second attempt; doubled each time, at most 60
 # States and hashes of the user's files, from when they were last read.
 KNOWN = Path(".snakemake/headpursuit.json")
 RESUME = "Run the same command again: it goes on from the files that have arrived."
-
-
-def used_sources(config: dict) -> dict[str, dict]:
-    """Return the sources that a checked config's run reads, name to spec, in the order of use."""
-    names = [config["models"][config["text"]["model"]]["source"]]
-    datasets = config["text"]["datasets"] + config["table1"]["datasets"]
-    names += [config["datasets"][dataset]["source"] for dataset in datasets]
-    if "lexicon" in used_labellers(config):
-        names.append(config["labeller"]["lexicon"]["source"])
-    if vision := config.get("vision"):
-        models = [vision["build"]["language_model"]] if vision["build"] else [vision["model"]]
-        names += [config["models"][model]["source"] for model in models]
-        names += [config["image_datasets"][dataset]["source"] for dataset in vision["datasets"]]
-    return {name: config["sources"][name] for name in names}
 
 
 def download(name: str, spec: dict, folder: Path) -> dict:

@@ -221,8 +221,8 @@ def build_dictionary(
     for split in dict.fromkeys(words["split"]):
         if not (table["split"] == split).any():
             raise UserError(
-                f"{key}.rows: {rows} leaves no row of the vocabulary for the {split} words; 'first' "
-                "or 'all' also takes words of several tokens."
+                f"{key}.rows: {rows} leaves no row of the vocabulary for the {split} words; "
+                "'first' or 'all' also takes words of several tokens."
             )
     splits_of = table.groupby("token_id")["split"].nunique()
     table["shared"] = table["token_id"].map(splits_of) > 1

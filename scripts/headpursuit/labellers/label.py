@@ -82,7 +82,7 @@ def label_file(
 
 
 def read_texts(responses: Sequence[str | Path], prompts: Sequence[str | Path]) -> pa.Table:
-    """Read what is labelled: the responses of all parts and, where given, the prompts (repeat -1)."""
+    """Read what is labelled: the responses and, where given, the prompts (repeat -1)."""
     table = read_responses(responses, ["response"])
     texts = [as_responses(read_parquet(path, ["sample_id", "text"])) for path in prompts or ()]
     return pa.concat_tables([table, *texts])
