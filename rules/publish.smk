@@ -39,6 +39,17 @@ def experiments_in(*keys):
     }
 
 
+def ratio_facts(name):
+    """What a table of ratios says of an experiment."""
+    own = EXPERIMENTS[name]
+    return {
+        **{key: own[key] for key in ("samples", "model", "alpha", "heads_from", "k")},
+        "methods": methods_of(config, name),
+        "draws": 0 if own["heads_from"] else own["draws"],
+        "iterations": EXPERIMENTS[heads_of(config, name)]["pursuit"]["iterations"],
+    }
+
+
 rule publish_ratios:
     """A table of ratios in three formats, the single random draws behind it, and its figure."""
     input:
@@ -49,13 +60,15 @@ rule publish_ratios:
         md="<results>/tables/{ratios}.md",
         tex="<results>/tables/{ratios}.tex",
         draws="<results>/tables/{ratios}.draws.csv",
-        pdf="<results>/figures/{ratios}.pdf",
-        png=report(
-            "<results>/figures/{ratios}.png",
-            caption="../report/ratios.rst",
-            category="{ratios}",
-            labels={"result": "figure"},
-        ),
+        figure=[
+            "<results>/figures/{ratios}.pdf",
+            report(
+                "<results>/figures/{ratios}.png",
+                caption="../report/ratios.rst",
+                category="{ratios}",
+                labels={"result": "figure"},
+            ),
+        ],
     log:
         "<logs>/publish_ratios/{ratios}.log",
     benchmark:
@@ -67,18 +80,7 @@ rule publish_ratios:
         runtime=by_attempt(30),
     params:
         experiments=lambda wildcards: {
-            name: {
-                **{key: EXPERIMENTS[name][key] for key in (
-                    "model", "samples", "concept", "measures", "alpha", "k", "heads_from"
-                )},
-                "methods": methods_of(config, name),
-                "draws": {
-                    measure: 0 if EXPERIMENTS[name]["heads_from"] else draws_of(EXPERIMENTS[name], measure)
-                    for measure in ("count", "expected", "exact_match")
-                },
-                "iterations": EXPERIMENTS[heads_of(config, name)]["pursuit"]["iterations"],
-            }
-            for name in RATIOS[wildcards.ratios]
+            name: ratio_facts(name) for name in RATIOS[wildcards.ratios]
         },
         score=config["score"],
         publish={key: config["publish"][key] for key in ("spread", "published_heads", "colours")},

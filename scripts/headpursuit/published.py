@@ -5,16 +5,16 @@ from typing import Any
 
 import pandas as pd
 
-from headpursuit.table2 import METHOD_NAMES, number
+from headpursuit.ratio import METHOD_NAMES, interval, number
 
-# The artefacts of data/published.csv: this run's table and metric.
+# The artefacts of data/published.csv: this run's table and measure.
 ARTEFACTS = {
     "table2": ("table2", "count"),
     "table2_lexical": ("table2", "count"),
     "table2_classifier": (None, None),
     "figure1": ("figure1", "strict"),
 }
-# Both texts print the same metric for these.
+# Both texts print the same measure for these.
 TWICE = {"table2": "table2_lexical", "table2_lexical": "table2"}
 # The paper's models, by the table that stands on them, and its labeller.
 MODELS = {
@@ -57,17 +57,17 @@ def compare(
     own_heads = {int(theirs): int(own) for own, theirs in (published_heads or {}).items()}
     rows = []
     for value in published.to_dict("records"):
-        name, metric = ARTEFACTS[value["artefact"]]
+        name, measure = ARTEFACTS[value["artefact"]]
         remarks = list(_oddities(value, published))
         row = {**value, "published": value["value"]}
         own = None
         if name is None:
-            remarks.append("this workflow has no classifier metric")
+            remarks.append("this workflow has no classifier measure")
         elif name not in tables:
             remarks.append(f"this run has no {name}")
         else:
             k = own_heads.get(value["heads"], value["heads"])
-            own = _counterpart(tables[name], value["dataset"], value["method"], k, metric)
+            own = _counterpart(tables[name], value["dataset"], value["method"], k, measure)
             if own is None:
                 remarks.append("not in this run")
         if own is not None:
@@ -100,13 +100,13 @@ def _oddities(value: Mapping[str, Any], published: pd.DataFrame) -> Iterator[str
 
 
 def _counterpart(
-    table: pd.DataFrame, dataset: str, method: str, k: int, metric: str
+    table: pd.DataFrame, dataset: str, method: str, k: int, measure: str
 ) -> dict[str, Any] | None:
     same = table[
         (table["dataset"] == dataset)
         & (table["method"] == method)
         & (table["heads"] == k)
-        & (table["metric"] == metric)
+        & (table["measure"] == measure)
     ]
     return None if same.empty else same.iloc[0].to_dict()
 
@@ -121,7 +121,7 @@ def _beside(own: Mapping[str, Any], value: Mapping[str, Any]) -> dict[str, Any]:
         "own_high": own[high],
         "difference": own[centre] - value["value"],
         "inside": bool(own[low] <= value["value"] <= own[high]),
-        "n": own["prompts"] if "prompts" in own else own["images"],
+        "n": own["samples"],
     }
 
 
@@ -137,12 +137,6 @@ def _differences(row: Mapping[str, Any], model: str) -> Iterator[str]:
 def display(table: pd.DataFrame) -> pd.DataFrame:
     """Return the comparison as text cells for Markdown and LaTeX."""
 
-    def between(row: pd.Series, value: str, low: str, high: str) -> str:
-        if pd.isna(row[value]):
-            return ""
-        limits = f" [{number(row[low])}, {number(row[high])}]" if pd.notna(row[low]) else ""
-        return f"{number(row[value])}{limits}"
-
     def heads(row: pd.Series) -> str:
         same = pd.isna(row["own_heads"]) or row["own_heads"] == row["heads"]
         return f"{row['heads']}" if same else f"{row['heads']} (here {row['own_heads']:g})"
@@ -154,9 +148,9 @@ def display(table: pd.DataFrame) -> pd.DataFrame:
             "data set": [row["dataset"] for row in rows],
             "heads": [heads(row) for row in rows],
             "chosen by": [METHOD_NAMES[row["method"]] for row in rows],
-            "published": [between(row, "published", "low", "high") for row in rows],
+            "published": [interval(row, "published", "low", "high") for row in rows],
             "source": [row["source"] for row in rows],
-            "this run": [between(row, "own", "own_low", "own_high") for row in rows],
+            "this run": [interval(row, "own", "own_low", "own_high") for row in rows],
             "difference": [number(row["difference"], "+.2f") for row in rows],
             "inside": [
                 "" if pd.isna(row["own"]) else "yes" if row["inside"] else "no" for row in rows

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from headpursuit.config import head_of
+from headpursuit.experiments import head_of
 from headpursuit.heads import Head
 from headpursuit.tables import read_csv
 
@@ -19,20 +19,20 @@ def head_name(layer: int, head: int) -> str:
     return f"L{layer}.H{head}"
 
 
-def shown_heads(named: Sequence[str] | None, specialists: pd.DataFrame, top: int) -> list[Head]:
+def shown_heads(vocabulary: Mapping[str, Any], specialists: pd.DataFrame) -> list[Head]:
     """Return the heads that the config names, or the most specialised ones where it names none."""
-    if named is not None:
-        return [head_of(name) for name in named]
-    best = specialists.sort_values("rank").head(top)
+    if vocabulary["heads"] is not None:
+        return [head_of(name) for name in vocabulary["heads"]]
+    best = specialists.sort_values("rank").head(vocabulary["top"])
     return list(zip(best["layer"].tolist(), best["head"].tolist(), strict=True))
 
 
 def read_published_tokens(path: str | Path, dataset: str, model: str | None) -> pd.DataFrame:
-    """Read the published tokens of a data set and model, ``data/published_tokens.csv``.
+    """Read the published tokens of samples and model, ``data/published_tokens.csv``.
 
     Args:
         path: the file.
-        dataset: name of the data set.
+        dataset: name of the samples.
         model: the model's id on the Hub; heads of another model share nothing but their numbers.
     """
     columns = ["dataset", "model", "layer", "head", "method", "tokens", "source"]
@@ -49,7 +49,7 @@ def overlap(own: str, published: str) -> int:
 
 
 def table1(
-    dataset: str,
+    experiment: str,
     heads: Sequence[Head],
     atoms: pd.DataFrame,
     lens: pd.DataFrame,
@@ -57,20 +57,20 @@ def table1(
     published: pd.DataFrame,
     tokens: int,
 ) -> pd.DataFrame:
-    """Put a data set's heads into table 1.
+    """Put an experiment's heads into table 1.
 
     Args:
-        dataset: its name.
+        experiment: its name.
         heads: the heads shown.
-        atoms: ``decompositions/{dataset}.parquet``.
-        lens: ``lens/{dataset}.parquet``.
-        specialists: ``specialists/{dataset}.csv``.
+        atoms: ``decompositions/{experiment}.parquet``.
+        lens: ``lens/{experiment}.parquet``.
+        specialists: ``specialists/{experiment}.csv``.
         published: of :func:`read_published_tokens`.
         tokens: how many tokens of each kind are shown.
 
     Returns:
         A row for each head, method and text that published tokens (one without, where none did):
-        dataset, layer, head, method, tokens, the columns of the specialists, published,
+        experiment, layer, head, method, tokens, the columns of the specialists, published,
         published_source and overlap.
     """
     rows = []
@@ -81,7 +81,7 @@ def table1(
         }
         measured = _head(specialists, layer, head).iloc[0][MEASURED].to_dict()
         for method, own in found.items():
-            row = {"dataset": dataset, "layer": layer, "head": head, "method": method}
+            row = {"experiment": experiment, "layer": layer, "head": head, "method": method}
             row |= {"tokens": own, **(measured if method == "somp" else {})}
             printed = _head(published[published["method"] == method], layer, head)
             rows += [
@@ -102,7 +102,7 @@ MEASURED = [
     *("coherence", "coherence_null", "coherence_high", "coherence_p"),
 ]
 COLUMNS = [
-    *("dataset", "layer", "head", "method", "tokens"),
+    *("experiment", "layer", "head", "method", "tokens"),
     *(*MEASURED, "published", "published_source", "overlap"),
 ]
 
@@ -116,12 +116,13 @@ def _tokens(table: pd.DataFrame, layer: int, head: int, order: str, n: int) -> s
 
 
 def display(table: pd.DataFrame) -> pd.DataFrame:
-    """Return table 1 as text cells for Markdown and LaTeX, a row for each data set and head."""
+    """Return table 1 as text cells for Markdown and LaTeX, a row for each experiment and head."""
     rows = []
-    for (dataset, layer, head), own in table.groupby(["dataset", "layer", "head"], sort=False):
+    keys = ["experiment", "layer", "head"]
+    for (experiment, layer, head), own in table.groupby(keys, sort=False):
         somp = own[own["method"] == "somp"].iloc[0]
         cells = {
-            "data": dataset,
+            "data": experiment,
             "head": head_name(layer, head),
             "rank": str(somp["rank"]),
             "explained (random)": _pair(somp, "explained"),
@@ -144,27 +145,28 @@ def _pair(row: pd.Series, name: str) -> str:
 
 
 def notes(
-    counts: Mapping[str, Mapping[str, Any]], model: str, spec: Mapping[str, Any], seed: int
+    counts: Mapping[str, Mapping[str, Any]], experiments: Mapping[str, Mapping[str, Any]], seed: int
 ) -> str:
     """Return what a reader of table 1 has to know.
 
     Args:
-        counts: for each data set samples, positions and heads (the number ranked).
-        model: its name.
-        spec: the config's ``table1``.
+        counts: for each experiment samples, positions and heads (the number ranked).
+        experiments: their model and vocabulary; of the latter the first one's is told.
         seed: the config's seed.
     """
+    models = ", ".join(dict.fromkeys(own["model"] for own in experiments.values()))
+    spec = next(iter(experiments.values()))["vocabulary"]
     read = "; ".join(
         f"{name}: {own['samples']} prompts, mean over the positions: {own['positions']}"
         for name, own in counts.items()
     )
     ranked = ", ".join(sorted({str(own["heads"]) for own in counts.values()}))
-    k, sets = spec["tokens"], spec["random_sets"]
+    k = spec["tokens"]
     return (
-        f"Model {model}. {read}. SOMP: the first {k} atoms out of the whole vocabulary. Logit "
+        f"Model {models}. {read}. SOMP: the first {k} atoms out of the whole vocabulary. Logit "
         f"lens: the {k} tokens that are most often among a sample's {spec['per_sample']} of "
         f"highest logit. Explained: share of the head's variance explained by its {k} atoms, and "
-        f"in brackets the mean of {sets['draws']} random sets of {k} tokens of about the same "
+        f"in brackets the mean of {spec['draws']} random sets of {k} tokens of about the same "
         f"norms (seed {seed}). Coherence: mean cosine between the {k} atoms' unembedding rows, "
         f"centred over the vocabulary, and the mean of the same random sets. The {k} atoms are "
         f"the best of the vocabulary and the random sets are not chosen, so nearly every head is "
@@ -178,11 +180,11 @@ _SIGNS = "Signs: ␣ is a space, \\n a line end, \\xe2 a byte that is no letter 
 
 
 def plot_heads(values: Mapping[str, pd.DataFrame], shown: Mapping[str, Sequence[Head]], label: str):
-    """Draw a value of every head as a heat map, layers x heads, a panel for each data set.
+    """Draw a value of every head as a heat map, layers x heads, a panel for each experiment.
 
     Args:
-        values: data set to a table with layer, head and value.
-        shown: data set to the heads that are framed.
+        values: experiment to a table with layer, head and value.
+        shown: experiment to the heads that are framed.
         label: what the value is.
 
     Returns:
@@ -222,9 +224,9 @@ def plot_atoms(
     """Draw explained variance against the number of atoms, a panel for each head shown.
 
     Args:
-        atoms: data set to its decomposition.
-        nulls: data set to what random sets explain.
-        shown: data set to the heads drawn.
+        atoms: experiment to its decomposition.
+        nulls: experiment to what random sets explain.
+        shown: experiment to the heads drawn.
         tokens: how many tokens stand above a panel.
         colours: of ``somp`` and ``random``.
 

@@ -329,9 +329,7 @@ def train_tower(
     processor = make_processor(language_folder, build["tower"])
     model = assemble(language_folder, build["tower"], processor.image_token_id, torch.bfloat16)
     classes = list(names.values())
-    prompt = render_question(
-        processor, dataset["template"], dataset["object"], classes, chat=False
-    )
+    prompt = render_question(processor, dataset["template"], dataset["object"], classes, chat=False)
     train(model, processor, *parts["selection"], classes, prompt, build["training"], seed)
     save_trained(model, tower_path, dataset)
     load_trained(model.float(), tower_path, dataset)  # what is kept is what is measured
