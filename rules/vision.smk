@@ -239,7 +239,7 @@ rule answer_images:
         heads=branch(
             VISION["cross"],
             then=collect("<results>/image_heads/{other}.csv", other=IMAGE_DATASETS),
-            otherwise="<results>/image_heads/{dataset}.csv",
+            otherwise=["<results>/image_heads/{dataset}.csv"],
         ),
         model=VLM_FILES,
     output:

@@ -59,7 +59,7 @@ def prepare_figure1(own: Path) -> dict[str, Any]:
         "vision": {
             "model": "assembled", "datasets": ["stripes", "photos"], "max_new_tokens": 3,
             "template": "See {image} What {object} is it? One of: {classes}. Answer:",
-            "images": {"selection": 8, "evaluation": 8}, "batch_images": 7,
+            "images": {"selection": 8, "evaluation": 8}, "batch_images": 7, "cross": True,
             "heads": {"methods": ["somp", "unrelated", "size"], "k": [1, 2], "draws": 2},
             "build": {
                 "language_model": "tiny", "dataset": "stripes", "trained": None,
