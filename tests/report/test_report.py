@@ -58,16 +58,8 @@ TAGS = {
 }
 TAGS |= {"FIGCAPTION", "DIV", "TABLE", "THEAD", "TBODY", "TR", "TH", "TD", "PRE", "FOOTER"}
 ATTRIBUTES = {"lang", "charset", "http-equiv", "content", "class", "alt", "src", "style"}
-CATEGORIES = [
-    "1 Published against reproduced",
-    "2 Table 2",
-    "3 Table 1",
-    "4 Concepts",
-    "5 Figure 1",
-    "6 Labels",
-    "7 Choices",
-    "8 Time, memory, software",
-]
+CATEGORIES = ["Published against reproduced", "table2", "figure1", "table1", "concepts", "Labels"]
+CATEGORIES += ["Choices", "Time, memory, software"]
 
 
 def make_hostile(folder: Path) -> Checkout:
@@ -89,7 +81,7 @@ def make_hostile(folder: Path) -> Checkout:
     text = "\n".join(",".join(map(str, row)) for row in pixels) + "\n"
     (own / "pixels.csv.gz").write_bytes(gzip.compress(text.encode()))
     part = {"files": "pixels.csv.gz"}
-    model = {"path": "", "gguf": None, "layers": LAYERS, "heads": HEADS, "parameters": 100000}
+    model = {"layers": LAYERS, "heads": HEADS, "parameters": 100000}
     checkout.configure(
         "hostile",
         sources={
@@ -97,41 +89,45 @@ def make_hostile(folder: Path) -> Checkout:
             "pixels": {"kind": "local", "path": "own/pixels.csv.gz"},
         },
         models={"vlm": {"source": "vlm", **model, "dtype": "float32", "chat": False}},
-        words={"texts": ["response", "prompt"]},
-        dictionary={"rows": "first"},
-        table1={
-            "datasets": ["rtp"],
-            "heads": None,
-            "top": 6,
-            "iterations": 6,
-            "random_sets": {"draws": 20, "neighbours": 50},
-            "concepts": {
-                **dict.fromkeys(("countries", "months", "numbers", "colours")),
-                "fruit": [*HOSTILE, "apple", "lemon"],
-                "tools": ["hammer", "needle"],
-            },
-        },
-        image_datasets={
+        samples={
             "signs": {
                 "source": "pixels",
                 "object": "sign",
                 "image": None,
                 "label": None,
                 "classes": {0: HOSTILE[0], 1: HOSTILE[2], 2: HOSTILE[6]},
+                "template": "{image} What {object} is it? One of: {classes}. Answer:",
+                "per_class": {"selection": 4, "evaluation": 4},
                 "selection": {**part, "rows": [1, 30]},
                 "evaluation": {**part, "rows": [31, 60]},
             }
         },
-        vision={
-            "model": "vlm",
-            "datasets": ["signs"],
-            "template": "{image} What {object} is it? One of: {classes}. Answer:",
-            "images": {"selection": 4, "evaluation": 4},
-            "max_new_tokens": 3,
-            "heads": {"methods": ["somp"], "k": [2], "draws": 2},
+        concepts={
+            "toxic": {"labelled": {"texts": ["response", "prompt"]}, "rows": "first"},
+            "fruit": {"words": [*HOSTILE, "apple", "lemon"]},
+            "tools": {"words": ["hammer", "needle"]},
         },
-        heads={"methods": ["somp"]},
-        score={"parts": 1},
+        defaults={"methods": ["somp"]},
+        experiments={
+            "asked": {
+                "model": "tiny",
+                "samples": "rtp",
+                "pursuit": {"iterations": 6},
+                "vocabulary": {"top": 6, "draws": 20, "neighbours": 50},
+            },
+            "fruit": {"model": "tiny", "samples": "rtp", "concept": "fruit"},
+            "tools": {"like": "fruit", "concept": "tools"},
+            "signs": {
+                "model": "vlm",
+                "samples": "signs",
+                "concept": "classes",
+                "measures": ["exact_match"],
+                "positions": "image",
+                "generation": {"max_new_tokens": 3, "temperature": 0.0},
+            },
+        },
+        tables={"table1": ["asked"], "concepts": ["fruit", "tools"], "figure1": ["signs"]},
+        compute={"parts": 1},
         publish={"crate_mb": 0.008},
     )
     return checkout
@@ -254,8 +250,8 @@ def test_pages_say_what_they_must(ran: Checkout, seen: dict[str, Any]) -> None:
     assert "pursuit.iterations\t5\t50\ttypically 50" in shown["7 Choices"]
     config = yaml.safe_load(ran.path("config.yaml").read_text())
     assert f"heads.k\t{config['heads']['k'][0]}\t16, 32\t" in shown["7 Choices"]
-    used = pd.read_csv(ran.path("benchmarks/score_words/rtp.tsv"), sep="\t").iloc[0]
-    line = f"score_words\t1\t{used['s']:,.0f}\t{used['s']:,.0f}\t{used['cpu_time']:,.0f}"
+    used = pd.read_csv(ran.path("benchmarks/measure/rtp.tsv"), sep="\t").iloc[0]
+    line = f"measure\t1\t{used['s']:,.0f}\t{used['s']:,.0f}\t{used['cpu_time']:,.0f}"
     assert f"{line}\t{used['max_rss']:,.0f}" in shown["8 Time, memory, software"]
 
 
@@ -328,7 +324,7 @@ def test_a_table_leads_back_to_the_prompts(crate: Path) -> None:
         reached.add(name)
         makers = [job for job in jobs if name in values(job, "result")]
         waiting |= {own for job in makers for own in values(job, "object")} - reached
-    ends = {"prompts/rtp.parquet", "generations/rtp/baseline.parquet", "words/rtp.csv"}
+    ends = {"samples/rtp.parquet", "responses/rtp/baseline/part-1.parquet", "words/rtp.csv"}
     assert {f"results/tiny/{name}" for name in ends} <= {
         name.removeprefix("#not-packed/") for name in reached
     }
