@@ -1,5 +1,6 @@
 """Responses to prompts and to questions about images, of the model as it is and scaled."""
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,6 +14,8 @@ from headpursuit.files import finished, read_parquet, write_together
 from headpursuit.models import Decoder
 from headpursuit.reading import Conditions, Pick, end_tokens, greedy, respond
 from headpursuit.sampling import KEPT, GumbelMax, Noise, stream
+
+log = logging.getLogger(__name__)
 
 SCHEMA = pa.schema(
     {
@@ -144,6 +147,8 @@ def write_responses(
     kept = finished(path, made_with, conditions)
     there = set() if kept is None else set(kept["condition"].to_pylist())
     pending = {name: heads for name, heads in conditions.items() if name not in there}
+    if there:
+        log.info("%d of %d conditions are there already", len(there), len(conditions))
 
     def write(rows: Sequence[Any]) -> dict[str, list[tuple[list[int], str]]]:
         return respond(
