@@ -18,26 +18,28 @@ from headpursuit.words import normalise, word_pattern
 TELLING = 4
 
 
+def is_offensive(config: Mapping[str, Any], experiment: str) -> bool:
+    """Say whether an experiment's words are labelled, or from a file of the user's own."""
+    concept = concept_of(config, config["experiments"][experiment]) or {}
+    return bool({"labelled", "file"} & set(concept))
+
+
 def offensive_words(config: Mapping[str, Any], results: Path) -> set[str]:
-    """Return the words of a run that a labeller named, or that the user's own files list.
+    """Return the words of a run's offensive experiments, and all that their labellers named.
 
     Args:
         config: the config in force.
         results: the run's folder; a file that is not there has no words.
     """
     words: set[str] = set()
-    for name in running(config):
-        concept = concept_of(config, config["experiments"][name]) or {}
-        if not {"labelled", "file"} & set(concept):
-            continue
-        owner = owners(config)[name]
+    experiments = [name for name in running(config) if is_offensive(config, name)]
+    folders = ["labels", "labels/second"][: len(used_labellers(config))]
+    for owner in (owners(config)[name] for name in experiments):
         if (path := results / f"words/{owner['words']}.csv").exists():
             words |= set(read_csv(path, ["word"])["word"])
-        folders = ["labels", "labels/second"][: len(used_labellers(config))]
-        for folder in folders if "labelled" in concept else []:
-            if (path := results / folder / f"{owner['labels']}.parquet").exists():
-                for own in read_parquet(path, ["words"])["words"].to_pylist():
-                    words |= set(own)
+        for path in (results / folder / f"{owner['labels']}.parquet" for folder in folders):
+            if path.exists():
+                words.update(*read_parquet(path, ["words"])["words"].to_pylist())
     return words
 
 
