@@ -8,7 +8,8 @@ rule intervene:
         heads=made("<results>/heads/{selected}/selected.csv", "<results>/heads/{random}/random.csv"),
         model=files_of_model,
     output:
-        "<results>/responses/{experiment}/scaled/part-{part}.parquet",
+        # Conditions that a file holds already are not computed again.
+        update("<results>/responses/{experiment}/scaled/part-{part}.parquet"),
     log:
         "<logs>/intervene/{experiment}/part-{part}.log",
     benchmark:
@@ -48,7 +49,7 @@ rule measure_expected:
         heads=made("<results>/heads/{selected}/selected.csv", "<results>/heads/{random}/random.csv"),
         model=files_of_model,
     output:
-        "<results>/expected/{experiment}/part-{part}.parquet",
+        update("<results>/expected/{experiment}/part-{part}.parquet"),
     log:
         "<logs>/measure_expected/{experiment}/part-{part}.log",
     benchmark:

@@ -7,7 +7,7 @@ from headpursuit.labellers.audit import agreement
 from headpursuit.rule import run_rule
 from headpursuit.tables import write_csv
 
-COLUMNS = ["prompt_id", "sample", "words", "status"]
+COLUMNS = ["sample_id", "repeat", "words", "status"]
 
 
 def main(snakemake):

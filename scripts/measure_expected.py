@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
+import pyarrow.compute as pc
 from headpursuit.expected import covered_words, measure_expected
-from headpursuit.files import read_parquet, read_responses, write_parquet
+from headpursuit.files import finished, read_parquet, read_responses, sha256, write_together
 from headpursuit.heads import read_conditions
 from headpursuit.models import fast_products, open_model
 from headpursuit.rule import run_rule
@@ -23,15 +24,28 @@ def main(snakemake):
     output = Path(snakemake.output[0])
     journal = output.with_name(f".{output.stem}.journal")
     with fast_products(decoder, params.products) as products:
-        identity = {"model": model, "dtype": params.model["dtype"], "code": params.code}
-        identity |= {"products": products, "device": decoder.device.type}
+        identity = {
+            "model": model,
+            "dtype": params.model["dtype"],
+            "products": products,
+            "device": decoder.device.type,
+            "alpha": params.alpha,
+            "words": list(covered),
+            "tokens": list(covered.values()),
+            "responses": [sha256(path) for path in [*files.samples, *files.responses]],
+            "part": [int(snakemake.wildcards.part), params.parts],
+            "code": params.code,
+        }
+        kept = finished(output, identity, {"baseline": [], **conditions})
+        there = set() if kept is None else set(kept["condition"].to_pylist())
+        pending = {name: heads for name, heads in conditions.items() if name not in there}
         table = measure_expected(
             decoder,
             tokenizer.pad_token_id,
             prompts,
             responses,
             covered,
-            conditions,
+            pending,
             params.alpha,
             params.batch_tokens,
             journal,
@@ -39,8 +53,10 @@ def main(snakemake):
             int(snakemake.wildcards.part),
             params.parts,
         )
-    metadata = {"words": list(covered), "tokens": list(covered.values()), "model": model}
-    write_parquet(output, table, {**metadata, "products": products})
+    if "baseline" in there:
+        table = table.filter(pc.not_equal(table["condition"], "baseline"))
+    every = {"baseline": [], **conditions}
+    write_together(output, [kept, table], every, identity, tokens=list(covered.values()))
     journal.unlink()
 
 

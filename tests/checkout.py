@@ -114,8 +114,6 @@ TINY = {
     "models": {
         "tiny": {
             "source": "tiny-model",
-            "path": "",
-            "gguf": None,
             "layers": LAYERS,
             "heads": HEADS,
             "parameters": 100000,
@@ -123,7 +121,7 @@ TINY = {
             "chat": False,
         }
     },
-    "datasets": {
+    "samples": {
         "rtp": {
             "source": "tiny-prompts",
             "files": "prompts.jsonl",
@@ -133,19 +131,26 @@ TINY = {
             "sample": 30,
         }
     },
-    "text": {"model": "tiny", "datasets": ["rtp"]},
-    "generation": {"max_new_tokens": 16, "temperature": 1.0, "batch_tokens": 512},
+    "defaults": {
+        "generation": {"max_new_tokens": 16, "temperature": 1.0},
+        "positions": "response",
+        "pursuit": {"iterations": 5},
+        "k": [2],
+        "draws": 2,
+    },
+    "experiments": {"rtp": {"model": "tiny", "count_draws": 1}},
+    "tables": {"table1": [], "table2": ["rtp"], "concepts": [], "figure1": []},
     "labeller": {
         "backend": "lexicon",
-        "lexicon": {"source": "tiny-words", "files": "words.csv", "text": "word", "where": None},
+        "lexicon": {"source": "tiny-words", "files": "words.csv", "text": "word"},
     },
-    "activations": {"positions": "response", "batch_tokens": 512},
-    "pursuit": {"iterations": 5},
-    "heads": {"k": [2], "draws": 2, "count_draws": 1},
-    "score": {"resamples": 100, "batch_tokens": 512, "parts": 2},
-    "table1": {"datasets": []},
-    "vision": None,
-    "compute": {"device": "cpu", "threads": 1},
+    "score": {"resamples": 100},
+    "compute": {
+        "device": "cpu",
+        "threads": 1,
+        "parts": 2,
+        "batch_tokens": {"reading": 512, "responding": 512},
+    },
 }
 
 

@@ -33,40 +33,47 @@ def prepare_figure1(own: Path) -> dict[str, Any]:
     rng = np.random.default_rng(0)
     write_pixels(own / "pixels.csv.gz", rng, 90)
     write_folder(own / "photos", rng)
-    part = {"files": "pixels.csv.gz"}
-    split = {"files": "labels.csv"}
-    model = {"path": "", "gguf": None, "layers": LAYERS, "heads": HEADS, "parameters": 100000}
-    model |= {"dtype": "float32", "chat": False}
+    part, split = {"files": "pixels.csv.gz"}, {"files": "labels.csv"}
+    question = {
+        "template": "See {image} What {object} is it? One of: {classes}. Answer:",
+        "per_class": {"selection": 8, "evaluation": 8},
+    }
+    build = {
+        "language_model": "tiny", "samples": "stripes",
+        "tower": {"image_size": 4, "patch_size": 2, "hidden_size": 8, "layers": 1, "heads": 2},
+        "training": {"tower_epochs": 2, "epochs": 1, "batch_size": 10, "tower_rate": 1e-3,
+                     "projector_rate": 1e-2, "end_weight": 0.3},
+    }  # fmt: skip
+    model = {"layers": LAYERS, "heads": HEADS, "parameters": 100000, "dtype": "float32"}
+    own_heads = {"methods": ["somp", "unrelated", "size"], "k": [1, 2], "draws": 2}
+    answers = {"generation": {"max_new_tokens": 3, "temperature": 0.0}, "positions": "image"}
     return {
         "sources": {
             "pixels": {"kind": "local", "path": "own/pixels.csv.gz"},
             "photos": {"kind": "local", "path": "own/photos"},
         },
-        "models": {"assembled": {"source": "tiny-model", **model}},
-        "image_datasets": {
+        "models": {"assembled": {"source": "tiny-model", "chat": False, "build": build, **model}},
+        "samples": {
             "stripes": {
                 "source": "pixels", "object": "fruit", "image": None, "label": None,
-                "classes": FRUIT,
+                "classes": FRUIT, **question,
                 "selection": {**part, "rows": [1, 60]}, "evaluation": {**part, "rows": [61, 90]},
             },
             "photos": {
                 "source": "photos", "object": "thing", "image": "file", "label": "kind",
-                "classes": DIGITS,
+                "classes": DIGITS, **question,
                 "selection": {**split, "where": {"split": "train"}},
                 "evaluation": {**split, "where": {"split": "test"}},
             },
         },
-        "vision": {
-            "model": "assembled", "datasets": ["stripes", "photos"], "max_new_tokens": 3,
-            "template": "See {image} What {object} is it? One of: {classes}. Answer:",
-            "images": {"selection": 8, "evaluation": 8}, "batch_images": 7,
-            "heads": {"methods": ["somp", "unrelated", "size"], "k": [1, 2], "draws": 2},
-            "build": {
-                "language_model": "tiny", "dataset": "stripes", "trained": None,
-                "tower": {"image_size": 4, "patch_size": 2, "hidden_size": 8, "layers": 1,
-                          "heads": 2},
-                "training": {"tower_epochs": 2, "epochs": 1, "batch_size": 10, "tower_rate": 1e-3,
-                             "projector_rate": 1e-2, "end_weight": 0.3},
+        "experiments": {
+            "stripes": {
+                "model": "assembled", "samples": "stripes", "concept": "classes",
+                "measures": ["exact_match"], **own_heads, **answers,
             },
+            "photos": {"like": "stripes", "samples": "photos"},
+            "stripes-from-photos": {"like": "stripes", "heads_from": "photos"},
         },
+        "tables": {"figure1": ["stripes", "photos"], "figure4": ["stripes-from-photos"]},
+        "compute": {"batch_images": 7},
     }  # fmt: skip

@@ -51,7 +51,7 @@ def pooled_positions(
         names, rows, where = [], [], []
         for record in responses.select(["sample_id", "repeat", "token_ids"]).to_pylist():
             prompt, response = ids[record["sample_id"]], record["token_ids"]
-            names.append(f"{record['sample_id']}/{record['sample']}")
+            names.append(f"{record['sample_id']}/{record['repeat']}")
             rows.append(prompt + response)
             counted = enumerate(response, start=len(prompt))
             where.append([place for place, i in counted if special is None or i not in special])

@@ -21,7 +21,7 @@ SCHEMA = pa.schema(
     {
         "condition": pa.string(),
         "sample_id": pa.string(),
-        "repeat": pa.int64(),
+        "repeat": pa.int32(),
         "positions": pa.int64(),
         "nll": pa.float64(),
         "mass": pa.list_(pa.float64()),
@@ -63,7 +63,7 @@ def measure_expected(
         decoder: the model.
         pad_id: padding token.
         prompts: table with sample_id and token_ids.
-        responses: the baseline's, with sample_id, sample and token_ids.
+        responses: the baseline's, with sample_id, repeat and token_ids.
         words: word to its token ids (:func:`covered_words`).
         conditions: condition to its heads; the baseline, without heads, is added.
         alpha: what the heads' writes are multiplied by.
@@ -76,7 +76,7 @@ def measure_expected(
         parts: how many there are.
 
     Returns:
-        Table with condition, sample_id, sample, positions (response tokens), nll (negative
+        Table with condition, sample_id, repeat, positions (response tokens), nll (negative
         log-likelihood of the response, nats, summed) and mass (for each word, in the order of
         ``words``, its probability summed over the positions).
     """
@@ -136,11 +136,7 @@ def measure_expected(
     bar = tqdm(batches, unit="batch")
     done = journaled(journal, decides, bar, lambda batch: list(chain.from_iterable(work(batch))))
     out = [record for _, measured in done for record in measured]
-    table = pa.Table.from_pylist(out, schema=SCHEMA)
-    order = {name: n for n, name in enumerate(every)}
-    keys = pa.array([order[name] for name in table["condition"].to_pylist()])
-    by = [("order", "ascending"), ("sample_id", "ascending"), ("repeat", "ascending")]
-    return table.append_column("order", keys).sort_by(by).drop_columns("order")
+    return pa.Table.from_pylist(out, schema=SCHEMA)
 
 
 def word_mass(

@@ -14,7 +14,7 @@ import os
 import re
 import tempfile
 import unicodedata
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -229,6 +229,49 @@ def read_responses(
     filters = None if condition is None else [("condition", "=", condition)]
     parts = [read_parquet(path, wanted, filters) for path in paths]
     return pa.concat_tables(parts).sort_by([("sample_id", "ascending"), ("repeat", "ascending")])
+
+
+def finished(
+    path: str | Path, identity: Mapping[str, Any], conditions: Mapping[str, Any]
+) -> pa.Table | None:
+    """Return what a file holds of conditions already; None if it holds nothing of use.
+
+    Args:
+        path: a file that may be there, with the metadata ``identity`` and ``heads``.
+        identity: what decides a condition's rows beside its heads.
+        conditions: condition to its heads; of others nothing is returned.
+    """
+    if not Path(path).exists():
+        return None
+    try:
+        facts = parquet_metadata(path, ["identity", "heads"])
+        alike = facts["identity"] == json.loads(json.dumps(identity))
+        heads = json.loads(json.dumps(dict(conditions)))
+        kept = [name for name in heads if alike and facts["heads"].get(name) == heads[name]]
+        return read_parquet(path, None, [("condition", "in", kept)]) if kept else None
+    except UserError:  # damaged: it is made anew
+        return None
+
+
+def write_together(
+    path: str | Path,
+    tables: Iterable[pa.Table | None],
+    conditions: Mapping[str, Any],
+    identity: Mapping[str, Any],
+    **more: Any,
+) -> None:
+    """Write the rows of several tables, in the order of the conditions; see :func:`finished`."""
+    import pyarrow as pa
+
+    together = pa.concat_tables(
+        [own.replace_schema_metadata(None) for own in tables if own is not None]
+    )
+    place = {name: at for at, name in enumerate(conditions)}
+    order = pa.array([place[name] for name in together["condition"].to_pylist()])
+    by = [(name, "ascending") for name in ("order", "sample_id", "repeat")]
+    together = together.append_column("order", order).sort_by(by).drop_columns("order")
+    facts = {"identity": identity, "heads": dict(conditions), **more}
+    write_parquet(path, together, facts)
 
 
 def damaged_parquet(path: str | Path, error: Exception) -> UserError:

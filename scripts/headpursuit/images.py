@@ -4,6 +4,7 @@ import csv
 import gzip
 import io
 import json
+import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache, partial
@@ -26,6 +27,8 @@ from headpursuit.files import (
     seed_for,
 )
 from headpursuit.sources import source_files
+
+log = logging.getLogger(__name__)
 
 # Rows held at once, read or written; it bounds the memory whatever the number of images.
 ROW_GROUP = 256
@@ -172,6 +175,8 @@ def class_names(spec: Mapping[str, Any], labels: set[Any], files: Sequence[Path]
         UserError: if a label has no name, or two names are the same once normalised.
     """
     listed = next(filter(None, (_stored_names(file, spec["label"]) for file in files)), None)
+    origin = "the labels" if listed is None else "the files' metadata"
+    log.info("class names: %s", origin if spec["classes"] is None else "the config")
     if spec["classes"] is None:
         # A CSV file's labels are all text, so digits are taken for numbers there.
         typed = any(file.suffix == ".parquet" for file in files)

@@ -376,7 +376,18 @@ def load_tokenizer(folder: str | Path):
         )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    log.info("chat template: %s", ", ".join(template_files(folder)) or "none")
     return tokenizer
+
+
+def template_files(folder: str | Path) -> list[str]:
+    """Return which of a model's files hold a chat template: uploads have it in one of four."""
+    found = [path.name for path in sorted(Path(folder).glob("chat_template.*"))]
+    for name in ("tokenizer_config.json", "processor_config.json"):
+        path = Path(folder) / name
+        if path.exists() and "chat_template" in read_json(path):
+            found.append(name)
+    return found
 
 
 def gains(decoder: Decoder, conditions: Sequence[Sequence[Head]], alpha: float) -> Tensor:

@@ -12,10 +12,10 @@ from headpursuit.ratio import ANSWERS, MEASURE_NAMES, METHOD_NAMES
 def plot(table: pd.DataFrame, draws: pd.DataFrame, colours: Mapping[str, str]):
     """Draw the rows as bars, a row and a column of panels, a group of bars, a bar a method.
 
-    Right answers are comparable between experiments: a panel for each measure and k has a group
-    for each experiment. Otherwise a panel for each experiment and measure has a group for each k.
-    Bars are ratios with their bootstrap interval; dots are single random draws; a black mark is
-    the published value.
+    Right answers are comparable between experiments: a panel for each measure and k has a group for
+    each experiment. Otherwise a panel for each experiment and measure has a group for each k. Bars
+    are ratios with their bootstrap interval; dots are single random draws; a black mark is the
+    published value.
 
     Returns:
         A matplotlib figure.
@@ -58,7 +58,7 @@ def _label(key: str, value: Any) -> str:
 def bars(
     axis, table: pd.DataFrame, draws: pd.DataFrame, colours: Mapping[str, str], group: str
 ) -> None:
-    """Draw a group of bars, one a method, for each value of a column (heads or experiment)."""
+    """Draw a group of bars, a bar a method, for each value of ``heads`` or ``experiment``."""
     groups, methods = (_values(table, name) for name in (group, "method"))
     width = 0.8 / len(methods)
     for row in table.itertuples():

@@ -1,5 +1,6 @@
 """Responses to prompts and to questions about images, of the model as it is and scaled."""
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -9,10 +10,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from headpursuit.batches import SMALLER, Halving, by_condition, journaled, pad, plan_batches
-from headpursuit.files import read_parquet, write_parquet
+from headpursuit.files import finished, read_parquet, write_together
 from headpursuit.models import Decoder
 from headpursuit.reading import Conditions, Pick, end_tokens, greedy, respond
 from headpursuit.sampling import KEPT, GumbelMax, Noise, stream
+
+log = logging.getLogger(__name__)
 
 SCHEMA = pa.schema(
     {
@@ -121,8 +124,8 @@ def write_responses(
 ) -> None:
     """Write the responses to a part of the samples under each condition.
 
-    Finished batches are kept in a journal beside the file until it is there, so that a killed job
-    goes on where it was.
+    Conditions that the file holds already are kept. Finished batches of the others are kept in a
+    journal beside the file until it is there, so that a killed job goes on where it was.
 
     Args:
         path: Parquet file of :data:`SCHEMA`: in the order of the conditions, then of the samples.
@@ -139,35 +142,39 @@ def write_responses(
             batches are the same however many parts there are.
     """
     stops = end_tokens(decoder, reader.tokenizer)
+    path = Path(path)
+    made_with = {**identity, "alpha": alpha, "generation": generation, "seed": seed}
+    kept = finished(path, made_with, conditions)
+    there = set() if kept is None else set(kept["condition"].to_pylist())
+    pending = {name: heads for name, heads in conditions.items() if name not in there}
+    if there:
+        log.info("%d of %d conditions are there already", len(there), len(conditions))
 
     def write(rows: Sequence[Any]) -> dict[str, list[tuple[list[int], str]]]:
         return respond(
             decoder,
             reader.encode(rows),
-            conditions,
+            pending,
             alpha,
             generation["max_new_tokens"],
             stops,
             batch_tokens,
-            picker(decoder, rows, generation, seed, conditions),
+            picker(decoder, rows, generation, seed, pending),
         )
 
     work = Halving(write, reader.key, reader.name, reader.remedy)
     number, parts = part
     own = (pair for pair in enumerate(reader.batches()) if pair[0] % parts == number - 1)
-    made_with = {**identity, "alpha": alpha, "generation": generation, "seed": seed}
-    path = Path(path)
     journal = path.with_name(f".{path.stem}.journal")
-    decides = [made_with, list(conditions.items()), batch_tokens]
-    bar = tqdm(own, unit="batch")
+    decides = [made_with, list(pending.items()), batch_tokens]
+    bar = tqdm(own if pending else [], unit="batch")
     done = journaled(journal, decides, bar, lambda rows: by_condition(work(rows)))
     found = [
-        (name, *row[:3], *response)
+        (condition, *row[:3], *response)
         for rows, responses in done
-        for name in conditions
-        for row, response in zip(rows, responses[name], strict=True)
+        for condition in pending
+        for row, response in zip(rows, responses[condition], strict=True)
     ]
-    order = {name: at for at, name in enumerate(conditions)}
     records = [
         {
             "condition": condition,
@@ -178,10 +185,8 @@ def write_responses(
             "stop_reason": stop,
             "token_ids": tokens,
         }
-        for condition, _, name, repeat, tokens, stop in sorted(
-            found, key=lambda own: (order[own[0]], own[1])
-        )
+        for condition, _, name, repeat, tokens, stop in sorted(found, key=lambda row: row[:2])
     ]
     table = pa.Table.from_pylist(records, schema=SCHEMA)
-    write_parquet(path, table, {**made_with, "heads": dict(conditions)})
+    write_together(path, [kept, table], conditions, made_with)
     journal.unlink()

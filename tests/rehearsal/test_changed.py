@@ -105,10 +105,23 @@ def other(tmp_path_factory: pytest.TempPathFactory, files: dict) -> Iterator[Reh
 
 
 @pytest.mark.parametrize(
-    "name", ["prompts/tet.parquet", "image_activations/mnist/layer-31.parquet"]
+    ("name", "log", "template"),
+    [
+        ("prompts/tet.parquet", "prepare_prompts/tet", "tokenizer_config.json"),
+        (
+            "image_activations/mnist/layer-31.parquet",
+            "cache_image_activations/mnist",
+            "chat_template.json",
+        ),
+    ],
 )
-def test_both_forms_are_read(finished: Rehearsal, other: Rehearsal, name: str) -> None:
+def test_both_forms_are_read(
+    finished: Rehearsal, other: Rehearsal, name: str, log: str, template: str
+) -> None:
+    """And the log says which it was."""
     assert pq.read_table(other.path(name)).equals(pq.read_table(finished.path(name)))
+    for run, file in ((finished, template), (other, "chat_template.jinja")):
+        assert f"chat template: {file}\n" in run.path(f"logs/{log}.log").read_text()
 
 
 def test_a_template_without_bos_gets_one(

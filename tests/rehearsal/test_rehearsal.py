@@ -173,6 +173,9 @@ def test_the_dictionary_has_words_of_several_pieces(finished: Rehearsal, dataset
 def test_images(
     finished: Rehearsal, dataset: str, names: list[str], sizes: set, form: str, tokens: set | None
 ) -> None:
+    log = finished.path(f"logs/prepare_images/{dataset}.log").read_text()
+    origin = "the config" if dataset == "eurosat" else "the files' metadata"
+    assert f"class names: {origin}\n" in log
     classes = pd.read_csv(finished.path(f"classes/{dataset}.csv"), dtype=str, keep_default_na=False)
     assert classes["class_name"].str.removeprefix("'").tolist() == names
     assert set(classes["selection"]) == set(classes["evaluation"]) == {"1"}
@@ -189,7 +192,7 @@ def test_images(
 @pytest.mark.parametrize("dataset", IMAGES)
 def test_answers(finished: Rehearsal, dataset: str) -> None:
     answers = pd.DataFrame(rows(finished, f"answers/{dataset}/part-1.parquet"))
-    assert answers["condition"].nunique() == 58  # 1 + 4 methods x 3 + 30 draws + 15 of others
+    assert answers["condition"].nunique() == 25  # 1 + 2 methods x 2 + 2 x 10 draws
     assert answers.groupby("condition").size().nunique() == 1
     assert "<" not in "".join(answers["answer"])
     classes = pd.read_csv(finished.path(f"classes/{dataset}.csv"), dtype=str)["class_name"]
@@ -245,27 +248,25 @@ def test_figure1_is_full(finished: Rehearsal) -> None:
         (dataset, metric, method, heads): 1
         for dataset in IMAGES
         for metric in ("strict", "first_word")
-        for method in ("somp", "logit_lens", "unrelated", "size", "random")
-        for heads in ("8", "16", "32")
+        for method in METHODS
+        for heads in ("16", "32")
     }
     always = [*FILLED, "baseline_accuracy", "accuracy", "several", "none", "images"]
     assert not found[always].isna().any(axis=None), found[found[always].isna().any(axis=1)]
     assert not found[found["method"] == "random"][AMONG_DRAWS].isna().any(axis=None)
-    printed = found[
-        (found["metric"] == "strict") & found["method"].isin(["somp", "logit_lens", "random"])
-    ]
-    assert not printed["published"].isna().any()
+    assert not found[found["metric"] == "strict"]["published"].isna().any()
     for name in ("figure1.cross", "figure1.overlap", "figure1.draws", "concepts"):
         other = table(finished, name)
         assert len(other) and not other.isna().any(axis=None), other[other.isna().any(axis=1)]
 
 
 def test_every_published_value_has_its_counterpart(finished: Rehearsal) -> None:
-    """But for 8 heads of table 2 and the classifier, which this run does not have."""
+    """But for the full version's 8 heads and classifier, which this run does not have."""
     found = table(finished, "published")
     lacking = found[found["own"].isna()]
     assert set(zip(lacking["artefact"], lacking["heads"], strict=True)) == {
         ("table2_lexical", "8"),
+        ("figure1", "8"),
         *(("table2_classifier", k) for k in ("8", "16", "32")),
     }
     beside = found[~found["own"].isna()]
@@ -310,7 +311,7 @@ def test_every_file_is_as_the_manifest_says(finished: Rehearsal) -> None:
         ("table1", "triviaqa L18.H27", "L18.H27"),
         ("table2", "rtp somp 16", "somp-k16"),
         ("table2", "tet random 32 expected", "random-k32"),
-        ("figure1", "mnist somp 8", "mnist"),
+        ("figure1", "mnist somp 16", "mnist"),
         ("figure1", "gtsrb logit_lens 32 first_word", "gtsrb"),
         ("published", "figure1 dtd somp 16", "dtd"),
     ],

@@ -1,24 +1,61 @@
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
-from checkout import Checkout, make_checkout
+from checkout import TINY, Checkout, make_checkout
+from tiny import WORDS
+from tiny_figure1 import prepare_figure1
+
+# Beside the tiny run: what heads write, concepts of one's own, and images.
+MORE: dict[str, Any] = {
+    "samples": {"asked": {**TINY["samples"]["rtp"], "sample": 20}},
+    "concepts": {
+        "fruit": {"words": ["apple", "lemon", "turnip"]},
+        "tools": {"file": "own/tools.txt"},
+    },
+    "experiments": {
+        "asked": {
+            "model": "tiny",
+            "samples": "asked",
+            "positions": "prompt",
+            "pursuit": {"iterations": 6},
+            "vocabulary": {"top": 3, "draws": 20, "neighbours": 50},
+        },
+        "fruit": {
+            "model": "tiny",
+            "samples": "asked",
+            "positions": "prompt",
+            "concept": "fruit",
+            "measures": ["count", "expected"],
+            "alpha": 3.0,
+        },
+        "tools": {"like": "fruit", "concept": "tools", "measures": []},
+    },
+    "tables": {"table1": ["asked"], "enhanced": ["fruit"], "concepts": ["tools"]},
+}
 
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
-    """Give a checkout in which the tiny run has ended. Not to be changed: copy it."""
-    checkout = make_checkout(tmp_path_factory.mktemp("finished") / "checkout")
-    checkout.snakemake()
-    return checkout
+    """Give a checkout in which a run of all kinds has ended. Not to be changed: copy it."""
+    return ended(tmp_path_factory.mktemp("finished") / "checkout")
 
 
 @pytest.fixture(scope="session")
 def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
     """Give the same run, on one core, under a path with spaces, and in another language."""
-    other = make_checkout(tmp_path_factory.mktemp("elsewhere") / "ein Ördner 路")
-    other.snakemake("--cores", "1", LANG="C", TZ="Asia/Kathmandu")
-    return other
+    folder = tmp_path_factory.mktemp("elsewhere") / "ein Ördner 路"
+    return ended(folder, "--cores", "1", LANG="C", TZ="Asia/Kathmandu")
+
+
+def ended(folder: Path, *arguments: str, **env: str) -> Checkout:
+    checkout = make_checkout(folder)
+    (folder / "own/tools.txt").write_text("\n".join(WORDS[20:24]) + "\n", encoding="utf-8")
+    checkout.configure("tiny", **prepare_figure1(folder / "own"))
+    checkout.configure("tiny", **MORE)
+    checkout.snakemake(*arguments, **env)
+    return checkout
 
 
 @pytest.fixture

@@ -15,7 +15,6 @@ import yaml
 from checkout import ROOT, Checkout, make_checkout
 from snakemake.utils import update_config
 from tiny import WORDS
-from tiny_figure1 import prepare_figure1
 
 pytestmark = pytest.mark.xdist_group("combinations")
 
@@ -23,22 +22,19 @@ PRELOADED = ROOT / "tests/preloaded.py"
 SCHEMA = yaml.safe_load((ROOT / "schemas/config.schema.yaml").read_text(encoding="utf-8"))
 # What a key holds that may also be null. A new one is missed by the test that reads the schema.
 EXAMPLES: dict[str, Any] = {
-    "datasets.*.where": {"challenging": True},
-    "datasets.*.sample": 20,
-    "generation.conditions_per_job": 1,
+    "samples.*.where": {"challenging": True},
+    "samples.*.sample": 20,
+    "concepts.*.top": 10,
     "labeller.ollama.host": "http://127.0.0.1:9",
     "labeller.lexicon.where": {"word": WORDS},
-    "words.file": "data/mine.txt",
-    "heads.last_layer": 1,
-    "table1.heads": ["L1.H2", "L0.H0"],
-    "table1.concepts.*": "data/fruit.txt",
-    "vision.build.trained": "data/tower.safetensors",
-    "vision.heads.last_layer": 1,
+    "experiments.*.last_layer": 1,
+    "experiments.*.count_draws": 1,
+    "experiments.*.positions": "prompt",
+    "experiments.*.vocabulary.heads": ["L1.H2", "L0.H0"],
     "publish.published_heads": {1: 16},
     "compute.image": "image.sif",
 }
-# Choices that only a plan can try, since they need a server, a GPU or an image; that of figure 1
-# runs in test_vision_run.py.
+# Choices that only a plan can try, since they need a server, a GPU or an image.
 PLANNED = {
     "labeller.backend": ["ollama", "openai"],
     "labeller.second": ["ollama", "openai", "lexicon"],
@@ -51,21 +47,19 @@ ELSEWHERE = {
     "sources.*.kind": "test_sources.py",
     "sources.*.repo_type": "test_sources.py",
     "models.*.gguf": "test_convert.py",
-    "image_datasets.*.image": "test_vision.py",
-    "image_datasets.*.label": "test_vision.py",
-    "image_datasets.*.classes": "test_vision.py",
-    "image_datasets.*.selection.where": "test_vision.py",
-    "image_datasets.*.selection.rows": "test_vision.py",
-    "image_datasets.*.evaluation.where": "test_vision.py",
-    "image_datasets.*.evaluation.rows": "test_vision.py",
+    "models.*.build": "test_run.py",
+    "models.*.build.trained": "test_refusals.py",
+    "concepts.*.class_names": "test_run.py",
+    "experiments.*.concept": "test_run.py",
+    "experiments.*.heads_from": "test_run.py",
     "labeller.openai.base_url": "test_config.py",
     "labeller.openai.model": "test_config.py",
     "labeller.lexicon.source": "test_config.py",
     "labeller.lexicon.files": "test_config.py",
-    "vision": "test_vision_run.py",
-    "vision.build": "test_vision_run.py",
 }
-ENTRIES = {"models": ["tiny"], "datasets": ["rtp", "asked"], "table1.concepts": ["fruit"]}
+ENTRIES = {
+    "models": ["tiny"], "samples": ["rtp"], "concepts": ["toxic"], "experiments": ["rtp", "asked"]
+}  # fmt: skip
 
 
 def offered(schema: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[str, list]]:
@@ -85,7 +79,7 @@ def offered(schema: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tupl
         yield key, [None, ...]
     inner = dict(schema.get("properties", {}))
     if isinstance(schema.get("additionalProperties"), dict):
-        inner["*"] = schema["additionalProperties"]
+        inner["*"] = schema["additionalProperties"].get("else", schema["additionalProperties"])
     for name, own in inner.items():
         yield from offered(own, (*path, name))
 
@@ -94,7 +88,7 @@ def factors(planned: bool) -> dict[str, list]:
     """Return the choices of every key, by its path in the tiny config."""
     found = {}
     for key, values in offered(SCHEMA):
-        if key in ELSEWHERE or (key.startswith("vision") and not planned):
+        if key in ELSEWHERE:
             continue
         values = [EXAMPLES[key] if value is ... else value for value in values]
         if not planned:
@@ -132,10 +126,7 @@ def anywhere(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
     """Give a checkout that runs in another folder than its own, with files beside the workflow."""
     checkout = make_checkout(tmp_path_factory.mktemp("combinations") / "checkout")
     folder = checkout.folder
-    (folder / "data/mine.txt").write_text("\n".join(WORDS[:12]))
-    (folder / "data/fruit.txt").write_text("apple\nlemon\nturnip\n")
     (folder / "data/unrelated.txt").write_text("\n".join(WORDS))
-    (folder / "data/tower.safetensors").write_bytes(b"planned only")
     (folder / "work").mkdir()
     program = folder / "snakemake"
     program.write_text(f"#!{sys.executable}\n{PRELOADED.read_text(encoding='utf-8')}")
@@ -143,35 +134,21 @@ def anywhere(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
     return Checkout(folder, program)
 
 
-def configure(checkout: Checkout, name: str, row: dict[str, Any], vision: bool = False) -> None:
+def configure(checkout: Checkout, name: str, row: dict[str, Any]) -> None:
     """Write an overlay: the tiny run, as small as it may be, with a row of choices."""
     overlay = yaml.safe_load((checkout.folder / "configs/tiny.yaml").read_text())
-    asked = overlay["datasets"]["rtp"]
+    pursuit = {"unrelated_words": "data/unrelated.txt", "iterations": 3}
+    vocabulary = {"top": 2, "tokens": 2, "draws": 20, "neighbours": 20}
     small = {
         "run": name,
-        "datasets": {"asked": asked},
-        "words": {"top": 10},
-        "pursuit": {"unrelated_words": "data/unrelated.txt"},
-        "heads": {"k": [1], "draws": 2, "count_draws": 1},
-        "score": {"parts": 1},
-        "table1": {
-            "datasets": ["asked"], "top": 2, "tokens": 2, "iterations": 3,
-            "random_sets": {"draws": 20, "neighbours": 20},
-            "concepts": {**dict.fromkeys(("countries", "months", "numbers", "colours")),
-                         "metals": ["copper", "silver"]},
-        },
+        "concepts": {"toxic": {"top": 10}},
+        "defaults": {"k": [1], "count_draws": 1, "pursuit": pursuit, "vocabulary": vocabulary},
+        "experiments": {"asked": {"model": "tiny", "samples": "rtp"}},
+        "tables": {"table1": ["asked"]},
+        "compute": {"parts": 1},
         "labeller": {"openai": {"base_url": "http://127.0.0.1:9/v1", "model": "x"}},
-    }  # fmt: skip
+    }
     update_config(overlay, small)
-    if vision:
-        own = checkout.folder / f"own/{name}"
-        own.mkdir()
-        figure1 = prepare_figure1(own)
-        for source in figure1["sources"].values():
-            source["path"] = source["path"].replace("own", f"own/{name}", 1)
-        update_config(overlay, figure1)
-    else:
-        row = {key: value for key, value in row.items() if not key.startswith("vision")}
     update_config(overlay, nested(row))
     if overlay["labeller"].get("second") == overlay["labeller"]["backend"]:
         overlay["labeller"]["second"] = None
@@ -194,10 +171,9 @@ def test_every_choice_of_the_schema_is_tried_or_named() -> None:
 
 @pytest.mark.parametrize("number", range(len(rows(factors(True)))))
 def test_it_is_planned(anywhere: Checkout, number: int) -> None:
-    configure(anywhere, f"plan-{number}", rows(factors(True))[number], vision=number > 0)
+    configure(anywhere, f"plan-{number}", rows(factors(True))[number])
     planned = anywhere.planned("--directory", "work", overlay=f"plan-{number}")
-    assert planned["publish_table2"] == planned["publish_table1"] == 1
-    assert planned.get("publish_figure1", 0) == (number > 0)
+    assert planned["publish_heads"] == 1
 
 
 @pytest.mark.parametrize("number", range(len(rows(factors(False)))))
@@ -205,18 +181,14 @@ def test_it_runs(anywhere: Checkout, number: int) -> None:
     name, row = f"run-{number}", rows(factors(False))[number]
     configure(anywhere, name, row)
     made = anywhere.folder / "work/results" / name
-    tables = ["tables/table2.csv", "tables/table1.csv", "tables/published.csv", "preflight.json"]
-    ranked = ["rankings/asked/metals.csv"]
-    concepts = ["dictionaries/concepts/fruit.csv"] if row["table1.concepts.fruit"] else []
-    targets = [f"results/{name}/{file}" for file in [*tables, *ranked, *concepts]]
+    names = ["tables/table2.csv", "tables/table1.csv", "tables/published.csv", "preflight.json"]
+    targets = [f"results/{name}/{file}" for file in names]
     anywhere.snakemake(*targets, "--directory", "work", overlay=name)
     table = pd.read_csv(made / "tables/table2.csv")
-    assert set(table["method"]) == {*row["heads.methods"], "random"}
-    if row["words.file"] is not None:
-        assert set(pd.read_csv(made / "words/rtp.csv")["word"]) <= set(WORDS[:12])
-    elif row["words.case_sensitive"]:
+    assert set(table["method"]) <= {*row["experiments.rtp.methods"], "random"}
+    if row["concepts.toxic.case_sensitive"]:
         words = pd.read_csv(made / "words/rtp.csv")["word"]
         assert any(word != word.casefold() for word in words)
-        before = pd.read_parquet(made / "scores/rtp.parquet")
-        counted = before[(before["metric"] == "count") & (before["before"] > 0)]["word"]
-        assert any(word != word.casefold() for word in counted)
+        before = pd.read_parquet(made / "scores/rtp.words.parquet")
+        counted = before[(before["measure"] == "count") & (before["before"] > 0)]["word"]
+        assert len(counted) == 0 or any(word != word.casefold() for word in counted)

@@ -14,10 +14,10 @@ def test_an_estimate_stands_beside_what_a_finished_run_took(checkout: Checkout) 
     planned.pop("all")
     assert {name: rule["jobs"] for name, rule in rules.items() if rule["jobs"]} == planned
     took = {name: rule for name, rule in rules.items() if rule["jobs"] and "measured" in rule}
-    assert {"generate_intervened", "join_responses", "plot_table2"} <= set(took)
+    assert {"intervene", "measure", "publish_ratios"} <= set(took)
     for name, rule in took.items():
         assert rule["measured"]["jobs"] == rule["jobs"], name
         assert rule["measured"]["max_rss_mb"] < rule["mem_mb"], name
     assert checkout.planned("estimate") == {}
-    checkout.path("benchmarks/publish_table2.tsv").unlink()
+    checkout.path("benchmarks/publish_ratios/table2.tsv").unlink()
     assert checkout.planned("estimate") == {"estimate": 1}

@@ -23,7 +23,7 @@ use rule * from headpursuit as headpursuit_*
 rule name_head:
     default_target: True
     input:
-        ranking="results/study/rankings/rtp/tools.csv",
+        ranking="results/study/rankings/tools.csv",
         config=rules.headpursuit_write_config.output,
     output:
         "head.txt"
@@ -48,8 +48,12 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
     own = {
         **TINY,
         "run": "study",
-        "activations": {**TINY["activations"], "positions": "prompt"},
-        "table1": {"datasets": ["rtp"], "heads": None, "concepts": {"tools": "own/tools.txt"}},
+        "concepts": {"tools": {"file": "own/tools.txt"}},
+        "experiments": {
+            **TINY["experiments"],
+            "tools": {"model": "tiny", "samples": "rtp", "concept": "tools", "positions": "prompt"},
+        },
+        "tables": {**TINY["tables"], "concepts": ["tools"]},
     }
     (study / "config").mkdir()
     config = {"greeting": "knows tools", "headpursuit": own}
@@ -60,18 +64,19 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
 
 
 def test_a_concept_of_another_workflow(study: Checkout) -> None:
-    ranking = pd.read_csv(study.folder / "results/study/rankings/rtp/tools.csv")
+    ranking = pd.read_csv(study.folder / "results/study/rankings/tools.csv")
     best = ranking.iloc[0]
     said = (study.folder / "head.txt").read_text()
     assert said == f"L{best['layer']}.H{best['head']} knows tools\n"
-    words = pd.read_csv(study.folder / "results/study/dictionaries/concepts/tools.csv")["word"]
+    words = pd.read_csv(study.folder / "results/study/dictionaries/tools.csv")["word"]
     assert set(words) == set(WORDS[20:24])
 
 
 def test_what_the_importing_config_leaves_out_is_config_yaml_s(study: Checkout) -> None:
     config = yaml.safe_load((study.folder / "results/study/config.yaml").read_text())
-    assert config["pursuit"]["iterations"] == TINY["pursuit"]["iterations"]
-    assert config["pursuit"]["norm"] == "l1"
+    pursuit = config["experiments"]["tools"]["pursuit"]
+    assert pursuit["iterations"] == TINY["defaults"]["pursuit"]["iterations"]
+    assert pursuit["norm"] == "l1"
     assert "greeting" not in config
 
 
@@ -86,7 +91,7 @@ def test_a_second_run_does_nothing(study: Checkout) -> None:
 
 def test_the_whole_of_it_can_be_asked_for(study: Checkout) -> None:
     planned = study.planned("headpursuit_all", overlay="")
-    assert planned["headpursuit_plot_table2"] == planned["headpursuit_split_words"] == 1
+    assert planned["headpursuit_publish_ratios"] == planned["headpursuit_label_responses"] == 1
 
 
 def test_a_mistake_in_the_importing_config_is_told(study: Checkout, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ def test_paper_dry_run_needs_no_network_gpu_or_secret(fresh: Checkout) -> None:
         "-n", overlay="", HF_TOKEN="", HF_ENDPOINT=nowhere, HTTPS_PROXY=nowhere, HTTP_PROXY=nowhere
     )
     for target in ("rtp", "tet"):
-        for name in ("labels/{}.parquet", "generations/{}/random-k32-d09.parquet"):
+        for name in ("labels/{}.parquet", "responses/{}/scaled/part-1.parquet"):
             assert f"results/paper/{name.format(target)}" in said
     assert "results/paper/tables/table2.csv" in said
 
@@ -44,11 +44,9 @@ def test_an_older_snakemake_is_told_which_one_is_needed(fresh: Checkout) -> None
 
 @pytest.mark.parametrize(
     ("model", "name"),
-    [("mistral", "mistralai/Mistral-7B-Instruct-v0.2"), ("wheel", None)],
+    [("mistral", "mistralai/Mistral-7B-Instruct-v0.2"), ("wheel", "wheel")],
 )
-def test_a_package_is_no_repository_of_the_hub(
-    fresh: Checkout, model: str, name: str | None
-) -> None:
+def test_a_package_is_no_repository_of_the_hub(fresh: Checkout, model: str, name: str) -> None:
     spec = {"kind": "wheel", "id": "some-package", "version": "1", "sha256": "0" * 64}
     wheel = {**TINY["models"]["tiny"], "source": "wheel"}
     fresh.configure("wheel", sources={"wheel": {**spec, "files": ["*"]}}, models={"wheel": wheel})
@@ -58,30 +56,36 @@ def test_a_package_is_no_repository_of_the_hub(
 
 
 def test_demo_dry_run(fresh: Checkout) -> None:
-    assert fresh.planned(overlay="demo")["generate_intervened"] == 2
+    assert fresh.planned(overlay="demo")["intervene"] == 4
+
+
+def test_controls_dry_run(fresh: Checkout) -> None:
+    """Each of six image data sets with its own heads, and with those of each other."""
+    planned = fresh.planned(overlay="controls")
+    assert planned["intervene"] == 2 + 6 + 30
+    assert planned["rank_heads"] == 12
 
 
 def test_mistakes_of_all_kinds_are_said_at_once(fresh: Checkout) -> None:
     fresh.configure(
         "wrong",
-        heads={"k": [2, 40], "alhpa": -1},
-        pursuit={"norm": "l3"},
-        words={"top": "many", "\x1b[31mred": 1},
-        text={"datasets": ["rtp", "poems"]},
+        experiments={"rtp": {"k": [2, 40], "alhpa": -1, "pursuit": {"norm": "l3"}}},
+        concepts={"toxic": {"top": "many", "\x1b[31mred": 1}},
+        tables={"table2": ["rtp", "poems"]},
     )
     code, said = fresh.run("-n", overlay="wrong")
     assert code != 0
     block = said.split("The config cannot run:\n")[1].split("\n  File ")[0].splitlines()
-    assert [line.split(". ")[0] for line in block] == [
-        "  - heads.alhpa: unknown key; did you mean alpha?",
-        "  - pursuit.norm: 'l3' is not one of l1, l2",
-        "  - words.[31mred: unknown key; known are file, texts, top, selection_share, "
-        "case_sensitive, inflections",
-        "  - words.top: 'many' is not a whole number",
-        "  - text.datasets: 'poems' is not under datasets; there are rtp, tet, triviaqa",
-        "  - heads.k: 40 heads and as many disjoint random ones do not fit into the 12 heads of "
-        "tiny's layers 0 to 2; at most 6",
-    ]
+    said_first = [line.split(". ")[0] for line in block]
+    for line in (
+        "  - concepts.toxic.top: 'many' is not a whole number or null",
+        "  - experiments.rtp.alhpa: unknown key; did you mean alpha?",
+        "  - experiments.rtp.pursuit.norm: 'l3' is not one of l1, l2",
+        "  - tables.table2: 'poems' is not under experiments; there are rtp, tet, triviaqa, "
+        "countries, months, numbers, colours, mnist, svhn, gtsrb, eurosat, resisc45, dtd",
+    ):
+        assert line in said_first, block
+    assert any(line.startswith("  - concepts.toxic.[31mred: unknown key") for line in block)
     assert "Traceback" not in said
     assert "\x1b[31mred" not in said
     assert not (fresh.folder / "results").exists()
@@ -89,7 +93,7 @@ def test_mistakes_of_all_kinds_are_said_at_once(fresh: Checkout) -> None:
 
 def test_a_section_that_stands_twice_is_refused(fresh: Checkout) -> None:
     """YAML would take the second and say nothing of the first."""
-    overlay = (fresh.folder / "configs/tiny.yaml").read_text() + "heads: {alpha: 0}\n"
+    overlay = (fresh.folder / "configs/tiny.yaml").read_text() + "defaults: {alpha: 0}\n"
     (fresh.folder / "configs/twice.yaml").write_text(overlay)
     code, said = fresh.run("-n", overlay="twice")
     assert code != 0
@@ -100,12 +104,17 @@ def test_a_section_that_stands_twice_is_refused(fresh: Checkout) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"heads": {"k": [40]}}, "heads.k: 40 heads"),
-        ({"datasets": {"rtp": {"source": "nowhere"}}}, "datasets.rtp.source: 'nowhere' is not"),
-        ({"text": {"datasets": ["poems"]}}, "text.datasets: 'poems' is not under datasets"),
+        ({"defaults": {"k": [40]}}, "experiments.rtp.k: 40 heads"),
+        ({"samples": {"rtp": {"source": "nowhere"}}}, "samples.rtp.source: 'nowhere' is not"),
+        ({"tables": {"table2": ["poems"]}}, "tables.table2: 'poems' is not under experiments"),
+        ({"experiments": {"rtp": {"like": "tet"}}}, "experiments.tet.like: rtp is like tet itself"),
+        (
+            {"heads": {"k": [2]}},
+            "heads: an older version's key; it says the same under experiments",
+        ),
         ({"run": "../../elsewhere"}, "run: '../../elsewhere' does not match"),
         ({"run": None}, "run: null is not a text"),
-        ({"heads": None}, "heads: null is not a mapping"),
+        ({"score": None}, "score: null is not a mapping"),
     ],
 )
 def test_refused(fresh: Checkout, changes: dict, message: str) -> None:
@@ -120,17 +129,17 @@ def test_refused(fresh: Checkout, changes: dict, message: str) -> None:
     ("changes", "message"),
     [
         (
-            {"datasets": {"rtp": {"text": "query"}}},
+            {"samples": {"rtp": {"text": "query"}}},
             "has no column 'query'; it has prompt, challenging",
         ),
-        ({"datasets": {"rtp": {"sample": 1000}}}, "40 prompts are there, 1000 are wanted"),
-        ({"models": {"tiny": {"heads": 8}}, "heads": {"k": [2]}}, "but the config says 3 of 8"),
+        ({"samples": {"rtp": {"sample": 1000}}}, "40 prompts are there, 1000 are wanted"),
+        ({"models": {"tiny": {"heads": 8}}}, "but the config says 3 of 8"),
     ],
 )
 def test_a_mistake_that_only_the_data_show(fresh: Checkout, changes: dict, message: str) -> None:
     """The job ends with one message that says what would be right, and no traceback."""
     fresh.configure("wrong", run="wrong", **changes)
-    target = "results/wrong/generations/rtp/baseline.parquet"
+    target = "results/wrong/responses/rtp/baseline/part-1.parquet"
     code, said = fresh.run(target, "--cores", "1", overlay="wrong")
     assert code != 0
     assert message in said, said
