@@ -87,6 +87,15 @@ def test_labelled_words_and_their_pieces_are_masked(trace):
     assert "which s**** 4?" in other
 
 
+def test_labels_that_are_not_there_or_not_the_runs_are_not_read(made, trace, tmp_path):
+    run = shutil.copytree(made, tmp_path / "run")
+    path = run / "labels/second/rtp.parquet"
+    path.parent.mkdir()
+    (run / "labels/rtp.parquet").rename(path)  # the config has no second labeller
+    _, output = trace("tables/table2.csv", "rtp", "somp", K, folder=run)
+    assert "before: a g**** house." in output
+
+
 def test_the_run_stands_for_its_first_table_of_ratios(trace):
     assert trace("", "rtp", "somp", K) == trace("tables/table2.csv", "rtp", "somp", K, "count")
 
