@@ -13,7 +13,7 @@ PUBLISHED = workflow.source_path("../data/published.csv")
 # The report's pages: file, caption, category and what they show.
 PAGES = [
     ("published", "published", "Published against reproduced", "overview"),
-    *((table, "table", table, "table") for table in [*RATIOS, *HEADS, *tables_of(config, "overlaps")]),
+    *((table, "table", table, "table") for table in dict.fromkeys([*RATIOS, *HEADS, *SHARED])),
     ("choices", "choices", "Choices", "choices in force"),
     ("run", "run", "Time, memory, software", "time, memory, software, sources"),
 ]
@@ -79,9 +79,7 @@ rule publish_ratios:
         mem_mb=by_attempt(2000),
         runtime=by_attempt(30),
     params:
-        experiments=lambda wildcards: {
-            name: ratio_facts(name) for name in RATIOS[wildcards.ratios]
-        },
+        experiments=lambda wildcards: {name: ratio_facts(name) for name in RATIOS[wildcards.ratios]},
         score=config["score"],
         publish={key: config["publish"][key] for key in ("spread", "published_heads", "colours")},
         seed=config["seed"],
@@ -168,9 +166,7 @@ rule publish_overlap:
     params:
         experiments=experiments_in("model", "methods", "k"),
         layers=lambda wildcards: {
-            name: candidate_layers(
-                EXPERIMENTS[name], config["models"][EXPERIMENTS[name]["model"]]
-            )
+            name: candidate_layers(EXPERIMENTS[name], config["models"][EXPERIMENTS[name]["model"]])
             for name in SHARED[wildcards.shared]
         },
         code=code_hash("publish_overlap"),

@@ -1,0 +1,68 @@
+"""The files of a run that is there, by its experiments' stages."""
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from headpursuit.experiments import of_images, owners
+from headpursuit.files import UserError, read_parquet
+from headpursuit.masking import Cover, offensive_words
+from headpursuit.tables import read_csv
+
+
+def run_folder(path: Path) -> Path:
+    """Return the folder of the run that a path is, or lies in.
+
+    Raises:
+        UserError: if it is in none.
+    """
+    for folder in (path, *path.absolute().parents):
+        if (folder / "config.yaml").is_file() and not (folder / "Snakefile").exists():
+            return folder
+    raise UserError(
+        f"{path} is no run's folder and lies in none: there is no config.yaml above it."
+    )
+
+
+class Run:
+    """A run's files, and its texts with offensive words masked."""
+
+    def __init__(self, results: Path, top: int, unmasked: bool) -> None:
+        """Read the config; ``top`` is how many of anything are shown."""
+        self.results, self.top = results, top
+        self.config = yaml.safe_load((results / "config.yaml").read_text(encoding="utf-8"))
+        if "experiments" not in self.config:
+            raise UserError(f"{results}/config.yaml is of an older version: it has no experiments.")
+        self.owners = owners(self.config)
+        self.cover = Cover([] if unmasked else offensive_words(self.config, results))
+
+    def name(self, pattern: str, experiment: str) -> str:
+        """Return the file of an experiment's stage, relative to the run's folder."""
+        return pattern.format(**self.owners[experiment])
+
+    def path(self, name: str) -> Path:
+        """Return a file that has to be there."""
+        if not (self.results / name).exists():
+            raise UserError(f"{self.results / name} is not there.")
+        return self.results / name
+
+    def csv(self, name: str, columns: list[str]) -> pd.DataFrame:
+        """Read a CSV table."""
+        return read_csv(self.path(name), columns)
+
+    def parquet(self, name: str, columns: list[str], **equal: Any) -> pd.DataFrame:
+        """Read the rows of a table, or of all its parts, whose columns have these values."""
+        paths = sorted(self.results.glob(name)) or [self.path(name)]
+        filters = [(key, "in" if isinstance(own, list) else "=", own) for key, own in equal.items()]
+        parts = [read_parquet(path, columns, filters or None).to_pandas() for path in paths]
+        return pd.concat(parts, ignore_index=True)
+
+    def experiment(self, name: str) -> dict[str, Any]:
+        """Return what the config says of an experiment."""
+        return self.config["experiments"][name]
+
+    def has_images(self, name: str) -> bool:
+        """Say whether an experiment's samples are images."""
+        return of_images(self.config["samples"][self.experiment(name)["samples"]])
