@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 import yaml
 
 from headpursuit.files import ROOT
+from headpursuit.tables import CAST
 
 SCHEMA = ROOT / "schemas" / "tables.yaml"
 
@@ -28,7 +29,6 @@ _IS = {
     "binary": pa.types.is_binary,
     "array": lambda kind: pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind),
 }
-_CAST = {"integer": pa.int64(), "number": pa.float64(), "boolean": pa.bool_()}
 _NAMES = {"integer": "a whole number", "boolean": "True or False"}
 
 
@@ -54,19 +54,6 @@ def contract_of(path: str | Path) -> Mapping[str, Any] | None:
 def _pattern(template: str) -> re.Pattern[str]:
     literal = re.split(r"\{\w+\}", template)
     return re.compile(r"(?:^|/)" + r"[^/]+".join(map(re.escape, literal)) + "$")
-
-
-def typed(path: str | Path, cells: pa.Table) -> pa.Table:
-    """Return a CSV file's cells, all text, in the types of the table's contract.
-
-    Raises:
-        ArrowInvalid: if a cell is not of its column's type.
-    """
-    columns = (contract_of(path) or {"columns": {}})["columns"]
-    kinds = {name: _CAST.get(own["type"], pa.string()) for name, own in columns.items()}
-    return cells.cast(
-        pa.schema([(name, kinds.get(name, pa.string())) for name in cells.column_names])
-    )
 
 
 def violations(path: str | Path, table: pa.Table) -> list[str]:
@@ -122,11 +109,11 @@ def _check_column(
     if pa.types.is_null(kind):  # every cell is empty
         lacks = len(values) and column.get("required", True)
         return at(0, "is empty") if lacks else ("", values)
-    if _IS["string"](kind) and wanted in _CAST:
+    if _IS["string"](kind) and wanted in CAST:
         try:
-            values = values.cast(_CAST[wanted])
+            values = values.cast(CAST[wanted])
         except pa.ArrowInvalid:
-            place = next(i for i, cell in enumerate(values) if not _casts(cell, _CAST[wanted]))
+            place = next(i for i, cell in enumerate(values) if not _casts(cell, CAST[wanted]))
             return at(place, f"is not {_NAMES.get(wanted, f'a {wanted}')}")
     elif not _IS[wanted](kind):
         return f": its type is {kind}, which is no {wanted}", values

@@ -14,6 +14,7 @@ import torch
 import transformers
 from headpursuit import models
 from headpursuit.activations import averaged_inputs
+from headpursuit.download import download
 from headpursuit.files import UserError, sha256
 from headpursuit.models import (
     Decoder,
@@ -31,7 +32,6 @@ from headpursuit.models import (
     self_check,
     unembedding,
 )
-from headpursuit.sources import download
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tiny import HEADS, LAYERS, LONGEST, WINDOW
