@@ -14,7 +14,6 @@ import pyarrow.compute as pc
 import yaml
 
 from headpursuit.files import ROOT
-from headpursuit.tables import CAST
 
 SCHEMA = ROOT / "schemas" / "tables.yaml"
 
@@ -29,6 +28,7 @@ _IS = {
     "binary": pa.types.is_binary,
     "array": lambda kind: pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind),
 }
+_CAST = {"integer": pa.int64(), "number": pa.float64(), "boolean": pa.bool_()}
 _NAMES = {"integer": "a whole number", "boolean": "True or False"}
 
 
@@ -109,11 +109,11 @@ def _check_column(
     if pa.types.is_null(kind):  # every cell is empty
         lacks = len(values) and column.get("required", True)
         return at(0, "is empty") if lacks else ("", values)
-    if _IS["string"](kind) and wanted in CAST:
+    if _IS["string"](kind) and wanted in _CAST:
         try:
-            values = values.cast(CAST[wanted])
+            values = values.cast(_CAST[wanted])
         except pa.ArrowInvalid:
-            place = next(i for i, cell in enumerate(values) if not _casts(cell, CAST[wanted]))
+            place = next(i for i, cell in enumerate(values) if not _casts(cell, _CAST[wanted]))
             return at(place, f"is not {_NAMES.get(wanted, f'a {wanted}')}")
     elif not _IS[wanted](kind):
         return f": its type is {kind}, which is no {wanted}", values

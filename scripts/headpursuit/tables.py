@@ -12,10 +12,12 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from headpursuit.contracts import contract_of
 from headpursuit.files import UserError, atomic, check_table, plain, write_text
 
-# How CSV cells of a contract's type are read; others are text.
-CAST = {"integer": pa.int64(), "number": pa.float64(), "boolean": pa.bool_()}
+# How CSV cells of a contract's type are read; others are text. It stands here, since results depend
+# on it, and contracts.py enters no hash.
+TYPES = {"integer": pa.int64(), "number": pa.float64(), "boolean": pa.bool_()}
 # Text that a spreadsheet would take for a formula, and text that looks as if guarded against it.
 _FORMULA = r"'*[=+\-@]"
 _LATEX = str.maketrans(
@@ -70,10 +72,8 @@ def read_cells(source: str | Path | StringIO) -> pa.Table:
 
 def _typed(path: str | Path, cells: pa.Table) -> pa.Table:
     """Return a CSV file's cells, all text, in the types of the table's contract."""
-    from headpursuit.contracts import contract_of  # which imports this module
-
     columns = (contract_of(path) or {"columns": {}})["columns"]
-    kinds = {name: CAST.get(own["type"], pa.string()) for name, own in columns.items()}
+    kinds = {name: TYPES.get(own["type"], pa.string()) for name, own in columns.items()}
     return cells.cast(
         pa.schema([(name, kinds.get(name, pa.string())) for name in cells.column_names])
     )
