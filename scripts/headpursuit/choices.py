@@ -19,7 +19,8 @@ HEADER = """# The record of choices
 Every key of the config: what it is, its default, then its values in `config.yaml` (the paper's run)
 where they are others, what the paper says of it ("open": nothing, in either text), why the value is
 what it is, and, where the demo differs, its value and the reason. What stands under `defaults` in
-a config holds for all experiments that do not say otherwise. "The seed" is the workshop version of the paper, "v2" is
+a config holds for all experiments that do not say otherwise. "The seed" is the workshop version of
+the paper, "v2" is
 arXiv 2510.21518v2. This file is generated from `schemas/config.schema.yaml` by `make docs`.
 """
 

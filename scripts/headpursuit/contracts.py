@@ -61,19 +61,6 @@ def _pattern(template: str) -> re.Pattern[str]:
     return re.compile(r"(?:^|/)" + r"[^/]+".join(map(re.escape, literal)) + "$")
 
 
-def typed(path: str | Path, cells: pa.Table) -> pa.Table:
-    """Return a CSV file's cells, all text, in the types of the table's contract.
-
-    Raises:
-        ArrowInvalid: if a cell is not of its column's type.
-    """
-    columns = (contract_of(path, cells.column_names) or {"columns": {}})["columns"]
-    kinds = {name: _CAST.get(own["type"], pa.string()) for name, own in columns.items()}
-    return cells.cast(
-        pa.schema([(name, kinds.get(name, pa.string())) for name in cells.column_names])
-    )
-
-
 def violations(path: str | Path, table: pa.Table) -> list[str]:
     """Return in what a table breaks its contract: a line for each column that does.
 

@@ -85,7 +85,7 @@ def test_gated_then_killed_then_wrong_then_whole(checkout: Checkout, repos: dict
         said = failure(checkout, PROMPTS, **at)
         assert not list(begun.glob("*.incomplete"))  # nor is what the kill left
         assert "prompts.jsonl came with another size or checksum than the Hub gives" in said
-        assert "It was deleted. Run the same command again" in said
+        assert "and was deleted. Run the same command again" in said
         assert not record.with_name("prompts.jsonl").exists()
         assert not record.exists()
 
