@@ -22,13 +22,13 @@ from markdown_it import MarkdownIt
 from headpursuit.config import SCHEMA, load_config, used_models, used_samples
 from headpursuit.experiments import kind_of, merge, of_images, positions_of, running, tables_of
 from headpursuit.files import ROOT, read_json, sha256
+from headpursuit.finished import row_names
 from headpursuit.manifest import describe_workflow
 from headpursuit.masking import TELLING, mask_rows, offensive_words
 from headpursuit.ratio import number
 from headpursuit.rule import describe_host
 from headpursuit.settings import MISSING, labeller_name, leaves, value_at
 from headpursuit.tables import read_csv
-from headpursuit.trace import row_names
 
 # What a table holds, by its kind; and its parts on a page, by the end of the file's name.
 KINDS = {
