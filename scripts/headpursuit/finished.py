@@ -69,7 +69,7 @@ class Run:
         return read_csv(self.path(name), columns)
 
     def parquet(self, name: str, columns: list[str], **equal: Any) -> pd.DataFrame:
-        """Read the rows of a table, or of all its parts (``*``), whose columns have these values."""
+        """Read rows of a table, or of all its parts (``*``), whose columns have these values."""
         numbers = range(1, 1 + (self.config["compute"]["parts"] if "*" in name else 1))
         paths = [self.path(name.replace("*", str(number))) for number in numbers]
         filters = [(key, "in" if isinstance(own, list) else "=", own) for key, own in equal.items()]
