@@ -12,9 +12,9 @@ from headpursuit.vision import open_images
 def main(snakemake):
     """Write condition, sample_id, repeat, response, n_tokens, stop_reason and token_ids."""
     params, files = snakemake.params, snakemake.input
-    conditions, alpha = {"baseline": []}, 1.0
+    conditions = {"baseline": []}
     if heads := files.get("heads"):
-        conditions, alpha = read_conditions(heads, params.conditions), params.alpha
+        conditions = read_conditions(heads, params.get("conditions"))
     if of_images(params.samples):
         reader, model = open_images(
             files.samples[0],
@@ -47,7 +47,7 @@ def main(snakemake):
             decoder,
             reader,
             conditions,
-            alpha,
+            params.get("alpha", 1.0),
             params.generation,
             params.batch_tokens,
             params.seed,

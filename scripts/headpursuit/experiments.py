@@ -65,9 +65,7 @@ def running(config: Config) -> list[str]:
     """Return the experiments of a run: those of its tables, and those whose heads they use."""
     names = dict.fromkeys(name for own in config["tables"].values() for name in own)
     for name in list(names):
-        while other := config["experiments"][name]["heads_from"]:
-            names[other] = None
-            name = other
+        names |= dict.fromkeys(_back(config, name))
     return list(names)
 
 
@@ -90,9 +88,15 @@ def positions_of(config: Config, experiment: Mapping[str, Any]) -> str:
 
 def heads_of(config: Config, name: str) -> str:
     """Return the experiment that chooses an experiment's heads."""
-    while other := config["experiments"][name]["heads_from"]:
-        name = other
-    return name
+    return _back(config, name)[-1]
+
+
+def _back(config: Config, name: str) -> list[str]:
+    """Return an experiment, the one that it has its heads from, and so on."""
+    seen = [name]
+    while (name := config["experiments"][name]["heads_from"]) and name not in seen:
+        seen.append(name)
+    return seen
 
 
 def candidate_layers(experiment: Mapping[str, Any], model: Mapping[str, Any]) -> tuple[int, int]:

@@ -7,13 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
-from headpursuit.config import (
-    SCHEMA,
-    check_config,
-    condition_name,
-    generated_conditions,
-    intervened_conditions,
-)
+from headpursuit.config import MOVED, SCHEMA, load_config
 from headpursuit.files import UserError
 from snakemake.utils import update_config
 
@@ -27,7 +21,7 @@ def put(config: Config, path: str, value: Any) -> Config:
     *parents, last = path.split("/")
     inner = config
     for key in parents:
-        inner = inner[key]
+        inner = inner.setdefault(key, {})
     if value is GONE:
         del inner[last]
     else:
@@ -37,119 +31,174 @@ def put(config: Config, path: str, value: Any) -> Config:
 
 def refusal(config: Config) -> list[str]:
     with pytest.raises(UserError) as caught:
-        check_config(config)
+        load_config(config)
     first, *problems = str(caught.value).splitlines()
     assert first == "The config cannot run:"
     assert all(problem.startswith("  - ") for problem in problems)
     return [problem[4:] for problem in problems]
 
 
-def test_the_paper_is_valid(paper: Config):
-    check_config(paper)
+@pytest.mark.parametrize(
+    "overlay", [None, *sorted((ROOT / "configs").glob("*.yaml"))], ids=lambda p: p and p.stem
+)
+def test_every_overlay_is_valid(paper: Config, overlay: Path | None):
+    if overlay:
+        update_config(paper, yaml.safe_load(overlay.read_text(encoding="utf-8")))
+    given = copy.deepcopy(paper)
+    full = load_config(paper)
+    assert paper == given  # it is left as it was
+    assert load_config(full) == full  # the config in force can be run again
 
 
-def test_the_demo_is_valid(demo: Config):
-    check_config(demo)
-    assert demo["run"] == "demo"
-    assert demo["heads"]["draws"] == 10  # an overlay replaces only what it holds
-
-
-@pytest.mark.parametrize("overlay", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.stem)
-def test_every_overlay_is_valid(paper: Config, overlay: Path):
-    update_config(paper, yaml.safe_load(overlay.read_text(encoding="utf-8")))
-    check_config(paper)
+# What stands in experiments.rtp, and in all that are like it.
+RTP = "experiments/rtp"
 
 
 @pytest.mark.parametrize(
     ("path", "value", "said"),
     [
         # Misspelt and unknown keys.
-        ("generation/temprature", 0.0, r"^generation\.temprature: unknown key; did you mean tempe"),
+        (f"{RTP}/generation/temprature", 0.0, r"rtp\.generation\.temprature: unknown key; did you"),
         ("sead", 0, r"^sead: unknown key; did you mean seed\?"),
         ("models/mistral/layer", 3, r"^models\.mistral\.layer: unknown key; did you mean layers\?"),
-        ("heads/zzzzzz", 1, r"^heads\.zzzzzz: unknown key; known are methods, k, "),
-        ("heads/7", 1, r"^heads\.7: unknown key; known are methods"),
+        (f"{RTP}/zzzzzz", 1, r"^experiments\.rtp\.zzzzzz: unknown key; known are like, model, "),
+        (f"{RTP}/7", 1, r"^experiments\.rtp\.7: unknown key; known are like"),
+        ("defaults/zzzzzz", 1, r"^experiments\.mnist\.zzzzzz: unknown key; known are like"),
         # Missing keys, with what they are.
-        ("score/resamples", GONE, r"^score\.resamples: missing\. Resamples of the paired boot"),
-        ("seed", GONE, r"^seed: missing\. With its identity"),
-        ("datasets/rtp/template", GONE, r"^datasets\.rtp\.template: missing\. What the model"),
+        ("run", GONE, r"^run: missing\. Name of the run"),
+        ("samples/rtp/text", GONE, r"^samples\.rtp\.text: missing\. Column that"),
+        (f"{RTP}/model", GONE, r"^experiments\.rtp\.model: missing\. A key of models"),
         ("sources/real-toxicity-prompts/revision", GONE, r"real-toxicity-prompts\.revision: miss"),
         # Wrong types.
         ("seed", "zero", r"^seed: 'zero' is not a whole number\. With"),
         ("seed", None, r"^seed: null is not a whole number"),
         ("seed", True, r"^seed: true is not a whole number"),
-        ("generation/samples", 2.0, r"^generation\.samples: 2\.0 is not a whole number"),
-        ("generation/temperature", float("nan"), r"^generation\.temperature: nan is not a number"),
-        ("heads/alpha", float("-inf"), r"^heads\.alpha: -inf is not a number"),
-        ("heads/k", 16, r"^heads\.k: 16 is not a list"),
-        ("heads/last_layer", "31", r"^heads\.last_layer: '31' is not a whole number or null"),
-        ("generation", None, r"^generation: null is not a mapping"),
+        (f"{RTP}/generation", {"samples": 2.0}, r"generation\.samples: 2\.0 is not a whole number"),
+        (f"{RTP}/generation", {"temperature": float("nan")}, r"temperature: nan is not a number"),
+        (f"{RTP}/alpha", float("-inf"), r"^experiments\.rtp\.alpha: -inf is not a number"),
+        (f"{RTP}/k", 16, r"^experiments\.rtp\.k: 16 is not a list"),
+        (f"{RTP}/last_layer", "31", r"rtp\.last_layer: '31' is not a whole number or null"),
+        ("score", None, r"^score: null is not a mapping"),
         ("models", ["mistral"], r"^models: \['mistral'\] is not a mapping"),
-        ("words/case_sensitive", "no", r"^words\.case_sensitive: 'no' is not true or false"),
-        ("datasets/rtp/where", {"challenging": None}, r"^datasets\.rtp\.where\.challenging: null"),
+        ("concepts/toxic/case_sensitive", "no", r"case_sensitive: 'no' is not true or false"),
+        ("samples/rtp/where", {"challenging": None}, r"^samples\.rtp\.where\.challenging: null"),
         # Out of range.
-        ("generation/top_p", 0, r"^generation\.top_p: 0 is too small \(more than 0\)"),
-        ("generation/top_p", 1.5, r"^generation\.top_p: 1\.5 is too large \(at most 1\)"),
-        ("words/selection_share", 1, r"selection_share: 1 is too large \(less than 1\)"),
+        (f"{RTP}/generation", {"top_p": 0}, r"top_p: 0 is too small \(more than 0\)"),
+        (
+            "concepts/toxic/selection_share",
+            1.1,
+            r"selection_share: 1\.1 is too large \(at most 1\)",
+        ),
         ("score/resamples", 99, r"^score\.resamples: 99 is too small \(at least 100\)"),
-        ("heads/k", [16, 0], r"^heads\.k\.1: 0 is too small \(at least 1\)"),
-        ("heads/k", [], r"^heads\.k: \[\]"),
-        ("heads/k", [16, 16], r"^heads\.k: \[16, 16\] names something twice"),
-        ("heads/methods", ["sомр"], r"^heads\.methods\.0: 'sомр' is not one of somp, logit_lens"),
-        ("pursuit/norm", "L1", r"^pursuit\.norm: 'L1' is not one of l1, l2\. Norm over samples"),
-        ("datasets/rtp/template", "Say it", r"^datasets\.rtp\.template: 'Say it' does not match"),
+        (f"{RTP}/k", [16, 0], r"^experiments\.rtp\.k\.1: 0 is too small \(at least 1\)"),
+        (f"{RTP}/k", [], r"^experiments\.rtp\.k: \[\]"),
+        (f"{RTP}/k", [16, 16], r"\.k: \[16, 16\] names something twice"),
+        (f"{RTP}/methods", ["sомр"], r"methods\.0: 'sомр' is not one of somp, logit_lens"),
+        (f"{RTP}/pursuit", {"norm": "L1"}, r"pursuit\.norm: 'L1' is not one of l1, l2\. Norm over"),
+        ("samples/rtp/template", "Say it", r"^samples\.rtp\.template: 'Say it' does not match"),
         ("run", "../x", r"^run: '\.\./x' does not match"),
         ("run", "x\n", r"^run: 'x\\n' does not match"),
         ("run", "x" * 101, r"^run: 'xxx.* is too long \(at most 100\)"),
-        ("generation/temperature", "1e-3", r"takes it for text, write 0\.001\. Sampling"),
-        ("publish/colours/somp", "blue", r"^publish\.colours\.somp: 'blue' .* as \"#3366aa\"\.$"),
-        ("words/texts", ["prompt"], r"^words\.texts: \['prompt'\] lacks response"),
-        ("datasets/rtp/template", "x" * 200, r"'xxx.*\.\.\. \(202 characters\) does not match"),
+        (f"{RTP}/generation", {"temperature": "1e-3"}, r"takes it for text, write 0\.001\. Sampl"),
+        ("publish/colours", {"somp": "blue"}, r"^publish\.colours\.somp: 'blue' .* as \"#3366aa\""),
+        ("concepts/toxic/labelled", {"texts": ["prompt"]}, r"texts: \['prompt'\] lacks response"),
+        ("samples/rtp/template", "x" * 200, r"'xxx.*\.\.\. \(202 characters\) does not match"),
         ("se\x1b[31med", 1, r"^se\[31med: unknown key"),
         ("two\nlines", 1, r"^two lines: unknown key"),
         ("sources/Bad Name", {"kind": "local", "path": "x"}, r"^sources: 'Bad Name' does not"),
         ("sources/wheels", {"kind": "whl"}, r"^sources\.wheels\.kind: 'whl' is not one of hub"),
+        ("concepts/toxic/file", "x.txt", r"^concepts\.toxic: .*one of words, file, labelled and"),
         # What refers to something else.
-        ("text/model", "mistrall", r"^text\.model: 'mistrall' is not under models; .* mistral"),
-        ("text/datasets", ["rtp", "x"], r"^text\.datasets: 'x' is not under datasets; .* rtp, tet"),
-        ("datasets/rtp/source", "nowhere", r"^datasets\.rtp\.source: 'nowhere' is not under sour"),
+        (f"{RTP}/model", "mistrall", r"rtp\.model: 'mistrall' is not under models; .* mistral"),
+        (f"{RTP}/samples", "x", r"^experiments\.rtp\.samples: 'x' is not under samples; there are"),
+        (
+            f"{RTP}/concept",
+            "x",
+            r"^experiments\.rtp\.concept: 'x' is not under concepts; there are",
+        ),
+        (f"{RTP}/like", "x", r"^experiments\.rtp\.like: 'x' is not under experiments; there are"),
+        (f"{RTP}/like", "tet", r"^experiments\..*\.like: .* is like .* itself"),
+        (f"{RTP}/heads_from", "x", r"^experiments\.rtp\.heads_from: 'x' is not under experiments"),
+        (f"{RTP}/heads_from", "rtp", r"^experiments\.rtp\.heads_from: rtp has its heads from rtp"),
+        (f"{RTP}/heads_from", "mnist", r"rtp\.heads_from: mnist is of another model, llava-next"),
+        (
+            "tables/table2",
+            ["rtp", "x"],
+            r"^tables\.table2: 'x' is not under experiments; .* rtp, tet",
+        ),
+        ("tables/table2", ["rtp", "months"], r"^tables\.table2: experiments with measures, with a"),
+        ("samples/rtp/source", "nowhere", r"^samples\.rtp\.source: 'nowhere' is not under sources"),
         ("models/mistral/source", "x", r"^models\.mistral\.source: 'x' is not under sources"),
         ("labeller/backend", "lexicon", r"^labeller\.lexicon\.source: null is not under sources"),
+        # Kinds that do not fit.
+        (
+            f"{RTP}/positions",
+            "image",
+            r"^experiments\.rtp\.positions: image is none of rtp, prompts",
+        ),
+        (f"{RTP}/measures", ["exact_match"], r"rtp\.measures: exact_match needs images"),
+        (
+            "experiments/mnist/measures",
+            ["expected"],
+            r"mnist\.measures: expected is measured on pro",
+        ),
+        (
+            f"{RTP}/concept",
+            "classes",
+            r"^experiments\.rtp\.concept: rtp are prompts, which have no",
+        ),
+        (
+            "experiments/triviaqa/measures",
+            ["count"],
+            r"triviaqa\.measures: nothing can be measured",
+        ),
         # More heads than the candidate layers have.
-        ("heads/k", [512, 513], r"^heads\.k: 513 heads .* the 1024 heads .* at most 512$"),
-        ("heads/first_layer", 32, r"^heads\.first_layer: 32 comes after the last .* layer, 31"),
-        ("heads/last_layer", 32, r"^heads\.last_layer: 32, but the last layer of mistral is 31"),
-        ("heads/count_draws", 11, r"^heads\.count_draws: 11 is above heads\.draws, 10"),
         (
-            "generation/samples",
-            4,
-            r"^generation\.samples: 4 greedy responses .* all the same; 1, or",
+            f"{RTP}/k",
+            [512, 513],
+            r"^experiments\.rtp\.k: 513 heads .* the 1024 heads .* at most 512$",
         ),
-        ("words/file", "no.txt", r"^words\.file: there is no file 'no\.txt'$"),
-        ("words/file", "a{b}.txt", r"^words\.file: a path with \['\{', '\}'\] is none for Snake"),
+        (f"{RTP}/first_layer", 32, r"rtp\.first_layer: 32 comes after the last .* layer, 31"),
+        (f"{RTP}/last_layer", 32, r"rtp\.last_layer: 32, but the last layer of mistral is 31"),
+        (f"{RTP}/count_draws", 11, r"^experiments\.rtp\.count_draws: 11 is above draws, 10"),
+        (f"{RTP}/generation", {"samples": 4}, r"samples: 4 greedy responses .* the same; 1, or"),
+        # Files.
+        (
+            "concepts/months",
+            {"file": "no.txt"},
+            r"^concepts\.months\.file: there is no file 'no\.txt",
+        ),
+        (
+            "concepts/months",
+            {"file": "a{b}.txt"},
+            r"months\.file: a path with \['\{', '\}'\] is none",
+        ),
         ("labeller/prompt", "no.yaml", r"^labeller\.prompt: there is no file 'no\.yaml'$"),
-        ("pursuit/unrelated_words", "x", r"^pursuit\.unrelated_words: there is no file 'x'$"),
+        (f"{RTP}/pursuit", {"unrelated_words": "x"}, r"unrelated_words: there is no file 'x'$"),
+        # Single heads.
         (
-            "table1/concepts/months",
-            "x.txt",
-            r"^table1\.concepts\.months: there is no file 'x\.txt'",
+            "experiments/triviaqa/vocabulary",
+            {"tokens": 51},
+            r"tokens: 51 tokens cannot be had from",
         ),
-        ("table1/tokens", 51, r"^table1\.tokens: 51 tokens cannot be had from .*iterations, 50"),
-        ("table1/random_sets/neighbours", 99, r"^table1\.random_sets\.neighbours: 99 .*least 100"),
-        ("table1/heads", ["L32.H0"], r"^table1\.heads: L32\.H0, but mistral has layers 0 to 31"),
-        ("vision/model", "mistrall", r"^vision\.model: 'mistrall' is not under models; there are"),
+        ("experiments/triviaqa/vocabulary", {"neighbours": 99}, r"neighbours: 99 .*least 100"),
         (
-            "vision/datasets",
-            ["x"],
-            r"^vision\.datasets: 'x' is not under image_datasets; there are",
+            "experiments/triviaqa/vocabulary",
+            {"heads": ["L32.H0"]},
+            r"heads: L32\.H0, but mistral has",
         ),
-        ("vision/heads/k", [513], r"^vision\.heads\.k: 513 heads and as many .* at most 512$"),
-        ("vision/template", "{classes}", r"^vision\.template: \{image\} has to be in it once"),
+        # Images.
         (
-            "image_datasets/dtd/selection/rows",
+            "samples/dtd/template",
+            "{classes}",
+            r"^samples\.dtd\.template: \{image\} has to be in it on",
+        ),
+        (
+            "samples/dtd/selection/rows",
             [2, 1],
-            r"^image_datasets\.dtd\.selection\.rows: the",
+            r"^samples\.dtd\.selection\.rows: the first, 2, is aft",
         ),
+        # The labeller, and sources.
         ("labeller/second", "ollama", r"^labeller\.second: ollama is the first already; null, or"),
         (
             "labeller/second",
@@ -162,11 +211,6 @@ def test_every_overlay_is_valid(paper: Config, overlay: Path):
             r"^sources\.real-toxicity-prompts\.path: there is no file or folder 'no/such'$",
         ),
         ("sources/models", {"kind": "local", "path": "x"}, r"^sources\.models: that folder of res"),
-        (
-            "datasets/rtp.per_prompt",
-            {},
-            r"datasets\.rtp\.per_prompt: its scores would be another's",
-        ),
     ],
 )
 def test_a_mistake_is_named_with_what_is_right(paper: Config, path: str, value: Any, said: str):
@@ -174,50 +218,31 @@ def test_a_mistake_is_named_with_what_is_right(paper: Config, path: str, value: 
     assert any(re.search(said, problem) for problem in problems), problems
 
 
+@pytest.mark.parametrize("key", MOVED)
+def test_an_older_version_s_key_is_refused_with_the_new_one(paper: Config, key: str):
+    [problem] = refusal(put(paper, key.replace(".", "/"), {"old": 1}))
+    assert problem == f"{key}: an older version's key; it says the same under {MOVED[key]}"
+
+
 def test_k_counts_candidate_layers_only(paper: Config):
-    paper["heads"] |= {"first_layer": 10, "last_layer": 11, "k": [32]}
-    check_config(paper)
-    paper["heads"]["k"] = [33]
+    paper["experiments"]["rtp"] |= {"first_layer": 10, "last_layer": 11, "k": [32]}
+    load_config(paper)
+    paper["experiments"]["rtp"]["k"] = [33]
     assert "64 heads of mistral's layers 10 to 11; at most 32" in refusal(paper)[0]
-
-
-def test_all_mistakes_are_told_at_once(paper: Config):
-    put(paper, "sead", 1)
-    put(paper, "heads/k", [16, -1])
-    put(paper, "score/resamples", GONE)
-    put(paper, "generation/temperature", "warm")
-    put(paper, "publish/published_heads", {4: "x", "8": "y"})  # numbers and text as keys
-    told = {problem.split(":")[0] for problem in refusal(paper)}
-    assert told == {
-        "sead",
-        "heads.k.1",
-        "score.resamples",
-        "generation.temperature",
-        "publish.published_heads.4",
-        "publish.published_heads.8",
-    }
-
-
-def test_all_inconsistencies_are_told_at_once(paper: Config):
-    put(paper, "datasets/rtp/source", "x")
-    put(paper, "text/datasets", ["rtp", "y"])
-    put(paper, "heads/k", [600])
-    assert len(refusal(paper)) == 3
 
 
 def test_mistakes_of_all_kinds_are_told_at_once(paper: Config):
     """What the schema refuses hides nothing of what only the whole config shows."""
     put(paper, "sead", 1)
-    put(paper, "generation/top_p", 7)
-    put(paper, "heads/k", [16, 600])
-    put(paper, "datasets/rtp/source", "nowhere")
-    put(paper, "datasets/tet/source", 3)
-    put(paper, "vision/heads", GONE)
-    put(paper, "table1/datasets", ["triviaqa", "poems"])
-    assert [problem.split(":")[0] for problem in refusal(paper)] == [
-        *("sead", "datasets.tet.source", "generation.top_p", "vision.heads"),
-        *("table1.datasets", "heads.k", "datasets.rtp.source"),
-    ]
+    put(paper, "publish/published_heads", {4: "x", "8": "y"})  # numbers and text as keys
+    put(paper, "samples/rtp/source", "nowhere")
+    put(paper, "experiments/mnist/k", [16, 600])
+    put(paper, "score/resamples", 1)
+    told = {problem.split(":")[0] for problem in refusal(paper)}
+    assert {
+        *("sead", "publish.published_heads.4", "publish.published_heads.8", "score.resamples"),
+        *("samples.rtp.source", "experiments.mnist.k", "experiments.dtd.k"),
+    } <= told
 
 
 def test_a_secret_in_the_wrong_place_is_refused_and_not_repeated(paper: Config):
@@ -231,42 +256,43 @@ def test_a_secret_in_the_wrong_place_is_refused_and_not_repeated(paper: Config):
     assert "canary" not in str(problems)
 
 
-@pytest.mark.parametrize("section", ["models", "datasets", "sources", "text", "vision", "heads"])
+@pytest.mark.parametrize("section", ["models", "samples", "sources", "concepts", "tables"])
 def test_what_refers_to_something_unsound_is_not_blamed(paper: Config, section: str):
     assert len(refusal(put(paper, section, 3))) == 1
 
 
 def test_a_key_that_stands_twice_is_named(paper: Config, tmp_path: Path):
     path = tmp_path / "mine.yaml"
-    path.write_text("run: x\nheads: {k: [4]}\nseed: 1\nheads:\n  alpha: 0\n  alpha: 1\n")
+    path.write_text("run: x\nscore: {resamples: 400}\nseed: 1\nscore:\n  a: 0\n  a: 1\n")
     with pytest.raises(UserError) as caught:
-        check_config(paper, [path, tmp_path / "not.there"])
-    assert "- heads: stands in" in str(caught.value)
+        load_config(paper, [path, tmp_path / "not.there"])
+    assert "- score: stands in" in str(caught.value)
     assert "mine.yaml twice, in lines 2 and 4; only the last would count" in str(caught.value)
-    assert "- heads.alpha: stands in" in str(caught.value)
+    assert "- score.a: stands in" in str(caught.value)
     path.write_text("a: &a {b: [*a, *a]}\nb: {k: 1}\nc: {k: 1}\n")
-    check_config(paper, [path])
+    load_config(paper, [path])
 
 
-def test_an_unused_data_set_may_lack_its_source(paper: Config):
-    put(paper, "datasets/tet/source", "x")
-    put(paper, "text/datasets", ["rtp"])
-    check_config(paper)
+def test_what_does_not_run_may_lack_what_it_needs(paper: Config):
+    put(paper, "samples/tet/source", "x")
+    put(paper, "tables/table2", ["rtp"])
+    load_config(paper)
 
 
 def shipped(overlay: str | None = None) -> Config:
-    config = read("config.yaml")
-    if overlay:
-        update_config(config, read(overlay))
-    return config
-
-
-def read(name: str) -> Config:
-    return copy.deepcopy(_read(name))
+    return copy.deepcopy(_shipped(overlay))
 
 
 @cache
-def _read(name: str) -> Config:
+def _shipped(overlay: str | None) -> Config:
+    """Return a shipped config with all its keys."""
+    config = read("config.yaml")
+    if overlay:
+        update_config(config, read(overlay))
+    return load_config(config)
+
+
+def read(name: str) -> Config:
     return yaml.safe_load((ROOT / name).read_text(encoding="utf-8"))
 
 
@@ -278,17 +304,25 @@ def leaves(schema: Config, path: str = "", inherited: bool = False) -> Iterator[
         yield path, schema
     for name, own in schema.get("properties", {}).items():
         yield from leaves(own, f"{path}.{name}" if path else name)
-    if isinstance(schema.get("additionalProperties"), dict) and "$ref" in (
-        own := schema["additionalProperties"]
+    entries = schema.get("additionalProperties")
+    for own in (
+        (entries.get("then"), entries.get("else"), entries) if isinstance(entries, dict) else ()
     ):
-        yield from leaves(own, f"{path}.*")
+        if own and "$ref" in own:
+            yield from leaves(own, f"{path}.*")
 
 
 KEYS = dict(leaves(yaml.safe_load(SCHEMA.read_text(encoding="utf-8"))))
 
 
 def test_the_walk_finds_the_keys():
-    assert {"run", "heads.k", "models.*.dtype", "labeller.lexicon.where", "sources.*.id"} <= {*KEYS}
+    assert {
+        "run",
+        "experiments.*.k",
+        "models.*.dtype",
+        "labeller.lexicon.where",
+        "sources.*.id",
+    } <= {*KEYS}
 
 
 @pytest.mark.parametrize("key", [key for key in KEYS if not key.endswith(".*")])
@@ -370,8 +404,9 @@ RIGHT = re.compile(
 
 
 def test_every_key_is_wrong_in_several_ways():
-    assert {key for key, *_ in MISTAKES} == {key for key in KEYS if not key.endswith("*")}
-    assert len(MISTAKES) > 800
+    named = {key for key in KEYS if not key.endswith("*") and not key.startswith("defaults")}
+    assert {key for key, *_ in MISTAKES} >= named - UNTRIED
+    assert len(MISTAKES) > 700
 
 
 @pytest.mark.parametrize("section", sorted({key.split(".")[0] for key in KEYS}))
@@ -385,14 +420,3 @@ def test_a_wrong_key_is_named_with_what_is_right(section: str):
         told = [problem for problem in problems if re.match(rf"{name}(\.\d+)?: ", problem)]
         assert told and all(map(RIGHT.search, told)), (key, how, problems)
         assert all(map(str.isprintable, problems)), (key, how, problems)
-
-
-def test_conditions_have_the_contract_s_names(paper: Config):
-    assert condition_name("somp", 16) == "somp-k16"
-    assert condition_name("random", 16, 3) == "random-k16-d03"
-    paper["heads"] |= {"k": [4, 8], "draws": 3, "count_draws": 1}
-    named = intervened_conditions(paper["heads"])
-    assert named[:4] == ["somp-k4", "somp-k8", "logit_lens-k4", "logit_lens-k8"]
-    assert len(named) == len(set(named)) == 4 + 2 * 3
-    drawn = [name for name in generated_conditions(paper["heads"]) if name.startswith("random")]
-    assert drawn == ["random-k4-d00", "random-k8-d00"]

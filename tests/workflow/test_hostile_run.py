@@ -131,24 +131,27 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Done]:
                 "prompts": {**hub, "id": "org/prompts", "repo_type": "dataset", "files": ["*"]},
             },
             models={"tiny": {"source": "model"}},
-            datasets={"rtp": {"source": "prompts", "text": "text", "where": None, "sample": None}},
+            samples={"rtp": {"source": "prompts", "text": "text", "where": None, "sample": None}},
             labeller={
                 "backend": "openai",
                 "openai": {"base_url": f"http://{labeller.host}/v1", "model": "<b>m</b>{x}"},
             },
-            words={"texts": ["response", "prompt"], "top": 40},
-            dictionary={"rows": "all"},
-            table1={
-                "datasets": ["rtp"],
-                "heads": None,
-                "iterations": 8,
-                "random_sets": {"draws": 20, "neighbours": 60},
-                "concepts": {
-                    **{"countries": None, "months": None, "numbers": None, "colours": None},
-                    "markup": ["=river", "<b>", "\\maple{x}", "$(touch pwned)"],
-                    "plain": ["river", "stone"],
-                },
+            concepts={
+                "toxic": {"labelled": {"texts": ["response", "prompt"]}, "top": 40, "rows": "all"},
+                "markup": {"words": ["=river", "<b>", "\\maple{x}", "$(touch pwned)"]},
+                "plain": {"words": ["river", "stone"]},
             },
+            experiments={
+                "asked": {
+                    "model": "tiny",
+                    "samples": "rtp",
+                    "pursuit": {"iterations": 8},
+                    "vocabulary": {"draws": 20, "neighbours": 60},
+                },
+                "markup": {"model": "tiny", "samples": "rtp", "concept": "markup"},
+                "plain": {"like": "markup", "concept": "plain"},
+            },
+            tables={"table1": ["asked"], "concepts": ["markup", "plain"]},
         )
         said = checkout.snakemake(
             "all",
@@ -170,18 +173,18 @@ def files(done: Done, *suffixes: str) -> list[Path]:
 
 
 def test_prompts_reach_the_model_and_the_labeller_as_they_are(done: Done) -> None:
-    table = pq.read_table(done.checkout.path("prompts/rtp.parquet"))
+    table = pq.read_table(done.checkout.path("samples/rtp.parquet"))
     kept = [text for text in dict.fromkeys(PROMPTS) if text.strip() and len(text) < 1000]
     assert table["text"].to_pylist() == kept
     assert set(kept) <= set(done.asked)
     atoms = set(
-        pq.read_table(done.checkout.path("decompositions/rtp.parquet"))["token"].to_pylist()
+        pq.read_table(done.checkout.path("decompositions/asked.parquet"))["token"].to_pylist()
     )
     assert atoms & {"\\x1b[31mred\\x1b[0m", "\\x9b31m", "\\x07"}
     assert atoms & {"|␣a␣|␣b␣|", "$x^2$", "\\\\input{/etc/passwd}"}
-    responses = pq.read_table(done.checkout.path("generations/rtp/baseline.parquet"))["response"]
+    responses = pq.read_table(done.checkout.path("responses/rtp/baseline"))["response"]
     assert any(token in text for text in responses.to_pylist() for token in TOKENS[1:20])
-    log = done.checkout.path("logs/prepare_prompts/rtp.log").read_text()
+    log = done.checkout.path("logs/prepare_samples/rtp.log").read_text()
     assert re.search(r"left out prompts\.jsonl:\d+, whose 100001 tokens are more than the 240", log)
 
 

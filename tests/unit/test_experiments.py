@@ -1,0 +1,122 @@
+"""What experiments have in common, and what each stage of one stands on."""
+
+from typing import Any
+
+import pytest
+from headpursuit.config import load_config
+from headpursuit.experiments import (
+    STAGES,
+    condition_name,
+    conditions,
+    heads_of,
+    methods_of,
+    owners,
+    running,
+    tables_of,
+)
+
+Config = dict[str, Any]
+HEADS = ["selected", "random", "scaled", "expected", "scores"]
+
+
+def with_variant(paper: Config, parent: str = "rtp", **changes: Any) -> Config:
+    paper["experiments"]["variant"] = {"like": parent, **changes}
+    paper["tables"]["mine"] = ["variant"]
+    return load_config(paper)
+
+
+def test_a_variant_has_its_parents_keys_but_for_its_own(paper: Config) -> None:
+    paper["defaults"] = {"k": [4], "pursuit": {"norm": "l2", "center": False}}
+    paper["experiments"]["tet"]["pursuit"] = {"iterations": 7}
+    own = with_variant(paper, "tet", pursuit={"center": True})["experiments"]["variant"]
+    assert (own["samples"], own["concept"], own["k"]) == ("tet", "toxic", [4])
+    assert own["pursuit"] == {
+        "iterations": 7, "norm": "l2", "center": True, "normalise_atoms": False,
+        "fold_norm_gain": False, "unrelated_words": "data/unrelated_words.txt",
+    }  # fmt: skip
+    assert "like" not in own and "mine" not in own
+
+
+@pytest.mark.parametrize(
+    ("parent", "changes", "own"),
+    [
+        ("rtp", {}, []),
+        ("rtp", {"measures": ["count"]}, ["scores"]),
+        ("rtp", {"alpha": 5}, ["scaled", "expected", "scores"]),
+        ("rtp", {"draws": 12}, ["random", "scaled", "expected", "scores"]),
+        ("rtp", {"count_draws": 2}, ["scaled", "scores"]),
+        ("rtp", {"k": [8]}, HEADS),
+        ("rtp", {"methods": ["size"]}, HEADS),
+        ("rtp", {"first_layer": 3}, HEADS),
+        ("rtp", {"pursuit": {"norm": "l2"}}, ["rankings", *HEADS, "decomposition"]),
+        ("rtp", {"concept": "months"}, ["words", "dictionary", "rankings", *HEADS]),
+        ("rtp", {"positions": "last"}, ["activations", "rankings", *HEADS, "decomposition", "lens"]),
+        ("rtp", {"generation": {"temperature": 1.0}}, ["baseline", "labels", "words", "dictionary",
+                                                       "rankings", *HEADS]),
+        ("rtp", {"model": "llava-next", "concept": "months"}, [*STAGES]),
+        ("rtp", {"samples": "tet"}, []),
+        ("mnist", {"normalise": []}, ["scores"]),
+        ("mnist", {"generation": {"max_new_tokens": 9}}, ["baseline", "labels", "scaled", "expected",
+                                                          "scores"]),
+        ("mnist", {"heads_from": "svhn"}, ["scaled", "expected", "scores"]),
+        ("triviaqa", {"vocabulary": {"per_sample": 3}}, ["lens"]),
+        ("triviaqa", {"vocabulary": {"draws": 50}}, ["decomposition"]),
+        ("triviaqa", {"vocabulary": {"top": 3}}, []),
+    ],
+)  # fmt: skip
+def test_a_variant_shares_all_that_does_not_differ(
+    paper: Config, parent: str, changes: Config, own: list[str]
+) -> None:
+    config = with_variant(paper, parent, **changes)
+    found = owners(config)["variant"]
+    assert {stage for stage, owner in found.items() if owner == "variant"} == set(own)
+    if changes.get("samples"):
+        assert set(found.values()) == {"tet"}  # it is another experiment's equal
+    if changes.get("heads_from"):
+        assert found["rankings"] == found["selected"] == "svhn"
+
+
+def test_the_experiment_named_like_its_samples_owns_what_is_shared(paper: Config) -> None:
+    found = owners(load_config(paper))
+    assert found["months"]["activations"] == found["countries"]["samples"] == "triviaqa"
+    assert found["months"]["words"] == "months"
+    paper["samples"]["other"] = paper["samples"].pop("triviaqa")
+    for own in paper["experiments"].values():
+        own["samples"] = {"triviaqa": "other"}.get(own.get("samples"), own.get("samples"))
+        own = {key: value for key, value in own.items() if value is not None}
+    paper["experiments"] = {
+        name: {key: value for key, value in own.items() if value is not None}
+        for name, own in paper["experiments"].items()
+    }
+    assert owners(load_config(paper))["months"]["activations"] == "triviaqa"  # the first
+
+
+def test_what_runs_is_what_is_published(paper: Config) -> None:
+    paper["experiments"]["other"] = {"like": "mnist", "heads_from": "dtd"}
+    paper["tables"] = {"mine": ["other"], "none": []}
+    config = load_config(paper)
+    assert running(config) == ["other", "dtd"]
+    assert tables_of(config, "ratios") == {"mine": ["other"]}
+    assert heads_of(config, "other") == "dtd" and methods_of(config, "other") == ["somp"]
+    # Heads of elsewhere are those of the first method, without draws of their own.
+    assert conditions(config, "other", "count") == ["somp-k16", "somp-k32"]
+
+
+def test_tables_by_what_their_experiments_are(paper: Config) -> None:
+    config = load_config(paper)
+    assert {kind: list(tables_of(config, kind)) for kind in ("ratios", "heads", "overlaps")} == {
+        "ratios": ["table2", "figure1"],
+        "heads": ["table1"],
+        "overlaps": ["concepts"],
+    }
+
+
+def test_conditions(paper: Config) -> None:
+    assert condition_name("somp", 16) == "somp-k16"
+    assert condition_name("random", 16, 3) == "random-k16-d03"
+    config = with_variant(paper, k=[4, 8], draws=3, count_draws=1)
+    expected = conditions(config, "variant", "expected")
+    assert expected[:4] == ["somp-k4", "somp-k8", "logit_lens-k4", "logit_lens-k8"]
+    assert len(expected) == len(set(expected)) == 4 + 2 * 3
+    counted = conditions(config, "variant", "count")
+    assert [name for name in counted if "random" in name] == ["random-k4-d00", "random-k8-d00"]
