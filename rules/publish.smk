@@ -7,7 +7,7 @@ HEADS = tables_of(config, "heads")
 SHARED = {
     table: names
     for table, names in (RATIOS | tables_of(config, "overlaps")).items()
-    if len({heads_of(config, name) for name in names}) > 1
+    if len({OWNERS[name]["rankings"] for name in names}) > 1
 }
 PUBLISHED = workflow.source_path("../data/published.csv")
 # The report's pages: file, caption, category and what they show. Categories go by their names.

@@ -16,6 +16,7 @@ import torch
 from headpursuit import vision
 from headpursuit.activations import read_layer, write_cache
 from headpursuit.answers import judge, normalise_answer
+from headpursuit.download import download
 from headpursuit.figure1 import cross, overlap, score_answers
 from headpursuit.files import UserError, sha256
 from headpursuit.generate import end_tokens
@@ -24,7 +25,6 @@ from headpursuit.models import Decoder, load_model, projection_inputs, scaled_he
 from headpursuit.ranking import write_sizes
 from headpursuit.reading import greedy, respond
 from headpursuit.somp import pursue
-from headpursuit.sources import download
 from headpursuit.tower import assemble
 from headpursuit.words import unrelated_tokens
 from PIL import Image
