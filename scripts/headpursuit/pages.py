@@ -27,7 +27,7 @@ from headpursuit.manifest import describe_workflow
 from headpursuit.masking import TELLING, mask_rows, offensive_words
 from headpursuit.ratio import number
 from headpursuit.rule import describe_host
-from headpursuit.settings import MISSING, labeller_name, leaves, schema, value_at
+from headpursuit.settings import MISSING, PAPER, labeller_name, leaves, paper, schema, value_at
 from headpursuit.tables import read_csv
 
 # What a table holds, by its kind; and its parts on a page, by the end of the file's name.
@@ -90,7 +90,7 @@ def write_page(name: str, files: Any, started_in: Path) -> str:
             folder; ``tables``, all tables and figures; ``provenance``, of each source.
         started_in: the folder that Snakemake runs in; paths are shown relative to it.
     """
-    run = Run(files, _load(files.config), shipped(), Path(files.config).parent)
+    run = Run(files, _load(files.config), paper(), Path(files.config).parent)
     if name in PAGES:
         title, build = PAGES[name]
         shown = {"published": [*run.parts(name).values(), files.config], "run": files.provenance}
@@ -117,12 +117,9 @@ def _load(path: str | Path) -> Any:
 
 
 @cache
-def shipped(*overlays: str) -> dict[str, Any]:
-    """Return the workflow's own ``config.yaml`` with overlays, and all their keys."""
-    config = _load(ROOT / "config.yaml")
-    for overlay in overlays:
-        config = merge(config, _load(ROOT / overlay))
-    return load_config(config)
+def demo() -> dict[str, Any]:
+    """Return the demo's config, with all its keys."""
+    return load_config(merge(_load(PAPER), _load(ROOT / "configs/demo.yaml")))
 
 
 def _warnings(config: Mapping[str, Any], paper: Mapping[str, Any]) -> Iterator[str]:
@@ -259,7 +256,7 @@ def _described(config: Mapping[str, Any]) -> dict[str, str]:
 
 def choices(run: Run) -> Iterator[Section]:
     """The record of choices with the values in force."""
-    rows = list(_choices(run.config, run.paper))
+    rows = list(_choices(run))
     columns = ("key", "in force", "config.yaml", "the paper", "what it is, and why so")
     apart = {n: row for n, row in enumerate(rows) if row[1] != row[2]}
     yield Section(
@@ -271,19 +268,18 @@ def choices(run: Run) -> Iterator[Section]:
     yield Section("All choices", table=Table(columns, rows, set(apart)))
 
 
-def _choices(config: Mapping[str, Any], paper: Mapping[str, Any]) -> Iterator[list[str]]:
-    demo = shipped("configs/demo.yaml")
-    for section, own in schema()["properties"].items():
-        for path, leaf in leaves(own, (section,)):
-            value, default = _in_force(config, path), _in_force(paper, path)
-            if "paper" not in leaf or value is MISSING:
-                continue
-            reason = leaf.get("reason", "")
-            if "demo" in leaf and value != default and value == _in_force(demo, path):
-                reason = f"{reason} Demo: {leaf['demo']}"
-            key = ".".join("<name>" if part == "*" else part for part in path)
-            what = " ".join(filter(None, [leaf.get("description"), reason]))
-            yield [key, _text(value), _text(default), leaf["paper"], what]
+def _choices(run: Run) -> Iterator[list[str]]:
+    sections = {name: own for name, own in schema()["properties"].items() if name != "defaults"}
+    for path, leaf in leaves({"properties": sections}):
+        value, default = _in_force(run.config, path), _in_force(run.paper, path)
+        if "paper" not in leaf or value is MISSING:
+            continue
+        reason = leaf.get("reason", "")
+        if "demo" in leaf and value != default and value == _in_force(demo(), path):
+            reason = f"{reason} Demo: {leaf['demo']}"
+        key = ".".join("<name>" if part == "*" else part for part in path)
+        what = " ".join(filter(None, [leaf.get("description"), reason]))
+        yield [key, _text(value), _text(default), leaf["paper"], what]
 
 
 def _in_force(config: Mapping[str, Any], path: tuple[str, ...]) -> Any:

@@ -33,7 +33,7 @@ def trace_ratio(run: Run, row: pd.Series) -> Iterator[str]:
         yield f"  mean over {row['draws']} draws, sd {row['sd']:.4f}"
     if pd.notna(row["published"]):
         source = f"{row['published_source']}; see published.csv"
-        yield f"  published: {float(row['published']):g} ({source})"
+        yield f"  published: {row['published']:g} ({source})"
     if pd.notna(row["flag"]):
         yield f"  note: {row['flag']}"
     yield f"  before: {row['before']:g}, after: {row['after']:g}; {row['n']} samples"
@@ -169,15 +169,13 @@ def _texts(
     if measure not in ANSWERS:
         words = run.csv(run.name("words/{words}.csv", name), ["word", "split"])
         measured = measured_words(words)
-        amounts = [
-            _masses(run, name, own, ids, measured)
-            if measure == "expected"
-            else _counts(run, name, own, list(words["word"][measured]))
-            for own in (("baseline", condition) if measure == "expected" else texts.values())
-        ]
+        shown = list(words["word"][measured])
+        if measure == "expected":
+            both = [_masses(run, name, own, ids, measured) for own in ("baseline", condition)]
+        else:
+            both = [_counts(run, name, own, shown) for own in texts.values()]
         for sample in ids:
-            both = [own[sample] for own in amounts]
-            lines[sample].insert(0, _moved(run, words["word"][measured], *both))
+            lines[sample].insert(0, _moved(run, shown, *(own[sample] for own in both)))
     return lines
 
 

