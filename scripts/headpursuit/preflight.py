@@ -195,10 +195,7 @@ def check_sources(config: Config, resources: Path, lacks: list[str]) -> dict[str
 
 def _check_source(name: str, spec: dict, folder: Path) -> int | None:
     """Return how many bytes are to come; None if only the download itself can tell."""
-    if spec["kind"] == "local":  # whatever its record says: a changed file is recorded anew
-        path = Path(spec["path"]).expanduser()
-        if not path.exists():
-            raise UserError(f"sources.{name}.path: {path} does not exist. Correct that key.")
+    if spec["kind"] == "local":  # the config's check has seen it; a changed one is recorded anew
         return 0
     provenance = folder / "provenance.json"
     if provenance.exists():
