@@ -21,11 +21,11 @@ from headpursuit.experiments import (
     Config,
     concept_of,
     conditions,
-    made,
     models_of,
     of_images,
     positions_of,
     running,
+    stage_owners,
 )
 from headpursuit.files import ROOT, UserError, beside
 
@@ -181,7 +181,7 @@ def _span(value: float | Span) -> Span:
 def tokens(config: Config) -> dict[str, dict[str, Span]]:
     """Return how many tokens each rule's model reads and writes, and the seconds that it takes."""
     labellers = dict(zip(("label_responses", "label_second"), run_labellers(config), strict=False))
-    stages, found, speed = made(config), {}, SPEED[_device(config)]
+    stages, found, speed = stage_owners(config), {}, SPEED[_device(config)]
     reading, writing = ((1 / fast, 1 / slow) for slow, fast in (speed["read"], speed["written"]))
     for rule, stage in RULES.items():
         for name in stages[stage]:
@@ -264,7 +264,7 @@ def models(config: Config) -> dict[str, dict[str, Any]]:
 
 def file_bytes(config: Config) -> dict[str, int]:
     """Estimate what a run writes of each kind; downloads apart, whose sizes no config says."""
-    found, stages = defaultdict(float), made(config)
+    found, stages = defaultdict(float), stage_owners(config)
     for name in stages["activations"]:
         model = config["models"][config["experiments"][name]["model"]]
         row = model["layers"] * _width(model) * BYTES[config["compute"]["cache"]]

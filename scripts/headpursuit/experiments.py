@@ -214,8 +214,8 @@ def owners(config: Config) -> dict[str, dict[str, str]]:
     return found
 
 
-def made(config: Config) -> dict[str, list[str]]:
-    """Return, for each stage, the experiments under whose names a run makes its files."""
+def stage_owners(config: Config) -> dict[str, list[str]]:
+    """Return whose files of each stage but scores a run makes: experiments, each once."""
     named = owners(config)
     found: dict[str, dict[str, None]] = {stage: {} for stage in STAGES}
     for name in running(config):

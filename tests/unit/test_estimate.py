@@ -15,7 +15,7 @@ from headpursuit.estimate import (
     render,
     tokens,
 )
-from headpursuit.experiments import made
+from headpursuit.experiments import stage_owners
 from headpursuit.files import UserError
 from snakemake.utils import update_config
 
@@ -51,7 +51,7 @@ def changed(config: dict[str, Any], over: dict[str, Any] | None = None) -> dict[
 def test_each_shared_file_is_reckoned_once_as_snakemake_plans_it(paper: dict, overlay: str | None):
     file = ROOT / f"configs/{overlay}.yaml"
     config = changed(paper, yaml.safe_load(file.read_text()) if overlay else {})
-    jobs, files = planned_jobs(config, sys.executable), made(config)
+    jobs, files = planned_jobs(config, sys.executable), stage_owners(config)
     parts = config["compute"]["parts"]
     for rule, stage in JOBS.items():
         assert jobs[rule]["jobs"] == len(files[stage]) * (parts if rule in IN_PARTS else 1), rule
