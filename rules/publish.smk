@@ -10,12 +10,15 @@ SHARED = {
     if len({OWNERS[name]["rankings"] for name in names}) > 1
 }
 PUBLISHED = workflow.source_path("../data/published.csv")
-# The report's pages: file, caption, category and what they show.
+# The report's pages: file, caption, category and what they show. Categories go by their names.
 PAGES = [
-    ("published", "published", "Published against reproduced", "overview"),
-    *((table, "table", table, "table") for table in dict.fromkeys([*RATIOS, *HEADS, *SHARED])),
-    ("choices", "choices", "Choices", "choices in force"),
-    ("run", "run", "Time, memory, software", "time, memory, software, sources"),
+    ("published", "published", "1 Published against reproduced", "overview"),
+    *(
+        (table, "table", f"2 {table}", "table")
+        for table in dict.fromkeys([*RATIOS, *HEADS, *SHARED])
+    ),
+    ("choices", "choices", "4 Choices", "choices in force"),
+    ("run", "run", "5 Time, memory, software", "time, memory, software, sources"),
 ]
 
 
@@ -65,7 +68,7 @@ rule publish_ratios:
             report(
                 "<results>/figures/{ratios}.png",
                 caption="../report/ratios.rst",
-                category="{ratios}",
+                category="2 {ratios}",
                 labels={"result": "figure"},
             ),
         ],
@@ -105,7 +108,7 @@ rule publish_heads:
             report(
                 "<results>/figures/{heads_table}.heads.png",
                 caption="../report/heads.rst",
-                category="{heads_table}",
+                category="2 {heads_table}",
                 labels={"result": "figure: what the heads' atoms explain"},
             ),
         ],
@@ -114,7 +117,7 @@ rule publish_heads:
             report(
                 "<results>/figures/{heads_table}.atoms.png",
                 caption="../report/atoms.rst",
-                category="{heads_table}",
+                category="2 {heads_table}",
                 labels={"result": "figure: variance explained by atoms"},
             ),
         ],
@@ -150,7 +153,7 @@ rule publish_overlap:
             report(
                 "<results>/figures/{shared}.heads.png",
                 caption="../report/concept.rst",
-                category="{shared}",
+                category="2 {shared}",
                 labels={"result": "figure: what the concepts' words explain"},
             ),
         ],

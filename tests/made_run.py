@@ -37,6 +37,7 @@ OVERLAY = {
         "table1": ["triviaqa"],
     },
     "publish": {"published_heads": {K: 16}},
+    "compute": {"parts": 2},
 }
 CONDITIONS = ["somp-k2", "random-k2-d00", "random-k2-d01"]
 CLASSES = ["zero", "one"]
@@ -130,7 +131,7 @@ def make_prompts(run: Path, config: dict[str, Any]) -> tuple[pd.DataFrame, dict[
     texts = {
         "baseline": ["stone stone paper", "A glass house.", "stone", "nothing"],
         "somp-k2": ["stone paper", "A house.", "stone", "glass"],
-        "random-k2-d00": ["stone", "A glass house.", "stone", "nothing"],
+        "random-k2-d00": ["stone stone paper", "A glass house.", "stone", "nothing"],
         "random-k2-d01": ["stone stone", "A glass house.", "", "nothing"],
     }
     own = responses("rtp", texts)

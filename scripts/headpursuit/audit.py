@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 
 from headpursuit.files import UserError
-from headpursuit.finished import run_folder
-from headpursuit.trace import ROWS, trace
+from headpursuit.finished import ROWS, run_folder
+from headpursuit.trace import trace
 from headpursuit.verify import differences, verify
 
 

@@ -1,4 +1,4 @@
-"""The files of a run that is there, by its experiments' stages."""
+"""The files of a finished run by its experiments' stages, and what names a row of a table."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,16 @@ import yaml
 from headpursuit.experiments import of_images, owners
 from headpursuit.files import UserError, read_parquet
 from headpursuit.masking import Cover, offensive_words
+from headpursuit.table1 import head_name
 from headpursuit.tables import read_csv
+
+# What names a row, by the kind of its table. In a table of ratios the measure may be left out.
+ROWS = {
+    "ratios": ("experiment", "method", "heads", "measure"),
+    "heads": ("experiment", "head"),
+    "overlaps": ("one", "other", "heads"),
+    "published": ("artefact", "dataset", "method", "heads"),
+}
 
 
 def run_folder(path: Path) -> Path:
@@ -24,6 +33,13 @@ def run_folder(path: Path) -> Path:
     raise UserError(
         f"{path} is no run's folder and lies in none: there is no config.yaml above it."
     )
+
+
+def row_names(table: pd.DataFrame, kind: str) -> list[tuple[str, ...]]:
+    """Return what names each row of a table."""
+    if kind == "heads":
+        table = table.assign(head=list(map(head_name, table["layer"], table["head"])))
+    return list(table[list(ROWS[kind])].astype(str).itertuples(index=False, name=None))
 
 
 class Run:
@@ -53,8 +69,9 @@ class Run:
         return read_csv(self.path(name), columns)
 
     def parquet(self, name: str, columns: list[str], **equal: Any) -> pd.DataFrame:
-        """Read the rows of a table, or of all its parts, whose columns have these values."""
-        paths = sorted(self.results.glob(name)) or [self.path(name)]
+        """Read rows of a table, or of all its parts (``*``), whose columns have these values."""
+        numbers = range(1, 1 + (self.config["compute"]["parts"] if "*" in name else 1))
+        paths = [self.path(name.replace("*", str(number))) for number in numbers]
         filters = [(key, "in" if isinstance(own, list) else "=", own) for key, own in equal.items()]
         parts = [read_parquet(path, columns, filters or None).to_pandas() for path in paths]
         return pd.concat(parts, ignore_index=True)

@@ -19,16 +19,16 @@ import yaml
 from jinja2 import Environment, StrictUndefined
 from markdown_it import MarkdownIt
 
-from headpursuit.config import SCHEMA, load_config, used_models, used_samples
+from headpursuit.config import load_config, used_models, used_samples
 from headpursuit.experiments import kind_of, merge, of_images, positions_of, running, tables_of
 from headpursuit.files import ROOT, read_json, sha256
+from headpursuit.finished import row_names
 from headpursuit.manifest import describe_workflow
 from headpursuit.masking import TELLING, mask_rows, offensive_words
 from headpursuit.ratio import number
 from headpursuit.rule import describe_host
-from headpursuit.settings import MISSING, labeller_name, leaves, value_at
+from headpursuit.settings import MISSING, labeller_name, leaves, schema, value_at
 from headpursuit.tables import read_csv
-from headpursuit.trace import row_names
 
 # What a table holds, by its kind; and its parts on a page, by the end of the file's name.
 KINDS = {
@@ -272,9 +272,9 @@ def choices(run: Run) -> Iterator[Section]:
 
 
 def _choices(config: Mapping[str, Any], paper: Mapping[str, Any]) -> Iterator[list[str]]:
-    schema, demo = _load(SCHEMA), shipped("configs/demo.yaml")
-    for section, own in schema["properties"].items():
-        for path, leaf in leaves(own, schema["$defs"], (section,)):
+    demo = shipped("configs/demo.yaml")
+    for section, own in schema()["properties"].items():
+        for path, leaf in leaves(own, (section,)):
             value, default = _in_force(config, path), _in_force(paper, path)
             if "paper" not in leaf or value is MISSING:
                 continue

@@ -8,20 +8,12 @@ import pandas as pd
 
 from headpursuit.experiments import candidate_layers, head_of, kind_of, tables_of
 from headpursuit.files import UserError, parquet_metadata, plain
-from headpursuit.finished import Run, run_folder
+from headpursuit.finished import ROWS, Run, row_names, run_folder
 from headpursuit.heads import read_ranking, top_heads
 from headpursuit.masking import is_offensive
 from headpursuit.published import ARTEFACTS
 from headpursuit.table1 import head_name
 from headpursuit.trace_ratio import ranked, sources_of, trace_ratio
-
-# What names a row, by the kind of its table. In a table of ratios the measure may be left out.
-ROWS = {
-    "ratios": ("experiment", "method", "heads", "measure"),
-    "heads": ("experiment", "head"),
-    "overlaps": ("one", "other", "heads"),
-    "published": ("artefact", "dataset", "method", "heads"),
-}
 
 
 def trace(path: Path, row: Sequence[str], top: int, unmasked: bool) -> Iterator[str]:
@@ -30,7 +22,7 @@ def trace(path: Path, row: Sequence[str], top: int, unmasked: bool) -> Iterator[
     Args:
         path: the table, ``results/<run>/tables/table2.csv``; the run's folder stands for its first
             table of ratios.
-        row: what names the row, as in :data:`ROWS`.
+        row: what names the row, as in :data:`~headpursuit.finished.ROWS`.
         top: how many words, samples or atoms are shown; what is not shown is summed up.
         unmasked: print offensive words in full.
 
@@ -46,15 +38,8 @@ def trace(path: Path, row: Sequence[str], top: int, unmasked: bool) -> Iterator[
     yield from steps[kind_of_table(run, table)](run, table, row)
 
 
-def row_names(table: pd.DataFrame, kind: str) -> list[tuple[str, ...]]:
-    """Return what names each row of a table."""
-    if kind == "heads":
-        table = table.assign(head=list(map(head_name, table["layer"], table["head"])))
-    return list(table[list(ROWS[kind])].astype(str).itertuples(index=False, name=None))
-
-
 def kind_of_table(run: Run, table: str) -> str:
-    """Return the kind of a table, a key of :data:`ROWS`."""
+    """Return the kind of a table, a key of :data:`~headpursuit.finished.ROWS`."""
     name, *part = Path(table).stem.split(".")
     own = run.config["tables"].get(name)
     if own and not part:

@@ -144,7 +144,7 @@ def _samples(
     )
     order = change.abs().sort_values(ascending=False, kind="stable").index
     shown = own.loc[[at for at in order if change[at]][: run.top]]
-    texts = _texts(run, name, condition, measure, list(shown["sample_id"]))
+    texts = _texts(run, name, condition, measure, list(shown["sample_id"])) if len(shown) else {}
     for sample in shown.itertuples():
         yield f"    {sample.sample_id}: {sample.before:g} -> {sample.after:g}"
         yield from (f"      {line}" for line in texts[sample.sample_id])

@@ -334,7 +334,7 @@ def test_trace(finished: Rehearsal, name: str, row: str, said: str) -> None:
 def test_the_report(finished: Rehearsal) -> None:
     finished.snakemake("--report", "report.html")
     report = (finished.folder / "report.html").read_text(encoding="utf-8")
-    for category in ("Published against reproduced", "table2", "table1", "figure1", "concepts"):
+    for category in ("1 Published against reproduced", "2 table2", "2 table1", "2 figure1"):
         assert category in report
     assert len(report) > 10**6
 

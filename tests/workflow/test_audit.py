@@ -16,7 +16,7 @@ import pytest
 from checkout import Checkout
 from headpursuit.audit import main
 from headpursuit.files import plain, sha256
-from headpursuit.trace import row_names
+from headpursuit.finished import row_names
 
 pytestmark = pytest.mark.xdist_group("workflow")
 
