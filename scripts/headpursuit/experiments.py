@@ -8,7 +8,7 @@ it, so Snakemake sees plain files.
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from headpursuit.files import UserError
@@ -216,6 +216,27 @@ def owners(config: Config) -> dict[str, dict[str, str]]:
             for name in names:
                 found[name][stage] = (alike or names)[0]
     return found
+
+
+def stage_owners(config: Config) -> dict[str, list[str]]:
+    """Return whose files of each stage but scores a run makes: experiments, each once."""
+    named = owners(config)
+    found: dict[str, dict[str, None]] = {stage: {} for stage in STAGES}
+    for name in running(config):
+        own, graph = config["experiments"][name], stands_on(config, name)
+        last = ["activations", *(["rankings"] if own["concept"] else ["decomposition", "lens"])]
+        last += ["expected"] if "expected" in own["measures"] else []
+        last += ["scaled"] if writes_responses(own) else []
+        for stage in last:
+            for earlier in _with_earlier(graph, stage):
+                found[earlier][named[name][earlier]] = None
+    return {stage: list(names) for stage, names in found.items()}
+
+
+def _with_earlier(graph: Mapping[str, tuple[Any, list[str]]], stage: str) -> Iterator[str]:
+    yield stage
+    for earlier in graph[stage][1]:
+        yield from _with_earlier(graph, earlier)
 
 
 def kind_of(config: Config, names: Sequence[str]) -> str:

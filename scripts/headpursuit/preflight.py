@@ -14,18 +14,20 @@ from typing import Any
 
 import psutil
 
+from headpursuit.config import run_labellers, used_sources
 from headpursuit.download import bytes_to_come
 from headpursuit.estimate import file_bytes, models
+from headpursuit.experiments import Config
 from headpursuit.files import UserError, bare_url
-from headpursuit.labellers import LOOPBACK, used_labellers
+from headpursuit.labellers import LOOPBACK
 from headpursuit.labellers.prompt import load_prompt
-from headpursuit.sources import source_files, used_sources
+from headpursuit.sources import source_files
 
 LARGE = 1e9  # parameters; from here on a run without a GPU takes days
 GIB = 2**30
 
 
-def preflight(config: dict, resources: Path, results: Path) -> dict:
+def preflight(config: Config, resources: Path, results: Path) -> dict:
     """Check that a run can succeed here, and return what was found.
 
     Raises:
@@ -54,7 +56,7 @@ def preflight(config: dict, resources: Path, results: Path) -> dict:
 # Device and memory
 
 
-def check_device(config: dict, lacks: list[str], notes: list[str]) -> dict:
+def check_device(config: Config, lacks: list[str], notes: list[str]) -> dict:
     """Check that there is a device with enough memory for each of the run's models."""
     compute = config["compute"]
     if not compute["check_device"]:
@@ -70,19 +72,10 @@ def check_device(config: dict, lacks: list[str], notes: list[str]) -> dict:
     if gpu["kind"] == "none":
         gpu |= {"kind": "cpu", "free_bytes": psutil.virtual_memory().available}
         _check_cpu(config, lacks, notes)
-    found, free = models(config), gpu.get("free_bytes")
-    where = gpu.get("name", "this machine")
+    found = models(config)
     for name, model in found.items():
-        if free is not None and free < model["work_bytes"]:
-            lacks.append(_memory_message(config, name, where, model["work_bytes"], free))
-        memory = psutil.virtual_memory().available
-        if gpu["kind"] == "cuda" and memory < model["weight_bytes"]:
-            lacks.append(
-                f"{name} ({_keys(config, name)[0]}) takes {model['weight_bytes'] / GIB:.1f} GiB of "
-                "this machine's own memory while extract_weights reads it, and "
-                f"{memory / GIB:.1f} GiB are free. Free some, or take a larger machine."
-            )
-    needed = max(model["work_bytes"] for model in found.values())
+        _check_memory(config, name, model, gpu, lacks)
+    needed = max((model["work_bytes"] for model in found.values()), default=0)
     return {"checked": True, "needed_bytes": needed, **gpu}
 
 
@@ -120,37 +113,39 @@ def _ask_nvidia_smi() -> dict[str, Any]:
     return {"kind": "cuda", "name": name, "free_bytes": mebibytes and mebibytes * 2**20}
 
 
-def _check_cpu(config: dict, lacks: list[str], notes: list[str]) -> None:
+def _check_cpu(config: Config, lacks: list[str], notes: list[str]) -> None:
     compute = config["compute"]
-    for name in models(config):
-        model = config["models"][name]
-        if compute["device"] == "auto" and model["parameters"] > LARGE and not compute["allow_cpu"]:
+    for name, needs in models(config).items():
+        size, dtype = needs["parameters"], config["models"][name]["dtype"]
+        if compute["device"] == "auto" and size > LARGE and not compute["allow_cpu"]:
             lacks.append(
-                f"There is no GPU here, and {name} ({_keys(config, name)[0]}) has "
-                f"{model['parameters'] / 1e9:.1f} billion parameters. Run the demo: make demo; or "
-                "insist: set compute.allow_cpu: true in the config."
+                f"There is no GPU here, and {name} (experiments.{needs['experiment']}.model) has "
+                f"{size / 1e9:.1f} billion parameters. Run the demo: make demo; or insist: set "
+                "compute.allow_cpu: true in the config."
             )
-        if model["dtype"] != "float32":
-            notes.append(
-                f"{name}: {model['dtype']} is slow on most CPUs; float32 takes more memory"
-            )
+        if dtype != "float32":
+            notes.append(f"{name}: {dtype} is slow on most CPUs; float32 takes more memory")
 
 
-def _keys(config: dict, name: str) -> tuple[str, str]:
-    """Return the config key that names a model of the run, and the one that sets its batches."""
-    if name == config["text"]["model"]:
-        return "text.model", "generation.batch_tokens"
-    return "vision.model", "vision.batch_images"
-
-
-def _memory_message(config: dict, name: str, where: str, needed: int, free: int) -> str:
-    (key, batch), halve = _keys(config, name), f"models.{name}.dtype: bfloat16 (half of it), "
-    return (
-        f"{name} ({key}) needs about {needed / GIB:.1f} GiB of memory and {where} has "
-        f"{free / GIB:.1f} GiB free. Free some, take a larger machine, or set "
-        f"{halve if config['models'][name]['dtype'] == 'float32' else ''}"
-        f"a smaller {batch} or a smaller {key}."
-    )
+def _check_memory(
+    config: Config, name: str, needs: dict[str, Any], gpu: dict[str, Any], lacks: list[str]
+) -> None:
+    key, free = f"experiments.{needs['experiment']}.model", gpu.get("free_bytes")
+    if free is not None and free < needs["work_bytes"]:
+        whole = config["models"][name]["dtype"] == "float32"
+        halve = f"models.{name}.dtype: bfloat16 (half of it), " if whole else ""
+        lacks.append(
+            f"{name} ({key}) needs about {needs['work_bytes'] / GIB:.1f} GiB of memory and "
+            f"{gpu.get('name', 'this machine')} has {free / GIB:.1f} GiB free. Free some, take a "
+            f"larger machine, or set {halve}a smaller {needs['batch']} or a smaller {key}."
+        )
+    memory = psutil.virtual_memory().available
+    if gpu["kind"] == "cuda" and memory < needs["weight_bytes"]:
+        lacks.append(
+            f"{name} ({key}) takes {needs['weight_bytes'] / GIB:.1f} GiB of this machine's own "
+            f"memory while extract_weights reads it, and {memory / GIB:.1f} GiB are free. "
+            "Free some, or take a larger machine."
+        )
 
 
 # Disk
@@ -186,7 +181,7 @@ def _existing(folder: Path) -> Path:
 # Sources
 
 
-def check_sources(config: dict, resources: Path, lacks: list[str]) -> dict[str, dict]:
+def check_sources(config: Config, resources: Path, lacks: list[str]) -> dict[str, dict]:
     """Check that each source of the run is there or may be fetched; collect what isn't."""
     report = {}
     for name, spec in used_sources(config).items():
@@ -200,10 +195,7 @@ def check_sources(config: dict, resources: Path, lacks: list[str]) -> dict[str, 
 
 def _check_source(name: str, spec: dict, folder: Path) -> int | None:
     """Return how many bytes are to come; None if only the download itself can tell."""
-    if spec["kind"] == "local":  # whatever its record says: a changed file is recorded anew
-        path = Path(spec["path"]).expanduser()
-        if not path.exists():
-            raise UserError(f"sources.{name}.path: {path} does not exist. Correct that key.")
+    if spec["kind"] == "local":  # the config's check has seen it; a changed one is recorded anew
         return 0
     provenance = folder / "provenance.json"
     if provenance.exists():
@@ -215,9 +207,9 @@ def _check_source(name: str, spec: dict, folder: Path) -> int | None:
 # Labeller
 
 
-def check_labeller(config: dict, lacks: list[str], notes: list[str]) -> dict:
+def check_labeller(config: Config, lacks: list[str], notes: list[str]) -> dict:
     """Check that each labeller's prompt can be read, and its server asked."""
-    labeller, used = config["labeller"], used_labellers(config)
+    labeller, used = config["labeller"], run_labellers(config)
     if set(used) & {"ollama", "openai"}:
         try:
             load_prompt(labeller["prompt"])

