@@ -6,49 +6,49 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 import torch
-from headpursuit import generate as module
-from headpursuit.files import UserError
-from headpursuit.generate import (
-    SCHEMA,
-    GumbelMax,
-    Noise,
-    end_tokens,
-    generate,
-    generate_batch,
-    stream,
-)
-from headpursuit.models import Decoder, load_model, scaled_heads
+from headpursuit import responses as module
+from headpursuit.files import UserError, parquet_metadata, read_responses, write_parquet
+from headpursuit.models import load_model, scaled_heads
+from headpursuit.reading import end_tokens, respond
+from headpursuit.responses import SCHEMA, Prompts, write_responses
+from headpursuit.sampling import GumbelMax, Noise, stream
 from hypothesis import given
 from hypothesis import strategies as st
 
-GREEDY = {"max_new_tokens": 8, "samples": 1, "temperature": 0.0, "top_p": 1.0, "batch_tokens": 200}
+GREEDY = {"max_new_tokens": 8, "samples": 1, "temperature": 0.0, "top_p": 1.0}
 SAMPLED = GREEDY | {"temperature": 0.7, "top_p": 0.9, "samples": 2}
-FAMILIES = ["llama", "mistral", "qwen2", "gemma", "gemma2", "gpt2"]
+families = pytest.mark.parametrize(
+    "family", ["llama", "mistral", "qwen2", "gemma", "gemma2", "gpt2"]
+)
+both = pytest.mark.parametrize("generation", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
 BASELINE = {"baseline": []}
 CONDITIONS = BASELINE | {"a": [(1, 0), (2, 1)], "b": [(0, 1)], "c": [(2, 2)], "d": [(1, 3)]}
 TEXTS = ["apple", "river stone cloud", "the window of a garden\nis open", "x", "silver " * 9]
 
 
 @pytest.fixture
-def prompts(tokenizer) -> pa.Table:
-    names = [f"p{i}" for i in range(len(TEXTS))]
-    return pa.table({"prompt_id": names, "token_ids": tokenizer(TEXTS)["input_ids"]})
+def run(tokenizer, tmp_path: Path):
+    """Write responses of a model of a family, or of one at hand, and read them."""
 
+    def write(
+        decoder: Any,
+        generation: dict = GREEDY,
+        conditions: dict[str, list] = BASELINE,
+        file: str = "responses/x.parquet",
+        texts: list[str] = TEXTS,
+        **changed: Any,
+    ) -> pa.Table:
+        own = {"alpha": -1.0, "batch_tokens": 200, "seed": 0, "identity": {"model": "tiny"}}
+        own |= {"part": (1, 1), "tokenizer": tokenizer} | changed
+        reads, size = own.pop("tokenizer"), own["batch_tokens"]
+        ids = [f"p{i}" for i in range(len(texts))]
+        prompts = tmp_path / "prompts.parquet"
+        write_parquet(prompts, pa.table({"sample_id": ids, "token_ids": reads(texts)["input_ids"]}))
+        reader = Prompts(decoder, reads, prompts, generation, size)
+        write_responses(tmp_path / file, decoder, reader, conditions, **own, generation=generation)
+        return read_responses([tmp_path / file], SCHEMA.names).select(SCHEMA.names)
 
-def run(
-    decoder: Decoder,
-    tokenizer: Any,
-    prompts: pa.Table,
-    settings: dict,
-    journal: Path,
-    conditions: dict[str, list] = BASELINE,
-    alpha: float = -1.0,
-    **share: int,
-) -> pa.Table:
-    named = {"name": "tiny"}
-    return generate(
-        decoder, tokenizer, prompts, conditions, alpha, settings, 0, journal, named, **share
-    )
+    return write
 
 
 def of(table: pa.Table, condition: str) -> pa.Table:
@@ -56,13 +56,7 @@ def of(table: pa.Table, condition: str) -> pa.Table:
 
 
 @torch.inference_mode()
-def one_by_one(
-    decoder: Decoder,
-    ids: list[int],
-    numbers: np.random.Generator,
-    settings: dict,
-    stops: set[int],
-) -> tuple[list[int], str]:
+def one_by_one(decoder, ids: list[int], numbers, settings: dict, stops: set[int]):
     """Generate without batch, padding, cache or library: a full pass for each token."""
     new: list[int] = []
     for _ in range(settings["max_new_tokens"]):
@@ -82,128 +76,96 @@ def one_by_one(
     return new, "length"
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("settings", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
-def test_a_batch_gives_what_each_prompt_gives_alone(
-    model, tokenizer, prompts, tmp_path: Path, family: str, settings: dict
-):
+@families
+@both
+def test_a_batch_gives_what_each_prompt_gives_alone(model, tokenizer, run, family, generation):
     decoder = model(family)
-    table = run(decoder, tokenizer, prompts, settings, tmp_path / "j")
-    assert table.schema == SCHEMA
+    table = run(decoder, generation)
+    assert table.schema.remove_metadata() == SCHEMA
     stops = set(end_tokens(decoder, tokenizer))
     expected = []
-    for name, ids in zip(
-        *(prompts[c].to_pylist() for c in ("prompt_id", "token_ids")), strict=True
-    ):
-        for sample in range(settings["samples"]):
-            new, stop = one_by_one(decoder, ids, stream(0, name, sample), settings, stops)
+    for number, ids in enumerate(tokenizer(TEXTS)["input_ids"]):
+        for repeat in range(generation["samples"]):
+            numbers = stream(0, f"p{number}", repeat)
+            new, stop = one_by_one(decoder, ids, numbers, generation, stops)
             response = tokenizer.decode(new, skip_special_tokens=True)
-            expected.append(("baseline", name, sample, response, len(new), stop, new))
+            expected.append(("baseline", f"p{number}", repeat, response, len(new), stop, new))
     assert [tuple(row.values()) for row in table.to_pylist()] == expected
 
 
-@pytest.mark.parametrize("settings", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
-def test_the_size_of_batches_does_not_matter(
-    model, tokenizer, prompts, tmp_path: Path, settings: dict
-):
-    tables = [
-        run(model("llama"), tokenizer, prompts, settings | {"batch_tokens": size}, tmp_path / "j")
-        for size in (1, 40, 10_000)
-    ]
-    assert tables[0] == tables[1] == tables[2]
+@both
+def test_batches_and_kept_noise_do_not_matter(model, run, generation, monkeypatch):
+    whole = run(model("llama"), generation, CONDITIONS, "a")
+    for size in (1, 40, 10_000):
+        assert run(model("llama"), generation, CONDITIONS, f"{size}", batch_tokens=size) == whole
+    for kept in (0, 3 * 5 * 512):
+        monkeypatch.setattr(module, "KEPT", kept)
+        assert run(model("llama"), generation, CONDITIONS, f"kept{kept}") == whole
 
 
 @pytest.mark.parametrize("parts", [2, 3, 20])
-def test_parts_make_up_the_whole(model, tokenizer, prompts, tmp_path: Path, parts: int):
-    whole = run(model("llama"), tokenizer, prompts, SMALL, tmp_path / "whole")
-    tables = [
-        run(model("llama"), tokenizer, prompts, SMALL, tmp_path / f"{part}", part=part, parts=parts)
-        for part in range(1, parts + 1)
-    ]
-    assert all(table.schema == SCHEMA for table in tables)
-    order = [("prompt_id", "ascending"), ("sample", "ascending")]
-    assert pa.concat_tables(tables).sort_by(order) == whole
+def test_parts_make_up_the_whole(model, run, tmp_path: Path, parts: int):
+    whole = run(model("llama"), SAMPLED, file="whole", batch_tokens=40)
+    for part in range(1, parts + 1):
+        run(model("llama"), SAMPLED, file=f"{part}", batch_tokens=40, part=(part, parts))
+    paths = [tmp_path / f"{part}" for part in range(1, parts + 1)]
+    assert read_responses(paths, SCHEMA.names).select(SCHEMA.names) == whole
 
 
-def test_samples_and_prompts_have_numbers_of_their_own(model, tokenizer, tmp_path: Path):
-    ids = tokenizer(["river"] * 2)["input_ids"]
-    prompts = pa.table({"prompt_id": ["a", "b"], "token_ids": ids})
+def test_repeats_and_prompts_have_numbers_of_their_own(model, run):
     settings = SAMPLED | {"temperature": 2.0, "top_p": 1.0}
-    table = run(model("llama"), tokenizer, prompts, settings, tmp_path / "j")
+    table = run(model("llama"), settings, texts=["river"] * 2)
     assert len({tuple(own) for own in table["token_ids"].to_pylist()}) == 4
     assert len({stream(seed, "a", 0).random() for seed in (0, 1)}) == 2
 
 
-def test_a_shorter_limit_cuts_and_changes_nothing(model, tokenizer, prompts, tmp_path: Path):
-    long = run(model("llama"), tokenizer, prompts, SAMPLED, tmp_path / "a")
-    short = run(model("llama"), tokenizer, prompts, SAMPLED | {"max_new_tokens": 3}, tmp_path / "b")
-    for whole, cut in zip(
-        long["token_ids"].to_pylist(), short["token_ids"].to_pylist(), strict=True
-    ):
-        assert cut == whole[:3]
+def test_a_shorter_limit_cuts_and_changes_nothing(model, run):
+    long, short = (
+        run(model("llama"), SAMPLED | {"max_new_tokens": n})["token_ids"].to_pylist()
+        for n in (8, 3)
+    )
+    assert short == [whole[:3] for whole in long]
 
 
-def test_an_intervention_is_compared_on_the_same_numbers(model, tokenizer, prompts, tmp_path: Path):
+@pytest.mark.parametrize("alpha", [1.0, -1.0])
+def test_an_intervention_is_compared_on_the_same_numbers(model, run, alpha: float):
     """Scaling by 1 changes nothing, so neither do the sampled responses."""
-    conditions = BASELINE | {"scaled": [(0, 0), (1, 1)]}
-    for alpha in (1.0, -1.0):
-        table = run(model("llama"), tokenizer, prompts, SAMPLED, tmp_path / "a", conditions, alpha)
-        assert (of(table, "scaled") == of(table, "baseline")) == (alpha == 1)
+    table = run(model("llama"), SAMPLED, BASELINE | {"scaled": [(0, 0), (1, 1)]}, alpha=alpha)
+    assert (of(table, "scaled") == of(table, "baseline")) == (alpha == 1)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("settings", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
-def test_conditions_together_give_what_each_gives_alone(
-    model, tokenizer, prompts, tmp_path: Path, family: str, settings: dict
-):
-    """And greedily, what the library gives with edited weights and its own reading of prompts."""
+@families
+@both
+def test_conditions_together_give_what_each_gives_alone(model, tokenizer, run, family, generation):
+    """And greedily, what the library gives with scaled heads and its own reading of prompts."""
     decoder = model(family)
-    table = run(decoder, tokenizer, prompts, settings, tmp_path / "together", CONDITIONS)
-    assert table["condition"].unique().to_pylist() == list(CONDITIONS)
-    responses = {condition: of(table, condition) for condition in CONDITIONS}
-    assert len({str(own["token_ids"]) for own in responses.values()}) > 1
-    for condition, heads in CONDITIONS.items():
-        alone = run(decoder, tokenizer, prompts, settings, tmp_path / condition, {condition: heads})
-        assert responses[condition] == of(alone, condition)
-        if settings is GREEDY:
-            with scaled_heads(decoder, heads, -1.0):
-                whole = [
-                    decoder.model.generate(
-                        input_ids=torch.tensor([ids]), do_sample=False, max_new_tokens=8
-                    )[0, len(ids) :].tolist()
-                    for ids in prompts["token_ids"].to_pylist()
-                ]
-            found = alone["token_ids"].to_pylist()
-            assert [own[: len(new)] for own, new in zip(whole, found, strict=True)] == found
+    table = run(decoder, generation, CONDITIONS)
+    assert len({str(of(table, name)["token_ids"]) for name in CONDITIONS}) > 1
+    for name, heads in CONDITIONS.items():
+        alone = run(decoder, generation, {name: heads}, name)
+        assert of(table, name) == of(alone, name)
+        found = alone["token_ids"].to_pylist()
+        for ids, new in zip(tokenizer(TEXTS)["input_ids"], found, strict=generation is GREEDY):
+            if generation is GREEDY:
+                with scaled_heads(decoder, heads, -1.0):
+                    given = {"input_ids": torch.tensor([ids]), "do_sample": False}
+                    whole = decoder.model.generate(**given, max_new_tokens=8)[0, len(ids) :]
+                assert whole.tolist()[: len(new)] == new
 
 
 @pytest.mark.parametrize("head", [(99, 0), (-1, 0), (0, 99)])
-def test_a_head_that_does_not_exist_is_named(model, tokenizer, prompts, tmp_path: Path, head):
+def test_a_head_that_does_not_exist_is_named(model, run, head):
     with pytest.raises(UserError, match=rf"L{head[0]}\.H{head[1]} does not exist"):
-        run(model("llama"), tokenizer, prompts, GREEDY, tmp_path / "j", {"mine": [head]})
-
-
-@pytest.mark.parametrize("kept", [0, 3 * 5 * 512])
-def test_responses_do_not_depend_on_how_much_noise_is_kept(
-    model, tokenizer, prompts, tmp_path: Path, monkeypatch, kept: int
-):
-    whole = run(model("llama"), tokenizer, prompts, SAMPLED, tmp_path / "whole", CONDITIONS)
-    monkeypatch.setattr(module, "_KEPT", kept)
-    table = run(model("llama"), tokenizer, prompts, SAMPLED, tmp_path / "kept", CONDITIONS)
-    assert table == whole
+        run(model("llama"), GREEDY, {"mine": [head]})
 
 
 # Where a response ends
 
 
 @pytest.mark.parametrize("place", ["config", "generation_config", "tokenizer"])
-def test_a_response_stops_at_every_declared_end(
-    model_path, tokenizer, prompts, tmp_path: Path, place: str
-):
-    decoder = load_model(model_path("llama"), "float32", "cpu")
-    whole = run(decoder, tokenizer, prompts, GREEDY, tmp_path / "a")["token_ids"].to_pylist()
+def test_a_response_stops_at_every_declared_end(model, model_path, tokenizer, run, place: str):
+    whole = run(model("llama"))["token_ids"].to_pylist()
     end = whole[0][4]
-
     decoder = load_model(model_path("llama"), "float32", "cpu")
     own = type(tokenizer).from_pretrained(model_path("llama"), padding_side="left")
     own.pad_token_id = own.eos_token_id
@@ -211,32 +173,21 @@ def test_a_response_stops_at_every_declared_end(
         own.eos_token = own.convert_ids_to_tokens(end)
     else:
         getattr(decoder.model, place).eos_token_id = [end, tokenizer.eos_token_id]
-    table = run(decoder, own, prompts, GREEDY, tmp_path / "b")
-    for ids, stop, n, expected in zip(
-        *(table[c].to_pylist() for c in ("token_ids", "stop_reason", "n_tokens")),
-        whole,
-        strict=True,
-    ):
+    table = run(decoder, file="other", tokenizer=own)
+    for row, expected in zip(table.to_pylist(), whole, strict=True):
         stops = [i for i, token in enumerate(expected) if token in (end, tokenizer.eos_token_id)]
-        assert ids == expected[: stops[0] if stops else None]
-        assert stop == ("eos" if stops else "length")
-        assert n == len(ids)
+        assert row["token_ids"] == expected[: stops[0] if stops else None]
+        assert row["stop_reason"] == ("eos" if stops else "length")
+        assert row["n_tokens"] == len(row["token_ids"])
     assert "eos" in table["stop_reason"].to_pylist()
 
 
-def test_a_model_s_generation_defaults_do_not_slip_in(model_path, tokenizer, prompts, tmp_path):
-    plain = run(
-        load_model(model_path("llama"), "float32", "cpu"),
-        tokenizer,
-        prompts,
-        GREEDY,
-        tmp_path / "a",
-    )
+def test_a_model_s_generation_defaults_do_not_slip_in(model, model_path, run):
     decoder = load_model(model_path("llama"), "float32", "cpu")
     decoder.model.generation_config.update(
         do_sample=True, temperature=5.0, repetition_penalty=9.0, num_beams=3, max_length=3, top_k=1
     )
-    assert run(decoder, tokenizer, prompts, GREEDY, tmp_path / "b") == plain
+    assert run(decoder, file="other") == run(model("llama"))
 
 
 # Sampling
@@ -263,8 +214,7 @@ def test_samples_follow_the_distribution():
 
 
 def test_top_p_cuts_the_tail():
-    scores = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()
-    counts = frequencies(scores, 20_000, top_p=0.75)
+    counts = frequencies(torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log(), 20_000, top_p=0.75)
     assert counts[2:].sum() == 0
     assert abs(counts[0] / 20_000 - 0.625) < 0.015
 
@@ -298,84 +248,103 @@ def test_a_small_change_of_the_probabilities_changes_few_samples():
 
 @pytest.mark.parametrize("kept", [0, 1, 2, 9])
 def test_every_reader_has_the_same_noise_however_much_is_kept(kept: int):
-    def steps(reader) -> list[list]:
-        return [next(reader).tolist() for _ in range(4)]
-
     def streams() -> list[np.random.Generator]:
         return [stream(0, name, 0) for name in "ab"]
 
     expected = [-np.log(own.standard_exponential((4, 5), np.float32)) for own in streams()]
     noise = Noise(streams(), 5, keep=kept * 2 * 5 + 9)
-    first = noise.steps()
-    next(first)  # a reader that stops early
-    assert [len(noise.kept), noise.kept[:1] != []] == [min(kept, 1), kept > 0]
-    found = [steps(noise.steps()) for _ in range(3)]
+    next(noise.steps())  # a reader that stops early
+    assert len(noise.kept) == min(kept, 1)
+    readers = [noise.steps() for _ in range(3)]
+    found = [[next(reader).tolist() for _ in range(4)] for reader in readers]
     assert len(noise.kept) == min(kept, 4)
     assert found[0] == found[1] == found[2]
     np.testing.assert_allclose(found[0], np.stack(expected, axis=1), rtol=1e-5)
 
 
-# The journal
+# The journal, and what a file holds already
 
 
 class Killed(BaseException):
     """Stands for a kill: nothing of the library catches it."""
 
 
-def kill_after(monkeypatch, batches: int) -> list[int]:
-    """Let that many batches through, and return a list that grows by one with each."""
-    done: list[int] = []
+@pytest.fixture
+def kill_after(monkeypatch):
+    """Let that many batches through, and give a list of the conditions of each."""
 
-    def counting(*args):
-        if len(done) == batches:
-            raise Killed
-        done.append(1)
-        return generate_batch(*args)
+    def let(batches: int) -> list[list[str]]:
+        done: list[list[str]] = []
 
-    monkeypatch.setattr(module, "generate_batch", counting)
-    return done
+        def counting(decoder, encoded, conditions, *rest):
+            if len(done) == batches:
+                raise Killed
+            done.append(list(conditions))
+            return respond(decoder, encoded, conditions, *rest)
+
+        monkeypatch.setattr(module, "respond", counting)
+        return done
+
+    return let
 
 
-SMALL = SAMPLED | {"batch_tokens": 40}  # several batches
-
-
-def test_a_killed_job_goes_on_and_ends_the_same(
-    model, tokenizer, prompts, tmp_path: Path, monkeypatch
-):
-    whole = run(model("llama"), tokenizer, prompts, SMALL, tmp_path / "whole")
-    total = len((tmp_path / "whole").read_text().splitlines()) - 1
+def test_a_killed_job_goes_on_and_ends_the_same(model, run, tmp_path: Path, kill_after):
+    """Also where its journal is torn; with other settings it starts anew."""
+    small = {"batch_tokens": 40}
+    every = kill_after(99)
+    whole = run(model("llama"), SAMPLED, file="whole", **small)
+    total = len(every)
     assert total > 3
-    kill_after(monkeypatch, 2)
-    with pytest.raises(Killed):
-        run(model("llama"), tokenizer, prompts, SMALL, tmp_path / "j")
-    rest = kill_after(monkeypatch, 99)
-    assert run(model("llama"), tokenizer, prompts, SMALL, tmp_path / "j") == whole
-    assert len(rest) == total - 2
-    again = kill_after(monkeypatch, 0)
-    assert run(model("llama"), tokenizer, prompts, SMALL, tmp_path / "j") == whole
-    assert not again
-
-
-def test_a_torn_journal_is_mended(model, tokenizer, prompts, tmp_path: Path, monkeypatch):
-    journal = tmp_path / "j"
-    whole = run(model("llama"), tokenizer, prompts, SMALL, journal)
-    content = journal.read_bytes()
-    lines = content.splitlines(True)
-    for size in (0, 5, len(lines[0]), len(lines[0] + lines[1]) + 7, len(content) - 1):
-        journal.write_bytes(content[:size])
-        done = kill_after(monkeypatch, 99)
-        assert run(model("llama"), tokenizer, prompts, SMALL, journal) == whole
-        kept = max(content[:size].count(b"\n") - 1, 0)
-        assert len(done) == len(lines) - 1 - kept
-        assert sorted(journal.read_bytes().splitlines()) == sorted(content.splitlines())
+    others = [{"temperature": 0.8}, {"max_new_tokens": 9}, {"samples": 1}, {"batch_tokens": 60}]
+    for changed in ({}, *others):
+        size = {"batch_tokens": changed.get("batch_tokens", 40)}
+        generation = SAMPLED | {k: v for k, v in changed.items() if k in SAMPLED}
+        every = kill_after(99)
+        undisturbed = run(model("llama"), generation, file="undisturbed", **size)
+        (tmp_path / "undisturbed").unlink()
+        n = len(every)
+        for torn in (None, 0, 5, -1) if not changed else (None,):
+            kill_after(2)
+            with pytest.raises(Killed):
+                run(model("llama"), SAMPLED, file="killed", **small)
+            assert not (tmp_path / "killed").exists()
+            journal = tmp_path / ".killed.journal"
+            journal.write_bytes(journal.read_bytes()[:torn])
+            kept = 0 if changed else max(journal.read_bytes().count(b"\n") - 1, 0)
+            rest = kill_after(99)
+            assert run(model("llama"), generation, file="killed", **size) == undisturbed
+            assert len(rest) == n - kept
+            assert not list(tmp_path.glob(".*"))
+            (tmp_path / "killed").unlink()
+    assert undisturbed != whole or size != small
 
 
 @pytest.mark.parametrize(
-    "changed", [{"temperature": 0.8}, {"max_new_tokens": 9}, {"samples": 1}, {"batch_tokens": 60}]
+    ("changed", "computed"),
+    [
+        ({}, ["c", "d"]),
+        ({"heads": {"a": [(1, 1)]}}, ["a", "c", "d"]),
+        ({"identity": {"model": "other"}}, list(CONDITIONS)),
+        ({"seed": 1}, list(CONDITIONS)),
+        ({"alpha": 0.0}, list(CONDITIONS)),
+        ({"damaged": b"PAR1"}, list(CONDITIONS)),
+    ],
+    ids=lambda own: "".join(own),
 )
-def test_another_setting_starts_anew(model, tokenizer, prompts, tmp_path, monkeypatch, changed):
-    run(model("llama"), tokenizer, prompts, SMALL, tmp_path / "j")
-    done = kill_after(monkeypatch, 99)
-    mixed = run(model("llama"), tokenizer, prompts, SMALL | changed, tmp_path / "j")
-    assert len(done) == len((tmp_path / "j").read_text().splitlines()) - 1
-    assert mixed == run(model("llama"), tokenizer, prompts, SMALL | changed, tmp_path / "new")
+def test_conditions_that_a_file_holds_are_kept(model, run, tmp_path, kill_after, changed, computed):
+    """Those of the same heads and identity; and one that is no longer asked for goes."""
+    before = {name: CONDITIONS[name] for name in ("b", "a", "baseline")} | {"old": [(0, 3)]}
+    run(model("llama"), SAMPLED, before)
+    path = tmp_path / "responses/x.parquet"
+    path.write_bytes(changed.get("damaged", path.read_bytes()))
+    asked = CONDITIONS | changed.get("heads", {})
+    settings = {k: v for k, v in changed.items() if k not in ("heads", "damaged")}
+    done = kill_after(99)
+    table = run(model("llama"), SAMPLED, asked, **settings)
+    assert done and all(own == computed for own in done)
+    assert table == run(model("llama"), SAMPLED, asked, "anew", **settings)
+    assert parquet_metadata(path) == parquet_metadata(tmp_path / "anew")
+    assert path.read_bytes() == (tmp_path / "anew").read_bytes()
+    done.clear()
+    assert run(model("llama"), SAMPLED, asked, **settings) == table
+    assert not done
