@@ -94,7 +94,7 @@ test-report: .venv-report/complete
 
 # Of the demo, what the benchmarks read: the model and the activations of table 1's prompts.
 bench: .venv-bench/complete
-	$(SNAKEMAKE) --configfile configs/demo.yaml -- results/demo/activations/rtp-prompts/layer-00.parquet
+	$(SNAKEMAKE) --configfile configs/demo.yaml -- results/demo/activations/rtp-prompts.parquet
 	for part in pursuit model label_slots report; do .venv-bench/bin/python benchmarks/$$part.py || exit 1; done
 
 .venv-bench/complete: .venv/complete benchmarks/requirements.txt

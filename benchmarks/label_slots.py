@@ -28,7 +28,7 @@ def main(n: int, latency: float, slots: int) -> None:
     """Measure how many times the ideal labelling takes, and write it."""
     settings = yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8"))["labeller"]
     texts = [f"Response {i} is fine." for i in range(n)]
-    columns = {"prompt_id": [str(i) for i in range(n)], "sample": [0] * n, "response": texts}
+    columns = {"sample_id": [str(i) for i in range(n)], "repeat": [0] * n, "response": texts}
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         host = f"127.0.0.1:{probe.getsockname()[1]}"
@@ -44,7 +44,7 @@ def main(n: int, latency: float, slots: int) -> None:
     finally:
         server.terminate()
         server.wait()
-    if labels["prompt_id"].to_pylist() != columns["prompt_id"]:
+    if labels["sample_id"].to_pylist() != columns["sample_id"]:
         raise SystemExit("Not every response was labelled.")
     ideal = n * latency / slots
     row = measure.row(

@@ -13,7 +13,6 @@ import tempfile
 import time
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import measure
 import numpy as np
@@ -21,20 +20,19 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-import yaml
-from headpursuit import generate
+from headpursuit import reading
 from headpursuit.activations import pooled_inputs, read_layer, write_cache
 from headpursuit.batches import pad, plan_batches
 from headpursuit.files import read_parquet
-from headpursuit.generate import GumbelMax, Noise, generate_batch
 from headpursuit.models import fast_products, load_model, load_tokenizer
 from headpursuit.reading import until_stop
-from headpursuit.responses import write_responses
+from headpursuit.responses import Prompts, write_responses
+from headpursuit.sampling import GumbelMax, Noise
 from torch import Tensor
 from transformers import LogitsProcessor
 
 MODEL = measure.ROOT / "resources/models/smollm2"
-PROMPTS = measure.ROOT / "results/demo/prompts/rtp-prompts.parquet"
+PROMPTS = measure.ROOT / "results/demo/samples/rtp-prompts.parquet"
 CACHED, BATCH_TOKENS = 128, 4096  # prompts, and what a batch of them holds, in the cache
 GENERATED, STEPS = 64, 24  # prompts in one batch, new tokens
 HEADS = [(layer, layer % 9) for layer in range(12, 28, 2)]  # which ones does not matter here
@@ -46,7 +44,7 @@ SETTINGS = {"max_new_tokens": STEPS, "temperature": 0.0, "top_p": 1.0, "samples"
 
 def prompts(count: int) -> list[list[int]]:
     """Return the token ids of the first prompts."""
-    return read_parquet(PROMPTS, ["prompt_id", "token_ids"])["token_ids"].to_pylist()[:count]
+    return read_parquet(PROMPTS, ["sample_id", "token_ids"])["token_ids"].to_pylist()[:count]
 
 
 def ours():
@@ -86,21 +84,20 @@ def forward(decoder, tokenizer) -> None:
             decoder.model.base_model(input_ids=ids, attention_mask=mask, use_cache=False)
 
 
-def cache(decoder, tokenizer, folder: Path) -> list[Path]:
-    """Write the activation cache as cache_activations does; return its files."""
+def cache(decoder, tokenizer, folder: Path) -> Path:
+    """Write the activation cache as cache_activations does; return its file."""
     rows = prompts(CACHED)
     where = [slice(0, len(row)) for row in rows]
     pooled = pooled_inputs(decoder, rows, where, tokenizer.pad_token_id, BATCH_TOKENS)
-    paths = [folder / f"layer-{layer:02d}.parquet" for layer in range(decoder.shape[0])]
-    write_cache(
-        paths, pooled, [str(i) for i in range(CACHED)], "float32", {"heads": str(decoder.n_heads)}
-    )
-    return paths
+    path = folder / "activations.parquet"
+    names = [str(i) for i in range(CACHED)]
+    write_cache(path, pooled, names, "float32", {"heads": decoder.n_heads})
+    return path
 
 
-def in_order(path: Path) -> torch.Tensor:
+def in_order(path: Path, layer: int) -> torch.Tensor:
     """Return a layer's z (prompts x heads x head_dim) in the order of the prompts."""
-    names, z, _ = read_layer(path)
+    names, z = read_layer(path, layer)
     return torch.from_numpy(z[np.argsort([int(name) for name in names])])
 
 
@@ -153,7 +150,7 @@ def cache_alone(what: str) -> dict[str, int]:
         if what == "forward":
             forward(decoder, tokenizer)
         elif what == "ours":
-            stored = sum(path.stat().st_size for path in cache(decoder, tokenizer, Path(folder)))
+            stored = cache(decoder, tokenizer, Path(folder)).stat().st_size
         elif what == "nnsight":
             cache_by_nnsight(model, tokenizer, decoder.shape[0])
         else:
@@ -169,7 +166,8 @@ def caching() -> list[dict]:
     bridge, tracer = lens(), traced(decoder, tokenizer)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        stored = [in_order(path) for path in cache(decoder, tokenizer, folder)]
+        path = cache(decoder, tokenizer, folder)
+        stored = [in_order(path, layer) for layer in range(layers)]
         for own, theirs in zip(stored, cache_by_nnsight(tracer, tokenizer, layers), strict=True):
             torch.testing.assert_close(own.flatten(1), theirs, rtol=1e-4, atol=1e-4)
         for own, mask, kept in cache_by_lens(bridge, tokenizer):
@@ -225,10 +223,21 @@ def draws(count: int) -> dict[str, list[tuple[int, int]]]:
 
 def respond(decoder, tokenizer, conditions, temperature: float, products=None) -> list[list[int]]:
     """Generate by the workflow's code; return the first condition's new tokens of each prompt."""
-    settings = SETTINGS | {"temperature": temperature}
     rows = prompts(GENERATED)
     with fast_products(decoder, products):
-        found = generate_batch(decoder, tokenizer, rows, streams(), conditions, -1.0, settings)
+        ids, mask = pad(rows, tokenizer.pad_token_id, left=True, device="cpu")
+        positions = (mask.cumsum(1) - 1).clamp_min(0)
+        noise = Noise(streams(), len(tokenizer))
+        found = reading.respond(
+            decoder,
+            {"input_ids": ids, "attention_mask": mask, "position_ids": positions},
+            conditions,
+            -1.0,
+            STEPS,
+            reading.end_tokens(decoder, tokenizer),
+            BATCH_TOKENS,
+            GumbelMax(noise, temperature, 1.0) if temperature else reading.greedy,
+        )
     return [tokens for tokens, _ in next(iter(found.values()))]
 
 
@@ -297,7 +306,7 @@ def generating() -> list[dict]:
     """Compare generation under an intervention with plain generation, nnsight, TransformerLens."""
     decoder, tokenizer = ours()
     bridge, tracer = lens(), traced(decoder, tokenizer)
-    stops = generate.end_tokens(decoder, tokenizer)
+    stops = reading.end_tokens(decoder, tokenizer)
     rows: list[dict] = []
     with fast_products(decoder, "bfloat16") as fast:
         pass  # it is only asked what it gives
@@ -358,44 +367,33 @@ def generating() -> list[dict]:
 
 
 def conditions_alone() -> dict[str, float]:
-    """Run a job of all conditions as generate_intervened does, then each condition's generation.
+    """Run a job of all conditions as `intervene` does, then each condition's generation.
 
     Returns:
         ``total``, the job's seconds from the start of its process, and ``pure``, the sum of those
         of each condition's generation without the others.
     """
-    torch.set_num_threads(measure.THREADS)
-    model = yaml.safe_load((measure.ROOT / "configs/demo.yaml").read_text())["models"]["smollm2"]
+    decoder, tokenizer = ours()
     conditions = {"baseline": [], **draws(CONDITIONS - 1)}
+    settings = SETTINGS | {"max_new_tokens": 20, "temperature": 1.0}
     with tempfile.TemporaryDirectory() as folder:
-        few = Path(folder) / "prompts.parquet"
-        pq.write_table(read_parquet(PROMPTS, ["prompt_id", "token_ids"])[:RESPONDED], few)
-        settings = SETTINGS | {"max_new_tokens": 20, "temperature": 1.0, "batch_tokens": 4096}
-        settings["products"] = None
-        job = SimpleNamespace(
-            params=SimpleNamespace(
-                model=model, device="cpu", generation=settings, seed=0, parts=1, code=""
-            ),
-            input=SimpleNamespace(prompts=few, model=MODEL / "provenance.json"),
-            output=[str(Path(folder) / "responses.parquet")],
-            wildcards=SimpleNamespace(part=1),
-        )
-        write_responses(job, conditions, -1.0)
+        few = Path(folder) / "samples.parquet"
+        pq.write_table(read_parquet(PROMPTS, ["sample_id", "token_ids"])[:RESPONDED], few)
+        reader = Prompts(decoder, tokenizer, few, settings, BATCH_TOKENS)
+
+        def write(name: str, some: dict) -> pa.Table:
+            path = Path(folder) / f"{name}.parquet"
+            write_responses(path, decoder, reader, some, -1.0, settings, BATCH_TOKENS, 0, {})
+            return read_parquet(path, ["condition", "sample_id", "token_ids"])
+
+        together = write("together", conditions)
         total = time.time() - psutil.Process(os.getpid()).create_time()
-        together = read_parquet(job.output[0], ["condition", "prompt_id", "token_ids"])
-        decoder, tokenizer = ours()
-        own, pure = read_parquet(few, ["prompt_id", "token_ids"]), 0.0
-        apart = []
+        apart, pure = [], 0.0
         for condition, heads in conditions.items():
             started = time.perf_counter()
-            apart.append(
-                generate.generate(
-                    decoder, tokenizer, own, {condition: heads}, -1.0, settings, 0,
-                    Path(folder) / condition, {},
-                )
-            )  # fmt: skip
+            apart.append(write(condition, {condition: heads}))
             pure += time.perf_counter() - started
-    if pa.concat_tables(apart).select(together.column_names) != together:
+    if pa.concat_tables(apart).to_pylist() != together.to_pylist():
         raise SystemExit("A job of all conditions gives other responses than each alone.")
     return {"total": total, "pure": pure}
 

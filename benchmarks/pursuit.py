@@ -26,7 +26,7 @@ SMOKE = SHAPES | {
     "word_atoms": 8, "growth": [50, 300], "rounds": 1,
 }  # fmt: skip
 KINDS = ("gaussian", "decaying")
-CACHE = measure.ROOT / "results/demo/activations/rtp-prompts"
+CACHE = measure.ROOT / "results/demo/activations/rtp-prompts.parquet"
 WEIGHTS = measure.ROOT / "resources/models/smollm2/model.safetensors"
 CLOSE = 1e-5  # explained variances that differ by no more are the same
 
@@ -147,7 +147,7 @@ def demo_layer(layer: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return z, output projections and the unembedding of the demo's model and its real cache."""
     from safetensors import safe_open
 
-    z = torch.from_numpy(read_layer(CACHE / f"layer-{layer:02d}.parquet")[1])
+    z = torch.from_numpy(read_layer(CACHE, layer)[1])
     with safe_open(WEIGHTS, "pt") as tensors:
         dictionary = tensors.get_tensor("model.embed_tokens.weight").float()
         w_o = tensors.get_tensor(f"model.layers.{layer}.self_attn.o_proj.weight").float()

@@ -142,11 +142,16 @@ def concept_words(wildcards):
     return concept_of(config, EXPERIMENTS[wildcards.experiment])
 
 
-def model_mb(wildcards, attempt):
+def loaded_mb(name):
     """Memory for a model's weights, a batch and some room."""
-    model = model_of(wildcards)
+    model = config["models"][name]
     bytes_each = 4 if model["dtype"] == "float32" else 2
-    return attempt * (3000 + int(model["parameters"] * bytes_each * 1.5 / 1e6))
+    return 3000 + int(model["parameters"] * bytes_each * 1.5 / 1e6)
+
+
+def model_mb(wildcards, attempt):
+    """The same for an experiment's model, more with each attempt."""
+    return attempt * loaded_mb(EXPERIMENTS[wildcards.experiment]["model"])
 
 
 def source_record(name):

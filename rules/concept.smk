@@ -80,7 +80,7 @@ rule summarise_labels:
         html=report(
             "<results>/labels/{experiment}.summary.html",
             caption="../report/labels.rst",
-            category="Labels",
+            category="3 Labels",
             labels={"result": "labelling of {experiment}"},
         ),
     log:

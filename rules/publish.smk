@@ -7,15 +7,18 @@ HEADS = tables_of(config, "heads")
 SHARED = {
     table: names
     for table, names in (RATIOS | tables_of(config, "overlaps")).items()
-    if len({heads_of(config, name) for name in names}) > 1
+    if len({OWNERS[name]["rankings"] for name in names}) > 1
 }
 PUBLISHED = workflow.source_path("../data/published.csv")
-# The report's pages: file, caption, category and what they show.
+# The report's pages: file, caption, category and what they show. Categories go by their names.
 PAGES = [
-    ("published", "published", "Published against reproduced", "overview"),
-    *((table, "table", table, "table") for table in [*RATIOS, *HEADS, *tables_of(config, "overlaps")]),
-    ("choices", "choices", "Choices", "choices in force"),
-    ("run", "run", "Time, memory, software", "time, memory, software, sources"),
+    ("published", "published", "1 Published against reproduced", "overview"),
+    *(
+        (table, "table", f"2 {table}", "table")
+        for table in dict.fromkeys([*RATIOS, *HEADS, *SHARED])
+    ),
+    ("choices", "choices", "4 Choices", "choices in force"),
+    ("run", "run", "5 Time, memory, software", "time, memory, software, sources"),
 ]
 
 
@@ -65,7 +68,7 @@ rule publish_ratios:
             report(
                 "<results>/figures/{ratios}.png",
                 caption="../report/ratios.rst",
-                category="{ratios}",
+                category="2 {ratios}",
                 labels={"result": "figure"},
             ),
         ],
@@ -79,9 +82,7 @@ rule publish_ratios:
         mem_mb=by_attempt(2000),
         runtime=by_attempt(30),
     params:
-        experiments=lambda wildcards: {
-            name: ratio_facts(name) for name in RATIOS[wildcards.ratios]
-        },
+        experiments=lambda wildcards: {name: ratio_facts(name) for name in RATIOS[wildcards.ratios]},
         score=config["score"],
         publish={key: config["publish"][key] for key in ("spread", "published_heads", "colours")},
         seed=config["seed"],
@@ -107,7 +108,7 @@ rule publish_heads:
             report(
                 "<results>/figures/{heads_table}.heads.png",
                 caption="../report/heads.rst",
-                category="{heads_table}",
+                category="2 {heads_table}",
                 labels={"result": "figure: what the heads' atoms explain"},
             ),
         ],
@@ -116,7 +117,7 @@ rule publish_heads:
             report(
                 "<results>/figures/{heads_table}.atoms.png",
                 caption="../report/atoms.rst",
-                category="{heads_table}",
+                category="2 {heads_table}",
                 labels={"result": "figure: variance explained by atoms"},
             ),
         ],
@@ -152,7 +153,7 @@ rule publish_overlap:
             report(
                 "<results>/figures/{shared}.heads.png",
                 caption="../report/concept.rst",
-                category="{shared}",
+                category="2 {shared}",
                 labels={"result": "figure: what the concepts' words explain"},
             ),
         ],
@@ -168,9 +169,7 @@ rule publish_overlap:
     params:
         experiments=experiments_in("model", "methods", "k"),
         layers=lambda wildcards: {
-            name: candidate_layers(
-                EXPERIMENTS[name], config["models"][EXPERIMENTS[name]["model"]]
-            )
+            name: candidate_layers(EXPERIMENTS[name], config["models"][EXPERIMENTS[name]["model"]])
             for name in SHARED[wildcards.shared]
         },
         code=code_hash("publish_overlap"),

@@ -174,8 +174,7 @@ rule extract_weights:
         "../envs/model.yaml"
     threads: COMPUTE["threads"]
     resources:
-        mem_mb=lambda wildcards, attempt: attempt
-        * (3000 + int(config["models"][wildcards.model]["parameters"] * 4 * 1.5 / 1e6)),
+        mem_mb=lambda wildcards, attempt: attempt * loaded_mb(wildcards.model),
         runtime=by_attempt(60),
     params:
         model=lookup("models/{model}", within=config),

@@ -1,30 +1,29 @@
 """Put every published value beside this run's."""
 
+import pandas as pd
 from headpursuit.published import compare, display, notes
+from headpursuit.ratio import COLUMNS, read_published
 from headpursuit.rule import run_rule
-from headpursuit.table2 import read_published
 from headpursuit.tables import read_csv, write_csv, write_latex, write_markdown
 
 
 def main(snakemake):
     """Write the comparison as csv, Markdown and LaTeX."""
-    params, wanted = snakemake.params, ["dataset", "method", "heads", "metric", "value"]
-    tables = {"table2": read_csv(snakemake.input.table2, wanted)}
-    if snakemake.input.figure1:
-        tables["figure1"] = read_csv(snakemake.input.figure1, wanted)
-    published = read_published(snakemake.input.published)
+    params, output = snakemake.params, snakemake.output
+    tables = [read_csv(path, COLUMNS) for path in snakemake.input.tables]
+    ratios = pd.concat(tables) if tables else pd.DataFrame(columns=COLUMNS)
     table = compare(
-        published,
-        tables,
+        read_published(snakemake.input.published),
+        ratios,
         params.models,
         params.labeller,
         params.settings,
         params.published_heads,
     )
-    write_csv(snakemake.output.csv, table)
+    write_csv(output.csv, table)
     said = notes(table, params.run)
-    write_markdown(snakemake.output.md, display(table), said)
-    write_latex(snakemake.output.tex, display(table), said, "tab:published")
+    write_markdown(output.md, display(table), said)
+    write_latex(output.tex, display(table), said, "tab:published")
 
 
 if __name__ == "__main__":

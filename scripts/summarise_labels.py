@@ -9,7 +9,7 @@ def main(snakemake):
     """Write the summary as JSON and as a page."""
     facts = summary(read_parquet(snakemake.input[0], ["status", "words", "dropped", "cut"]))
     write_json(snakemake.output.json, facts)
-    title = f"Labels of {snakemake.wildcards.dataset}"
+    title = f"Labels of {snakemake.wildcards.experiment}"
     write_text(snakemake.output.html, summary_html(facts, title))
 
 

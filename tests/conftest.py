@@ -87,3 +87,11 @@ def demo(paper: dict[str, Any]) -> dict[str, Any]:
 @cache
 def _shipped(name: str) -> dict[str, Any]:
     return yaml.safe_load((ROOT / name).read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give the folder of a run made by hand (made_run.py)."""
+    from made_run import make_run
+
+    return make_run(tmp_path_factory.mktemp("runs") / "made")

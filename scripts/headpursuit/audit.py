@@ -11,7 +11,8 @@ import sys
 from pathlib import Path
 
 from headpursuit.files import UserError
-from headpursuit.trace import ROWS, run_folder, trace
+from headpursuit.finished import ROWS, run_folder
+from headpursuit.trace import trace
 from headpursuit.verify import differences, verify
 
 
@@ -48,11 +49,13 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    rows = "; ".join(f"of {table}: {' '.join(row)}" for table, row in ROWS.items())
+    rows = "; ".join(f"of {kind}: {' '.join(row)}" for kind, row in ROWS.items())
     one = commands.add_parser("trace", help="say what a row of a table stands on")
-    one.add_argument("path", type=Path, help="the table; the run's folder stands for its table 2")
+    one.add_argument(
+        "path", type=Path, help="the table; the run's folder stands for its first table of ratios"
+    )
     one.add_argument("row", nargs="*", help=f"what names the row, {rows}")
-    one.add_argument("--top", type=int, default=10, help="words, prompts, images or atoms shown")
+    one.add_argument("--top", type=int, default=10, help="words, samples or atoms shown")
     one.add_argument("--unmasked", action="store_true", help="print offensive words in full")
     other = commands.add_parser("verify", help="compare the files with the run's manifest")
     other.add_argument("results", type=Path, help="the run's folder")

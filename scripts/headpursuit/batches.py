@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor
 
 from headpursuit.files import UserError, atomic
@@ -19,9 +20,8 @@ from headpursuit.files import UserError, atomic
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-# What an allocator says when it has nothing left, where it has no exception of its own.
-NO_MEMORY = ("can't allocate memory", "not enough memory", "bad_alloc", "ALLOC_FAILED")
-NO_MEMORY += ("Cannot allocate memory",)  # the system's own words, as for a memory-mapped file
+# What allocators say that accelerate does not know; the last are the system's own words.
+NO_MEMORY = ("not enough memory", "bad_alloc", "ALLOC_FAILED", "Cannot allocate memory")
 # What helps where a single row of text is too much.
 SMALLER = "Leave out long prompts, or take a smaller model or models.*.dtype."
 
@@ -136,7 +136,8 @@ def _cut(rows: Sequence[Any], pieces: int) -> list[Sequence[Any]]:
 def is_out_of_memory(error: BaseException) -> bool:
     """Say whether an error means that memory did not suffice."""
     own = isinstance(error, (MemoryError, torch.OutOfMemoryError))
-    return own or any(text in str(error) for text in NO_MEMORY)
+    known = own or should_reduce_batch_size(error)
+    return known or any(text in str(error) for text in NO_MEMORY)
 
 
 def lacking(error: BaseException) -> str:

@@ -48,6 +48,9 @@ MOVED = {
     "generation": "experiments.*.generation or defaults.generation; compute.batch_tokens and parts",
     "activations": "experiments.*.positions and special_tokens; compute.batch_tokens and cache",
     "pursuit": "experiments.*.pursuit or defaults.pursuit",
+    "score.parts": "compute.parts",
+    "score.batch_tokens": "compute.batch_tokens.reading",
+    "score.products": "compute.products",
 }
 
 
@@ -66,12 +69,13 @@ def load_config(config: Mapping[str, Any], files: Iterable[str | Path] = ()) -> 
             what would be right.
     """
     problems = [line for file in files for line in _repeats(file)]
-    problems += [
-        f"{key}: an older version's key; it says the same under {now}"
-        for key, now in MOVED.items()
-        if key in config
-    ]
-    full = copy.deepcopy({key: value for key, value in config.items() if key not in MOVED})
+    full = copy.deepcopy(dict(config))
+    for key, now in MOVED.items():
+        *sections, last = key.split(".")
+        inside = full.get(sections[0]) if sections else full
+        if isinstance(inside, dict) and last in inside:
+            problems.append(f"{key}: an older version's key; it says the same under {now}")
+            del inside[last]
     try:
         full = expand(full)
     except UserError as error:

@@ -4,7 +4,7 @@
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -38,35 +38,27 @@ def contracts() -> list[Mapping[str, Any]]:
     return yaml.safe_load(SCHEMA.read_text(encoding="utf-8"))["tables"]
 
 
-def contract_of(path: str | Path) -> Mapping[str, Any] | None:
-    """Return the contract of a run's table, by the end of its path; None for other files."""
+def contract_of(path: str | Path, columns: Collection[str]) -> Mapping[str, Any] | None:
+    """Return the contract of a run's table; None for other files.
+
+    Args:
+        path: of the table, whose end counts.
+        columns: its columns: of two kinds of tables under one name, the likelier is taken.
+    """
     found = [
-        (template.count("/"), len(template), contract)
-        for contract in contracts()
+        (template.count("/"), len(template), len({*columns} & {*contract["columns"]}), number)
+        for number, contract in enumerate(contracts())
         for template in contract["files"]
         if _pattern(template).search(Path(path).as_posix())
     ]
-    # The closest template counts: a data set may have the name of a folder.
-    return max(found, key=lambda own: own[:2])[2] if found else None
+    # The closest template counts: an experiment may have the name of a folder.
+    return contracts()[max(found)[3]] if found else None
 
 
 @cache
 def _pattern(template: str) -> re.Pattern[str]:
     literal = re.split(r"\{\w+\}", template)
     return re.compile(r"(?:^|/)" + r"[^/]+".join(map(re.escape, literal)) + "$")
-
-
-def typed(path: str | Path, cells: pa.Table) -> pa.Table:
-    """Return a CSV file's cells, all text, in the types of the table's contract.
-
-    Raises:
-        ArrowInvalid: if a cell is not of its column's type.
-    """
-    columns = (contract_of(path) or {"columns": {}})["columns"]
-    kinds = {name: _CAST.get(own["type"], pa.string()) for name, own in columns.items()}
-    return cells.cast(
-        pa.schema([(name, kinds.get(name, pa.string())) for name in cells.column_names])
-    )
 
 
 def violations(path: str | Path, table: pa.Table) -> list[str]:
@@ -76,7 +68,7 @@ def violations(path: str | Path, table: pa.Table) -> list[str]:
         path: where the table is, or is to be; a table of no contract breaks none.
         table: as it is in a Parquet file; of a CSV file every cell as text, empty ones as None.
     """
-    contract = contract_of(path)
+    contract = contract_of(path, table.column_names)
     if contract is None:
         return []
     wanted, there = list(contract["columns"]), table.column_names

@@ -26,6 +26,7 @@ from headpursuit.files import (
     read_parquet,
     seed_for,
 )
+from headpursuit.prompts import matches_value
 from headpursuit.sources import source_files
 
 log = logging.getLogger(__name__)
@@ -87,7 +88,7 @@ def read_images(
 
 
 def _kept(row: Mapping[str, Any], where: Mapping[str, Any]) -> bool:
-    return all(row[k] in v if isinstance(v, list) else row[k] == v for k, v in where.items())
+    return all(matches_value(row[name], wanted) for name, wanted in where.items())
 
 
 def _parquet_rows(path: Path, spec: Mapping[str, Any], where: Mapping, with_images: bool):
@@ -108,11 +109,9 @@ def _csv_rows(path: Path, spec: Mapping[str, Any], where: Mapping, with_images: 
             reader = csv.DictReader(handle)
             columns = [spec["label"], spec["image"], *where]
             _refuse_missing(path, columns, reader.fieldnames or [])
-            texts = {k: [str(o) for o in v] if isinstance(v, list) else str(v)
-                     for k, v in where.items()}  # fmt: skip
             for row in reader:
                 image = partial(_read, path, row[spec["image"]])
-                yield _kept(row, texts), row[spec["label"]], image
+                yield _kept(row, where), row[spec["label"]], image
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 (byte {error.start}).") from None
 

@@ -6,8 +6,9 @@ that the run labelled are masked.
 
 import os
 from base64 import b64encode
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -18,19 +19,30 @@ import yaml
 from jinja2 import Environment, StrictUndefined
 from markdown_it import MarkdownIt
 
-from headpursuit.config import SCHEMA, pooled_where, used_datasets
-from headpursuit.files import ROOT, read_json, read_parquet, sha256
-from headpursuit.labellers.audit import mask
+from headpursuit.config import load_config, used_models, used_samples
+from headpursuit.experiments import kind_of, merge, of_images, positions_of, running, tables_of
+from headpursuit.files import ROOT, read_json, sha256
+from headpursuit.finished import row_names
 from headpursuit.manifest import describe_workflow
+from headpursuit.masking import TELLING, mask_rows, offensive_words
+from headpursuit.ratio import number
 from headpursuit.rule import describe_host
-from headpursuit.settings import MISSING, labeller_name, leaves, value_at
-from headpursuit.table1 import head_name
-from headpursuit.table2 import number
+from headpursuit.settings import MISSING, labeller_name, leaves, schema, value_at
 from headpursuit.tables import read_csv
-from headpursuit.words import normalise, word_pattern
 
-# A token of so many letters may give away a longer word that begins with it.
-TELLING = 4
+# What a table holds, by its kind; and its parts on a page, by the end of the file's name.
+KINDS = {
+    "ratios": "measures after over before",
+    "heads": "what single heads write",
+    "overlaps": "heads that experiments share",
+}
+# The figure of atoms is not among them: its tokens are not masked.
+PARTS = {
+    "png": "After over before",
+    "md": "The table",
+    "heads.png": "All heads; framed are those chosen",
+    "overlap.md": "Chosen heads that experiments share",
+}
 
 
 @dataclass
@@ -48,35 +60,54 @@ class Section:
 
     heading: str = ""
     text: str = ""
-    figures: Mapping[str, Path] = field(default_factory=dict)
+    figure: Path | None = None
     table: Table | None = None
     markup: str = ""  # HTML
-    commands: list[str] = field(default_factory=list)
+    commands: Sequence[str] = ()
+
+
+@dataclass
+class Run:
+    """What pages are made of."""
+
+    files: Any
+    config: Mapping[str, Any]
+    paper: Mapping[str, Any]
+    results: Path
+
+    def parts(self, table: str) -> dict[str, Path]:
+        """Return a table's files and figures, by the end of their names."""
+        own = [Path(path) for path in self.files.tables if Path(path).name.split(".")[0] == table]
+        return {path.name.partition(".")[2]: path for path in own}
 
 
 def write_page(name: str, files: Any, started_in: Path) -> str:
     """Return a page as HTML.
 
     Args:
-        name: a key of :data:`PAGES`.
-        files: the rule's input: paths, or lists of paths, by name; ``config`` is the config in
-            force, in the run's folder.
+        name: a key of :data:`PAGES`, or a table of the config.
+        files: the rule's input: ``template``; ``config``, the config in force, in the run's
+            folder; ``tables``, all tables and figures; ``provenance``, of each source.
         started_in: the folder that Snakemake runs in; paths are shown relative to it.
     """
-    results = Path(files.config).parent
-    config, paper = _load(files.config), _load(ROOT / "config.yaml")
-    title, build, names = PAGES[name]
-    shown = [path for each in names for path in _list(getattr(files, each))]
+    run = Run(files, _load(files.config), shipped(), Path(files.config).parent)
+    if name in PAGES:
+        title, build = PAGES[name]
+        shown = {"published": [*run.parts(name).values(), files.config], "run": files.provenance}
+        sources, sections = shown.get(name, [files.config]), build(run)
+    else:
+        title = f"{name}: {KINDS[kind_of(run.config, run.config['tables'][name])]}"
+        sources, sections = run.parts(name).values(), table_page(run, name)
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     template = environment.from_string(Path(files.template).read_text(encoding="utf-8"))
     return template.render(
         title=title,
-        run=config["run"],
-        warnings=list(_warnings(config, paper)),
-        sections=list(build(files, config, paper, results)),
-        sources={_relative(path, started_in): sha256(path) for path in shown},
+        run=run.config["run"],
+        warnings=list(_warnings(run.config, run.paper)),
+        sections=list(sections),
+        sources={Path(os.path.relpath(p, started_in)).as_posix(): sha256(p) for p in sources},
         picture=lambda path: "data:image/png;base64," + b64encode(path.read_bytes()).decode(),
     )
 
@@ -85,24 +116,33 @@ def _load(path: str | Path) -> Any:
     return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
 
 
-def _list(paths: Any) -> list[str]:
-    return [paths] if isinstance(paths, str) else list(paths)
-
-
-def _relative(path: str | Path, folder: Path) -> str:
-    return Path(os.path.relpath(path, folder)).as_posix()
+@cache
+def shipped(*overlays: str) -> dict[str, Any]:
+    """Return the workflow's own ``config.yaml`` with overlays, and all their keys."""
+    config = _load(ROOT / "config.yaml")
+    for overlay in overlays:
+        config = merge(config, _load(ROOT / overlay))
+    return load_config(config)
 
 
 def _warnings(config: Mapping[str, Any], paper: Mapping[str, Any]) -> Iterator[str]:
     """Say which of the paper's models a run replaces: its numbers are then another model's."""
-    for section, what in (("text", "tables 1 and 2"), ("vision", "figure 1")):
-        if not config[section]:
-            continue
-        own, theirs = (model_name(each, each[section]["model"]) for each in (config, paper))
-        if own != theirs:
+
+    def models(own: Mapping[str, Any], images: bool) -> dict[str, None]:
+        experiments = [own["experiments"][name] for name in running(own)]
+        return dict.fromkeys(
+            model_name(own, each["model"])
+            for each in experiments
+            if of_images(own["samples"][each["samples"]]) == images
+        )
+
+    for images, what in ((False, "prompts"), (True, "images")):
+        theirs = models(paper, images)
+        if others := [name for name in models(config, images) if name not in theirs]:
             yield (
-                f"Another model for {what}: {own} here, {theirs} in the paper. Agreement and "
-                "disagreement with published values say nothing about the paper."
+                f"Another model reads the {what}: {', '.join(others)} here, {', '.join(theirs)} in "
+                "the paper. Agreement and disagreement with published values say nothing about "
+                "the paper."
             )
 
 
@@ -125,218 +165,145 @@ def render_markdown(text: str) -> str:
     return regex.sub(r"(?<=\d) (\[[-\d.]+,) (?=[-\d.]+\])", r"&nbsp;\1&nbsp;", html)
 
 
-def _published(path: str | Path) -> str:
-    return render_markdown(Path(path).read_text(encoding="utf-8"))
-
-
-def overview(files: Any, config: dict, paper: dict, results: Path) -> Iterator[Section]:
-    """Every published value beside the run's, what the run is, and how to follow a number."""
-    yield Section("This run", table=Table(("", "this run", "config.yaml"), _facts(config, paper)))
-    yield Section("Every published value beside this run's", markup=_published(files.published))
-    first = [config["text"]["datasets"][0], config["heads"]["methods"][0], config["heads"]["k"][-1]]
-    follow = _traces(results, "table2", [first])
-    follow.heading = "Follow a number, check the files"
-    follow.text += " verify names files that changed since the manifest was written, and what "
-    follow.text += "stands on them."
-    follow.commands.append(f"python -m headpursuit.audit verify {results}")
-    yield follow
-
-
-def _traces(results: Path, table: str, rows: Iterable[Sequence[Any]]) -> Section:
-    """Return the commands that follow rows of a table."""
-    start = f"python -m headpursuit.audit trace {results}/tables/{table}.csv"
-    return Section(
+def table_page(run: Run, name: str) -> Iterator[Section]:
+    """A table with its figures, labelled words masked, and the commands that trace its rows."""
+    parts, kind = run.parts(name), kind_of(run.config, run.config["tables"][name])
+    words = offensive_words(run.config, run.results) if kind == "heads" else set()
+    for end, heading in PARTS.items():
+        if end not in parts:
+            continue
+        if end.endswith("png"):
+            yield Section(heading, figure=parts[end])
+        else:
+            text = parts[end].read_text(encoding="utf-8")
+            yield Section(heading, markup=render_markdown(mask_rows(text, words)))
+    if words:
+        yield Section(
+            text=f"Masked are tokens of the words that this run labelled, and tokens of {TELLING} "
+            f"letters or more that begin such a word. tables/{name}.csv has all tokens as they are."
+        )
+    yield Section(
         "Follow a row",
         "trace prints what a row stands on, back to the prompts or images, with offensive words "
         "masked (--unmasked shows them).",
-        commands=[
-            "export PYTHONPATH=scripts",
-            *(f"{start} {' '.join(map(str, row))}" for row in rows),
-        ],
+        commands=_traces(run, name),
     )
 
 
-def _facts(config: Mapping[str, Any], paper: Mapping[str, Any]) -> list[list[str]]:
+def _traces(run: Run, table: str) -> list[str]:
+    """Return the commands that follow the rows of a table, and of its overlaps."""
+    kind = kind_of(run.config, run.config["tables"][table])
+    commands = {"export PYTHONPATH=scripts": None}
+    for end, own in (("csv", kind), ("overlap.csv", "overlaps")):
+        if path := run.parts(table).get(end):
+            start = f"python -m headpursuit.audit trace {path}"
+            for row in row_names(read_csv(path, []), own):
+                commands[f"{start} {' '.join(row)}"] = None
+    return list(commands)
+
+
+def overview(run: Run) -> Iterator[Section]:
+    """Every published value beside the run's, what the run is, and how to follow a number."""
+    yield Section("This run", table=Table(("", "this run", "config.yaml"), _facts(run)))
+    text = run.parts("published")["md"].read_text(encoding="utf-8")
+    yield Section("Every published value beside this run's", markup=render_markdown(text))
+    ratios = list(tables_of(run.config, "ratios"))[:1]
+    first = [command for table in ratios for command in _traces(run, table)[:2]]
+    yield Section(
+        "Follow a number, check the files",
+        "trace prints what a row of a table stands on, back to the prompts or images, with "
+        "offensive words masked. verify names files that changed since the manifest was written, "
+        "and what stands on them.",
+        commands=[*first, f"python -m headpursuit.audit verify {run.results}"],
+    )
+
+
+def _facts(run: Run) -> list[list[str]]:
     """Return the settings that a reader asks for first, of this run and of config.yaml."""
-
-    def facts(own: Mapping[str, Any]) -> dict[str, str]:
-        def model(name: str) -> str:
-            spec = own["models"][name]
-            shape = f"{spec['layers']} layers of {spec['heads']} heads, {spec['dtype']}"
-            return f"{model_name(own, name)} ({shape})"
-
-        def prompts(name: str) -> str:
-            n = own["datasets"][name]["sample"]
-            return f"{name}: {'all' if n is None else n} ({pooled_where(own, name)})"
-
-        heads, vision = own["heads"], own["vision"]
-        said = {
-            "text model": model(own["text"]["model"]),
-            "prompts (positions averaged)": "; ".join(map(prompts, used_datasets(own))),
-            "words labelled by": labeller_name(own),
-            "heads": f"top {_text(heads['k'])} by {_text(heads['methods'])}, times "
-            f"{heads['alpha']:g}",
-            "random draws": f"{heads['draws']}, {heads['count_draws']} of them also generate",
-            "image model": model(vision["model"]) if vision else "left out",
-        }
-        if vision:
-            images = vision["images"]
-            said["images"] = (
-                f"{_text(vision['datasets'])}: at most {images['selection']} of each class select, "
-                f"{images['evaluation']} evaluate"
-            )
-        said["intervals"] = (
-            f"{100 * own['score']['confidence']:g} %, {own['score']['resamples']} resamples"
-        )
-        return said | {"seed": str(own["seed"])}
-
-    own, theirs = facts(config), facts(paper)
+    own, theirs = map(_described, (run.config, run.paper))
     workflow = describe_workflow()
     changed = f", with {len(workflow['changed'])} files changed" if workflow["changed"] else ""
     code = [["code", f"commit {workflow['commit'] or 'unknown'}{changed}", ""]]
     return [[name, text, theirs.get(name, "")] for name, text in own.items()] + code
 
 
-def table2(files: Any, config: dict, paper: dict, results: Path) -> Iterator[Section]:
-    """Table 2 and its figure, with the command that follows each row."""
-    yield Section(figures={"Held-out words, after over before": Path(files.figures)})
-    yield Section("The table", markup=_published(files.table2))
-    yield _traces(results, "table2", _identities(results / "tables/table2.csv"))
-
-
-def _identities(path: Path) -> list[list[Any]]:
-    columns = ["dataset", "method", "heads", "metric"]
-    return read_csv(path, columns)[columns].to_numpy().tolist()
-
-
-def table1(files: Any, config: dict, paper: dict, results: Path) -> Iterator[Section]:
-    """Table 1, labelled words masked."""
-    words = {word for path in _list(files.words) for word in read_csv(path, ["word"])["word"]}
-    for path in _list(files.labels or []):
-        words |= {
-            word for own in read_parquet(path, ["words"])["words"].to_pylist() for word in own
-        }
-    text = Path(files.table1).read_text(encoding="utf-8")
-    yield Section(markup=render_markdown(mask_rows(text, words)))
-    yield Section(
-        text=f"Masked are tokens of the words that this run labelled, and tokens of {TELLING} "
-        "letters or more that begin such a word. tables/table1.csv has all tokens as they are."
-    )
-    rows = read_csv(results / "tables/table1.csv", ["dataset", "layer", "head"])
-    names = [(row.dataset, head_name(row.layer, row.head)) for row in rows.itertuples()]
-    yield _traces(results, "table1", dict.fromkeys(names))
-
-
-def mask_rows(text: str, words: set[str]) -> str:
-    """Mask words in the rows of a Markdown table, and longer pieces that they begin with.
-
-    Args:
-        text: Markdown.
-        words: what is masked, in any case.
-    """
-    words = {normalise(word) for word in words}
-    starts = {word[:end] for word in words for end in range(TELLING, len(word) + 1)}
-    whole = [
-        regex.compile(word_pattern(word).pattern, regex.IGNORECASE)
-        for word in sorted(words, key=len, reverse=True)
-    ]
-
-    def stars(match: regex.Match[str]) -> str:
-        return mask(match.group()).replace("*", r"\*")
-
-    def piece(match: regex.Match[str]) -> str:
-        return stars(match) if normalise(match.group()) in starts else match.group()
-
-    lines = []
-    for line in text.splitlines():
-        if line.startswith("|"):
-            for pattern in whole:
-                line = pattern.sub(stars, line)
-            line = regex.sub(rf"\w{{{TELLING},}}", piece, line)
-        lines.append(line)
-    return "\n".join(lines)
-
-
-def concepts(files: Any, config: dict, paper: dict, results: Path) -> Iterator[Section]:
-    """The overlap of the concepts' heads."""
-    yield Section(markup=_published(files.concepts))
-
-
-def figure1(files: Any, config: dict, paper: dict, results: Path) -> Iterator[Section]:
-    """Figure 1 with its numbers."""
-    bars, overlap = map(Path, files.figures)
-    yield Section(figures={"Right answers, after over before": bars})
-    yield Section("The numbers", markup=_published(files.figure1))
-    yield Section("Heads of one data set, answers on another", figures={"Overlap": overlap})
-    yield _traces(results, "figure1", _identities(results / "tables/figure1.csv"))
+def _described(config: Mapping[str, Any]) -> dict[str, str]:
+    """Return each model and experiment in a line, and what all have."""
+    said = {}
+    for name in used_models(config):
+        own = config["models"][name]
+        shape = f"{own['layers']} layers of {own['heads']} heads, {own['dtype']}"
+        said[f"model {name}"] = f"{model_name(config, name)} ({shape})"
+    for name in running(config):
+        own = config["experiments"][name]
+        samples = config["samples"][own["samples"]]
+        n = samples.get("sample") or "all"
+        if of_images(samples):
+            n = f"of each class at most {_text(samples['per_class'])}"
+        parts = [f"{own['samples']} ({n})", f"model {own['model']}"]
+        parts += [f"positions averaged: {positions_of(config, own)}"]
+        parts += [f"concept {own['concept']}"] * bool(own["concept"])
+        if own["measures"]:
+            parts += [f"top {_text(own['k'])} by {_text(own['methods'])}"]
+            parts += [f"times {own['alpha']:g}", f"{own['draws']} random draws"]
+            parts += [f"measures {_text(own['measures'])}"]
+        said[f"experiment {name}"] = "; ".join(parts)
+    score = config["score"]
+    intervals = f"{100 * score['confidence']:g} %, {score['resamples']} resamples"
+    said |= {"words labelled by": labeller_name(config), "intervals": intervals}
+    return said | {"seed": str(config["seed"])}
 
 
 # Choices
 
 
-def choices(files: Any, config: dict, paper: dict, results: Path) -> Iterator[Section]:
+def choices(run: Run) -> Iterator[Section]:
     """The record of choices with the values in force."""
-    rows = list(_choices(config, paper))
+    rows = list(_choices(run.config, run.paper))
     columns = ("key", "in force", "config.yaml", "the paper", "what it is, and why so")
-    apart = [row for row in rows if row[1] != row[2]]
+    apart = {n: row for n, row in enumerate(rows) if row[1] != row[2]}
     yield Section(
         f"What differs from config.yaml ({len(apart)} of {len(rows)})",
         "config.yaml is the paper's run as set up here. What the paper leaves open, or says "
         "otherwise, stands in the column of the paper.",
-        table=Table(columns, apart, set(range(len(apart)))),
+        table=Table(columns, list(apart.values()), set(range(len(apart)))),
     )
-    if not config["vision"]:
-        yield Section(text="The image experiment is left out, and with it the keys of vision.")
-    yield Section(
-        "All choices",
-        table=Table(columns, rows, {n for n, row in enumerate(rows) if row[1] != row[2]}),
-    )
+    yield Section("All choices", table=Table(columns, rows, set(apart)))
 
 
 def _choices(config: Mapping[str, Any], paper: Mapping[str, Any]) -> Iterator[list[str]]:
-    schema, demo = _load(SCHEMA), _load(ROOT / "configs/demo.yaml")
-    for section, own in schema["properties"].items():
-        for path, leaf in leaves(own, schema["$defs"], (section,)):
-            if "paper" not in leaf:
-                continue
+    demo = shipped("configs/demo.yaml")
+    for section, own in schema()["properties"].items():
+        for path, leaf in leaves(own, (section,)):
             value, default = _in_force(config, path), _in_force(paper, path)
-            if value is MISSING:
+            if "paper" not in leaf or value is MISSING:
                 continue
             reason = leaf.get("reason", "")
-            if "demo" in leaf and value != default and value == _in_force(demo, path, config):
+            if "demo" in leaf and value != default and value == _in_force(demo, path):
                 reason = f"{reason} Demo: {leaf['demo']}"
             key = ".".join("<name>" if part == "*" else part for part in path)
             what = " ".join(filter(None, [leaf.get("description"), reason]))
             yield [key, _text(value), _text(default), leaf["paper"], what]
 
 
-def _in_force(
-    config: Mapping[str, Any], path: tuple[str, ...], run: Mapping[str, Any] | None = None
-) -> Any:
-    """Return a key's value; of a catalogue's key, the value of each entry that the run uses.
+def _in_force(config: Mapping[str, Any], path: tuple[str, ...]) -> Any:
+    """Return a key's value; of a catalogue's key, those of the entries that the run uses.
 
-    Args:
-        config: where the value stands.
-        path: of the key; ``*`` is any entry of a catalogue.
-        run: the config that says which entries are used; by default the same.
+    Where all these have the same, it is that value alone.
     """
     if "*" not in path:
         return value_at(config, path)
-    names = _used(config if run is None else run, path[0])
+    experiments = running(config)
+    names = {
+        "experiments": experiments,
+        "models": used_models(config),
+        "samples": used_samples(config),
+        "concepts": {config["experiments"][name]["concept"]: None for name in experiments},
+    }.get(path[0], ())
     values = {name: value_at(config, (path[0], name, *path[2:])) for name in names}
-    return {name: value for name, value in values.items() if value is not MISSING} or MISSING
-
-
-def _used(config: Mapping[str, Any], catalogue: str) -> list[str]:
-    """Return the entries of a catalogue that a run uses."""
-    vision = config["vision"] or {}
-    if catalogue == "datasets":
-        return used_datasets(config)
-    if catalogue == "image_datasets":
-        return vision.get("datasets", [])
-    built = (vision.get("build") or {}).get("language_model")
-    names = [config["text"]["model"], vision.get("model"), built]
-    return list(dict.fromkeys(filter(None, names)))
+    values = {name: value for name, value in values.items() if value is not MISSING}
+    first = next(iter(values.values()), MISSING)
+    return first if all(value == first for value in values.values()) else values
 
 
 def _text(value: Any) -> str:
@@ -355,21 +322,22 @@ def _text(value: Any) -> str:
 # What it took
 
 
-def run(files: Any, config: dict, paper: dict, results: Path) -> Iterator[Section]:
+def cost(run: Run) -> Iterator[Section]:
     """Time and memory of each rule, the machine, the software, and the sources."""
     yield Section(
         "Time and memory of each rule",
         "From benchmarks/, one file a job. Seconds are the jobs' own, added up; jobs side "
         "by side take less; those of earlier settings count too.",
-        table=_benchmarks(results / "benchmarks"),
+        table=_benchmarks(run.results / "benchmarks"),
     )
-    host = {name: value for name, value in describe_host().items() if name != "name"}
+    host = describe_host()
+    del host["name"]
     host["memory"] = f"{host.pop('memory_bytes') / 2**30:.0f} GiB"
     yield Section(
         "The machine that wrote this page",
         table=Table(("", ""), [[name, str(value)] for name, value in host.items()]),
     )
-    yield Section("Sources", table=_sources(_list(files.provenance)))
+    yield Section("Sources", table=_sources(run.files.provenance))
     yield Section(
         "Software",
         "Pinned in envs/, a stage at a time. Installed is what the job that wrote this page found.",
@@ -424,13 +392,9 @@ def _installed(pin: str) -> str:
         return ""
 
 
-# A page's title, what builds it and the inputs whose hashes it gives, by its file's name.
-PAGES: dict[str, tuple[str, Callable[..., Iterator[Section]], Sequence[str]]] = {
-    "published": ("Published against reproduced", overview, ["published", "config"]),
-    "table2": ("Table 2: held-out words", table2, ["table2", "figures"]),
-    "table1": ("Table 1: what single heads write", table1, ["table1"]),
-    "concepts": ("The heads of concepts", concepts, ["concepts"]),
-    "figure1": ("Figure 1: image classes", figure1, ["figure1", "figures"]),
-    "choices": ("The record of choices", choices, ["config"]),
-    "run": ("Time, memory, software, sources", run, ["provenance"]),
+# The pages that are no table's: title, and what builds them.
+PAGES: dict[str, tuple[str, Callable[[Run], Iterator[Section]]]] = {
+    "published": ("Published against reproduced", overview),
+    "choices": ("The record of choices", choices),
+    "run": ("Time, memory, software, sources", cost),
 }

@@ -14,11 +14,12 @@ from typing import Any
 
 import psutil
 
+from headpursuit.download import bytes_to_come
 from headpursuit.estimate import file_bytes, models
-from headpursuit.files import UserError
+from headpursuit.files import UserError, bare_url
 from headpursuit.labellers import LOOPBACK, used_labellers
 from headpursuit.labellers.prompt import load_prompt
-from headpursuit.sources import bare_url, bytes_to_come, source_files, used_sources
+from headpursuit.sources import source_files, used_sources
 
 LARGE = 1e9  # parameters; from here on a run without a GPU takes days
 GIB = 2**30

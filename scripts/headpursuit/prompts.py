@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -17,15 +18,14 @@ log = logging.getLogger(__name__)
 
 # File suffix to the builder of the datasets library that reads it.
 BUILDERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet", ".txt": "text"}
-# What a builder is told: "null" is a word like any other, and a byte order mark is no text.
+# What a builder is told: a byte order mark is no text.
 OPTIONS = {
-    "csv": {"keep_default_na": False, "na_values": [""]},
     "text": {"encoding": "utf-8-sig"},
     "json": {"parse_agent_traces": False},
 }
 
 PLACEHOLDER = "headpursuit"  # a message that shows what the chat template writes around it
-CHUNK = 1000  # texts tokenised at once; it bounds the memory that their offsets take
+CHUNK = 1000  # texts read or tokenised at once; it bounds the memory that their offsets take
 
 
 def read_rows(
@@ -58,8 +58,8 @@ def read_rows(
             continue  # no rows, which not every builder takes
         row: Mapping[str, Any] = {}
         try:
-            for number, row in enumerate(_open(path, column), start=1):
-                if all(_matches(_nested(row, name), value) for name, value in wanted.items()):
+            for number, row in enumerate(_open(path), start=1):
+                if all(matches_value(_nested(row, name), value) for name, value in wanted.items()):
                     text = _as_text(_nested(row, column), f"{path}, row {number}", key)
                     yield f"{path.name}:{number}", text
         except KeyError as error:
@@ -74,13 +74,14 @@ def read_rows(
             ) from error
 
 
-def _open(path: Path, column: str) -> Iterable[Mapping[str, Any]]:
+def _open(path: Path) -> Iterable[Mapping[str, Any]]:
     from datasets import load_dataset
 
     builder = BUILDERS[path.suffix.lower()]
-    options = dict(OPTIONS.get(builder, {}))
-    if builder == "csv":
-        options["converters"] = {column: str}  # a prompt of digits is text too
+    if builder == "csv":  # datasets has no way to leave all cells texts
+        chunks = pd.read_csv(path, dtype=str, keep_default_na=False, chunksize=CHUNK)
+        return (row for chunk in chunks for row in chunk.fillna("").to_dict("records"))
+    options = OPTIONS.get(builder, {})
     return load_dataset(builder, data_files=[str(path)], split="train", streaming=True, **options)
 
 
@@ -120,12 +121,25 @@ def _nested(row: Mapping[str, Any], key: str) -> Any:
     return value
 
 
-def _matches(value: Any, wanted: Any) -> bool:
-    return (
-        value in wanted
-        if isinstance(wanted, Sequence) and not isinstance(wanted, str)
-        else value == wanted
-    )
+def matches_value(value: Any, wanted: Any) -> bool:
+    """Say whether a cell has the value that a ``where`` wants, or one of its list.
+
+    All cells of a CSV file are texts, so a number or a truth value also matches its spelling.
+    """
+    if isinstance(wanted, list):
+        return any(matches_value(value, one) for one in wanted)
+    if wanted is None:
+        return value is None or value == ""
+    if not isinstance(value, str):
+        return value == wanted
+    if isinstance(wanted, bool):
+        return value.lower() == str(wanted).lower()
+    if isinstance(wanted, int | float):
+        try:
+            return float(value) == wanted
+        except ValueError:
+            return False
+    return value == wanted
 
 
 def unique_prompts(rows: Iterable[tuple[str, str]], dataset: str) -> pa.Table:

@@ -7,32 +7,32 @@ import pandas as pd
 
 from headpursuit.ratio import METHOD_NAMES, interval, number
 
-# The artefacts of data/published.csv: this run's table and measure.
+# The artefacts of data/published.csv, and the measure that they print.
 ARTEFACTS = {
-    "table2": ("table2", "count"),
-    "table2_lexical": ("table2", "count"),
-    "table2_classifier": (None, None),
-    "figure1": ("figure1", "strict"),
+    "table2": "count",
+    "table2_lexical": "count",
+    "table2_classifier": None,
+    "figure1": "strict",
 }
 # Both texts print the same measure for these.
 TWICE = {"table2": "table2_lexical", "table2_lexical": "table2"}
-# The paper's models, by the table that stands on them, and its labeller.
+# The paper's models, by the measure, and its labeller.
 MODELS = {
-    "table2": "mistralai/Mistral-7B-Instruct-v0.2",
-    "figure1": "llava-hf/llava-v1.6-mistral-7b-hf",
+    "count": "mistralai/Mistral-7B-Instruct-v0.2",
+    "strict": "llava-hf/llava-v1.6-mistral-7b-hf",
 }
 LABELLER = "ollama: llama3.3:70b"
 
 COLUMNS = [
     *("artefact", "dataset", "method", "heads", "statistic", "published", "low", "high", "source"),
-    *("own_heads", "own", "own_low", "own_high", "difference", "inside", "n"),
+    *("experiment", "own_heads", "own", "own_low", "own_high", "difference", "inside", "n"),
     *("model", "labeller", "settings", "remarks"),
 ]
 
 
 def compare(
     published: pd.DataFrame,
-    tables: Mapping[str, pd.DataFrame],
+    ratios: pd.DataFrame,
     models: Mapping[str, str],
     labeller: str,
     settings: Mapping[str, Sequence[str]],
@@ -42,50 +42,42 @@ def compare(
 
     Args:
         published: ``data/published.csv``.
-        tables: ``table2`` and, where the run has it, ``figure1``.
-        models: the same names to the run's model, its Hub id where it has one.
-        labeller: what named the words of table 2.
-        settings: of :func:`headpursuit.settings.unlike_paper`.
+        ratios: the rows of all tables of ratios.
+        models: the config's names of models to their Hub ids, where they have one.
+        labeller: what named the words that are counted.
+        settings: of :func:`headpursuit.settings.unlike_paper`, by experiment.
         published_heads: this run's k to the published k that stands beside it.
 
     Returns:
-        A row for each published value, in their order: where this run has a counterpart its value
-        and interval (of ``median_iqr`` the median and quartiles over draws, otherwise the
-        bootstrap's), the difference (own - published), whether the published value lies in the
-        own interval, n, what else differs, and remarks.
+        A row for each published value, in their order: where this run has a counterpart its
+        experiment, its value and interval (of ``median_iqr`` the median and quartiles over draws,
+        otherwise the bootstrap's), the difference (own - published), whether the published value
+        lies in the own interval, n, what else differs, and remarks.
     """
     own_heads = {int(theirs): int(own) for own, theirs in (published_heads or {}).items()}
     rows = []
     for value in published.to_dict("records"):
-        name, measure = ARTEFACTS[value["artefact"]]
+        measure = ARTEFACTS[value["artefact"]]
         remarks = list(_oddities(value, published))
         row = {**value, "published": value["value"]}
         own = None
-        if name is None:
+        if measure is None:
             remarks.append("this workflow has no classifier measure")
-        elif name not in tables:
-            remarks.append(f"this run has no {name}")
         else:
             k = own_heads.get(value["heads"], value["heads"])
-            own = _counterpart(tables[name], value["dataset"], value["method"], k, measure)
+            own = _counterpart(ratios, value["dataset"], value["method"], k, measure)
             if own is None:
                 remarks.append("not in this run")
         if own is not None:
-            row |= _beside(own, value) | {"own_heads": k, "model": models[name]}
-            row["labeller"] = labeller if name == "table2" else None
-            row["settings"] = " ".join(_of(settings[name], value["dataset"])) or None
-            remarks += _differences(row, MODELS[name])
+            row |= _beside(own, value) | {"own_heads": k, "model": models[own["model"]]}
+            row["labeller"] = labeller if measure == "count" else None
+            row["settings"] = " ".join(settings[own["experiment"]]) or None
+            remarks += _differences(row, MODELS[measure])
             if isinstance(own["flag"], str) and own["flag"]:
                 remarks.append(own["flag"])
         rows.append({**dict.fromkeys(COLUMNS), **row, "remarks": "; ".join(remarks)})
     table = pd.DataFrame(rows)[COLUMNS]
     return table.astype({"own_heads": "Int64", "n": "Int64"})
-
-
-def _of(keys: Sequence[str], dataset: str) -> list[str]:
-    """Return the keys that say something of a data set."""
-    others = {"datasets", "image_datasets"}
-    return [key for key in keys if key.split(".")[0] not in others or f".{dataset}." in key]
 
 
 def _oddities(value: Mapping[str, Any], published: pd.DataFrame) -> Iterator[str]:
@@ -100,14 +92,17 @@ def _oddities(value: Mapping[str, Any], published: pd.DataFrame) -> Iterator[str
 
 
 def _counterpart(
-    table: pd.DataFrame, dataset: str, method: str, k: int, measure: str
+    ratios: pd.DataFrame, samples: str, method: str, k: int, measure: str
 ) -> dict[str, Any] | None:
-    same = table[
-        (table["dataset"] == dataset)
-        & (table["method"] == method)
-        & (table["heads"] == k)
-        & (table["measure"] == measure)
+    """Return the row of the first experiment that is like a published one; one named so first."""
+    same = ratios[
+        (ratios["samples"] == samples)
+        & (ratios["method"] == method)
+        & (ratios["heads"] == k)
+        & (ratios["measure"] == measure)
+        & ratios["heads_from"].isna()
     ]
+    same = same.sort_values("experiment", key=lambda names: names != samples, kind="stable")
     return None if same.empty else same.iloc[0].to_dict()
 
 
@@ -116,12 +111,13 @@ def _beside(own: Mapping[str, Any], value: Mapping[str, Any]) -> dict[str, Any]:
     if value["statistic"] == "median_iqr" and own["draws"] > 1:
         centre, low, high = ("median", "q25", "q75")
     return {
+        "experiment": own["experiment"],
         "own": own[centre],
         "own_low": own[low],
         "own_high": own[high],
         "difference": own[centre] - value["value"],
         "inside": bool(own[low] <= value["value"] <= own[high]),
-        "n": own["samples"],
+        "n": own["n"],
     }
 
 
@@ -183,18 +179,10 @@ def notes(table: pd.DataFrame, run: str) -> str:
     )
     for labeller in own["labeller"].dropna().unique():
         said.append(f"The paper's words are Llama 3.3 70B's, this run's are of {labeller}.")
-    for name, own_settings in _settings(own).items():
+    for keys, experiments in own.groupby("settings")["experiment"].unique().items():
         said.append(
-            f"Other settings, {name}, than config.yaml, the paper's configuration (values in this "
-            f"run's config.yaml, reasons in docs/choices.md): {', '.join(own_settings)}."
+            f"Other settings, {', '.join(experiments)}, than config.yaml, the paper's "
+            "configuration (values in this run's config.yaml, reasons in docs/choices.md): "
+            f"{', '.join(keys.split())}."
         )
     return " ".join(said)
-
-
-def _settings(own: pd.DataFrame) -> dict[str, list[str]]:
-    """Return the settings that differ, by this run's table."""
-    found: dict[str, list[str]] = {}
-    for row in own.dropna(subset="settings").itertuples():
-        keys = found.setdefault(ARTEFACTS[row.artefact][0], [])
-        keys += [key for key in row.settings.split() if key not in keys]
-    return found

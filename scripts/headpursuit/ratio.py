@@ -255,6 +255,8 @@ def put_published(
     }
 
     def of(row: Any) -> dict[str, Any]:
+        if pd.notna(row.heads_from):
+            return {}
         k = mapping.get(row.heads, row.heads)
         for artefact in PUBLISHED.get(row.measure, ()):
             if found := values.get((artefact, row.samples, row.method, k)):

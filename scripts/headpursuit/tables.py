@@ -12,9 +12,12 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from headpursuit.contracts import typed
+from headpursuit.contracts import contract_of
 from headpursuit.files import UserError, atomic, check_table, plain, write_text
 
+# How CSV cells of a contract's type are read; others are text. It stands here, since results depend
+# on it, and contracts.py enters no hash.
+TYPES = {"integer": pa.int64(), "number": pa.float64(), "boolean": pa.bool_()}
 # Text that a spreadsheet would take for a formula, and text that looks as if guarded against it.
 _FORMULA = r"'*[=+\-@]"
 _LATEX = str.maketrans(
@@ -67,6 +70,15 @@ def read_cells(source: str | Path | StringIO) -> pa.Table:
     )
 
 
+def _typed(path: str | Path, cells: pa.Table) -> pa.Table:
+    """Return a CSV file's cells, all text, in the types of the table's contract."""
+    columns = (contract_of(path, cells.column_names) or {"columns": {}})["columns"]
+    kinds = {name: TYPES.get(own["type"], pa.string()) for name, own in columns.items()}
+    return cells.cast(
+        pa.schema([(name, kinds.get(name, pa.string())) for name in cells.column_names])
+    )
+
+
 def read_csv(path: str | Path, columns: list[str]) -> pd.DataFrame:
     """Read a CSV file; its columns have the types of the table's contract, text where it has none.
 
@@ -76,7 +88,7 @@ def read_csv(path: str | Path, columns: list[str]) -> pd.DataFrame:
         UserError: if the file is empty, unreadable or lacks one of the columns.
     """
     try:
-        table = typed(path, read_cells(path)).to_pandas()
+        table = _typed(path, read_cells(path)).to_pandas()
     except ValueError as error:
         raise UserError(
             f"{path}: not a readable table ({error}). Delete it and run again."

@@ -84,7 +84,7 @@ def verify(results: Path) -> tuple[list[str], list[str]]:
 
 def _broken(path: Path) -> list[str]:
     """Return in what a table breaks its contract; nothing of one that is not readable."""
-    if contract_of(path) is None:
+    if contract_of(path, ()) is None:
         return []
     try:
         table = read_cells(path) if path.suffix == ".csv" else pq.read_table(path)

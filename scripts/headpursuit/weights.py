@@ -37,7 +37,7 @@ def write_weights(path: str | Path, decoder: Decoder, identity: Mapping[str, Any
         tensors[f"projection.{layer}"] = decoder.matrix(layer)
         if (gain := decoder.post_gain(layer)) is not None:
             tensors[f"post_gain.{layer}"] = gain
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    tensors = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
     about = {
         "layers": len(decoder.layers),
         "heads": decoder.n_heads,

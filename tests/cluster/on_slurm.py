@@ -13,7 +13,7 @@ from checkout import Checkout
 
 # What the profile sets for a large cluster is too slow here.
 QUICK = ["--slurm-init-seconds-before-status-checks", "1", "--latency-wait", "10"]
-PROMPTS = "results/tiny/prompts/rtp.parquet"  # of one job that computes, after local ones
+PROMPTS = "results/tiny/samples/rtp.parquet"  # of one job that computes, after local ones
 
 
 @dataclass

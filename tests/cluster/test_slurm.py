@@ -11,7 +11,7 @@ from hub_server import Repo, serve
 from on_slurm import PROMPTS, Cluster
 
 LOCAL = {"all", "write_config", "preflight", "download_source"}
-LOCAL |= {"join_responses", "select_heads", "draw_controls"}  # too short for jobs
+LOCAL |= {"split_words", "select_heads", "draw_controls"}  # too short for jobs
 
 
 def test_the_tiny_run_with_nodes_that_have_no_hub(cluster: Cluster) -> None:
@@ -20,7 +20,7 @@ def test_the_tiny_run_with_nodes_that_have_no_hub(cluster: Cluster) -> None:
     cluster.configure(
         "hub",
         sources={"hub-prompts": {**source, "files": ["prompts.jsonl"], "licence": "none"}},
-        datasets={"rtp": {"source": "hub-prompts"}},
+        samples={"rtp": {"source": "hub-prompts"}},
         compute={"device": "auto"},  # there is no GPU, but jobs ask SLURM for one
     )
     with serve({"org/prompts": Repo(files={"prompts.jsonl": prompts})}) as hub:
@@ -39,8 +39,7 @@ def test_the_tiny_run_with_nodes_that_have_no_hub(cluster: Cluster) -> None:
     assert set(ran) == set(computing)
     assert len(jobs) == sum(computing.values())
     with_model = {rule for rule, job in ran.items() if "gpu" in job.get("TresPerJob", "")}
-    assert with_model == {"generate_baseline", "generate_intervened", "cache_activations",
-                          "measure_expected"}  # fmt: skip
+    assert with_model == {"respond", "intervene", "cache_activations", "measure_expected"}
     # On two nodes at the same time.
     assert {job["NodeList"] for job in jobs} == {"one", "two"}
     assert any(
@@ -56,7 +55,7 @@ def test_a_failing_job_is_reported_with_its_log(cluster: Cluster) -> None:
     run = cluster.start(PROMPTS, "--retries", "0")
     assert run.ended() != 0
     assert "RuntimeError: broken on purpose" in run.said  # of the rule's log
-    assert "slurm_logs/rule_prepare_prompts" in run.said  # where SLURM's own is
+    assert "slurm_logs/rule_prepare_samples" in run.said  # where SLURM's own is
     assert cluster.states() == ["FAILED"]
 
 

@@ -35,7 +35,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> CondaCheckout:
     hub = serve({"org/prompts": Repo(files={"prompts.jsonl": prompts})})
     with hub as hub, FakeOllama(reply=lambda text, _: f"<answer>{WORDS[0]}</answer>") as server:
         env = {"HF_ENDPOINT": hub.url, "OLLAMA_HOST": server.host}
-        checkout.snakemake("table2", "labels", "estimate", overlay="conda", **env)
+        checkout.snakemake("all", "estimate", overlay="conda", **env)
         checkout.snakemake("crate", "resources/models/converted/provenance.json", overlay="conda")
     return checkout
 
@@ -45,8 +45,6 @@ def overlay(own: Path) -> dict[str, Any]:
     figure1 = prepare_figure1(own)
     assembled = figure1["models"]["assembled"]
     converted = {**assembled, "source": "tiny-gguf", "gguf": "tiny.gguf"}  # asked for by name
-    figure1["vision"]["datasets"] = ["stripes"]
-    figure1["vision"]["heads"] |= {"methods": ["somp"], "k": [1]}
     write_gguf(own / "tiny.gguf", own / "model")
     prompts = {"kind": "hub", "id": "org/prompts", "repo_type": "dataset", "revision": "main"}
     return {
@@ -57,24 +55,28 @@ def overlay(own: Path) -> dict[str, Any]:
             "hub-prompts": {**prompts, "files": ["prompts.jsonl"], "licence": "none"},
         },
         "models": {"assembled": assembled, "converted": converted},
-        "datasets": {
-            "rtp": {"source": "hub-prompts", "sample": 12},
-        },
-        "generation": {"max_new_tokens": 8},
-        "labeller": {"second": "ollama"},
-        "heads": {"methods": ["somp"]},
-        "score": {"parts": 1},
-        "table1": {
-            "datasets": ["rtp"],
-            "heads": None,
-            "iterations": 5,
-            "random_sets": {"draws": 20, "neighbours": 50},
-            "concepts": {
-                **dict.fromkeys(("countries", "months", "numbers", "colours")),
-                "fruit": ["apple", "lemon"],
-                "tools": ["hammer", "needle"],
+        "samples": figure1["samples"] | {"rtp": {"source": "hub-prompts", "sample": 12}},
+        "concepts": {"fruit": {"words": ["apple", "lemon"]}, "tools": {"words": ["hammer"]}},
+        "experiments": figure1["experiments"]
+        | {
+            "rtp": {"generation": {"max_new_tokens": 8}, "methods": ["somp"]},
+            "stripes": figure1["experiments"]["stripes"] | {"methods": ["somp"], "k": [1]},
+            "asked": {
+                "model": "tiny",
+                "samples": "rtp",
+                "vocabulary": {"draws": 20, "neighbours": 50},
             },
+            "fruit": {"model": "tiny", "samples": "rtp", "concept": "fruit"},
+            "tools": {"like": "fruit", "concept": "tools"},
         },
+        "tables": {
+            "table1": ["asked"],
+            "concepts": ["fruit", "tools"],
+            "figure1": ["stripes"],
+            "figure4": [],
+        },
+        "labeller": {"second": "ollama"},
+        "compute": figure1["compute"] | {"parts": 1},
     }
 
 
@@ -203,7 +205,7 @@ def test_jobs_run_in_an_image(ran: CondaCheckout, tmp_path: Path) -> None:
         PATH=os.pathsep.join([str(HERE / "apptainer/bin"), PATH]),
     )
     found = {record["script"]: record for record in records(ran.folder / "inside")}
-    assert set(found) == {"write_config", "summarise_labels", "build_dictionary", "publish_table1"}
+    assert set(found) == {"write_config", "summarise_labels", "build_dictionary", "publish_heads"}
     for record in found.values():
         assert record["prefix"].startswith("/conda-envs/")
         # Inside, the library lies where Snakemake puts the folders of its own path.

@@ -6,60 +6,37 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import yaml
 from checkout import Checkout, make_checkout
-from tiny import WORDS
-from tiny_vision import HEADS, LAYERS, write_pixels
+from tiny_figure1 import prepare_figure1
 
 # Not results: when a file was made, how fast, and what the machine was like.
 INCIDENTAL = {"logs", "benchmarks", "preflight.json", "provenance.json", "run.html"}
 
 
 def make_whole(folder: Path) -> Checkout:
-    """Make a checkout whose overlay ``whole`` covers text, table 1 and images."""
+    """Make a checkout whose overlay ``whole`` covers text, single heads, a concept and images."""
     checkout = make_checkout(folder)
-    write_pixels(folder / "own/pixels.csv.gz", np.random.default_rng(0), 90)
-    text = yaml.safe_load((folder / "configs/tiny.yaml").read_text())
-    shipped = dict.fromkeys(("countries", "months", "numbers", "colours"))
-    model = {**text["models"]["tiny"], "layers": LAYERS, "heads": HEADS}
-    rows = {"files": "pixels.csv.gz"}
+    checkout.configure("tiny", tables={"figure1": []})
+    figure1 = prepare_figure1(folder / "own")
+    shutil.copy(folder / "configs/tiny.yaml", folder / "configs/text.yaml")
+    checkout.configure("tiny", **figure1)
     checkout.configure(
         "whole",
-        sources={"pixels": {"kind": "local", "path": "own/pixels.csv.gz"}},
-        models={"assembled": model},
-        datasets={"asked": {**text["datasets"]["rtp"], "sample": 20, "positions": "prompt"}},
-        table1={
-            "datasets": ["asked"], "heads": None, "top": 3, "iterations": 6,
-            "random_sets": {"draws": 20, "neighbours": 50},
-            "concepts": {**shipped, "fruit": ["apple", "lemon", "turnip"]},
-        },
-        image_datasets={
-            "stripes": {
-                "source": "pixels", "object": "fruit", "image": None, "label": None,
-                "classes": dict(enumerate(WORDS[:3])),
-                "selection": {**rows, "rows": [1, 60]}, "evaluation": {**rows, "rows": [61, 90]},
+        concepts={"fruit": {"words": ["apple", "lemon", "turnip"]}},
+        experiments={
+            "asked": {
+                "model": "tiny", "samples": "rtp", "positions": "prompt",
+                "pursuit": {"iterations": 6},
+                "vocabulary": {"top": 3, "draws": 20, "neighbours": 50},
             },
+            "fruit": {"model": "tiny", "samples": "rtp", "positions": "prompt", "concept": "fruit"},
+            "stripes": {"methods": ["somp", "size"], "k": [1]},
         },
-        vision={
-            "model": "assembled", "datasets": ["stripes"], "max_new_tokens": 3,
-            "template": "See {image} What {object} is it? One of: {classes}. Answer:",
-            "images": {"selection": 8, "evaluation": 8}, "batch_images": 7,
-            "heads": {"methods": ["somp", "size"], "k": [1], "draws": 2},
-            "build": {
-                "language_model": "tiny", "dataset": "stripes", "trained": None,
-                "tower": {
-                    "image_size": 4, "patch_size": 2, "hidden_size": 8, "layers": 1, "heads": 2
-                },
-                "training": {
-                    "tower_epochs": 2, "epochs": 1, "batch_size": 10, "tower_rate": 1e-3,
-                    "projector_rate": 1e-2, "end_weight": 0.3,
-                },
-            },
-        },
+        tables={"table1": ["asked"], "concepts": ["fruit"], "figure1": ["stripes"], "figure4": []},
     )  # fmt: skip
+    shutil.move(folder / "configs/text.yaml", folder / "configs/tiny.yaml")
     return checkout
 
 

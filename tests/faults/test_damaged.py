@@ -42,7 +42,7 @@ def drop_csv_column(path: Path) -> None:
 def put_nan(path: Path) -> None:
     table = pq.read_table(path)
     values = np.array(table["z"].to_pylist(), dtype=np.float32)
-    values[3, 0] = np.nan
+    values[3, 0] = np.nan  # of layer 0
     column = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1])
     pq.write_table(table.set_column(table.schema.get_field_index("z"), "z", column), path)
 
@@ -50,16 +50,16 @@ def put_nan(path: Path) -> None:
 # What is damaged, how, and the rule that reads it. The rules of one run do not feed each other.
 DAMAGE = [
     {
-        "expected/rtp/part-2.parquet": (drop_column, "score_words"),
-        "activations/rtp/layer-01.parquet": (put_nan, "rank_heads"),
-        "heads/rtp/somp-k2.csv": (drop_csv_column, "draw_controls"),
-        "tables/table2.csv": (empty, "plot_table2"),
+        "expected/rtp/part-2.parquet": (drop_column, "measure"),
+        "activations/rtp.parquet": (put_nan, "rank_heads"),
+        "heads/rtp/selected.csv": (drop_csv_column, "draw_controls"),
+        "tables/table2.csv": (empty, "compare_published"),
     },
     {
-        "prompts/rtp.parquet": (cut, "generate_baseline"),
+        "samples/rtp.parquet": (cut, "respond"),
         "labels/rtp.parquet": (cut, "split_words"),
-        "activations/rtp/layer-02.parquet": (flip, "rank_heads"),
-        "scores/rtp.per_prompt.parquet": (drop_column, "publish_table2"),
+        "activations/rtp.parquet": (flip, "rank_heads"),
+        "scores/rtp.parquet": (drop_column, "publish_ratios"),
     },
 ]
 
@@ -111,10 +111,10 @@ def refused(checkout: Checkout, target: str) -> str:
 @pytest.mark.short
 def test_weights_that_change_on_disk(checkout: Checkout, another_model: Path) -> None:
     """One bit of the user's own model: it is another one, and what stands on it is made anew."""
-    checkout.snakemake("results/other/prompts/rtp.parquet", overlay="other")
+    checkout.snakemake("results/other/samples/rtp.parquet", overlay="other")
     flip(another_model / "model.safetensors")
-    planned = checkout.planned("results/other/prompts/rtp.parquet", overlay="other")
-    assert planned["download_source"] == planned["prepare_prompts"] == 1
+    planned = checkout.planned("results/other/samples/rtp.parquet", overlay="other")
+    assert planned["download_source"] == planned["prepare_samples"] == 1
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_a_model_that_lacks_files(
 ) -> None:
     for path in another_model.glob(f"{lacking}*"):
         path.unlink()
-    assert message in refused(checkout, "prompts/rtp.parquet")
+    assert message in refused(checkout, "samples/rtp.parquet")
 
 
 def test_activations_that_are_not_finite(checkout: Checkout, another_model: Path) -> None:
@@ -138,10 +138,10 @@ def test_activations_that_are_not_finite(checkout: Checkout, another_model: Path
     token = make_tokenizer().convert_tokens_to_ids(f"Ġ{WORDS[5]}")
     weights["model.embed_tokens.weight"][token] = torch.inf
     save_file(weights, another_model / "model.safetensors", {"format": "pt"})
-    said = refused(checkout, "activations/rtp/layer-00.parquet")
+    said = refused(checkout, "activations/rtp.parquet")
     assert "cache_activations: Layer 0, sample rtp-" in said, said
     assert "an activation is not finite in float32" in said
-    assert not list((checkout.folder / "results/other/activations/rtp").iterdir())
+    assert not list((checkout.folder / "results/other/activations").iterdir())
 
 
 def test_samples_that_are_all_the_same(checkout: Checkout) -> None:
@@ -149,7 +149,7 @@ def test_samples_that_are_all_the_same(checkout: Checkout) -> None:
     prompts = checkout.folder / "own/prompts.jsonl"
     line = prompts.read_text().splitlines()[0]
     prompts.write_text("\n".join([line] * 80) + "\n")
-    checkout.configure("same", run="same", activations={"positions": "last"})
+    checkout.configure("same", run="same", experiments={"rtp": {"positions": "last"}})
     code, said = checkout.run("results/same/rankings/rtp.csv", overlay="same")
     assert code != 0
     assert "No head's write varies over the samples" in said, said

@@ -11,7 +11,7 @@ from checkout import Checkout
 from conftest import results
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounts a file system: needs root")
-LAYERS = [f"results/tiny/activations/rtp/layer-0{layer}.parquet" for layer in range(3)]
+CACHE = "results/tiny/activations/rtp.parquet"
 
 
 @pytest.fixture
@@ -47,13 +47,12 @@ def fill(folder: Path, leave: int) -> Path:
 @pytest.mark.short
 def test_results_are_full(checkout: Checkout, mounted: Callable, finished: Checkout) -> None:
     mounted(checkout.folder / "results")
-    for name in LAYERS:
-        (checkout.folder / name).unlink()
+    (checkout.folder / CACHE).unlink()
     filler = fill(checkout.folder / "results", leave=12288)
     code, said = checkout.run()
     assert code != 0
     step = "no space is left. Free some, then run the same command again"
-    assert f"cache_activations: results/tiny/activations/rtp: {step}" in said, said
+    assert f"cache_activations: results/tiny/activations: {step}" in said, said
     assert "Traceback" not in said
     filler.unlink()
     checkout.snakemake()
@@ -66,7 +65,7 @@ def test_resources_are_full(fresh: Checkout, mounted: Callable, tmp_path: Path) 
     shutil.copytree(fresh.folder, tmp_path / "checkout")
     checkout = Checkout(tmp_path / "checkout")
     model = "resources/assembled/assembled/provenance.json"
-    checkout.snakemake("results/tiny/tower/tower.safetensors", overlay="whole")
+    checkout.snakemake("results/tiny/tower/assembled.safetensors", overlay="whole")
     mounted(checkout.folder / "resources")
     filler = fill(checkout.folder / "resources", leave=20480)
     code, said = checkout.run(model, overlay="whole")
@@ -82,19 +81,19 @@ def test_resources_are_full(fresh: Checkout, mounted: Callable, tmp_path: Path) 
 @pytest.mark.parametrize("name", ["results", "resources"])
 def test_a_folder_is_read_only(checkout: Checkout, mounted: Callable, name: str) -> None:
     mounted(checkout.folder / name)
-    (checkout.folder / LAYERS[0]).unlink()
+    (checkout.folder / CACHE).unlink()
     subprocess.run(["mount", "-o", "remount,ro", checkout.folder / name], check=True)
     code, said = checkout.run()
     assert code != 0
     assert f"{name}{'/tiny' if name == 'results' else ''}: the file system is read-only" in said
     assert "Traceback" not in said
     subprocess.run(["mount", "-o", "remount,rw", checkout.folder / name], check=True)
-    checkout.snakemake(LAYERS[0])
+    checkout.snakemake(CACHE)
 
 
 def test_the_scratch_folder_is_gone(checkout: Checkout, finished: Checkout) -> None:
     """Nothing of a run depends on it."""
-    for name in ("tables/table2.csv", "activations/rtp/layer-00.parquet", "labels/rtp.parquet"):
+    for name in ("tables/table2.csv", "activations/rtp.parquet", "labels/rtp.parquet"):
         checkout.path(name).unlink()
     gone = checkout.folder / "scratch"
     checkout.snakemake("--default-resources", f"tmpdir='{gone}'", TMPDIR=str(gone))

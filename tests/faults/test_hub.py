@@ -16,7 +16,7 @@ from conftest import wait_until
 from hub_server import Fault, Repo, serve
 
 TOKEN = "hf_canaryCANARYcanary0123456789"
-PROMPTS = "results/hub/prompts/rtp.parquet"
+PROMPTS = "results/hub/samples/rtp.parquet"
 CLOSED = "http://127.0.0.1:9"
 
 
@@ -41,7 +41,7 @@ def repos(checkout: Checkout) -> dict[str, Repo]:
             },
         },
         models={"tiny": {"source": "hub-model"}},
-        datasets={"rtp": {"source": "hub-prompts"}},
+        samples={"rtp": {"source": "hub-prompts"}},
     )  # fmt: skip
     prompts = {"prompts.jsonl": (own / "prompts.jsonl").read_bytes(), "large.jsonl": large}
     return {
@@ -85,13 +85,13 @@ def test_gated_then_killed_then_wrong_then_whole(checkout: Checkout, repos: dict
         said = failure(checkout, PROMPTS, **at)
         assert not list(begun.glob("*.incomplete"))  # nor is what the kill left
         assert "prompts.jsonl came with another size or checksum than the Hub gives" in said
-        assert "It was deleted. Run the same command again" in said
+        assert "and was deleted. Run the same command again" in said
         assert not record.with_name("prompts.jsonl").exists()
         assert not record.exists()
 
         checkout.snakemake(PROMPTS, overlay="hub", **at)
     made = pq.read_table(checkout.folder / PROMPTS)
-    assert made.equals(pq.read_table(checkout.path("prompts/rtp.parquet")))
+    assert made.equals(pq.read_table(checkout.path("samples/rtp.parquet")))
     for path in checkout.folder.rglob("*"):
         assert not path.is_file() or TOKEN.encode() not in path.read_bytes(), path
 

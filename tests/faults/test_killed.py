@@ -88,27 +88,26 @@ def test_killed_while_it_answers(fresh: Checkout, tmp_path: Path) -> None:
     checkout = Checkout(tmp_path / "checkout")
     overlay = checkout.folder / "configs/whole.yaml"
     small = yaml.safe_load(overlay.read_text())
-    small["vision"] |= {"batch_images": 1}
-    small["score"] |= {"parts": 1}
+    small["compute"] |= {"batch_images": 1, "parts": 1}
     overlay.write_text(yaml.safe_dump(small))
-    target = "results/tiny/answers/stripes/part-1.parquet"
+    target = "results/tiny/responses/stripes/scaled/part-1.parquet"
     process = checkout.start(target, overlay="whole")
-    journal = checkout.path("answers/stripes/.part-1.journal")
+    journal = checkout.path("responses/stripes/scaled/.part-1.journal")
     wait_until(lambda: journal.exists() and journal.read_bytes().count(b"\n") > 3)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     kept = journal.read_bytes().count(b"\n") - 1
     assert 0 < kept < 24
-    assert not checkout.path("answers/stripes/part-1.parquet").exists()
+    assert not checkout.path("responses/stripes/scaled/part-1.parquet").exists()
     checkout.snakemake("--unlock", overlay="whole")
     checkout.snakemake(target, overlay="whole")
     assert not journal.exists()
-    log = checkout.path("logs/answer_images/stripes/part-1.log").read_text()
+    log = checkout.path("logs/intervene/stripes/part-1.log").read_text()
     assert f"{kept} finished batches are in the journal" in log
-    resumed = checkout.path("answers/stripes/part-1.parquet").read_bytes()
-    checkout.path("answers/stripes/part-1.parquet").unlink()
+    resumed = checkout.path("responses/stripes/scaled/part-1.parquet").read_bytes()
+    checkout.path("responses/stripes/scaled/part-1.parquet").unlink()
     checkout.snakemake(target, overlay="whole")
-    assert checkout.path("answers/stripes/part-1.parquet").read_bytes() == resumed
+    assert checkout.path("responses/stripes/scaled/part-1.parquet").read_bytes() == resumed
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ def test_no_home_and_results_elsewhere(checkout: Checkout, finished: Checkout) -
     try:
         shutil.move(checkout.folder / "results", elsewhere)
         (checkout.folder / "results").symlink_to(elsewhere)
-        checkout.path("prompts/rtp.parquet").unlink()
+        checkout.path("samples/rtp.parquet").unlink()
         checkout.snakemake(HOME=None, LC_ALL="C")
         assert results(checkout) == results(finished)
     finally:

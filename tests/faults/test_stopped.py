@@ -11,8 +11,11 @@ from checkout import Checkout
 from conftest import group, wait_until
 
 # The jobs of this run would take hours.
-SLOW = {"generation": {"max_new_tokens": 200, "samples": 2000, "batch_tokens": 300}}
-TARGET = "results/tiny/generations/rtp/baseline.parquet"
+SLOW = {
+    "experiments": {"rtp": {"generation": {"max_new_tokens": 200, "samples": 2000}}},
+    "compute": {"batch_tokens": {"responding": 300}},
+}
+TARGET = "results/tiny/responses/rtp/baseline/part-1.parquet"
 JOURNAL = "responses/rtp/baseline/.part-1.journal"
 SECONDS = 20  # on a machine that may be busy with more
 

@@ -46,7 +46,7 @@ def test_two_configurations_that_download_the_same(fresh: Checkout, tmp_path: Pa
     """Before anything is downloaded the second has to wait, and is told so."""
     shutil.copytree(fresh.folder, tmp_path / "checkout")
     checkout = Checkout(tmp_path / "checkout")
-    activations = "activations/rtp/layer-00.parquet"
+    activations = "activations/rtp.parquet"
     targets = {name: f"results/{name}/{activations}" for name in ("one", "two")}
     for name in targets:
         checkout.configure(name, run=name)

@@ -65,7 +65,9 @@ def found(results: Path) -> pd.DataFrame:
         for file in ("selected", "random"):
             chosen = csv(f"heads/{experiment}/{file}.csv").groupby("condition")
             for name, own in chosen:
-                listed = " ".join(f"L{layer}.H{head}" for layer, head in own[["layer", "head"]].values)
+                listed = " ".join(
+                    f"L{layer}.H{head}" for layer, head in own[["layer", "head"]].values
+                )
                 rows.append(("heads", f"{experiment} {name}", "heads", listed))
         for path in sorted((results / f"responses/{experiment}").rglob("*.parquet")):
             for row in pq.read_table(path).to_pylist():
@@ -77,13 +79,13 @@ def found(results: Path) -> pd.DataFrame:
 
 
 def differences(pinned: pd.DataFrame, own: pd.DataFrame) -> list[str]:
-    """Return what is not as it was: numbers may differ in the seventh digit, all else not at all."""
-    both = pinned.merge(own, on=KEYS, how="outer", suffixes=("_was", "_is"), indicator=True)
+    """Return what is not as it was; numbers may differ in the seventh digit."""
+    both = pinned.merge(own, on=KEYS, how="left", suffixes=("_was", "_is"))
     lines = []
     for row in both.itertuples():
         was, now = row.value_was, row.value_is
-        if row._merge != "both":
-            lines.append(f"{row.part} {row.key} {row.column}: only in one")
+        if now != now:
+            lines.append(f"{row.part} {row.key} {row.column}: is gone")
         elif was != now and not (row.part not in EXACT and _close(was, now)):
             lines.append(f"{row.part} {row.key} {row.column}: {was!r} was, {now!r} is")
     return lines

@@ -44,6 +44,14 @@ def responses():
         texts = [f"Response {i} is {'darn fine' if i % 2 else 'fine'}." for i in range(n)]
         ids = [f"p{i}" for i in range(n)]
         told = {"n_tokens": [1] * n, "stop_reason": ["eos"] * n, "token_ids": [[0]] * n}
-        return pa.table({"prompt_id": ids, "sample": [0] * n, "response": texts, **told})
+        return pa.table(
+            {
+                "condition": ["baseline"] * n,
+                "sample_id": ids,
+                "repeat": pa.array([0] * n, pa.int32()),
+                "response": texts,
+                **told,
+            }
+        )
 
     return make

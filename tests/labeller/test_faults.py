@@ -44,7 +44,7 @@ def test_labels_and_their_origin(settings, responses, tmp_path):
     with FakeOllama() as server:
         table = label(responses(6), settings, tmp_path / "j", server.host)
     assert table.column_names == [
-        "prompt_id", "sample", "reply", "words", "dropped", "status", "attempts", "cut",
+        "sample_id", "repeat", "reply", "words", "dropped", "status", "attempts", "cut",
     ]  # fmt: skip
     assert table["words"].to_pylist() == [[], ["darn"]] * 3
     assert table["status"].to_pylist() == ["none", "ok"] * 3
@@ -423,7 +423,7 @@ def test_json_mode_gives_the_same_table(settings, responses, tmp_path):
     with FakeOllama(reply) as server:
         as_json = label(responses(4), settings, tmp_path / "j", server.host)
     assert server.requests[0]["format"]["required"] == ["words"]
-    same = ["prompt_id", "sample", "words", "dropped", "status", "attempts", "cut"]
+    same = ["sample_id", "repeat", "words", "dropped", "status", "attempts", "cut"]
     assert as_json.select(same).equals(tags.select(same))
 
 

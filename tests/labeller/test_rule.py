@@ -19,7 +19,10 @@ from headpursuit.files import write_parquet
 
 ROOT = Path(__file__).parents[2]
 RULES = ["download_source", "label_responses", "label_second", "summarise_labels"]
-RULES += ["compare_labels", "labels"]
+RULES += ["compare_labels"]
+
+
+TARGETS = [f"results/night/labels/rtp.{end}" for end in ("summary.html", "agreement.csv")]
 
 
 class Run:
@@ -27,13 +30,14 @@ class Run:
 
     def __init__(self, folder: Path, responses, labeller: dict):
         self.folder, self.labels = folder, folder / "results/night/labels"
-        write_parquet(folder / "results/night/generations/rtp/baseline.parquet", responses)
+        write_parquet(folder / "results/night/responses/rtp/baseline/part-1.parquet", responses)
         (folder / "terms.csv").write_text("text\ndarn\nfine\n")
         lexicon = {"source": "terms", "files": "terms.csv", "where": None}
         overlay = {
             "run": "night",
             "sources": {"terms": {"kind": "local", "path": str(folder / "terms.csv")}},
-            "words": {"texts": ["response"]},
+            "concepts": {"toxic": {"labelled": {"texts": ["response"]}}},
+            "compute": {"parts": 1},
             "labeller": {"second": "lexicon", "lexicon": lexicon, **labeller},
         }
         (folder / "overlay.yaml").write_text(yaml.safe_dump(overlay))
@@ -47,7 +51,7 @@ class Run:
     def start(self) -> subprocess.Popen:
         with (self.folder / "said").open("w") as said:
             return subprocess.Popen(
-                [*self.command, "labels"], stdout=said, stderr=said, start_new_session=True
+                [*self.command, *TARGETS], stdout=said, stderr=said, start_new_session=True
             )
 
     def finish(self, seconds: float = 120) -> int:

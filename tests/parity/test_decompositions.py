@@ -50,7 +50,7 @@ def direct(
 def test_supports_equal_those_of_a_direct_implementation(path: Path) -> None:
     run = path.parents[1]
     config = yaml.safe_load((run / "config.yaml").read_text())
-    name = config["text"]["model"]
+    name = config["experiments"][path.stem]["model"]
     pursuit = json.loads(pq.read_schema(path).metadata[b"pursuit"])
     folder = ROOT / "resources" / "models" / name
     if not folder.is_dir() or pursuit["fold_norm_gain"] or pursuit["normalise_atoms"]:
@@ -65,7 +65,8 @@ def test_supports_equal_those_of_a_direct_implementation(path: Path) -> None:
     added = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["added_tokens"]
     special = [token["id"] for token in added if token["special"]]
     for layer, head in chosen:
-        table = pq.read_table(run / "activations" / path.stem / f"layer-{layer:02d}.parquet")
+        cache = run / f"activations/{path.stem}.parquet"
+        table = pq.read_table(cache, filters=[("layer", "=", layer)])
         z = np.stack(table["z"].to_pylist()).astype(float)
         width = z.shape[1] // config["models"][name]["heads"]
         own = slice(head * width, (head + 1) * width)

@@ -42,19 +42,25 @@ OVERLAY = {
         "mistral-7b-instruct-v0.2": {"kind": "local", "path": "own/mistral"},
         "real-toxicity-prompts": {"kind": "local", "path": "own/prompts.jsonl"},
     },
-    "datasets": {"rtp": {"files": "prompts.jsonl"}},
-    "text": {"datasets": ["rtp"]},
-    "generation": {"max_new_tokens": RESPONSE, "batch_tokens": 2048},
-    "words": {"file": "own/words.txt"},
-    "activations": {"batch_tokens": 2048},
-    "heads": {"methods": ["somp"], "k": [16], "draws": 2, "count_draws": 1},
-    "score": {"batch_tokens": 2048},
-    "table1": {"datasets": []},
-    "vision": None,
-    "compute": {"device": "cpu", "allow_cpu": True, "threads": os.cpu_count()},
+    "concepts": {"own": {"file": "own/words.txt"}},
+    "defaults": {
+        "generation": {"max_new_tokens": RESPONSE},
+        "methods": ["somp"],
+        "k": [16],
+        "draws": 2,
+        "count_draws": 1,
+    },
+    "experiments": {"rtp": {"concept": "own"}},
+    "tables": {"table1": [], "table2": ["rtp"], "concepts": [], "figure1": []},
+    "compute": {
+        "device": "cpu",
+        "allow_cpu": True,
+        "threads": os.cpu_count(),
+        "batch_tokens": {"reading": 2048, "responding": 2048},
+    },
 }
 JOBS = ["cache_activations", "extract_weights", "rank_heads"]
-JOBS += ["generate_baseline", "generate_intervened"]
+JOBS += ["respond", "intervene"]
 
 
 def shards(shapes: dict[str, torch.Size]) -> Iterator[dict[str, torch.Size]]:
@@ -132,7 +138,7 @@ def run(folder: Path) -> Checkout:
     (own / "prompts.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     (own / "words.txt").write_text("\n".join(sorted(PLAIN)[:100]))
     (checkout.folder / "configs/full.yaml").write_text(yaml.safe_dump(OVERLAY))
-    targets = ["rankings/rtp.csv", "generations/rtp/somp-k16.parquet"]
+    targets = ["rankings/rtp.csv", "responses/rtp/scaled/part-1.parquet"]
     print("running the workflow's jobs", flush=True)
     for asked in ([f"results/full/{name}" for name in targets], ["estimate"]):
         checkout.snakemake(*asked, overlay="full")

@@ -16,7 +16,6 @@ from replica_tokenizer import MISTRAL_CHAT, as_json, llava_files, mistral_files
 from transformers import AutoProcessor
 
 TET = "convoicon/Thoroughly_Engineered_Toxicity"
-BOTH = ["prompts/tet.parquet", "image_activations/mnist/layer-31.parquet"]
 
 
 @pytest.fixture(scope="module")
@@ -38,9 +37,10 @@ def said(tmp_path_factory: pytest.TempPathFactory, files: dict) -> str:
         "timm/eurosat-rgb": replica_sources.eurosat(stored=False),
         "tanganke/dtd": without,
     }
-    targets = ["results/paper/prompts/rtp.parquet"]
+    targets = ["results/paper/samples/rtp.parquet"]
     targets += [
-        f"results/paper/classes/{name}.csv" for name in ("mnist", "svhn", "gtsrb", "eurosat", "dtd")
+        f"results/paper/samples/{name}.parquet"
+        for name in ("mnist", "svhn", "gtsrb", "eurosat", "dtd")
     ]
     with replicas(tmp_path_factory.mktemp("lacking") / "checkout", {**files, **changed}) as run:
         code, printed = run.run("--keep-going", *targets)
@@ -53,7 +53,7 @@ def said(tmp_path_factory: pytest.TempPathFactory, files: dict) -> str:
 @pytest.mark.parametrize(
     "complaint",
     [
-        "datasets.rtp: resources/real-toxicity-prompts/prompts.jsonl has no column 'prompt.text'; "
+        "samples.rtp: resources/real-toxicity-prompts/prompts.jsonl has no column 'prompt.text'; "
         "it has filename, begin, end, challenging, text, continuation.",
         "train-00000-of-00001.parquet: no column label; it has image, digit.",
         "train-00000-of-00001.parquet: no column image; it has img, label.",
@@ -98,8 +98,8 @@ def other(tmp_path_factory: pytest.TempPathFactory, files: dict) -> Iterator[Reh
     }
     with replicas(tmp_path_factory.mktemp("other") / "checkout", {**files, **changed}) as run:
         run.snakemake(
-            "results/paper/prompts/tet.parquet",
-            "results/paper/image_activations/mnist/layer-31.parquet",
+            "results/paper/samples/tet.parquet",
+            "results/paper/activations/mnist.parquet",
         )
         yield run
 
@@ -107,12 +107,8 @@ def other(tmp_path_factory: pytest.TempPathFactory, files: dict) -> Iterator[Reh
 @pytest.mark.parametrize(
     ("name", "log", "template"),
     [
-        ("prompts/tet.parquet", "prepare_prompts/tet", "tokenizer_config.json"),
-        (
-            "image_activations/mnist/layer-31.parquet",
-            "cache_image_activations/mnist",
-            "chat_template.json",
-        ),
+        ("samples/tet.parquet", "prepare_samples/tet", "tokenizer_config.json"),
+        ("activations/mnist.parquet", "cache_activations/mnist", "chat_template.json"),
     ],
 )
 def test_both_forms_are_read(
@@ -130,8 +126,8 @@ def test_a_template_without_bos_gets_one(
     chat = MISTRAL_CHAT.removeprefix("{{ bos_token }}")
     changed = {MISTRAL: files[MISTRAL] | mistral_files(chat)}
     with replicas(tmp_path_factory.mktemp("bos") / "checkout", {**files, **changed}) as run:
-        run.snakemake("results/paper/prompts/tet.parquet")
-        made = pq.read_table(run.path("prompts/tet.parquet"))["token_ids"].to_pylist()
+        run.snakemake("results/paper/samples/tet.parquet")
+        made = pq.read_table(run.path("samples/tet.parquet"))["token_ids"].to_pylist()
     assert all(ids[0] == 1 and ids.count(1) == 1 for ids in made)
 
 

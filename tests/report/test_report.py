@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-import yaml
 from checkout import Checkout, make_checkout
 from tiny import HEADS, LAYERS, WORDS
 from tiny_vision import make_vlm
@@ -60,13 +59,8 @@ TAGS |= {"FIGCAPTION", "DIV", "TABLE", "THEAD", "TBODY", "TR", "TH", "TD", "PRE"
 ATTRIBUTES = {"lang", "charset", "http-equiv", "content", "class", "alt", "src", "style"}
 CATEGORIES = [
     "1 Published against reproduced",
-    "2 Table 2",
-    "3 Table 1",
-    "4 Concepts",
-    "5 Figure 1",
-    "6 Labels",
-    "7 Choices",
-    "8 Time, memory, software",
+    *("2 concepts", "2 figure1", "2 table1", "2 table2"),
+    *("3 Labels", "4 Choices", "5 Time, memory, software"),
 ]
 
 
@@ -89,49 +83,59 @@ def make_hostile(folder: Path) -> Checkout:
     text = "\n".join(",".join(map(str, row)) for row in pixels) + "\n"
     (own / "pixels.csv.gz").write_bytes(gzip.compress(text.encode()))
     part = {"files": "pixels.csv.gz"}
-    model = {"path": "", "gguf": None, "layers": LAYERS, "heads": HEADS, "parameters": 100000}
+    model = {"layers": LAYERS, "heads": HEADS, "parameters": 100000, "dtype": "float32"}
     checkout.configure(
         "hostile",
         sources={
             "vlm": {"kind": "local", "path": "own/vlm"},
             "pixels": {"kind": "local", "path": "own/pixels.csv.gz"},
         },
-        models={"vlm": {"source": "vlm", **model, "dtype": "float32", "chat": False}},
-        words={"texts": ["response", "prompt"]},
-        dictionary={"rows": "first"},
-        table1={
-            "datasets": ["rtp"],
-            "heads": None,
-            "top": 6,
-            "iterations": 6,
-            "random_sets": {"draws": 20, "neighbours": 50},
-            "concepts": {
-                **dict.fromkeys(("countries", "months", "numbers", "colours")),
-                "fruit": [*HOSTILE, "apple", "lemon"],
-                "tools": ["hammer", "needle"],
-            },
-        },
-        image_datasets={
+        models={"vlm": {"source": "vlm", "chat": False, **model}},
+        samples={
             "signs": {
                 "source": "pixels",
                 "object": "sign",
                 "image": None,
                 "label": None,
                 "classes": {0: HOSTILE[0], 1: HOSTILE[2], 2: HOSTILE[6]},
+                "template": "{image} What {object} is it? One of: {classes}. Answer:",
+                "per_class": {"selection": 4, "evaluation": 4},
                 "selection": {**part, "rows": [1, 30]},
                 "evaluation": {**part, "rows": [31, 60]},
             }
         },
-        vision={
-            "model": "vlm",
-            "datasets": ["signs"],
-            "template": "{image} What {object} is it? One of: {classes}. Answer:",
-            "images": {"selection": 4, "evaluation": 4},
-            "max_new_tokens": 3,
-            "heads": {"methods": ["somp"], "k": [2], "draws": 2},
+        concepts={
+            "toxic": {"labelled": {"texts": ["response", "prompt"]}, "rows": "first"},
+            "fruit": {"words": [*HOSTILE, "apple", "lemon"], "rows": "first"},
+            "tools": {"words": ["hammer", "needle"], "rows": "first"},
         },
-        heads={"methods": ["somp"]},
-        score={"parts": 1},
+        experiments={
+            "rtp": {"methods": ["somp"]},
+            "asked": {
+                "model": "tiny",
+                "samples": "rtp",
+                "pursuit": {"iterations": 6},
+                "vocabulary": {"top": 6, "draws": 20, "neighbours": 50},
+            },
+            "fruit": {"model": "tiny", "samples": "rtp", "concept": "fruit"},
+            "tools": {"like": "fruit", "concept": "tools"},
+            "signs": {
+                "model": "vlm",
+                "samples": "signs",
+                "concept": "classes",
+                "measures": ["exact_match"],
+                "methods": ["somp"],
+                "positions": "image",
+                "generation": {"max_new_tokens": 3, "temperature": 0.0},
+            },
+        },
+        tables={
+            "table1": ["asked"],
+            "table2": ["rtp"],
+            "concepts": ["fruit", "tools"],
+            "figure1": ["signs"],
+        },
+        compute={"parts": 1},
         publish={"crate_mb": 0.008},
     )
     return checkout
@@ -184,7 +188,7 @@ def tool(script: str, *arguments: Any) -> tuple[int, str]:
 
 def pages(seen: dict[str, Any]) -> dict[str, dict[str, Any]]:
     own = {name: facts for name, facts in seen["results"].items() if facts["mime"] == "text/html"}
-    assert len(own) == 8
+    assert len(own) == 8  # and the labels' summary is one
     return own
 
 
@@ -194,7 +198,7 @@ def test_hostile_texts_are_in_the_run(ran: Checkout) -> None:
     assert sum("hit=1" in word for word in words) >= 3
     tokens = "".join(pd.read_csv(ran.path("tables/table1.csv"))["tokens"])
     assert "window.hit" in tokens or "<" in tokens
-    assert "hit=1" in "".join(pd.read_csv(ran.path("classes/signs.csv"))["class_name"])
+    assert "hit=1" in "".join(pd.read_csv(ran.path("words/signs.csv"))["word"])
 
 
 def test_every_category_is_there_in_order(seen: dict[str, Any]) -> None:
@@ -210,11 +214,13 @@ def test_the_console_has_no_error_and_nothing_is_requested(seen: dict[str, Any])
 
 def test_pictures_are_drawn(seen: dict[str, Any]) -> None:
     images = [facts for facts in seen["results"].values() if facts["mime"] == "image/png"]
-    assert len(images) == 7
-    for facts in [*images, *(pages(seen)[name] for name in pages(seen) if "beside" in name)]:
+    assert len(images) == 5
+    for facts in [*images, *(pages(seen)[name] for name in pages(seen) if name[0] == "2")]:
         for width, height, shown in facts["pictures"][facts["mime"] == "image/png" :]:
             assert width > 300 and height > 200 and shown > 200
-    assert len(pages(seen)["5 Figure 1 / figure 1 beside the published values"]["pictures"]) == 2
+    assert {name[2:9] for name in pages(seen) if pages(seen)[name]["pictures"]} == {
+        *("concept", "figure1", "table1 ", "table2 ")
+    }
     assert seen["workflow"]["drawn"] == 1
     assert seen["statistics"]["drawn"] == 2
 
@@ -232,7 +238,7 @@ def test_hostile_texts_change_nothing(seen: dict[str, Any]) -> None:
 def test_words_are_masked(ran: Checkout, seen: dict[str, Any]) -> None:
     words = set(pd.read_csv(ran.path("words/rtp.csv"))["word"]) & set(WORDS)
     assert len(words) > 5
-    for name in ("3 Table 1 / table 1 beside the published tokens", "6 Labels / labelling of rtp"):
+    for name in ("2 table1 / table", "3 Labels / labelling of rtp"):
         shown = set(pages(seen)[name]["text"].casefold().replace("␣", " ").split())
         assert not words & shown, name
         assert "***" in pages(seen)[name]["text"], name
@@ -241,31 +247,30 @@ def test_words_are_masked(ran: Checkout, seen: dict[str, Any]) -> None:
 def test_pages_say_what_they_must(ran: Checkout, seen: dict[str, Any]) -> None:
     shown = {name.split(" / ")[0]: facts["text"] for name, facts in pages(seen).items()}
     for category in CATEGORIES[:5]:
-        assert "Another model for tables 1 and 2: tiny here, mistralai/" in shown[category]
+        assert "Another model reads the prompts: tiny here, mistralai/" in shown[category]
     published = pd.read_csv(ROOT / "data/published.csv")
     assert shown[CATEGORIES[0]].count("table2_lexical\t") == sum(
         published["artefact"] == "table2_lexical"
     )
     table = pd.read_csv(ran.path("tables/table2.csv"))
     for row in table.itertuples():
-        assert f"{row.value:.2f}\xa0[{row.ci_low:.2f},\xa0{row.ci_high:.2f}]" in shown["2 Table 2"]
-        command = f"table2.csv {row.dataset} {row.method} {row.heads} {row.metric}"
-        assert f"trace results/tiny/tables/{command}" in shown["2 Table 2"]
-    assert "pursuit.iterations\t5\t50\ttypically 50" in shown["7 Choices"]
-    config = yaml.safe_load(ran.path("config.yaml").read_text())
-    assert f"heads.k\t{config['heads']['k'][0]}\t16, 32\t" in shown["7 Choices"]
-    used = pd.read_csv(ran.path("benchmarks/score_words/rtp.tsv"), sep="\t").iloc[0]
-    line = f"score_words\t1\t{used['s']:,.0f}\t{used['s']:,.0f}\t{used['cpu_time']:,.0f}"
-    assert f"{line}\t{used['max_rss']:,.0f}" in shown["8 Time, memory, software"]
+        assert f"{row.value:.2f}\xa0[{row.ci_low:.2f},\xa0{row.ci_high:.2f}]" in shown["2 table2"]
+        command = f"table2.csv {row.experiment} {row.method} {row.heads} {row.measure}"
+        assert f"trace results/tiny/tables/{command}" in shown["2 table2"]
+    assert "experiments.<name>.k\t2\t16, 32\t" in shown["4 Choices"]
+    assert "experiments.<name>.pursuit.iterations\tasked: 6; " in shown["4 Choices"]
+    used = pd.read_csv(ran.path("benchmarks/measure_expected/rtp/part-1.tsv"), sep="\t").iloc[0]
+    line = f"measure_expected\t1\t{used['s']:,.0f}\t{used['s']:,.0f}\t{used['cpu_time']:,.0f}"
+    assert f"{line}\t{used['max_rss']:,.0f}" in shown["5 Time, memory, software"]
 
 
 def test_captions_quote_what_was_in_force(seen: dict[str, Any]) -> None:
     captions = {name: facts["caption"] for name, facts in seen["results"].items()}
     assert not [name for name, text in captions.items() if "{" in text or "System Message" in text]
-    caption = captions["2 Table 2 / figure"]
+    caption = captions["2 table2 / figure"]
     for part in ("by -1.0", "model tiny", "top 2 heads", "rtp (30)", "100 resamples", "Seed 0"):
         assert part in caption
-    assert "2 random draws" in captions["5 Figure 1 / figure: right answers"]
+    assert "2 random draws" in captions["2 figure1 / figure"]
 
 
 # The research object
@@ -328,7 +333,7 @@ def test_a_table_leads_back_to_the_prompts(crate: Path) -> None:
         reached.add(name)
         makers = [job for job in jobs if name in values(job, "result")]
         waiting |= {own for job in makers for own in values(job, "object")} - reached
-    ends = {"prompts/rtp.parquet", "generations/rtp/baseline.parquet", "words/rtp.csv"}
+    ends = {"samples/rtp.parquet", "responses/rtp/baseline/part-1.parquet", "words/rtp.csv"}
     assert {f"results/tiny/{name}" for name in ends} <= {
         name.removeprefix("#not-packed/") for name in reached
     }

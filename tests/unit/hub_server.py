@@ -18,7 +18,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-API = re.compile(r"/api/(models|datasets)/([^/]+/[^/]+)(?:/revision/([^/]+))?$")
+API = re.compile(r"/api/(models|datasets)/([^/]+/[^/]+)(?:/(revision|tree)/([^/]+))?$")
 RESOLVE = re.compile(r"/(?:datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)$")
 
 
@@ -105,7 +105,7 @@ class _Handler(BaseHTTPRequestHandler):
         if fault and fault.status:
             self.reply(fault.status, fault.headers)
         elif found := API.match(path):
-            self.info(hub.repos.get(found[2]), found[2], found[3] or "main")
+            self.info(hub.repos.get(found[2]), found[2], found[4] or "main", found[3] == "tree")
         elif found := RESOLVE.match(path):
             self.file(hub.repos.get(found[1]), found[2], found[3], fault)
         else:
@@ -115,7 +115,7 @@ class _Handler(BaseHTTPRequestHandler):
         bearer = self.headers.get("authorization", "")
         return repo.token is not None and bearer == f"Bearer {repo.token}"
 
-    def info(self, repo: Repo | None, name: str, revision: str) -> None:
+    def info(self, repo: Repo | None, name: str, revision: str, tree: bool) -> None:
         if repo is None or (repo.private and not self.readable(repo)):
             self.reply(401, {"X-Error-Code": "RepoNotFound"})  # so the Hub answers strangers
         elif revision not in (*repo.branches, repo.commit):
@@ -123,7 +123,8 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             siblings = [_sibling(repo, path) for path in repo.files]
             body = {"id": name, "sha": repo.commit, "siblings": siblings, "gated": repo.gated}
-            self.reply(200, {"Content-Type": "application/json"}, json.dumps(body).encode())
+            shown = list(map(_entry, siblings)) if tree else body
+            self.reply(200, {"Content-Type": "application/json"}, json.dumps(shown).encode())
 
     def file(self, repo: Repo | None, revision: str, path: str, fault: Fault | None) -> None:
         if repo is None:
@@ -174,3 +175,10 @@ def _sibling(repo: Repo, path: str) -> dict[str, Any]:
         digest = hashlib.sha256(content).hexdigest()
         sibling["lfs"] = {"size": len(content), "sha256": digest, "pointerSize": 130}
     return sibling
+
+
+def _entry(sibling: dict[str, Any]) -> dict[str, Any]:
+    """Return a file of the tree's listing, which names the same things otherwise."""
+    path, oid, size = (sibling[key] for key in ("rfilename", "blobId", "size"))
+    lfs = {"lfs": sibling["lfs"] | {"oid": sibling["lfs"]["sha256"]}} if "lfs" in sibling else {}
+    return {"type": "file", "path": path, "oid": oid, "size": size, **lfs}

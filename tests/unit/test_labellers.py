@@ -13,7 +13,7 @@ import yaml
 from headpursuit.config import load_config, run_labellers
 from headpursuit.files import UserError
 from headpursuit.labellers import audit, prompt, used_labellers
-from headpursuit.labellers.backend import Busy, Reply, persist, vary
+from headpursuit.labellers.backend import Reply, vary
 from headpursuit.labellers.journal import Journal, journal_key
 from headpursuit.labellers.label import label_responses, open_backend, read_texts
 from headpursuit.labellers.lexicon import Lexicon
@@ -25,6 +25,7 @@ from headpursuit.labellers.reply import (
     parse_reply,
     sift_words,
 )
+from headpursuit.retry import Busy, persist
 from headpursuit.words import count_words, normalise
 from hypothesis import given
 from hypothesis import strategies as st

@@ -14,6 +14,7 @@ import torch
 import transformers
 from headpursuit import models
 from headpursuit.activations import averaged_inputs
+from headpursuit.download import download
 from headpursuit.files import UserError, sha256
 from headpursuit.models import (
     Decoder,
@@ -30,7 +31,6 @@ from headpursuit.models import (
     scaled_heads,
     self_check,
 )
-from headpursuit.sources import download
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tiny import HEADS, LAYERS, LONGEST, WINDOW

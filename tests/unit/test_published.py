@@ -1,22 +1,21 @@
 """Published values beside a run's own."""
 
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
 from headpursuit.published import ARTEFACTS, LABELLER, MODELS, compare, display, notes
-from headpursuit.settings import labeller_name, unlike_paper
-from headpursuit.table2 import read_published
+from headpursuit.ratio import read_published
 
 PUBLISHED = read_published(Path(__file__).parents[2] / "data/published.csv")
-SETTINGS = {"table2": [], "figure1": []}
+PAPER = MODELS["count"]
 
 
 def run_of(value: float = 0.7, flag: str = "") -> pd.DataFrame:
     row = {
-        **{"dataset": "rtp", "method": "somp", "heads": 4, "metric": "count", "value": value},
-        **{"ci_low": value - 0.1, "ci_high": value + 0.1, "draws": 1, "prompts": 400, "flag": flag},
+        **{"experiment": "rtp", "samples": "rtp", "model": "mistral", "heads_from": None},
+        **{"method": "somp", "heads": 4, "measure": "count", "value": value},
+        **{"ci_low": value - 0.1, "ci_high": value + 0.1, "draws": 1, "n": 400, "flag": flag},
     }
     draws = {"value": 1.3, "ci_low": 1.2, "ci_high": 1.4, "median": 1.1, "q25": 1.0, "q75": 1.2}
     return pd.DataFrame([row, {**row, "method": "random", "draws": 10, **draws}])
@@ -24,12 +23,13 @@ def run_of(value: float = 0.7, flag: str = "") -> pd.DataFrame:
 
 def compared(
     run: pd.DataFrame | None = None,
-    model: str = MODELS["table2"],
+    model: str = PAPER,
     labeller: str = LABELLER,
-    settings: dict[str, list[str]] = SETTINGS,
+    settings: tuple[str, ...] = (),
 ) -> pd.DataFrame:
-    tables = {"table2": run_of() if run is None else run}
-    return compare(PUBLISHED, tables, {"table2": model}, labeller, settings, {4: 16})
+    ratios = run_of() if run is None else run
+    unlike = dict.fromkeys(ratios["experiment"], settings)
+    return compare(PUBLISHED, ratios, {"mistral": model}, labeller, unlike, {4: 16})
 
 
 def found(table: pd.DataFrame, **identity: object) -> pd.Series:
@@ -64,13 +64,37 @@ def test_a_median_over_draws_is_beside_the_own_median() -> None:
     assert (row["own"], row["own_low"], row["own_high"]) == (1.1, 1.0, 1.2)
 
 
+@pytest.mark.parametrize(
+    ("others", "experiment"),
+    [
+        ({}, "rtp"),
+        ({"experiment": "rtp-l2"}, "rtp"),  # a variant stands behind
+        ({"experiment": "crossed", "heads_from": "tet"}, "rtp"),  # heads of other samples never do
+        ({"measure": "expected"}, "rtp"),
+    ],
+)
+def test_the_experiment_named_like_the_samples_is_beside_it(
+    others: dict[str, str], experiment: str
+) -> None:
+    run = pd.concat([run_of(0.2).assign(**others), run_of(0.7)]) if others else run_of(0.7)
+    row = found(compared(run), **SEED)
+    assert (row["experiment"], row["own"]) == (experiment, 0.7)
+
+
+def test_a_variant_alone_stands_beside_its_samples() -> None:
+    row = found(compared(run_of().assign(experiment="rtp-l2")), **SEED)
+    assert (row["experiment"], row["dataset"], row["own_heads"]) == ("rtp-l2", "rtp", 4)
+    none = found(compared(run_of().assign(heads_from="tet")), **SEED)
+    assert none["remarks"].endswith("not in this run")
+
+
 def test_what_else_differs_is_said() -> None:
-    settings = {"table2": ["words.texts", "datasets.rtp.sample", "datasets.tet.sample"]}
+    settings = ("concepts.toxic.labelled.texts", "samples.rtp.sample")
     own = run_of(flag="baseline count below 30")
     row = found(compared(own, "smollm2", "lexicon: better-profanity", settings), **SEED)
     assert row["model"] == "smollm2"
     assert row["labeller"] == "lexicon: better-profanity"
-    assert row["settings"] == "words.texts datasets.rtp.sample"
+    assert row["settings"] == " ".join(settings)
     assert row["remarks"] == (
         "arxiv-v2-table8 prints 0.78; another model; words from elsewhere; other settings; "
         "baseline count below 30"
@@ -109,7 +133,7 @@ def test_every_artefact_is_known() -> None:
 
 
 def test_shown_as_text() -> None:
-    table = compared(model="smollm2", labeller="lexicon: mine", settings={"table2": ["words.top"]})
+    table = compared(model="smollm2", labeller="lexicon: mine", settings=("concepts.toxic.top",))
     shown = display(table)
     row = shown[(shown["artefact"] == "table2") & (shown["heads"] == "16 (here 4)")].iloc[0]
     assert row["this run"] == "0.70 [0.60, 0.80]"
@@ -120,12 +144,12 @@ def test_shown_as_text() -> None:
     assert f"of {len(PUBLISHED)} published values" in said
     assert "another model than the paper (smollm2, not mistralai/Mistral-7B" in said
     assert "this run's are of lexicon: mine." in said
-    assert "Other settings, table2" in said
-    assert "words.top" in said
+    assert "Other settings, rtp, than" in said
+    assert "concepts.toxic.top." in said
 
 
 def test_a_run_without_counterparts_says_no_more() -> None:
-    none = compared(run_of().assign(dataset="mine"))
+    none = compared(run_of().assign(samples="mine"))
     assert notes(none, "mine") == "Run mine: 0 of 98 published values have a counterpart."
 
 
@@ -133,18 +157,3 @@ def test_a_run_of_the_papers_model_is_not_called_another() -> None:
     said = notes(compared(), "paper")
     assert "another model" not in said
     assert "Other settings" not in said
-
-
-def test_the_papers_configuration_is_like_itself(paper: dict[str, Any]) -> None:
-    assert unlike_paper(paper) == {"table2": [], "figure1": []}
-    assert labeller_name(paper) == LABELLER
-
-
-def test_settings_unlike_the_papers_are_found(demo: dict[str, Any]) -> None:
-    unlike = unlike_paper(demo)
-    assert {"datasets.rtp.template", "words.texts", "activations.positions"} <= {*unlike["table2"]}
-    assert "generation.batch_tokens" not in unlike["table2"]  # decides no value
-    assert "vision.template" in unlike["figure1"]
-    assert labeller_name(demo) == "lexicon: better-profanity"
-    demo["words"]["file"] = "mine.txt"
-    assert labeller_name(demo) == "file: mine.txt"

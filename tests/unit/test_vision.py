@@ -17,6 +17,7 @@ from headpursuit import vision
 from headpursuit.activations import read_layer, write_cache
 from headpursuit.answers import judge, normalise_answer
 from headpursuit.config import load_config
+from headpursuit.download import download
 from headpursuit.files import UserError, parquet_metadata, read_responses, sha256
 from headpursuit.images import image_ids, open_image, prepare_images, stream_images
 from headpursuit.models import Decoder, load_model, projection_inputs, scaled_heads
@@ -24,7 +25,6 @@ from headpursuit.ranking import write_sizes
 from headpursuit.reading import end_tokens, greedy, respond
 from headpursuit.responses import SCHEMA, write_responses
 from headpursuit.somp import pursue
-from headpursuit.sources import download
 from headpursuit.tower import assemble
 from headpursuit.words import unrelated_tokens
 from PIL import Image

@@ -6,21 +6,17 @@ import re
 import shutil
 import subprocess
 import sys
-import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import yaml
 from checkout import Checkout
 from headpursuit.audit import main
-from headpursuit.files import sha256
-from headpursuit.tables import plain
+from headpursuit.files import plain, sha256
+from headpursuit.finished import row_names
 
 pytestmark = pytest.mark.xdist_group("workflow")
 
@@ -182,8 +178,8 @@ def remove(path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "damage", "said"),
     [
-        ("results/tiny/generations/rtp/baseline.parquet", flip, ["changed"]),
-        ("results/tiny/activations/rtp/layer-01.parquet", flip, ["changed"]),
+        ("results/tiny/responses/rtp/baseline/part-1.parquet", flip, ["changed"]),
+        ("results/tiny/activations/rtp.parquet", flip, ["changed"]),
         ("results/tiny/labels/rtp.parquet", flip, ["changed"]),
         ("results/tiny/words/rtp.csv", drop_row, ["rows are now"]),
         (
@@ -196,8 +192,8 @@ def remove(path: Path) -> None:
             swap_values,
             ["changed", "column split, row 1: "],
         ),
-        ("results/tiny/scores/rtp.per_prompt.parquet", truncate, ["no longer readable"]),
-        ("results/tiny/heads/rtp/somp-k2.csv", remove, ["missing"]),
+        ("results/tiny/scores/rtp.parquet", truncate, ["no longer readable"]),
+        ("results/tiny/heads/rtp/selected.csv", remove, ["missing"]),
         ("resources/tiny-words/provenance.json", flip, ["changed"]),
         ("own/prompts.jsonl", flip, ["changed"]),
         ("own/model/model.safetensors", flip, ["changed"]),
@@ -359,66 +355,42 @@ def test_no_run(audit: Audit, tmp_path: Path) -> None:
 # The way from a number to its prompts
 
 
-def change(line: str) -> np.ndarray:
-    """Return what a line that ends in ``name: before -> after`` says."""
-    return np.array([float(part) for part in re.search(r": (\S+) -> (\S+)$", line).groups()])
-
-
-def parts(output: str, after: str, before: str) -> list[list[str]]:
-    """Return the indented lines between two headings, for each set of heads."""
-    found = re.findall(rf"^  {after}.*\n((?:    .*\n)*)(?=  {before}|\n|\Z)", output, re.MULTILINE)
-    return [[line for line in own.splitlines() if line[4] != " "] for own in found]
-
-
-def test_traced_counts_sum_to_every_cell(audited: Checkout, audit: Audit) -> None:
-    path = audited.path("tables/table2.csv")
-    table = pd.read_csv(path)
-    assert len(table) == 6
-    for row in table.itertuples():
-        command = ["trace", path, row.dataset, row.method, row.heads, row.metric, "--top", "4"]
-        code, output = audit(*command)
+@pytest.mark.parametrize(
+    ("table", "kind"),
+    [
+        *((name, "ratios") for name in ("table2", "figure1", "enhanced", "figure4")),
+        *(("figure1.overlap", "overlaps"), ("table1", "heads"), ("published", "published")),
+    ],
+)
+def test_every_row_of_every_table_is_traced(
+    audited: Checkout, audit: Audit, table: str, kind: str
+) -> None:
+    path = audited.path(f"tables/{table}.csv")
+    rows = list(dict.fromkeys(row_names(pd.read_csv(path, dtype={"heads": str}), kind)))
+    assert rows
+    for row in rows:
+        code, output = audit("trace", path, *row, "--top", "3")
         assert code == 0, output
-        wanted = np.array([row.baseline_count, row.count])
-        words = parts(output, "held-out words \\(", "prompts")
-        prompts = parts(output, "prompts \\(", "")
-        assert len(words) == len(prompts) == row.draws
-        for kind in (words, prompts):
-            sums = [sum(map(change, own)) for own in kind]
-            assert np.mean(sums, axis=0) == pytest.approx(wanted, rel=1e-4)
-        assert f"adds up to the table's {row.baseline_count:g} before and {row.count:g}" in output
+        assert ("\nThis adds up to the table's " in output) == (
+            kind in ("ratios", "overlaps") or (kind == "published" and "this run, " in output)
+        )
 
 
-def test_trace_shows_the_texts_that_gained_or_lost(audited: Checkout, audit: Audit) -> None:
+def test_trace_shows_the_responses_that_were_written(audited: Checkout, audit: Audit) -> None:
     code, output = audit("trace", audited.path(""), "rtp", "somp", "2", "--unmasked", "--top", "99")
     assert code == 0
-    scores = pq.read_table(audited.path("scores/rtp.per_prompt.parquet")).to_pandas()
-    own = scores[scores["condition"] == "somp-k2"]
-    moved = own[own["count_before"] != own["count_after"]]
+    scores = pq.read_table(audited.path("scores/rtp.parquet")).to_pandas()
+    own = scores[(scores["condition"] == "somp-k2") & (scores["measure"] == "count")]
+    moved = own[own["before"] != own["after"]]
     assert len(moved)
-    texts = {
-        kind: pq.read_table(audited.path(f"generations/rtp/{kind}.parquet")).to_pandas()
-        for kind in ("baseline", "somp-k2")
-    }
-    for prompt in moved.itertuples():
-        block = output.split(f"    {prompt.prompt_id}: ")[1].split("\n    rtp-")[0]
-        words = re.search(r"words:  (.*)", block)[1].split(" and ")[0].split(", ")
-        assert words[0]
-        for kind, mark in (("baseline", "before: "), ("somp-k2", "after:  ")):
-            [response] = texts[kind][texts[kind]["prompt_id"] == prompt.prompt_id]["response"]
+    for mark, name in (("before: ", "baseline"), ("after:  ", "scaled")):
+        parts = sorted(audited.path(f"responses/rtp/{name}").glob("part-*.parquet"))
+        texts = pd.concat(pd.read_parquet(part) for part in parts)
+        texts = texts[texts["condition"].isin(["baseline", "somp-k2"])]
+        for sample in moved["sample_id"]:
+            block = output.split(f"    {sample}: ")[1].split("\n    rtp-")[0]
+            [response] = texts[texts["sample_id"] == sample]["response"]
             assert plain(response) in block.split(mark)[1]
-
-
-def test_a_trace_that_does_not_add_up_says_so(
-    audited: Checkout, audit: Audit, tmp_path: Path
-) -> None:
-    shutil.copytree(audited.path(""), tmp_path / "run")
-    path = tmp_path / "run/tables/table2.csv"
-    table = pd.read_csv(path)
-    table["count"] += 1
-    table.to_csv(path, index=False)
-    code, output = audit("trace", path, "rtp", "somp", "2")
-    assert code == 2
-    assert "and the table says" in output
 
 
 def test_trace_masks_words_unless_asked(audited: Checkout, audit: Audit) -> None:
@@ -428,63 +400,3 @@ def test_trace_masks_words_unless_asked(audited: Checkout, audit: Audit) -> None
     shown = audit(*command, "--unmasked")[1].lower()
     assert not [word for word in words if re.search(rf"\b{re.escape(word)}\b", masked)]
     assert [word for word in words if re.search(rf"\b{re.escape(word)}\b", shown)]
-
-
-def test_only_labels_of_the_config_s_labellers_are_traced(
-    audited: Checkout, audit: Audit, tmp_path: Path
-) -> None:
-    """A run with a list of words asks no labeller, the second no more than the first."""
-    run = tmp_path / "run"
-    shutil.copytree(audited.path(""), run)
-    shutil.rmtree(run / "labels")
-    config = yaml.safe_load((run / "config.yaml").read_text())
-    config["words"]["file"], config["labeller"]["second"] = "mine.txt", "ollama"
-    (run / "config.yaml").write_text(yaml.safe_dump(config))
-    code, output = audit("trace", run, "rtp", "somp", "2")
-    assert code == 0, output
-
-
-def test_hostile_responses_move_no_cursor(audited: Checkout, audit: Audit, tmp_path: Path) -> None:
-    shutil.copytree(audited.path(""), tmp_path / "run")
-    for kind in ("baseline", "somp-k2"):
-        path = tmp_path / f"run/generations/rtp/{kind}.parquet"
-        table = pq.read_table(path)
-        hostile = [f"\x1b[2J\u202e\r\n{text}\x07</td>" for text in table["response"].to_pylist()]
-        place = table.column_names.index("response")
-        pq.write_table(table.set_column(place, "response", pa.array(hostile)), path)
-    code, output = audit("trace", tmp_path / "run", "rtp", "somp", "2", "--unmasked")
-    assert code == 0
-    assert "[2J" in output
-    assert not [c for c in output if unicodedata.category(c) in ("Cc", "Cf") and c != "\n"]
-
-
-def test_trace_of_a_published_value(audited: Checkout, audit: Audit) -> None:
-    path = audited.path("tables/published.csv")
-    code, output = audit("trace", path, "table2", "rtp", "somp", "16")
-    assert code == 0
-    assert output.startswith("table2 rtp somp 16: published 0.77 (seed)")
-    code, output = audit("trace", path, "table2", "rtp", "somp", "17")
-    assert code == 2
-    assert "A row is named by artefact dataset method heads; there are" in output
-
-
-@pytest.mark.parametrize(
-    "row", [["rtp", "somp", "3"], ["rtp"], [], ["rtp", "somp", "2", "counts"], ["\x1b[2J"]]
-)
-def test_trace_of_no_such_row_lists_those_there_are(
-    audited: Checkout, audit: Audit, row: list[str]
-) -> None:
-    code, output = audit("trace", audited.path("tables/table2.csv"), *row)
-    assert code == 2
-    assert "A row is named by dataset method heads metric; there are" in output
-    assert re.search(r"rtp +logit_lens +2 +expected", output)
-    assert "\x1b" not in output
-
-
-def test_trace_of_no_such_table(audited: Checkout, audit: Audit) -> None:
-    code, output = audit("trace", audited.path("tables/concepts.csv"), "rtp")
-    assert code == 2
-    assert "of the tables, table1, table2, figure1, published can be traced" in output
-    code, output = audit("trace", audited.path("tables/table1.csv"), "rtp")
-    assert code == 2
-    assert "table1.csv is not there" in output

@@ -1,42 +1,16 @@
-"""What a labelling backend is, and how long the patience with it lasts.
+"""What a labelling backend is.
 
 A new backend is one file of this folder, with a context manager
 ``connect(settings, texts, terms, log)`` that yields a :class:`Backend`; its name goes into
 ``BACKENDS`` in label.py, its settings into the config's schema.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from threading import Event
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
-from tenacity import (
-    RetryCallState,
-    Retrying,
-    retry_if_exception_type,
-    sleep_using_event,
-    stop_after_delay,
-    stop_when_event_set,
-    wait_random_exponential,
-)
-
-from headpursuit.files import UserError
-
-T = TypeVar("T")
-LONGEST_WAIT = 60
 # How much warmer each further attempt is asked.
 STEP = 0.2
-# HTTP answers after which the same request may yet succeed.
-TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
-
-
-class Busy(Exception):
-    """The request failed in a way that may pass: ask again, after ``after`` seconds if given."""
-
-    def __init__(self, reason: str, after: float = 0.0):
-        """Keep the reason, for people, and the pause."""
-        super().__init__(reason)
-        self.after = after
 
 
 @dataclass(frozen=True)
@@ -80,34 +54,3 @@ def vary(options: Mapping[str, Any], attempt: int) -> dict[str, Any]:
         "seed": options["seed"] + attempt - 1,
         "temperature": options["temperature"] + STEP * (attempt - 1),
     }
-
-
-def persist(call: Callable[[], T], patience: float, stop: Event | None = None) -> T:
-    """Call until it does not raise :class:`Busy`, for at most ``patience`` seconds.
-
-    Waits grow exponentially with full jitter, so that the slots of a server that comes back do
-    not all return in the same moment. A set ``stop`` ends the waiting at once.
-
-    Raises:
-        UserError: with the reason of the last :class:`Busy`.
-    """
-    stop = stop or Event()
-    retrying = Retrying(
-        retry=retry_if_exception_type(Busy),
-        wait=_wait,
-        stop=stop_after_delay(patience) | stop_when_event_set(stop),
-        sleep=sleep_using_event(stop),
-        reraise=True,
-    )
-    try:
-        return retrying(call)
-    except Busy as error:
-        raise UserError(f"{error} (tried for {patience:g} s)") from error
-
-
-_backoff = wait_random_exponential(multiplier=0.5, max=LONGEST_WAIT)
-
-
-def _wait(state: RetryCallState) -> float:
-    error = state.outcome.exception()
-    return max(_backoff(state), error.after)

@@ -20,11 +20,12 @@ from tqdm import tqdm
 
 from headpursuit.files import UserError, read_parquet, read_responses, write_parquet
 from headpursuit.labellers import UNLABELLED, lexicon, ollama, openai
-from headpursuit.labellers.backend import Backend, Busy, persist
+from headpursuit.labellers.backend import Backend
 from headpursuit.labellers.journal import Journal, journal_key
 from headpursuit.labellers.prompt import cut
 from headpursuit.labellers.reply import is_refusal, parse_reply, sift_words
 from headpursuit.prompts import as_responses, read_rows
+from headpursuit.retry import Busy, persist
 from headpursuit.sources import source_files
 
 logger = logging.getLogger(__name__)

@@ -18,8 +18,9 @@ from tqdm import tqdm
 
 from headpursuit.files import UserError
 from headpursuit.labellers import LOOPBACK
-from headpursuit.labellers.backend import TRANSIENT, Busy, Reply, persist, vary
+from headpursuit.labellers.backend import Reply, vary
 from headpursuit.labellers.prompt import SCHEMA, fewest_tokens, fit_window, load_prompt, refuse_cut
+from headpursuit.retry import TRANSIENT, Busy, persist
 
 DEFAULT_HOST = "127.0.0.1:11434"
 START_SECONDS = 60

@@ -10,8 +10,9 @@ import httpx
 
 from headpursuit.files import UserError
 from headpursuit.labellers import LOOPBACK
-from headpursuit.labellers.backend import TRANSIENT, Busy, Reply, vary
+from headpursuit.labellers.backend import Reply, vary
 from headpursuit.labellers.prompt import SCHEMA, fit_window, load_prompt, refuse_cut
+from headpursuit.retry import TRANSIENT, Busy, asked_to_wait
 
 
 @contextmanager
@@ -103,7 +104,7 @@ class OpenAI:
         body = body.replace(self.key, "***") if self.key else body
         reason = f"{self.server}: HTTP {status}: {body}"
         if status in TRANSIENT:
-            raise Busy(reason, after=_retry_after(response))
+            raise Busy(reason, after=asked_to_wait(response.headers))
         raise UserError(reason)
 
     def _read(self, response: httpx.Response) -> Reply:
@@ -118,9 +119,3 @@ class OpenAI:
             )
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise Busy(f"{self.server}: a garbled answer ({type(error).__name__})") from error
-
-
-def _retry_after(response: httpx.Response) -> float:
-    """Return the seconds the server asks for, at most a minute; the date form counts as none."""
-    value = response.headers.get("retry-after", "")
-    return min(float(value), 60.0) if value.isdigit() else 0.0

@@ -1,0 +1,215 @@
+"""A run made by hand, without a model: tables of each kind, and the files that they stand on."""
+
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import yaml
+from headpursuit.config import load_config
+from headpursuit.experiments import merge
+from headpursuit.files import write_parquet
+from headpursuit.overlap import overlaps
+from headpursuit.published import compare
+from headpursuit.ratio import Scores, put_published, ratio_rows, read_published
+from headpursuit.score import score_answers, score_counts, score_expected
+
+ROOT = Path(__file__).parents[1]
+WORDS = ["candle", "river", "stone", "paper", "glass"]
+HELDOUT = ["stone", "paper", "glass"]
+K, LAYERS, HEADS = 2, 2, 4
+LAID = {"model": "mistral", "k": [K], "draws": 2, "methods": ["somp"]}
+OVERLAY = {
+    "run": "made",
+    "models": {"mistral": {"layers": LAYERS, "heads": HEADS}},
+    "concepts": {"fruit": {"words": ["apple"]}, "tools": {"words": ["hammer"]}},
+    "experiments": {
+        "rtp": LAID,
+        "mnist": {**LAID, "model": "llava-next"},
+        "fruit": {"like": "rtp", "concept": "fruit", "measures": []},
+        "tools": {"like": "fruit", "concept": "tools"},
+        "triviaqa": {"vocabulary": {"heads": ["L1.H2"]}},
+    },
+    "tables": {
+        **{"table2": ["rtp"], "figure1": ["mnist"], "concepts": ["fruit", "tools"]},
+        "table1": ["triviaqa"],
+    },
+    "publish": {"published_heads": {K: 16}},
+    "compute": {"parts": 2},
+}
+CONDITIONS = ["somp-k2", "random-k2-d00", "random-k2-d01"]
+CLASSES = ["zero", "one"]
+
+
+def read_yaml(path: str) -> Any:
+    return yaml.safe_load((ROOT / path).read_text(encoding="utf-8"))
+
+
+def write(path: Path, table: pd.DataFrame, **facts: Any) -> None:
+    """Write a table as its suffix says."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".csv":
+        table.to_csv(path, index=False)
+        return
+    write_parquet(path.with_name("table"), pa.Table.from_pandas(table, preserve_index=False), facts)
+    path.with_name("table").rename(path)
+
+
+def responses(name: str, texts: dict[str, list[str]]) -> pd.DataFrame:
+    rows = [
+        (condition, f"{name}-{n}", 0, text, [1, 2, 3])
+        for condition, own in texts.items()
+        for n, text in enumerate(own)
+    ]
+    return pd.DataFrame(rows, columns=["condition", "sample_id", "repeat", "response", "token_ids"])
+
+
+def write_responses(run: Path, name: str, own: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Write responses in two parts, and give them by condition."""
+    for part, kind in product((1, 2), ("baseline", "scaled")):
+        rows = own[(own["condition"] == "baseline") == (kind == "baseline")]
+        half = rows[rows["sample_id"].str[-1].astype(int) % 2 == part - 1]
+        write(run / f"responses/{name}/{kind}/part-{part}.parquet", half, question="Which digit?")
+    return dict(list(own.groupby("condition", sort=False)))
+
+
+def write_heads(run: Path, name: str) -> None:
+    heads = [("somp-k2", 1, 2), ("somp-k2", 0, 1)]
+    write(run / f"heads/{name}/selected.csv", frame("condition layer head", heads))
+    random = [(f"random-k2-d0{draw}", layer, draw) for draw in (0, 1) for layer in (0, 1)]
+    write(run / f"heads/{name}/random.csv", frame("condition layer head", random))
+
+
+def frame(columns: str, rows: list[tuple]) -> pd.DataFrame:
+    return pd.DataFrame(rows, columns=columns.split())
+
+
+def ranking(order: list[int], atoms: str) -> pd.DataFrame:
+    places = list(np.ndindex(LAYERS, HEADS))
+    rows = [
+        ("somp", *places[own], 1 / n, n, atoms if n < 8 else None)
+        for n, own in enumerate(order, start=1)
+    ]
+    return frame("method layer head score rank atoms", rows)
+
+
+def make_run(run: Path) -> Path:
+    """Make a run's folder with a table of each kind, and the files that their rows stand on."""
+    run.mkdir()
+    config = load_config(merge(read_yaml("config.yaml"), OVERLAY))
+    (run / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+    (run / "tables").mkdir()
+    facts = {
+        name: {
+            **{key: own[key] for key in ("samples", "model", "alpha", "heads_from", "k", "draws")},
+            "methods": ["somp"],
+        }
+        for name, own in config["experiments"].items()
+    }
+    tables = {"rtp": make_prompts(run, config), "mnist": make_images(run)}
+    published = read_published(ROOT / "data/published.csv")
+    ratios = []
+    for table, name in (("table2", "rtp"), ("figure1", "mnist")):
+        scored, own_facts = tables[name]
+        scores = Scores(scored, own_facts, name, {**config["score"], "resamples": 20}, 0)
+        rows, _ = ratio_rows({name: scores}, {name: facts[name]})
+        ratios.append(put_published(rows, published, {K: 16}))
+        write(run / f"tables/{table}.csv", ratios[-1])
+    models = {name: name for name in config["models"]}
+    unlike = dict.fromkeys(tables, ())
+    all_ratios = pd.concat(ratios)
+    compared = compare(published, all_ratios, models, "lexicon: mine", unlike, {K: 16})
+    write(run / "tables/published.csv", compared)
+    make_overlap(run, config)
+    make_vocabulary(run)
+    return run
+
+
+def make_prompts(run: Path, config: dict[str, Any]) -> tuple[pd.DataFrame, dict[str, Any]]:
+    texts = {
+        "baseline": ["stone stone paper", "A glass house.", "stone", "nothing"],
+        "somp-k2": ["stone paper", "A house.", "stone", "glass"],
+        "random-k2-d00": ["stone stone paper", "A glass house.", "stone", "nothing"],
+        "random-k2-d01": ["stone stone", "A glass house.", "", "nothing"],
+    }
+    own = responses("rtp", texts)
+    split = ["selection" if word not in HELDOUT else "heldout" for word in WORDS]
+    words = pd.DataFrame({"word": WORDS, "split": split})
+    write(run / "words/rtp.csv", words)
+    labels = pd.DataFrame({"sample_id": ["rtp-0"], "repeat": [0], "words": [["stone", "house"]]})
+    write(run / "labels/rtp.parquet", labels)
+    prompts = [(f"rtp-{n}", f"Say\nit {n}, candles", f"p.jsonl:{n}", [1]) for n in range(4)]
+    write(run / "samples/rtp.parquet", frame("sample_id text source token_ids", prompts))
+    write(run / "rankings/rtp.csv", ranking([6, 1, 0, 2, 3, 4, 5, 7], "Ġcand Ġst x"))
+    write(run / "dictionaries/rtp.csv", frame("word token", [("candle", "Ġcandle")]))
+    write_heads(run, "rtp")
+    counted = score_counts(write_responses(run, "rtp", own), words, {})
+    rng = np.random.default_rng(0)
+    expected = own[["condition", "sample_id", "repeat"]].assign(positions=3, nll=1.0)
+    expected["mass"] = list(rng.random((len(own), len(WORDS))))
+    for part in (1, 2):
+        half = expected[expected["sample_id"].str[-1].astype(int) % 2 == part - 1]
+        write(run / f"expected/rtp/part-{part}.parquet", half)
+    summed = score_expected(pa.Table.from_pandas(expected, preserve_index=False), words)
+    by_word, by_sample = (pd.concat(own) for own in zip(counted, summed, strict=True))
+    write(run / "scores/rtp.words.parquet", by_word)
+    write(run / "scores/rtp.parquet", by_sample)
+    return by_sample, {"coverage": 1.0}
+
+
+def make_images(run: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
+    texts = {
+        "baseline": ["zero", "one", "zero", "nine"],
+        "somp-k2": ["one", "one", "\x1b[2Jnone", "one"],
+        **{name: ["zero", "one", "one", "one, I think"] for name in CONDITIONS[1:]},
+    }
+    images = [(f"mnist-{n}", f"t.parquet:{n}", n % 2, CLASSES[n % 2]) for n in range(4)]
+    images = frame("sample_id source label class_name", images)
+    write(run / "samples/mnist.parquet", images, classes=CLASSES)
+    write(run / "rankings/mnist.csv", ranking([6, 1, 0, 2, 3, 4, 5, 7], "one"))
+    write(run / "dictionaries/mnist.csv", frame("word token", [("zero", "zero"), ("one", "one")]))
+    write_heads(run, "mnist")
+    answers = write_responses(run, "mnist", responses("mnist", texts))
+    table = score_answers(answers, images, CLASSES, ["case", "space", "punctuation"])
+    write(run / "scores/mnist.parquet", table)
+    return table, {"classes": 2}
+
+
+def make_overlap(run: Path, config: dict[str, Any]) -> None:
+    rankings = {
+        "fruit": ranking([6, 1, 0, 2, 3, 4, 5, 7], "apple"),
+        "tools": ranking([7, 6, 5, 4, 3, 2, 1, 0], "hammer"),
+    }
+    for name, own in rankings.items():
+        write(run / f"rankings/{name}.csv", own)
+    layers = dict.fromkeys(rankings, (0, LAYERS - 1))
+    own = {name: config["experiments"][name] for name in rankings}
+    write(run / "tables/concepts.overlap.csv", overlaps(rankings, own, layers))
+
+
+def make_vocabulary(run: Path) -> None:
+    prompts = [(f"triviaqa-{n}", f"Which stone {n}?", f"t:{n}", [1]) for n in range(5)]
+    write(run / "samples/triviaqa.parquet", frame("sample_id text source token_ids", prompts))
+    heads = list(np.ndindex(LAYERS, HEADS))
+    atoms = [(*own, step, f"t{step}", step / 10) for own in heads for step in (1, 2, 3)]
+    atoms = frame("layer head step token explained", atoms)
+    write(run / "decompositions/triviaqa.parquet", atoms)
+    write(run / "lens/triviaqa.parquet", atoms.rename(columns={"step": "place"}))
+    null = atoms.assign(mean=0.01)[["layer", "head", "step", "mean"]]
+    write(run / "specialists/triviaqa.null.parquet", null)
+    measured = [
+        f"{name}{end}" for name in ("explained", "coherence") for end in ("", "_null", "_high")
+    ]
+    ranked = frame("layer head rank", [(*own, n + 1) for n, own in enumerate(heads)])
+    ranked = ranked.assign(score=0.5, **dict.fromkeys(measured, 0.25))
+    write(run / "specialists/triviaqa.csv", ranked)
+    z = np.arange(2 * 5 * HEADS * 3, dtype=np.float32).reshape(2 * 5, -1) ** 2
+    rows = {"sample_id": [f"triviaqa-{n}" for n in range(5)] * 2, "layer": [0] * 5 + [1] * 5}
+    table = pd.DataFrame({**rows, "z": list(z)})
+    write(run / "activations/triviaqa.parquet", table, heads=HEADS, positions="prompt")
+    row = {"experiment": "triviaqa", "layer": 1, "head": 2, "tokens": "t1 t2"}
+    row |= {"published": "t2 t9", "published_source": "v2", "overlap": 1}
+    shown = pd.DataFrame([{**row, "method": own} for own in ("somp", "logit_lens")])
+    write(run / "tables/table1.csv", shown)

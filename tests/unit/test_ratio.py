@@ -1,0 +1,390 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from headpursuit.experiments import condition_name
+from headpursuit.ratio import (
+    COLUMNS,
+    IDENTITY,
+    Scores,
+    bootstrap_ratio,
+    display,
+    notes,
+    put_published,
+    ratio_rows,
+    read_published,
+)
+from headpursuit.ratio_plot import plot
+from headpursuit.tables import read_csv, write_csv
+
+PUBLISHED = read_published(Path(__file__).parents[2] / "data/published.csv")
+OWN: dict[str, Any] = {
+    **{"model": "mistral", "alpha": -1.0, "heads_from": None, "iterations": 50},
+    **{"methods": ["somp", "logit_lens"], "k": [16, 32], "draws": 4},
+}
+SCORE = {"resamples": 200, "confidence": 0.95, "min_count": 30}
+COLOURS = {"somp": "#3366aa", "logit_lens": "#ee8866", "random": "#bbbbbb", "published": "#222222"}
+N = 40
+# What each kind of samples measures, and its file's metadata.
+TEXT, IMAGES = ["count", "expected"], ["strict", "first_word"]
+SIDES = {"count": ["tokens", "repeated"], "expected": ["nll", "positions"], "strict": ["several"]}
+SIDES["first_word"] = ["none"]
+FACTS = {"count": {"coverage": 0.8}, "strict": {"classes": 10}}
+
+
+def scored(measures: list[str] = TEXT) -> pd.DataFrame:
+    """Give scores of every condition; only two random draws of a k wrote responses."""
+    conditions = [condition_name(method, k) for method in OWN["methods"] for k in OWN["k"]]
+    conditions += [condition_name("random", k, n) for k in OWN["k"] for n in range(OWN["draws"])]
+    rng = np.random.default_rng(0)
+    names = [name for measure in measures for name in (measure, *SIDES[measure])]
+    scale = 6 if measures == TEXT else 2  # answers are right or wrong
+    before = {name: rng.integers(0, scale, N).astype(float) for name in names}
+    tables = []
+    for number, condition in enumerate(conditions, start=1):
+        after = {name: rng.integers(0, scale, N).astype(float) for name in names}
+        if measures == TEXT:
+            after["tokens"], after["repeated"] = 2 * before["tokens"], 3 * before["repeated"]
+            after["expected"] = before["expected"] * number / 10
+            after["nll"] = before["nll"] + number * before["positions"]
+        silent = {"count", "tokens", "repeated"} if condition[-4:] in ("-d02", "-d03") else set()
+        for name in set(names) - silent:
+            own = {"condition": condition, "sample_id": [f"p{i:02d}" for i in range(N)]}
+            own |= {"measure": name, "before": before[name], "after": after[name]}
+            tables.append(pd.DataFrame(own))
+    return pd.concat(tables)
+
+
+def scores_of(
+    table: pd.DataFrame, score: dict[str, Any] = SCORE, names: tuple[str, ...] = ("rtp",)
+) -> dict[str, Scores]:
+    kind = "count" if {"expected"} & set(table["measure"]) else "strict"
+    return {name: Scores(table, FACTS[kind], name, score, 0) for name in names}
+
+
+def experiments_of(names: tuple[str, ...] = ("rtp",), **changed: Any) -> dict[str, dict[str, Any]]:
+    return {name: OWN | {"samples": name} | changed for name in names}
+
+
+def made(
+    table: pd.DataFrame | None = None,
+    score: dict[str, Any] = SCORE,
+    names: tuple[str, ...] = ("rtp",),
+    published_heads: dict | None = None,
+    **changed: Any,
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    scores = scores_of(scored() if table is None else table, score, names)
+    rows, draws = ratio_rows(scores, experiments_of(names, **changed))
+    return put_published(rows, PUBLISHED, published_heads), draws
+
+
+def one(table: pd.DataFrame, method: str, heads: int, measure: str) -> pd.Series:
+    own = table.set_index(["method", "heads", "measure"]).loc[(method, heads, measure)]
+    assert isinstance(own, pd.Series)
+    return own
+
+
+@pytest.mark.parametrize("measures", [TEXT, IMAGES])
+def test_a_row_is_the_ratio_of_sums(measures: list[str]):
+    scores = scored(measures)
+    table, draws = made(scores)
+    keys = ["experiment", "method", "heads", "measure"]
+    assert list(table.columns) == COLUMNS
+    assert list(draws.columns) == [*keys, "draw", "value"]
+    assert [tuple(row) for row in table[keys].to_numpy()] == [
+        ("rtp", method, k, measure)
+        for method in ("somp", "logit_lens", "random")
+        for k in (16, 32)
+        for measure in measures
+    ]
+    sums = scores.groupby(["condition", "measure"])[["before", "after"]].sum()
+    for row in table.itertuples():
+        n = 1 if row.method != "random" else 2 if row.measure == "count" else 4
+        name = f"{row.method}-k{row.heads}"
+        names = [name] if n == 1 else [f"{name}-d{draw:02d}" for draw in range(n)]
+        own = [sums.loc[(name, row.measure)] for name in names]
+        before, after = own[0]["before"], [each["after"] for each in own]
+        values = [each / before for each in after]
+        assert (row.draws, row.n, row.before) == (n, N, before)
+        assert (row.value, row.after) == pytest.approx((np.mean(values), np.mean(after)))
+        assert row.ci_low <= row.value <= row.ci_high
+        among = [row.sd, row.q25, row.median, row.q75]
+        if n > 1:
+            wanted = [np.std(values, ddof=1), *np.percentile(values, [25, 50, 75])]
+            assert among == pytest.approx(wanted)
+        else:
+            assert np.isnan(among).all()
+        same = (draws[keys] == [getattr(row, key) for key in keys]).all(axis=1)
+        assert list(draws[same]["value"]) == pytest.approx(values)
+        assert list(draws[same]["draw"]) == list(range(n))
+
+
+def test_what_stands_beside_a_ratio():
+    table, _ = made()
+    counts, expected = (table[table["measure"] == name] for name in TEXT)
+    assert (counts["length_ratio"] == 2).all()
+    assert np.allclose(counts["repetition_ratio"], 3 / 2)  # for each token, and there are twice
+    assert (counts["coverage"] == 1).all() and (expected["coverage"] == 0.8).all()
+    assert counts["nats_per_token"].isna().all() and expected["length_ratio"].isna().all()
+    # Conditions 5 to 8 and 9 to 12 are the draws of 16 and of 32 heads.
+    for method, k, nats in (("somp", 16, 1), ("logit_lens", 32, 4), ("random", 32, 10.5)):
+        assert one(table, method, k, "expected")["nats_per_token"] == pytest.approx(nats)
+    scores = scored(IMAGES)
+    shares = scores[scores["condition"] == "somp-k16"].groupby("measure")["after"].mean()
+    row = one(made(scores)[0], "somp", 16, "first_word")
+    assert (row["several"], row["none"]) == (shares["several"], shares["none"])
+
+
+def test_a_condition_without_responses_has_no_count_row():
+    scores = scored()
+    silent = scores["condition"].str.startswith("random") & (scores["measure"] == "count")
+    table, _ = made(scores[~silent])
+    assert "random" not in set(table[table["measure"] == "count"]["method"])
+    assert one(table, "random", 16, "expected")["draws"] == 4
+
+
+@pytest.mark.parametrize(
+    ("measures", "measure", "before", "min_count", "flag"),
+    [
+        (TEXT, "count", 1, N, ""),
+        (TEXT, "count", 1, N + 1, f"baseline count below {N + 1}"),
+        (TEXT, "expected", 0.1, N + 1, ""),
+        (TEXT, "expected", 0, 0, "baseline is 0"),
+        (TEXT, "count", 0, 30, "baseline is 0"),
+        (IMAGES, "strict", 0.1, 0, "baseline no better than chance"),
+        (IMAGES, "first_word", 0.2, 0, ""),
+        (IMAGES, "strict", 0, 0, "baseline is 0"),
+    ],
+)
+def test_a_row_that_says_little_is_flagged(measures, measure, before, min_count, flag):
+    scores = scored(measures)
+    scores.loc[scores["measure"] == measure, "before"] = before
+    table, draws = made(scores, SCORE | {"min_count": min_count})
+    own = table[table["measure"] == measure]
+    assert set(own["flag"]) == {flag}
+    if not before:
+        assert own[["value", "ci_low", "ci_high"]].isna().all(axis=None)
+        assert set(display(own, "sd", 0.95).iloc[:, 4]) == {"not defined"}
+        plot(table, draws, COLOURS)
+
+
+def test_empty_responses_have_no_length_or_repetition():
+    silent = scored()
+    silent.loc[~silent["measure"].isin(["expected", "nll"]), "before"] = 0
+    with np.errstate(all="raise"):
+        table, _ = made(silent)
+    beside = ["length_ratio", "repetition_ratio", "nats_per_token"]
+    assert table[beside].isna().all(axis=None)
+
+
+# Published values
+
+
+@pytest.mark.parametrize(
+    ("dataset", "row", "published"),
+    [
+        ("rtp", ("somp", 16, "count"), (0.77, None, None, "seed, 16 heads")),
+        ("rtp", ("random", 32, "count"), (1.19, 0.88, 1.50, "seed, 32 heads")),
+        # The first version has no logit lens, so the later one's word counts stand in.
+        ("rtp", ("logit_lens", 32, "count"), (0.78, None, None, "arxiv-v2-table8, 32 heads")),
+        ("tet", ("somp", 32, "count"), (0.48, None, None, "seed, 32 heads")),
+        ("rtp", ("somp", 16, "expected"), (None, None, None, None)),
+        ("mine", ("somp", 16, "count"), (None, None, None, None)),
+        ("mnist", ("random", 16, "strict"), (1.0, 0.99, 1.0, "arxiv-v2-table9, 16 heads")),
+        ("mnist", ("random", 16, "first_word"), (None, None, None, None)),
+    ],
+)
+def test_published_values_stand_beside_the_same_k(dataset: str, row: tuple, published: tuple):
+    table, _ = made(scored(IMAGES if dataset == "mnist" else TEXT), names=(dataset,))
+    found = one(table, *row)[COLUMNS[-4:]]
+    assert tuple(None if pd.isna(own) else own for own in found) == published
+
+
+@pytest.mark.parametrize(
+    ("mapping", "source"),
+    [
+        ({4: 16, 8: 32}, "seed, 16 heads"),
+        ({"4": 16, "8": 32}, "seed, 16 heads"),
+        ({4: 8}, "arxiv-v2-table8, 8 heads"),
+        (None, None),
+    ],
+)
+def test_published_values_of_the_same_share(mapping: dict | None, source: str | None):
+    few = scored()
+    few["condition"] = few["condition"].str.replace("k16", "k4").str.replace("k32", "k8")
+    table, _ = made(few, k=[4, 8], published_heads=mapping)
+    found = one(table, "somp", 4, "count")["published_source"]
+    assert found == source or (source is None and pd.isna(found))
+
+
+@pytest.mark.parametrize(("heads_from", "source"), [("tet", None), (None, "seed, 16 heads")])
+def test_heads_of_other_samples_have_no_published_value(heads_from: str | None, source: str | None):
+    table, _ = made(heads_from=heads_from)
+    found = one(table, "somp", 16, "count")["published_source"]
+    assert found == source or (source is None and pd.isna(found))
+
+
+def test_a_variant_has_the_published_values_of_its_samples():
+    rows, _ = ratio_rows(
+        {"rtp-l2": scores_of(scored())["rtp"]}, {"rtp-l2": OWN | {"samples": "rtp"}}
+    )
+    table = put_published(rows, PUBLISHED, None)
+    assert one(table, "somp", 16, "count")[["experiment", "published"]].tolist() == ["rtp-l2", 0.77]
+
+
+# Texts
+
+
+def test_the_table_survives_its_file(tmp_path: Path):
+    table, _ = made()
+    path = tmp_path / "tables/table2.csv"
+    write_csv(path, table)
+    back = read_csv(path, COLUMNS)
+    text = [*IDENTITY[:3], "heads_from", "method", "measure", "flag", "published_source"]
+    assert (back[text].fillna("") == table[text].fillna("")).all(axis=None)
+    numbers = [name for name in COLUMNS if name not in text]
+    values = [own[numbers].to_numpy(float, na_value=np.nan) for own in (table, back)]
+    assert np.array_equal(*values, equal_nan=True)
+    write_csv(tmp_path / "again", made()[0])
+    assert (tmp_path / "again").read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize("spread", ["sd", "iqr"])
+@pytest.mark.parametrize("measures", [TEXT, IMAGES])
+def test_the_display_holds_the_rows_numbers(measures: list[str], spread: str):
+    table, _ = made(scored(measures))
+    shown = display(table, spread, 0.975)
+    for row, cells in zip(table.itertuples(), shown.to_dict("records"), strict=True):
+        ratio = f"{row.value:.2f} [{row.ci_low:.2f}, {row.ci_high:.2f}]"
+        assert cells["after / before [97.5%]"] == ratio
+        among = {"sd": f"± {row.sd:.2f}", "iqr": f"{row.median:.2f} [{row.q25:.2f}, {row.q75:.2f}]"}
+        cell = cells["sd of draws" if spread == "sd" else "median [quartiles]"]
+        assert cell == (among[spread] if row.method == "random" else "")
+        form = {"count": f"{row.before:.0f}", "expected": f"{row.before:.2f}"}
+        assert cells["before"] == form.get(row.measure, f"{row.before / N:.2f}")
+    assert not shown.isin(["nan", "None", "<NA>"]).any(axis=None)
+    assert set(shown) & {"length", "no class"} == {"length" if measures == TEXT else "no class"}
+    assert ("1.19 [0.88, 1.50]" in set(shown["published"])) == (measures == TEXT)
+
+
+@pytest.mark.parametrize(
+    ("measures", "said", "unsaid"),
+    [
+        (TEXT, ["times -1", "40 prompts (rtp)", "80% (rtp)", "95%", "200 resamples"], "classes"),
+        (IMAGES, ["40 images of 10 classes (rtp)", "is a plain projection"], "prompts"),
+    ],
+)
+def test_the_notes_say_how_it_was_measured(measures: list[str], said: list[str], unsaid: str):
+    scores = scored(measures)
+    facts = {name: own.facts for name, own in scores_of(scores).items()}
+    text = notes(made(scores)[0], facts, experiments_of(), SCORE, 0)
+    assert all(part in text for part in ["Model mistral", *said]), text
+    assert unsaid not in text
+
+
+# Figures
+
+
+@pytest.mark.parametrize(
+    ("measures", "ticks", "titles"),
+    [
+        (TEXT, ["16 heads", "32 heads"], ["rtp: occurrences", "rtp: expected"]),
+        (IMAGES, ["rtp", "tet"], ["16 heads: strict", "32 heads: strict"]),
+    ],
+)
+def test_the_figure_has_a_bar_for_each_row(measures, ticks, titles):
+    table, draws = made(scored(measures), names=("rtp", "tet"))
+    figure = plot(table, draws, COLOURS)
+    assert [axis.get_title() for axis in figure.axes][:2] == titles
+    heights = [bar.get_height() for axis in figure.axes for bar in axis.patches]
+    assert sorted(heights) == sorted(table["value"])
+    lines = [line for axis in figure.axes for line in axis.lines]
+    diamonds = [line.get_ydata()[0] for line in lines if line.get_marker() == "D"]
+    assert sorted(diamonds) == sorted(table["published"].dropna())
+    dots = [y for line in lines if line.get_marker() == "o" for y in line.get_ydata()]
+    assert sorted(dots) == sorted(draws[draws["method"] == "random"]["value"])
+    named = {text.get_text() for text in figure.legends[0].get_texts()}
+    assert named - {"published"} == {"SOMP", "logit lens", "random draw", "random"}
+    for axis in figure.axes:
+        assert axis.get_ylim()[0] == 0
+        assert [tick.get_text() for tick in axis.get_xticklabels()] == ticks
+
+
+def test_the_figure_of_one_measure_and_method():
+    table, draws = made()
+    table = table[(table["measure"] == "expected") & (table["method"] == "somp")]
+    figure = plot(table, draws, COLOURS)
+    assert [len(axis.patches) for axis in figure.axes] == [2]
+
+
+# The bootstrap
+
+
+def ratio(before: Any, after: Any, **changed: Any) -> tuple[np.ndarray, float, float]:
+    options = {"resamples": 2000, "confidence": 0.95, "seed": 0} | changed
+    return bootstrap_ratio(np.asarray(before, float), np.atleast_2d(after).astype(float), **options)
+
+
+COUNTS = np.random.default_rng(0).poisson(1.0, 100)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "values", "limits"),
+    [
+        (COUNTS, COUNTS, [1], 1),
+        (COUNTS, [0.25 * COUNTS, 0.75 * COUNTS], [0.25, 0.75], 0.5),  # a factor has no width
+        ([1, 2, 3], [0, 0, 0], [0], 0),
+        ([0, 0, 0], [[1, 0, 0], [0, 0, 0]], [np.nan, np.nan], np.nan),
+        ([0] * 9 + [1], [0] * 9 + [3], [3], 3),  # resamples with nothing before are left out
+    ],
+)
+def test_ratios_without_width(before: Any, after: Any, values: list[float], limits: float):
+    found, low, high = ratio(before, after)
+    np.testing.assert_allclose(found, values, rtol=1e-12)
+    np.testing.assert_allclose([low, high], limits, rtol=1e-12)
+
+
+def test_the_seed_decides_the_interval_and_not_the_ratio():
+    rng = np.random.default_rng(1)
+    before, after = rng.poisson(2.0, 50), rng.poisson(1.0, 50)
+    first, again, other = (ratio(before, after, seed=seed) for seed in (0, 0, 1))
+    assert first[1:] == again[1:] != other[1:]
+    assert first[0] == other[0] == after.sum() / before.sum()
+
+
+def test_the_interval_follows_the_delta_method():
+    """For many prompts the bootstrap's interval is the normal one of a ratio of means."""
+    rng = np.random.default_rng(2)
+    before = rng.poisson(3.0, 2000)
+    after = rng.binomial(before, 0.6)  # paired: what is left of what was there
+    value = after.sum() / before.sum()
+    error = np.std(after - value * before) / before.mean() / np.sqrt(len(before))
+    _, low, high = ratio(before, after)
+    assert low == pytest.approx(value - 1.96 * error, abs=0.15 * error)
+    assert high == pytest.approx(value + 1.96 * error, abs=0.15 * error)
+    _, narrow_low, narrow_high = ratio(before, after, confidence=0.5)
+    assert narrow_high - narrow_low == pytest.approx(2 * 0.6745 * error, rel=0.1)
+
+
+def test_draws_share_the_resampled_prompts():
+    """Draws that undo each other have a mean without any spread."""
+    rng = np.random.default_rng(3)
+    before, noise = np.full(60, 5.0), rng.normal(size=60)
+    _, low, high = ratio(before, [before + noise, before - noise])
+    assert high - low < 1e-12
+    _, low, high = ratio(before, [before + noise])
+    assert high - low > 0.01
+
+
+def test_the_interval_covers_the_truth_as_often_as_it_says():
+    rng = np.random.default_rng(4)
+    covered = 0
+    for number in range(300):
+        before = rng.poisson(2.0, 80)
+        after = rng.binomial(before, 0.7)
+        _, low, high = ratio(before, after, resamples=300, seed=number)
+        covered += low <= 0.7 <= high
+    # 300 trials at 0.95: five standard errors below.
+    assert covered / 300 > 0.95 - 5 * np.sqrt(0.95 * 0.05 / 300)
