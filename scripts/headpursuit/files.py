@@ -14,7 +14,7 @@ import os
 import re
 import tempfile
 import unicodedata
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -255,7 +255,7 @@ def finished(
 
 def write_together(
     path: str | Path,
-    tables: Iterable[pa.Table | None],
+    tables: Sequence[pa.Table | None],
     conditions: Mapping[str, Any],
     identity: Mapping[str, Any],
     **more: Any,
@@ -263,9 +263,9 @@ def write_together(
     """Write the rows of several tables, in the order of the conditions; see :func:`finished`."""
     import pyarrow as pa
 
-    together = pa.concat_tables(
-        [own.replace_schema_metadata(None) for own in tables if own is not None]
-    )
+    # What was read from a file calls a list's values otherwise than what is new.
+    schema = tables[-1].schema
+    together = pa.concat_tables([own.cast(schema) for own in tables if own is not None])
     place = {name: at for at, name in enumerate(conditions)}
     order = pa.array([place[name] for name in together["condition"].to_pylist()])
     by = [(name, "ascending") for name in ("order", "sample_id", "repeat")]

@@ -99,7 +99,11 @@ def read_conditions(
     Raises:
         UserError: if one is in none of the tables.
     """
-    tables = [read_csv(path, ["condition", "layer", "head"]) for path in paths]
+    # A table outside a run's folder is all text.
+    tables = [
+        read_csv(path, ["condition", "layer", "head"]).astype({"layer": int, "head": int})
+        for path in paths
+    ]
     found = {
         name: list(zip(own["layer"].tolist(), own["head"].tolist(), strict=True))
         for name, own in pd.concat(tables).groupby("condition", sort=False)

@@ -98,8 +98,10 @@ def distinct_words(words: Iterable[str], case_sensitive: bool, key: str) -> list
     Raises:
         UserError: if there is none.
     """
-    found = {tidy_word(word, case_sensitive): tidy_word(word, True) for word in reversed([*words])}
-    kept = [word for word in reversed(found.values()) if word]
+    found: dict[str, str] = {}
+    for word in words:
+        found.setdefault(tidy_word(word, case_sensitive), tidy_word(word, True))
+    kept = [word for word in found.values() if word]
     if not kept:
         raise UserError(f"{key}: there is no word.")
     return kept

@@ -1,4 +1,3 @@
-import json
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +15,7 @@ from headpursuit.activations import (
     read_layer,
     write_cache,
 )
-from headpursuit.files import UserError
+from headpursuit.files import UserError, parquet_metadata
 from headpursuit.models import Decoder, projection_inputs
 from tiny import HEADS, LAYERS
 from torch import Tensor
@@ -28,15 +27,15 @@ POSITIONS = ["prompt", "last", "response"]
 
 @pytest.fixture
 def prompts(tokenizer) -> pa.Table:
-    return pa.table({"prompt_id": list("abcd"), "token_ids": tokenizer(TEXTS)["input_ids"]})
+    return pa.table({"sample_id": list("abcd"), "token_ids": tokenizer(TEXTS)["input_ids"]})
 
 
 @pytest.fixture
 def responses() -> pa.Table:
     return pa.table(
         {
-            "prompt_id": ["a", "a", "b", "c", "c", "d"],
-            "sample": [0, 1, 0, 0, 1, 0],
+            "sample_id": ["a", "a", "b", "c", "c", "d"],
+            "repeat": [0, 1, 0, 0, 1, 0],
             "token_ids": [[5, 6, 7], [8], [], [9, 10, 11, 12, 13], [14, 15], [16]],
         }
     )
@@ -79,22 +78,23 @@ def test_the_cache_holds_the_mean_of_each_sample(
 ):
     decoder = model(family)
     names, rows, where = pooled_positions(prompts, responses, positions)
-    paths = [tmp_path / f"layer-{i}.parquet" for i in range(LAYERS)]
+    path = tmp_path / "cache.parquet"
     pooled = pooled_inputs(decoder, rows, where, 0, batch_tokens)
-    write_cache(paths, pooled, names, "float32", {"heads": json.dumps(HEADS)})
+    write_cache(path, pooled, names, "float32", {"heads": HEADS})
 
-    of = dict(zip(prompts["prompt_id"].to_pylist(), prompts["token_ids"].to_pylist(), strict=True))
+    of = dict(zip(prompts["sample_id"].to_pylist(), prompts["token_ids"].to_pylist(), strict=True))
     if positions == "response":
         samples = {
-            f"{r['prompt_id']}/{r['sample']}": (of[r["prompt_id"]], r["token_ids"])
+            f"{r['sample_id']}/{r['repeat']}": (of[r["sample_id"]], r["token_ids"])
             for r in responses.to_pylist()
             if r["token_ids"]
         }
     else:
         samples = {name: (ids, []) for name, ids in of.items()}
     expected = {name: naive(decoder, *own, positions) for name, own in samples.items()}
-    for layer, path in enumerate(paths):
-        found, z, _ = read_layer(path)
+    assert len({tuple(read_layer(path, layer)[0]) for layer in range(LAYERS)}) == 1
+    for layer in range(LAYERS):
+        found, z = read_layer(path, layer)
         assert sorted(found) == sorted(expected)
         assert z.shape == (len(expected), HEADS, decoder.head_dim)
         for name, own in zip(found, z, strict=True):
@@ -124,16 +124,8 @@ def test_special_tokens_and_the_template_do_not_count(model, prompts, responses,
     torch.testing.assert_close(z[0], inputs[1][0, [1, 3]].mean(0))
 
 
-def test_every_layer_holds_the_samples_in_the_same_order(model, prompts, tmp_path: Path):
-    names, rows, where = pooled_positions(prompts, None, "prompt")
-    paths = [tmp_path / f"{i}.parquet" for i in range(LAYERS)]
-    pooled = pooled_inputs(model("llama"), rows, where, 0, 30)
-    write_cache(paths, pooled, names, "float32", {"heads": "4"})
-    assert len({tuple(read_layer(path)[0]) for path in paths}) == 1
-
-
 def test_no_response_at_all_is_refused(prompts):
-    none = pa.table({"prompt_id": ["a"], "sample": [0], "token_ids": [[]]})
+    none = pa.table({"sample_id": ["a"], "repeat": [0], "token_ids": [[]]})
     with pytest.raises(UserError, match="No response has a position to average: all are empty"):
         pooled_positions(prompts, none, "response")
 
@@ -152,50 +144,41 @@ def batches(values: np.ndarray, size: int = 7) -> Iterator[tuple[list[int], int,
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 @pytest.mark.parametrize("n", [1, 5, ROW_GROUP, 2 * ROW_GROUP + 3])
 def test_a_round_trip(tmp_path: Path, dtype: str, n: int):
+    """One file for all layers, each with the samples in the same order."""
     values = np.random.default_rng(0).normal(size=(2, n, 12)).astype(np.float32)
-    paths = [tmp_path / "0.parquet", tmp_path / "1.parquet"]
+    path = tmp_path / "cache.parquet"
     metadata: dict[str, Any] = {
         "heads": 3, "model": {"name": "tiny", "commit": None}, "positions": "last", "samples": n
     }  # fmt: skip
-    encoded = {key: json.dumps(value) for key, value in metadata.items()}
-    write_cache(paths, batches(values), [f"s{i}" for i in range(n)], dtype, encoded)
-    for layer, path in enumerate(paths):
-        names, z, stored = read_layer(path)
-        assert stored == metadata
+    write_cache(path, batches(values), [f"s{i}" for i in range(n)], dtype, metadata)
+    assert parquet_metadata(path) == metadata
+    schema = pq.read_schema(path)
+    assert schema.names == ["sample_id", "layer", "z"]
+    kind = {"float32": "float", "float16": "halffloat"}[dtype]
+    assert str(schema.field("z").type.value_type) == kind
+    for layer in (0, 1):
+        names, z = read_layer(path, layer)
         assert names == [f"s{i}" for i in range(n)]
         assert z.dtype == np.float32
         np.testing.assert_array_equal(z.reshape(n, 12), values[layer].astype(dtype))
-        schema = pq.read_schema(path)
-        assert schema.names == ["sample_id", "layer", "z"]
-        assert pq.read_table(path)["layer"].unique().to_pylist() == [layer]
-        assert (
-            str(schema.field("z").type.value_type)
-            == {"float32": "float", "float16": "halffloat"}[dtype]
-        )
+    with pytest.raises(UserError, match="not the activations of 3 heads in layer 2"):
+        read_layer(path, 2)
 
 
-def test_an_overflow_in_float16_is_refused_and_leaves_nothing(tmp_path: Path):
+@pytest.mark.parametrize(
+    ("bad", "dtype"),
+    [(70_000, "float16"), (np.nan, "float32"), (np.inf, "float32"), (-np.inf, "float32")],
+)
+def test_what_is_not_finite_is_refused_and_leaves_nothing(tmp_path: Path, bad: float, dtype: str):
     values = np.zeros((2, 20, 4), dtype=np.float32)
-    values[1, 13, 2] = 70_000
-    paths = [tmp_path / "0.parquet", tmp_path / "1.parquet"]
-    names = [f"s{i}" for i in range(20)]
-    write_cache(paths, batches(values), names, "float32", {"heads": "1"})
-    for path in paths:
-        path.unlink()
-    with (
-        np.errstate(over="ignore"),
-        pytest.raises(UserError, match=r"Layer 1, sample s13: .* not finite in float16"),
-    ):
-        write_cache(paths, batches(values), names, "float16", {"heads": "1"})
+    values[1, 13, 2] = bad
+    names, path = [f"s{i}" for i in range(20)], tmp_path / "cache.parquet"
+    message = rf"Layer 1, sample s13: .* not finite in {dtype}"
+    with np.errstate(over="ignore"), pytest.raises(UserError, match=message):
+        write_cache(path, batches(values), names, dtype, {"heads": 1})
     assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_what_is_not_finite_is_refused(tmp_path: Path, bad: float):
-    values = np.zeros((1, 3, 4), dtype=np.float32)
-    values[0, 2, 0] = bad
-    with pytest.raises(UserError, match="Layer 0, sample c"):
-        write_cache([tmp_path / "0"], batches(values), list("abc"), "float32", {"heads": "1"})
+    if dtype == "float16":
+        write_cache(path, batches(values), names, "float32", {"heads": 1})
 
 
 def test_a_cache_with_a_bad_value_is_refused(tmp_path: Path):
@@ -203,7 +186,7 @@ def test_a_cache_with_a_bad_value_is_refused(tmp_path: Path):
     table = pa.table({"sample_id": ["a", "b"], "layer": [0, 0], "z": z})
     pq.write_table(table.replace_schema_metadata({"heads": "1"}), tmp_path / "0.parquet")
     with pytest.raises(UserError, match="sample b is not finite"):
-        read_layer(tmp_path / "0.parquet")
+        read_layer(tmp_path / "0.parquet", 0)
 
 
 def test_rows_are_written_as_they_come(tmp_path: Path):
@@ -219,7 +202,7 @@ def test_rows_are_written_as_they_come(tmp_path: Path):
         path = tmp_path / f"{n}.parquet"
         names = [str(i) for i in range(n)]
         tracemalloc.start()  # numpy reports its arrays to it
-        write_cache([path], stream(n), names, "float32", {"heads": "1"})
+        write_cache(path, stream(n), names, "float32", {"heads": 1})
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
         file = pq.ParquetFile(path)

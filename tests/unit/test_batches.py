@@ -13,9 +13,9 @@ import torch
 from headpursuit.activations import pooled_inputs, pooled_positions
 from headpursuit.batches import Halving, by_condition, journaled, pad, plan_batches
 from headpursuit.expected import measure_expected
-from headpursuit.files import UserError
-from headpursuit.generate import generate
+from headpursuit.files import UserError, write_parquet
 from headpursuit.models import Decoder
+from headpursuit.responses import Prompts, write_responses
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -125,39 +125,41 @@ def rows_at_most(decoder: Decoder, most: int):
 def prompts(tokenizer) -> pa.Table:
     texts = [" ".join(["river"] * n) for n in (1, 2, 5, 9, 3, 4, 7)]
     names = [f"p{i}" for i in range(len(texts))]
-    return pa.table({"prompt_id": names, "token_ids": tokenizer(texts)["input_ids"]})
+    return pa.table({"sample_id": names, "token_ids": tokenizer(texts)["input_ids"]})
 
 
-BASELINE = {"baseline": []}
-SETTINGS = {"max_new_tokens": 6, "samples": 1, "temperature": 0.7, "top_p": 0.9}
-SETTINGS |= {"batch_tokens": 10_000}
+@pytest.fixture
+def respond(model, tokenizer, prompts, tmp_path: Path):
+    def write(name: str) -> bytes:
+        settings = {"max_new_tokens": 6, "samples": 1, "temperature": 0.7, "top_p": 0.9}
+        write_parquet(tmp_path / "prompts.parquet", prompts)
+        paths = tmp_path / "prompts.parquet", tmp_path / name
+        reader = Prompts(model("llama"), tokenizer, paths[0], settings, 10_000)
+        given = ({"baseline": []}, 1.0, settings, 10_000, 0, {})
+        write_responses(paths[1], model("llama"), reader, *given)
+        return paths[1].read_bytes()
+
+    return write
 
 
 @pytest.mark.parametrize("most", [1, 3])
-def test_halved_batches_give_the_same_responses(model, tokenizer, prompts, tmp_path, most: int):
-    decoder = model("llama")
-    whole = generate(decoder, tokenizer, prompts, BASELINE, 1.0, SETTINGS, 0, tmp_path / "a", "x")
-    with rows_at_most(decoder, most) as failed:
-        halved = generate(
-            decoder, tokenizer, prompts, BASELINE, 1.0, SETTINGS, 0, tmp_path / "b", "x"
-        )
+def test_halved_batches_give_the_same_responses(model, respond, most: int):
+    whole = respond("a")
+    with rows_at_most(model("llama"), most) as failed:
+        assert respond("b") == whole
     assert failed
-    assert halved == whole
-    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
-def test_a_prompt_that_does_not_fit_alone_is_named(model, tokenizer, prompts, tmp_path):
-    message = r"prompt p3 \(10 tokens, and 6 new\).*3\.00 GiB.*generation\.max_new_tokens"
+def test_a_prompt_that_does_not_fit_alone_is_named(model, respond):
+    message = r"prompt p3 \(10 tokens, and 6 new\).*3\.00 GiB.*max_new_tokens"
     with rows_at_most(model("llama"), 0), pytest.raises(UserError, match=message):
-        generate(
-            model("llama"), tokenizer, prompts, BASELINE, 1.0, SETTINGS, 0, tmp_path / "a", "x"
-        )
+        respond("a")
 
 
 def test_halved_batches_give_the_same_cache_and_masses(model, tokenizer, prompts, tmp_path):
     decoder = model("llama")
     _, rows, where = pooled_positions(prompts, None, "prompt")
-    responses = prompts.append_column("sample", pa.array(range(len(prompts))))
+    responses = prompts.append_column("repeat", pa.array(range(len(prompts))))
 
     def cached() -> dict[tuple[int, int], np.ndarray]:
         pooled = pooled_inputs(decoder, rows, where, 0, 10_000)
@@ -167,15 +169,16 @@ def test_halved_batches_give_the_same_cache_and_masses(model, tokenizer, prompts
 
     def masses() -> pa.Table:
         words, heads = {"apple": [259, 3]}, {"somp-k1": [(1, 0)]}
-        return measure_expected(
+        table = measure_expected(
             decoder, 0, prompts, responses, words, heads, -1.0, 10_000, tmp_path / "j", 0
         )
+        return table.sort_by([("condition", "ascending"), ("sample_id", "ascending")])
 
     cache, table = cached(), masses()
     (tmp_path / "j").unlink()
     with rows_at_most(decoder, 2) as failed:
         halved, other = cached(), masses()
-    assert len(failed) == 4  # of 7 and of 4 rows, once in each
+    assert failed == [7, 4] * 2 + [4]  # the last of two samples under two conditions
     assert halved.keys() == cache.keys()
     for key, z in cache.items():
         np.testing.assert_allclose(halved[key], z, atol=1e-5)
@@ -189,34 +192,39 @@ import logging, resource, sys
 from pathlib import Path
 import pyarrow as pa
 import torch
-from headpursuit.generate import generate
+from headpursuit.files import read_parquet, write_parquet
 from headpursuit.models import load_model, load_tokenizer
+from headpursuit.responses import Prompts, write_responses
 
-folder, journal, room = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+folder, own, room = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 torch.set_num_threads(1)
 logging.basicConfig(level=logging.WARNING, stream=sys.stdout)
 decoder, tokenizer = load_model(folder, "float32", "cpu"), load_tokenizer(folder)
-texts = [" ".join(["river", "stone"] * 100) + f" {number}" for number in range(150)]
-ids = tokenizer(texts)["input_ids"]
-prompts = pa.table({"prompt_id": list(map(str, range(150))), "token_ids": ids})
 settings = {"max_new_tokens": 2, "samples": 1, "temperature": 0.0, "top_p": 1.0}
-settings["batch_tokens"] = 10**6
-# What is imported and kept on first use.
-warm, plain = journal.with_name("warm"), {"baseline": []}
-generate(decoder, tokenizer, prompts.slice(0, 2), plain, 1.0, settings, 0, warm, "x")
+
+def respond(n):
+    texts = [" ".join(["river", "stone"] * 100) + f" {number}" for number in range(n)]
+    names, ids = [f"{number:03d}" for number in range(n)], tokenizer(texts)["input_ids"]
+    write_parquet(own / "prompts", pa.table({"sample_id": names, "token_ids": ids}))
+    reader = Prompts(decoder, tokenizer, own / "prompts", settings, 10**6)
+    given = ({"baseline": []}, 1.0, settings, 10**6, 0, {})
+    write_responses(own / f"responses{n}", decoder, reader, *given)
+    return read_parquet(own / f"responses{n}", ["token_ids"])["token_ids"].to_pylist()
+
+respond(2)  # what is imported and kept on first use
 if room:
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     limit = pages * resource.getpagesize() + room * 2**20
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-table = generate(decoder, tokenizer, prompts, plain, 1.0, settings, 0, journal, "x")
-print("responses", hash(tuple(map(tuple, table["token_ids"].to_pylist()))))
+print("responses", hash(tuple(map(tuple, respond(150)))))
 """
 
 
-def starved(folder: Path, journal: Path, room: int) -> subprocess.CompletedProcess:
-    """Generate in a process that can allocate only so many MiB more; 0: as many as it likes."""
+def starved(folder: Path, own: Path, room: int) -> subprocess.CompletedProcess:
+    """Respond in a process that can allocate only so many MiB more; 0: as many as it likes."""
+    own.mkdir()
     return subprocess.run(
-        [sys.executable, "-c", STARVED, folder, journal, str(room)],
+        [sys.executable, "-c", STARVED, folder, own, str(room)],
         env={"PYTHONPATH": str(ROOT / "scripts"), "PATH": "", "MALLOC_ARENA_MAX": "1"},
         capture_output=True,
         text=True,

@@ -6,7 +6,7 @@ import pytest
 import torch
 from headpursuit.checkpoint import save_scaled
 from headpursuit.files import UserError
-from headpursuit.heads import write_heads
+from headpursuit.heads import write_conditions
 from headpursuit.models import scaled_heads
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -17,8 +17,9 @@ IDS = torch.arange(9)[None] * 7
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2"])
 def test_any_engine_reads_the_edited_model(model, model_path, tmp_path: Path, family: str):
-    write_heads(tmp_path / "heads.csv", HEADS)
-    save_scaled(model_path(family), tmp_path / "heads.csv", -1.0, tmp_path / "edited")
+    write_conditions(tmp_path / "heads.csv", {"other": [(1, 0)], "somp-k2": HEADS})
+    heads, folder = tmp_path / "heads.csv", tmp_path / "edited"
+    save_scaled(model_path(family), heads, "somp-k2", -1.0, folder)
     with torch.inference_mode():
         saved = AutoModelForCausalLM.from_pretrained(tmp_path / "edited")(IDS).logits
         plain = model(family).model(IDS).logits
@@ -32,19 +33,23 @@ def test_any_engine_reads_the_edited_model(model, model_path, tmp_path: Path, fa
 
 def test_nothing_is_overwritten(model_path, tmp_path: Path):
     with pytest.raises(UserError, match="exists already"):
-        save_scaled(model_path("llama"), tmp_path / "heads.csv", -1.0, tmp_path)
+        save_scaled(model_path("llama"), tmp_path / "heads.csv", "somp-k2", -1.0, tmp_path)
 
 
-def test_a_mistake_on_the_command_line_is_one_line(model_path, tmp_path: Path):
-    write_heads(tmp_path / "heads.csv", [(99, 0)])
+@pytest.mark.parametrize(
+    ("condition", "said"),
+    [("somp-k1", "L99.H0 does not exist"), ("somp-k2", "no heads of somp-k2")],
+)
+def test_a_mistake_on_the_command_line_is_one_line(model_path, tmp_path: Path, condition, said):
+    write_conditions(tmp_path / "heads.csv", {"somp-k1": [(99, 0)]})
     command = [sys.executable, "-m", "headpursuit.checkpoint", model_path("llama")]
     done = subprocess.run(
-        [*command, tmp_path / "heads.csv", "-1", tmp_path / "edited"],
+        [*command, tmp_path / "heads.csv", condition, "-1", tmp_path / "edited"],
         env={"PYTHONPATH": str(ROOT / "scripts"), "PATH": ""},
         capture_output=True,
         text=True,
         timeout=600,
     )
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith("L99.H0 does not exist")
+    assert said in done.stderr.splitlines()[-1]
     assert not (tmp_path / "edited").exists()

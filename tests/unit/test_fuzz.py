@@ -9,7 +9,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from headpursuit.config import candidate_layers, check_config, intervened_conditions
+from headpursuit.config import load_config
+from headpursuit.experiments import candidate_layers, conditions, running
 from headpursuit.files import UserError, plain, visible
 from headpursuit.heads import draw_control
 from headpursuit.labellers.reply import MAX_ENTRIES, MAX_PHRASE, parse_reply, sift_words
@@ -18,6 +19,7 @@ from headpursuit.tables import escape_latex, escape_markdown
 from headpursuit.words import (
     count_words,
     label_counts,
+    most_frequent,
     normalise,
     split_words,
     tidy_word,
@@ -143,7 +145,7 @@ def test_any_config_passes_or_is_refused_with_reasons(base: int, changes: list[t
         except (KeyError, IndexError, TypeError):
             continue  # an earlier mutation took the place away
     try:
-        check_config(config)
+        full = load_config(config)
     except UserError as error:
         first, *problems = str(error).split("\n")
         assert changes and problems and first == "The config cannot run:"
@@ -151,13 +153,16 @@ def test_any_config_passes_or_is_refused_with_reasons(base: int, changes: list[t
         assert all(problem == visible(problem) for problem in problems), problems
         return
     # What passes can be enumerated, and its names stay inside their folders.
-    model = config["models"][config["text"]["model"]]
-    first, last = candidate_layers(config["heads"], model)
-    assert 0 <= first <= last < model["layers"]
-    conditions = intervened_conditions(config["heads"])
-    for name in [config["run"], *config["sources"], *config["models"], *config["datasets"]]:
+    for name in running(full):
+        own = full["experiments"][name]
+        model = full["models"][own["model"]]
+        first, last = candidate_layers(own, model)
+        assert 0 <= first <= last < model["layers"]
+        named = conditions(full, name, "expected")
+        assert len(named) == len(set(named))
+    parts = ("sources", "models", "samples", "concepts", "experiments")
+    for name in [full["run"], *(name for part in parts for name in full[part])]:
         assert re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name)
-    assert len(conditions) == len(set(conditions))
 
 
 # Replies
@@ -210,14 +215,16 @@ def test_any_labels_are_split_or_refused(labels, top, share, seed, dataset) -> N
     counts = label_counts(labels)
     counts.update({f"w{number}": 1 for number in range(len(labels))})
     try:
-        table = split_words(counts, top, share, seed, dataset)
+        table = split_words(most_frequent(counts, top), share, seed, dataset)
     except UserError as error:
         assert len(counts) < 10 and "too few" in str(error)
         return
     assert table["split"].isin(["selection", "heldout"]).all() and table["split"].nunique() == 2
     assert table["word"].is_unique and len(table) == min(top, len(counts))
     assert table["count"].is_monotonic_decreasing
-    again = split_words(Counter(dict(reversed(counts.items()))), top, share, seed, dataset)
+    again = split_words(
+        most_frequent(Counter(dict(reversed(counts.items()))), top), share, seed, dataset
+    )
     assert table.equals(again)
 
 
@@ -231,8 +238,8 @@ def test_any_prompts_are_drawn_or_refused(prompts, sample, seed) -> None:
         assert f"{len(table)} prompts are there" in str(error)
         return
     assert len(drawn) == (len(table) if sample is None else sample)
-    ids = drawn["prompt_id"].to_pylist()
-    assert ids == sorted(set(ids)) and set(ids) <= set(table["prompt_id"].to_pylist())
+    ids = drawn["sample_id"].to_pylist()
+    assert ids == sorted(set(ids)) and set(ids) <= set(table["sample_id"].to_pylist())
 
 
 @given(st.data(), st.integers(1, 12), st.integers(1, 6), st.integers(0, 2**64))
@@ -243,7 +250,7 @@ def test_controls_match_by_layer_and_are_disjoint(data, heads, layers, seed) -> 
     try:
         drawn = draw_control(selected, heads, seed, "x", "random-k1-d00")
     except UserError as error:
-        assert max(wanted.values()) * 2 > heads and "heads.k" in str(error)
+        assert max(wanted.values()) * 2 > heads and "smaller k" in str(error)
         return
     assert Counter(layer for layer, _ in drawn) == wanted
     assert not set(drawn) & set(selected) and len(set(drawn)) == len(drawn)
@@ -271,8 +278,8 @@ def test_any_file_is_read_or_refused_by_its_name(content: bytes, suffix: str) ->
         path = Path(folder) / f"data{suffix}"
         path.write_bytes(content)
         try:
-            rows = list(read_rows([path], "text", None, "datasets.x"))
+            rows = list(read_rows([path], "text", None, "samples.x"))
         except UserError as error:
-            assert str(path) in str(error) and str(error).startswith("datasets.x")
+            assert str(path) in str(error) and str(error).startswith("samples.x")
             return
     assert all(isinstance(text, str) for _, text in rows)

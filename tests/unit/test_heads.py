@@ -5,7 +5,14 @@ import numpy as np
 import pandas as pd
 import pytest
 from headpursuit.files import UserError
-from headpursuit.heads import draw_control, rank, read_heads, top_heads, write_heads
+from headpursuit.heads import (
+    choose_heads,
+    draw_control,
+    rank,
+    read_conditions,
+    top_heads,
+    write_conditions,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -80,18 +87,28 @@ def test_every_other_head_is_drawn_as_often_as_any():
     assert all(abs(n / 2000 - 1 / 3) < 5 * np.sqrt(2 / 9 / 2000) for n in drawn.values())
 
 
-def test_a_layer_with_just_enough_others():
+def test_a_layer_with_just_enough_others_and_one_with_too_few():
     selected = [(2, head) for head in range(4)]
     assert draw_control(selected, 8, 0, "rtp", "random-k4-d00") == [(2, h) for h in range(4, 8)]
-
-
-def test_a_layer_with_too_few_others_is_refused():
-    selected = [(2, head) for head in range(5)] + [(0, 0)]
     with pytest.raises(UserError, match=r"rtp, random-k6-d03: layer 2 has 5 selected .* 3 others"):
-        draw_control(selected, 8, 0, "rtp", "random-k6-d03")
+        draw_control([*selected, (2, 4), (0, 0)], 8, 0, "rtp", "random-k6-d03")
 
 
-def test_heads_round_trip(tmp_path: Path):
-    write_heads(tmp_path / "h.csv", SELECTED)
-    assert (tmp_path / "h.csv").read_text() == "layer,head\n0,1\n0,2\n3,0\n5,7\n"
-    assert read_heads(tmp_path / "h.csv") == SELECTED
+def test_chosen_heads_are_each_ranking_s_best_for_each_k():
+    rankings = {"somp": rank(table([0, 3, 2, 1])), "size": rank(table([3, 0, 0, 0, 9, 8]))}
+    assert list(choose_heads(rankings, [1, 2], (0, 0)).items()) == [
+        ("somp-k1", [(0, 1)]), ("size-k1", [(0, 0)]),
+        ("somp-k2", [(0, 1), (0, 2)]), ("size-k2", [(0, 0), (0, 1)]),
+    ]  # fmt: skip
+
+
+def test_conditions_round_trip(tmp_path: Path):
+    one, other = tmp_path / "one.csv", tmp_path / "other.csv"
+    write_conditions(one, {"b": SELECTED[:2], "a": [(9, 9)]})
+    write_conditions(other, {"c": SELECTED[2:]})
+    assert one.read_text() == "condition,layer,head\nb,0,1\nb,0,2\na,9,9\n"
+    every = {"b": SELECTED[:2], "a": [(9, 9)], "c": SELECTED[2:]}
+    assert list(read_conditions([one, other]).items()) == list(every.items())
+    assert list(read_conditions([one, other], ["c", "b"])) == ["c", "b"]
+    with pytest.raises(UserError, match=r"one\.csv, .*other\.csv: no heads of d"):
+        read_conditions([one, other], ["a", "d"])

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from headpursuit.config import load_config, run_labellers
 from headpursuit.files import UserError
 from headpursuit.labellers import audit, prompt, used_labellers
 from headpursuit.labellers.backend import Reply, vary
@@ -379,7 +380,7 @@ def responses(*texts: str | None) -> pa.Table:
     n = len(texts)
     ids = [f"p{i}" for i in range(n)]
     samples, texts = pa.array([0] * n, pa.int32()), pa.array(texts, pa.string())
-    return pa.table({"prompt_id": ids, "sample": samples, "response": texts})
+    return pa.table({"sample_id": ids, "repeat": samples, "response": texts})
 
 
 def test_statuses():
@@ -433,10 +434,10 @@ def test_a_word_list(tmp_path):
 
 def test_prompts_are_labelled_beside_responses(tmp_path):
     pq.write_table(responses("x"), tmp_path / "r.parquet")
-    prompts = pa.table({"prompt_id": ["p0"], "text": ["y"]})
+    prompts = pa.table({"sample_id": ["p0"], "text": ["y"]})
     pq.write_table(prompts, tmp_path / "p.parquet")
-    table = read_texts(tmp_path / "r.parquet", tmp_path / "p.parquet")
-    assert table["sample"].to_pylist() == [0, -1]
+    table = read_texts([tmp_path / "r.parquet"], [tmp_path / "p.parquet"])
+    assert table["repeat"].to_pylist() == [0, -1]
     assert table["response"].to_pylist() == ["x", "y"]
 
 
@@ -454,28 +455,17 @@ def test_the_page_holds_text_only(text):
     facts = {"ok": 1, "words": [{"word": text, "responses": 2}], "labeller": {text: text}}
     page = audit.summary_html(facts, text)
     tags = set(re.findall(r"<(/?\w+)", page))
-    known = {
-        "meta",
-        "style",
-        "/style",
-        "title",
-        "/title",
-        "h1",
-        "/h1",
-        "h2",
-        "/h2",
-        "table",
-        "/table",
-        "tr",
-        "th",
-    }
+    # fmt: off
+    known = {"meta", "style", "/style", "title", "/title", "h1", "/h1", "h2", "/h2", "table",
+             "/table", "tr", "th"}
+    # fmt: on
     assert tags <= known | {"td"}
 
 
 def labels(*rows: tuple[list[str], str]) -> pa.Table:
     named, statuses = zip(*rows, strict=True)
     n = len(rows)
-    columns = {"prompt_id": list(range(n)), "sample": [0] * n, "status": statuses}
+    columns = {"sample_id": list(range(n)), "repeat": [0] * n, "status": statuses}
     return pa.table(columns | {"words": pa.array(named, pa.list_(pa.string()))})
 
 
@@ -523,21 +513,23 @@ def test_kappa_of_constants_is_undefined(cells):
 # The config
 
 
-def test_which_labellers_a_config_uses(demo):
-    assert used_labellers(demo) == ["lexicon"]
+def test_which_labellers_a_config_asks(demo):
     demo["labeller"]["second"] = "ollama"
-    assert used_labellers(demo) == ["lexicon", "ollama"]
-    demo["words"]["file"] = "mine.txt"
-    assert used_labellers(demo) == []
+    config = load_config(demo)
+    assert used_labellers(config) == run_labellers(config) == ["lexicon", "ollama"]
+    demo["concepts"] = {name: {"words": ["mine"]} for name in demo["concepts"]}
+    assert run_labellers({**config, "concepts": load_config(demo)["concepts"]}) == []
 
 
-def test_a_labeller_that_lacks_its_settings(demo):
-    from headpursuit.config import check_config
-
-    demo["labeller"]["second"] = "openai"
-    with pytest.raises(UserError, match=r"labeller\.openai\.base_url: missing") as caught:
-        check_config(demo)
-    assert "labeller.openai.model: missing" in str(caught.value)
-    demo["labeller"]["second"] = "lexicon"
-    with pytest.raises(UserError, match=r"labeller\.second: lexicon is the first already"):
-        check_config(demo)
+@pytest.mark.parametrize(
+    ("second", "said"),
+    [
+        ("openai", "labeller.openai.base_url: missing"),
+        ("openai", "labeller.openai.model: missing"),
+        ("lexicon", "labeller.second: lexicon is the first already"),
+    ],
+)
+def test_a_labeller_that_cannot_be_asked(demo, second, said):
+    demo["labeller"]["second"] = second
+    with pytest.raises(UserError, match=re.escape(said)):
+        load_config(demo)

@@ -38,7 +38,7 @@ HOSTILE = [
 
 
 def rows(path: Path, column: str = "text", where: dict[str, Any] | None = None) -> list[Any]:
-    return [value for _, value in read_rows([path], column, where, "datasets.rtp")]
+    return [value for _, value in read_rows([path], column, where, "samples.rtp")]
 
 
 def save(path: Path, content: str | bytes) -> Path:
@@ -96,7 +96,7 @@ def test_byte_order_marks_and_line_ends_are_no_text(tmp_path: Path, mark: str, e
 def test_rows_know_where_they_stand(tmp_path: Path):
     files = [save(tmp_path / "b.txt", "one\ntwo\n"), save(tmp_path / "a.txt", "three\n")]
     files.append(save(tmp_path / "README.md", "not data"))
-    found = list(read_rows(files, "text", None, "datasets.rtp"))
+    found = list(read_rows(files, "text", None, "samples.rtp"))
     assert found == [("b.txt:1", "one"), ("b.txt:2", "two"), ("a.txt:1", "three")]
 
 
@@ -147,7 +147,7 @@ def test_a_missing_column_is_named_with_those_there(tmp_path: Path, name: str):
     path = save_texts(tmp_path, Path(name).suffix, ["x"])
     for column, where in (("texts", None), ("text", {"texts": 1}), ("text.texts", None)):
         with pytest.raises(
-            UserError, match=r"^datasets\.rtp: .* has no column 'text.*'; it has .*text"
+            UserError, match=r"^samples\.rtp: .* has no column 'text.*'; it has .*text"
         ):
             rows(path, column, where)
 
@@ -181,7 +181,7 @@ def test_a_damaged_file_is_named(tmp_path: Path, name: str, content: bytes, said
     with pytest.raises(UserError) as caught:
         rows(save(tmp_path / name, content))
     message = str(caught.value)
-    assert message.startswith(f"datasets.rtp.files: {tmp_path / name} is not readable as ")
+    assert message.startswith(f"samples.rtp.files: {tmp_path / name} is not readable as ")
     assert said in message
 
 
@@ -191,7 +191,7 @@ def test_what_is_no_text_is_named_with_its_row(tmp_path: Path, suffix: str, valu
     path = save_texts(tmp_path, suffix, [value, value])
     with pytest.raises(UserError) as caught:
         rows(path)
-    assert str(caught.value) == f"datasets.rtp.text: {path}, row 1: {value!r} is no text."
+    assert str(caught.value) == f"samples.rtp.text: {path}, row 1: {value!r} is no text."
 
 
 def test_a_row_without_text_is_empty(tmp_path: Path):
@@ -208,7 +208,7 @@ def test_an_empty_file_has_no_rows(tmp_path: Path, name: str):
 
 
 def test_no_readable_file(tmp_path: Path):
-    with pytest.raises(UserError, match=r"^datasets\.rtp\.files: no \.jsonl.*among .*weights\.bin"):
+    with pytest.raises(UserError, match=r"^samples\.rtp\.files: no \.jsonl.*among .*weights\.bin"):
         rows(save(tmp_path / "weights.bin", b""))
 
 
@@ -222,7 +222,7 @@ def numbered(n: int) -> list[tuple[str, str]]:
 def test_all_prompts_keep_order_and_source():
     table = sample_prompts(unique_prompts(numbered(3), "rtp"), None, 0, "rtp")
     assert table.to_pydict() == {
-        "prompt_id": ["rtp-000000", "rtp-000001", "rtp-000002"],
+        "sample_id": ["rtp-000000", "rtp-000001", "rtp-000002"],
         "text": ["prompt 0", "prompt 1", "prompt 2"],
         "source": ["a.txt:1", "a.txt:2", "a.txt:3"],
     }
@@ -243,7 +243,7 @@ def test_a_sample_is_a_subset_in_order(n: int, data: st.DataObject):
     chosen = [int(text.split()[1]) for text in table["text"].to_pylist()]
     assert len(chosen) == size
     assert chosen == sorted(set(chosen))
-    assert table["prompt_id"].to_pylist() == [f"rtp-{i:06d}" for i in chosen]
+    assert table["sample_id"].to_pylist() == [f"rtp-{i:06d}" for i in chosen]
 
 
 def test_a_sample_depends_on_seed_and_data_set():
@@ -258,7 +258,7 @@ def test_a_sample_depends_on_seed_and_data_set():
 
 @pytest.mark.parametrize(("there", "asked"), [(0, None), (0, 1), (3, 4)])
 def test_too_few_prompts(there: int, asked: int | None):
-    with pytest.raises(UserError, match=rf"datasets\.rtp: {there} prompts are there"):
+    with pytest.raises(UserError, match=rf"samples\.rtp: {there} prompts are there"):
         sample_prompts(unique_prompts(numbered(there), "rtp"), asked, 0, "rtp")
 
 
@@ -433,7 +433,7 @@ def test_a_prompt_too_long_for_the_model_is_left_out(tokenizer, caplog: pytest.L
     assert len(rendered(table, "{prompt}", tokenizer)) == 3
     short = rendered(table, "{prompt}", tokenizer, longest=2)
     assert short["source"].to_pylist() == ["a:1", "a:3"]
-    assert short["prompt_id"].to_pylist() == ["rtp-000000", "rtp-000002"]
+    assert short["sample_id"].to_pylist() == ["rtp-000000", "rtp-000002"]
     assert "rtp: left out a:2, whose 100001 tokens are more than the 2" in caplog.text
     with pytest.raises(UserError, match=r"rtp: the shortest prompt has 2 tokens.* reads 1 beside"):
         rendered(table, "{prompt}", tokenizer, longest=1)
@@ -457,7 +457,7 @@ def test_others_are_drawn_in_the_place_of_prompts_that_are_too_long(tokenizer):
     assert [len(own) for own in chosen] == [1, 4, 9, 10]
     assert all(n % 4 == 0 for own in chosen for n in own)
     assert all(own == sorted(set(own)) for own in chosen)
-    with pytest.raises(UserError, match=r"datasets\.rtp: 10 prompts are there, 11 are wanted"):
+    with pytest.raises(UserError, match=r"samples\.rtp: 10 prompts are there, 11 are wanted"):
         rendered(table, "{prompt}", tokenizer, longest=40, sample=11)
 
 

@@ -1,10 +1,10 @@
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from headpursuit.activations import pooled_inputs, pooled_positions, write_cache
@@ -17,7 +17,7 @@ from tiny import HEADS, LAYERS, WORDS
 PURSUIT: dict[str, Any] = {
     "iterations": 4, "norm": "l1", "center": True, "normalise_atoms": False, "fold_norm_gain": False
 }  # fmt: skip
-FAMILIES = ["llama", "gemma", "gpt2"]
+families = pytest.mark.parametrize("family", ["llama", "gemma", "gpt2"])
 
 
 @pytest.fixture(scope="module")
@@ -27,23 +27,21 @@ def token_ids(tokenizer) -> list[int]:
 
 @pytest.fixture
 def cache(model, tokenizer, tmp_path: Path):
-    def make(family: str) -> list[Path]:
+    def make(family: str) -> Path:
         texts = [f"{a} {b}" for a in WORDS[:6] for b in WORDS[20:24]]
-        prompts = pa.table({"prompt_id": texts, "token_ids": tokenizer(texts)["input_ids"]})
+        prompts = pa.table({"sample_id": texts, "token_ids": tokenizer(texts)["input_ids"]})
         names, rows, where = pooled_positions(prompts, None, "prompt")
-        paths = [tmp_path / f"layer-{i:02d}.parquet" for i in range(LAYERS)]
+        path = tmp_path / "cache.parquet"
         pooled = pooled_inputs(model(family), rows, where, 0, 500)
-        write_cache(paths, pooled, names, "float32", {"heads": json.dumps(HEADS)})
-        return paths
+        write_cache(path, pooled, names, "float32", {"heads": HEADS})
+        return path
 
     return make
 
 
 def writes(decoder, path: Path, layer: int, head: int) -> np.ndarray:
     """Return what a head writes, samples x d, straight from the file and the model's weight."""
-    import pyarrow.parquet as pq
-
-    z = np.stack(pq.read_table(path)["z"].to_numpy()).astype(np.float64)
+    z = np.stack(pq.read_table(path, filters=[("layer", "=", layer)])["z"].to_numpy())
     attention = decoder.layers[layer]
     if decoder.model.config.model_type == "gpt2":
         weight = attention.attn.c_proj.weight.T
@@ -51,7 +49,7 @@ def writes(decoder, path: Path, layer: int, head: int) -> np.ndarray:
         weight = attention.self_attn.o_proj.weight
     width = weight.shape[1] // HEADS
     own = slice(head * width, (head + 1) * width)
-    return z[:, own] @ weight[:, own].double().numpy().T
+    return z.astype(np.float64)[:, own] @ weight[:, own].double().numpy().T
 
 
 def direct_somp(h: np.ndarray, atoms: np.ndarray, options: dict) -> tuple[list[int], float]:
@@ -70,74 +68,68 @@ def direct_somp(h: np.ndarray, atoms: np.ndarray, options: dict) -> tuple[list[i
     return support, 1 - np.square(residual).sum() / np.square(h).sum()
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+def direct_lens(h: np.ndarray, atoms: np.ndarray, options: dict) -> tuple[list[int], float]:
+    logits = h @ atoms.T
+    return np.argsort(-logits.mean(0))[: options["iterations"]].tolist(), logits.mean()
+
+
+@families
 @pytest.mark.parametrize(
-    "changed",
-    [{}, {"norm": "l2"}, {"center": False}, {"normalise_atoms": True}, {"fold_norm_gain": True}],
-    ids=["paper", "l2", "uncentred", "normalised", "folded"],
+    ("method", "changed"),
+    [
+        ("somp", {}),
+        ("somp", {"norm": "l2"}),
+        ("somp", {"center": False}),
+        ("somp", {"normalise_atoms": True}),
+        ("somp", {"fold_norm_gain": True}),
+        ("logit_lens", {}),
+    ],
 )
-def test_somp_ranks_as_the_direct_algorithm(
-    model, weights, tokenizer, cache, token_ids, family, changed
+def test_heads_are_ranked_as_by_the_definition(
+    model, weights, tokenizer, cache, token_ids, family, method, changed
 ):
-    decoder, paths, options = model(family), cache(family), PURSUIT | changed
-    ranking = rank_heads(weights(family), tokenizer, paths, {"somp": token_ids}, options)
+    decoder, path, options = model(family), cache(family), PURSUIT | changed
+    ranking = rank_heads(weights(family), tokenizer, path, {method: token_ids}, options)
     atoms = decoder.model.get_output_embeddings().weight[token_ids].double().numpy()
     if options["fold_norm_gain"]:
         base = decoder.model.base_model
         gain = (base.ln_f if family == "gpt2" else base.norm).weight.double().numpy()
         atoms = atoms * (gain + (family == "gemma"))
-    assert len(ranking) == LAYERS * HEADS
+    direct = {"somp": direct_somp, "logit_lens": direct_lens}[method]
     tokens = tokenizer.convert_ids_to_tokens(token_ids)
     for row in ranking.itertuples():
-        h = writes(decoder, paths[row.layer], row.layer, row.head)
-        support, explained = direct_somp(h, atoms, options)
+        support, score = direct(writes(decoder, path, row.layer, row.head), atoms, options)
         assert row.atoms.split(" ") == [tokens[i] for i in support]
-        assert row.score == pytest.approx(explained, abs=1e-5)
-    assert list(ranking["rank"]) == list(range(1, 13))
+        assert row.score == pytest.approx(score, abs=1e-5)
+    assert list(ranking["rank"]) == list(range(1, LAYERS * HEADS + 1))
     assert ranking["score"].is_monotonic_decreasing
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_the_logit_lens_ranks_by_the_mean_logit(
-    model, weights, tokenizer, cache, token_ids, family
-):
-    decoder, paths = model(family), cache(family)
-    ranking = rank_heads(weights(family), tokenizer, paths, {"logit_lens": token_ids}, PURSUIT)
-    atoms = decoder.model.get_output_embeddings().weight[token_ids].double().numpy()
-    tokens = tokenizer.convert_ids_to_tokens(token_ids)
-    for row in ranking.itertuples():
-        logits = writes(decoder, paths[row.layer], row.layer, row.head) @ atoms.T
-        assert row.score == pytest.approx(logits.mean(), abs=1e-5)
-        best = np.argsort(-logits.mean(0))[: PURSUIT["iterations"]]
-        assert row.atoms.split(" ") == [tokens[i] for i in best]
-    assert ranking["score"].is_monotonic_decreasing
+def still(path: Path, weights, moving: list[int], value: float = 1.0) -> Path:
+    """Write a cache in which only the layers of ``moving`` change from sample to sample."""
+    constant = torch.full((5, HEADS * weights.head_dim), value)
+    varied = torch.randn(constant.shape, generator=torch.Generator().manual_seed(0))
+    pooled = [(list(range(5)), i, varied if i in moving else constant) for i in range(LAYERS)]
+    write_cache(path, pooled, list("abcde"), "float32", {"heads": HEADS})
+    return path
 
 
 def test_a_head_that_never_changes_explains_nothing(weights, tokenizer, tmp_path, token_ids):
-    constant = torch.ones(5, HEADS * weights("llama").head_dim)
-    varied = torch.randn(constant.shape, generator=torch.Generator().manual_seed(0))
-    paths = [tmp_path / f"{i}.parquet" for i in range(LAYERS)]
-    pooled = [
-        (list(range(5)), layer, varied if layer == 1 else constant) for layer in range(LAYERS)
-    ]
-    write_cache(paths, pooled, list("abcde"), "float32", {"heads": "4"})
-    ranking = rank_heads(weights("llama"), tokenizer, paths, {"somp": token_ids}, PURSUIT)
+    own = weights("llama")
+    path = still(tmp_path / "c.parquet", own, [1])
+    ranking = rank_heads(own, tokenizer, path, {"somp": token_ids}, PURSUIT)
     silent = ranking[ranking["layer"] != 1]
     assert (ranking["score"] > 0).sum() == HEADS
     assert (silent["score"] == 0).all() and (silent["atoms"] == "").all()
-    assert list(zip(silent["layer"], silent["head"], strict=True)) == [
-        (layer, head) for layer in range(LAYERS) for head in range(HEADS) if layer != 1
-    ]
+    order = [(layer, head) for layer in (0, 2) for head in range(HEADS)]
+    assert list(zip(silent["layer"], silent["head"], strict=True)) == order
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0])
 def test_heads_that_all_never_change_are_refused(weights, tokenizer, tmp_path, token_ids, value):
-    values = torch.full((5, HEADS * weights("llama").head_dim), value)
-    paths = [tmp_path / f"{i}.parquet" for i in range(LAYERS)]
-    pooled = [(list(range(5)), layer, values) for layer in range(LAYERS)]
-    write_cache(paths, pooled, list("abcde"), "float32", {"heads": "4"})
+    path = still(tmp_path / "c.parquet", weights("llama"), [], value)
     with pytest.raises(UserError, match="No head's write varies over the samples"):
-        rank_heads(weights("llama"), tokenizer, paths, {"somp": token_ids}, PURSUIT)
+        rank_heads(weights("llama"), tokenizer, path, {"somp": token_ids}, PURSUIT)
 
 
 def test_more_iterations_than_atoms(weights, tokenizer, cache, token_ids):
@@ -148,14 +140,14 @@ def test_more_iterations_than_atoms(weights, tokenizer, cache, token_ids):
 
 
 def test_a_method_ranks_beside_others_as_alone(weights, tokenizer, cache, token_ids, tmp_path):
-    paths = cache("llama")
+    path = cache("llama")
     dictionaries = {"size": token_ids, "somp": token_ids, "unrelated": token_ids[:3]}
     together = tmp_path / "rankings/x.csv"
-    write_csv(together, rank_heads(weights("llama"), tokenizer, paths, dictionaries, PURSUIT))
+    write_csv(together, rank_heads(weights("llama"), tokenizer, path, dictionaries, PURSUIT))
     assert list(pd.read_csv(together)["method"].unique()) == list(dictionaries)
     for method, ids in dictionaries.items():
         alone = tmp_path / f"rankings/{method}.csv"
-        write_csv(alone, rank_heads(weights("llama"), tokenizer, paths, {method: ids}, PURSUIT))
-        own, other = (read_ranking(path, method) for path in (together, alone))
+        write_csv(alone, rank_heads(weights("llama"), tokenizer, path, {method: ids}, PURSUIT))
+        own, other = (read_ranking(file, method) for file in (together, alone))
         pd.testing.assert_frame_equal(own.reset_index(drop=True), other)
         assert own["rank"].tolist() == list(range(1, LAYERS * HEADS + 1))

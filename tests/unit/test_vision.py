@@ -16,14 +16,14 @@ import torch
 from headpursuit import vision
 from headpursuit.activations import read_layer, write_cache
 from headpursuit.answers import judge, normalise_answer
+from headpursuit.config import load_config
 from headpursuit.download import download
-from headpursuit.figure1 import cross, overlap, score_answers
-from headpursuit.files import UserError, sha256
-from headpursuit.generate import end_tokens
-from headpursuit.images import open_image, prepare_images, stream_images
+from headpursuit.files import UserError, parquet_metadata, read_responses, sha256
+from headpursuit.images import image_ids, open_image, prepare_images, stream_images
 from headpursuit.models import Decoder, load_model, projection_inputs, scaled_heads
 from headpursuit.ranking import write_sizes
-from headpursuit.reading import greedy, respond
+from headpursuit.reading import end_tokens, greedy, respond
+from headpursuit.responses import SCHEMA, write_responses
 from headpursuit.somp import pursue
 from headpursuit.tower import assemble
 from headpursuit.words import unrelated_tokens
@@ -126,20 +126,14 @@ def test_an_assembled_model_has_no_random_row(tmp_path: Path) -> None:
 
 
 @families
-def test_scaling_by_one_is_identity(vlm, pictures, family: str) -> None:
+def test_scaled_heads_are_those_of_a_hook(vlm, pictures, family: str) -> None:
+    """Scaling by 1 changes no bit, and nothing stays changed."""
     decoder, encoded = vlm(family)[0], ask(vlm(family), pictures)
-    plain = logits(decoder, encoded)
+    plain, width = logits(decoder, encoded), decoder.head_dim
     with scaled_heads(decoder, CHOSEN, 1.0):
         assert torch.equal(logits(decoder, encoded), plain)
     with scaled_heads(decoder, CHOSEN, -1.0):
-        assert not torch.allclose(logits(decoder, encoded), plain, atol=1e-3)
-    assert torch.equal(logits(decoder, encoded), plain)
-
-
-@families
-def test_edit_equals_hook(vlm, pictures, family: str) -> None:
-    decoder, encoded = vlm(family)[0], ask(vlm(family), pictures)
-    width = decoder.head_dim
+        scaled = logits(decoder, encoded)
 
     def hook(head):
         def scale(module, args):
@@ -150,13 +144,12 @@ def test_edit_equals_hook(vlm, pictures, family: str) -> None:
         return scale
 
     handles = [decoder.projections[at].register_forward_pre_hook(hook(h)) for at, h in CHOSEN]
-    try:
-        hooked = logits(decoder, encoded)
-    finally:
-        for handle in handles:
-            handle.remove()
-    with scaled_heads(decoder, CHOSEN, -1.0):
-        assert torch.allclose(logits(decoder, encoded), hooked, atol=1e-4)
+    hooked = logits(decoder, encoded)
+    for handle in handles:
+        handle.remove()
+    assert torch.allclose(scaled, hooked, atol=1e-4)
+    assert not torch.allclose(scaled, plain, atol=1e-3)
+    assert torch.equal(logits(decoder, encoded), plain)
 
 
 def answer(decoder, encoded, conditions, stops, batch_tokens: int = 10_000) -> dict[str, list]:
@@ -211,31 +204,49 @@ def test_llava_next_reads_its_own_tiling(vlm, pictures) -> None:
     assert len(set(counts.tolist())) == 3
 
 
+def reader(loaded, path: Path, size: int) -> vision.Images:
+    question = vision.render_question(loaded[1], TEMPLATE, "fruit", ["apple"], False)
+    return vision.Images(*loaded, question, path, size)
+
+
 @families
 def test_cache_is_the_mean_over_image_tokens(vlm, pictures, tmp_path: Path, family: str) -> None:
-    decoder, processor = vlm(family)
-    path = store(tmp_path, pictures)
-    question = vision.render_question(processor, TEMPLATE, "fruit", ["apple"], False)
-    pooled = vision.pooled_image_inputs(decoder, processor, question, path, "selection", 2)
-    files = [tmp_path / f"layer-{layer}.parquet" for layer in range(LAYERS)]
-    write_cache(files, pooled, ["a", "b", "c"], "float32", {"heads": str(HEADS)})
-    encoded = vision.encode(decoder, processor, question, [pictures[1]])
-    with torch.inference_mode(), projection_inputs(decoder, [1]) as inputs:
-        decoder.model(**encoded, use_cache=False)
-    where = vision.image_positions(decoder, encoded["input_ids"])[0]
-    names, z, _ = read_layer(files[1])
+    images = reader(vlm(family), store(tmp_path, pictures, "selection"), 2)
+    path = tmp_path / "cache.parquet"
+    write_cache(path, images.pooled_inputs(), ["a", "b", "c"], "float32", {"heads": HEADS})
+    encoded = vision.encode(*vlm(family), images.question, [pictures[1]])
+    with torch.inference_mode(), projection_inputs(images.decoder, [1]) as inputs:
+        images.decoder.model(**encoded, use_cache=False)
+    where = vision.image_positions(images.decoder, encoded["input_ids"])[0]
+    names, z = read_layer(path, 1)
     assert names == ["a", "b", "c"]
-    mean = inputs[1][0, where].mean(0).numpy()
-    np.testing.assert_allclose(z[1].ravel(), mean, atol=1e-5)
+    np.testing.assert_allclose(z[1].ravel(), inputs[1][0, where].mean(0).numpy(), atol=1e-5)
+
+
+@pytest.fixture
+def answers(vlm, tmp_path: Path):
+    """Write a tiny model's answers about stored images, and read them."""
+
+    def write(path: Path, name: str, size: int = 2, new: int = 4, **changed) -> list[dict]:
+        settings = {"max_new_tokens": new, "samples": 1, "temperature": 0.0, "top_p": 1.0}
+        given = {"alpha": -1.0, "identity": {"images": "x"}} | changed
+        loaded = vlm("llava_next")
+        write_responses(
+            tmp_path / name, loaded[0], reader(loaded, path, size),
+            {"baseline": [], "edited": CHOSEN}, given["alpha"], settings, 99, 0, given["identity"],
+        )  # fmt: skip
+        assert not list(tmp_path.glob(".*"))
+        return read_responses([tmp_path / name], SCHEMA.names).to_pylist()
+
+    return write
 
 
 @pytest.mark.parametrize("most", [1, 2])
 def test_images_are_taken_by_halves_where_memory_does_not_suffice(
-    vlm, pictures, tmp_path: Path, monkeypatch, most: int
+    vlm, pictures, tmp_path: Path, monkeypatch, answers, most: int
 ) -> None:
-    decoder, processor = vlm("llava_next")
-    question = vision.render_question(processor, TEMPLATE, "fruit", ["apple"], False)
-    path = store(tmp_path, pictures)
+    evaluated = store(tmp_path, pictures)
+    selected = store(tmp_path, pictures, "selection")
     encode, tried = vision.encode, []
 
     def starved(*given) -> dict:
@@ -244,22 +255,14 @@ def test_images_are_taken_by_halves_where_memory_does_not_suffice(
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
         return encode(*given)
 
-    def answers(name: str) -> list[dict]:
-        vision.write_answers(
-            tmp_path / name, decoder, processor, question,
-            enumerate(stream_images(path, "selection", 3)), {"edited": CHOSEN}, -1.0, 4, 99, {},
-            "x",
-        )  # fmt: skip
-        table = pq.read_table(tmp_path / name)
-        return table.sort_by([("condition", "ascending"), ("image_id", "ascending")]).to_pylist()
-
     def means() -> list[tuple[int, int]]:
-        pooled = vision.pooled_image_inputs(decoder, processor, question, path, "selection", 3)
+        pooled = reader(vlm("llava_next"), selected, 3).pooled_inputs()
         return sorted((i, layer) for own, layer, z in pooled for i, _ in zip(own, z, strict=True))
 
-    plain, places = answers("plain.parquet"), means()
+    plain, places = answers(evaluated, "plain", 3), means()
+    assert [row["sample_id"] for row in plain] == [f"x-{i}" for i in (0, 0, 1, 1, 2, 2)]
     monkeypatch.setattr(vision, "encode", starved)
-    assert answers("starved.parquet") == plain
+    assert answers(evaluated, "starved", 3) == plain
     assert means() == places == [(i, layer) for i in range(3) for layer in range(LAYERS)]
     assert {3, most} <= set(tried)
 
@@ -268,43 +271,32 @@ class Killed(BaseException):
     """Stands for a kill: nothing of the library catches it."""
 
 
-def test_killed_answers_go_on_and_end_the_same(vlm, pictures, tmp_path: Path, monkeypatch) -> None:
-    decoder, processor = vlm("llava_next")
+def test_killed_answers_go_on_and_end_the_same(
+    pictures, tmp_path: Path, monkeypatch, answers
+) -> None:
     images = store(tmp_path, [pictures[i % 3] for i in range(7)])
-    answer, asked, most = vision.respond, [], 99
+    encode, asked, most = vision.encode, [], 99
 
     def counting(*given):
         if len(asked) == most:
             raise Killed
         asked.append(1)
-        return answer(*given)
+        return encode(*given)
 
-    monkeypatch.setattr(vision, "respond", counting)
-
-    def answers(name: str, alpha: float = -1.0, new: int = 4, identity: str = "x") -> bytes:
+    monkeypatch.setattr(vision, "encode", counting)
+    others = [{}, {"alpha": 0.0}, {"new": 3}, {"identity": {"images": "y"}}]
+    for number, other in enumerate(others):
+        whole = answers(images, f"whole{number}", **other)
         asked.clear()
-        vision.write_answers(
-            tmp_path / name, decoder, processor, "<image> What fruit is it?",
-            enumerate(stream_images(images, "selection", 2)), {"edited": CHOSEN}, alpha, new,
-            99, {"alpha": alpha}, identity,
-        )  # fmt: skip
-        return (tmp_path / name).read_bytes()
-
-    whole = answers("whole.parquet")
-    assert len(asked) == 4
-    others = {"alpha": {"alpha": 0.0}, "tokens": {"new": 3}, "images": {"identity": "y"}}
-    undisturbed = {key: answers("undisturbed.parquet", **other) for key, other in others.items()}
-    for key, other in {"same": {}, **others}.items():
         most = 3
         with pytest.raises(Killed):
-            answers("killed.parquet")
-        assert not (tmp_path / "killed.parquet").exists()
+            answers(images, f"killed{number}")
+        assert not (tmp_path / f"killed{number}").exists()
+        asked.clear()
         most = 99
-        assert answers("killed.parquet", **other) == undisturbed.get(key, whole)
+        assert answers(images, f"killed{number}", **other) == whole
         # A batch that was finished is not asked about again, unless it was another question.
         assert len(asked) == (4 if other else 1)
-        (tmp_path / "killed.parquet").unlink()
-        assert not list(tmp_path.glob(".*"))
 
 
 def test_no_image_tokens_is_refused(vlm, pictures) -> None:
@@ -313,11 +305,11 @@ def test_no_image_tokens_is_refused(vlm, pictures) -> None:
         vision.encode(decoder, processor, "no image here", pictures[:1])
 
 
-def store(folder: Path, images: list[Image.Image], part: str = "selection") -> Path:
+def store(folder: Path, images: list[Image.Image], part: str = "evaluation") -> Path:
     """Write images as a prepared data set's file."""
-    path = folder / "images.parquet"
+    path = folder / f"{part}.parquet"
     pq.write_table(pa.table({
-        "image_id": [f"x-{i}" for i in range(len(images))], "part": [part] * len(images),
+        "sample_id": [f"x-{i}" for i in range(len(images))], "part": [part] * len(images),
         "source": ["x:1"] * len(images), "label": [0] * len(images),
         "class_name": ["apple"] * len(images), "image": [png(image) for image in images],
     }), path)  # fmt: skip
@@ -357,30 +349,6 @@ def test_normalisation_is_a_choice() -> None:
     assert normalise_answer("Seven.", ["punctuation"]) == "Seven"
     assert normalise_answer("Seven.", ["case"]) == "seven."
     assert judge("Seven", ["seven"], [])[0] == -1
-
-
-def test_scores() -> None:
-    answers = pd.DataFrame({
-        "condition": ["baseline", "baseline", "somp-k2", "somp-k2"], "image_id": ["a", "b"] * 2,
-        "label": [0, 1, 0, 1], "answer": ["one", "two two", "two", "one or two"],
-    })  # fmt: skip
-    table = score_answers(answers, ["one", "two"], ["case"])
-    assert table["strict"].tolist() == [True, False, False, False]
-    assert table["first_word"].tolist() == [True, True, False, False]
-    assert table["names"].tolist() == ["class", "class", "class", "several"]
-    crossed = cross({"x": table}, "somp", [2], {"resamples": 100, "confidence": 0.95}, 0)
-    assert crossed.set_index("metric")["value"].to_dict() == {"strict": 0, "first_word": 0}
-
-
-def test_overlap() -> None:
-    def heads(*chosen):
-        return pd.DataFrame([("somp-k2", *head) for head in chosen],
-                            columns=["condition", "layer", "head"])  # fmt: skip
-
-    table = overlap({"a": heads((0, 1), (2, 3)), "b": heads((0, 1), (2, 2))}, "somp", [2])
-    jaccard = table.set_index(["dataset", "other"])["jaccard"]
-    assert jaccard["a", "a"] == 1
-    assert jaccard["a", "b"] == jaccard["b", "a"] == pytest.approx(1 / 3)
 
 
 # Controls
@@ -449,46 +417,43 @@ def folder(tmp_path: Path, monkeypatch) -> Path:
     return own
 
 
-def prepare(folder: Path, own: dict, per_class=(5, 4)) -> tuple[pd.DataFrame, pd.DataFrame]:
+def prepare(folder: Path, own: dict, per_class=(5, 4)) -> tuple[list[str], pd.DataFrame]:
+    """Prepare a data set; return the classes in its metadata, and its table."""
     record = folder.parent / "resources/own"
     download("own", {"kind": "local", "path": str(folder)}, record)
     sizes = dict(zip(("selection", "evaluation"), per_class, strict=True))
     path = folder.parent / "images.parquet"
-    classes = prepare_images(record / "provenance.json", own, sizes, 0, "own", path)
-    return classes, pq.read_table(path).to_pandas()
+    prepare_images(record / "provenance.json", own | {"per_class": sizes}, 0, "own", path)
+    return parquet_metadata(path)["classes"], pq.read_table(path).to_pandas()
+
+
+def sizes(table: pd.DataFrame, part: str) -> list[int]:
+    return table[table["part"] == part].groupby("label").size().tolist()
 
 
 def test_a_folder_with_labels(folder: Path) -> None:
     classes, table = prepare(folder, spec())
-    assert classes["class_name"].tolist() == ["pear", "red apple"]
-    assert classes["selection"].tolist() == [5, 5]
-    assert classes["evaluation"].tolist() == [4, 4]
+    assert classes == ["pear", "red apple"]
+    assert (table["class_name"] == [classes[number] for number in table["label"]]).all()
+    assert (sizes(table, "selection"), sizes(table, "evaluation")) == ([5, 5], [4, 4])
     assert table["source"].is_unique  # the parts share no image
-    assert table["image_id"].is_unique
+    assert table["sample_id"].is_unique
     number = int(table["source"].iloc[0].split(":")[1]) - 1
     assert table["image"].iloc[0] == (folder / f"{number}.png").read_bytes()
     assert prepare(folder, spec())[1].equals(table)
-    batches = list(stream_images(folder.parent / "images.parquet", "evaluation", 3))
-    assert [len(batch) for batch in batches] == [3, 3, 2]
+    path = folder.parent / "images.parquet"
+    assert [len(batch) for batch in stream_images(path, "evaluation", 3)] == [3, 3, 2]
+    for part in ("selection", "evaluation"):
+        assert image_ids(path, part) == table[table["part"] == part]["sample_id"].tolist()
 
 
 def test_parts_by_a_column(folder: Path) -> None:
-    own = spec(
-        selection={"files": "labels.csv", "where": {"split": "train"}},
-        evaluation={"files": "labels.csv", "where": {"split": "test"}},
-    )
-    classes, table = prepare(folder, own, (100, 100))
-    assert classes["evaluation"].sum() == 10
+    parts = {"selection": "train", "evaluation": "test"}
+    own = {part: {"files": "labels.csv", "where": {"split": at}} for part, at in parts.items()}
+    _, table = prepare(folder, spec(**own), (100, 100))
+    assert (table["part"] == "evaluation").sum() == 10
     rows = table["source"].str.split(":").str[1].astype(int)
     assert (rows[table["part"] == "evaluation"] <= 10).all()
-
-
-def test_parquet_with_class_names(folder: Path) -> None:
-    names = ["sea_lake", "river", "road"]
-    classes, _ = prepare(folder, labelled(folder, [0, 1, 2] * 6, names), (2, 2))
-    assert classes["class_name"].tolist() == ["sea lake", "river", "road"]
-    named = labelled(folder, [0, 1, 2] * 6, names, classes={0: "lake", "river": "river", 2: "road"})
-    assert prepare(folder, named, (2, 2))[0]["class_name"].tolist() == ["lake", "river", "road"]
 
 
 def labelled(folder: Path, labels: list, names: list[str] | None = None, **changes) -> dict:
@@ -503,23 +468,29 @@ def labelled(folder: Path, labels: list, names: list[str] | None = None, **chang
     return spec(image="image", label="label", selection=part, evaluation=part, **changes)
 
 
+LAND = ["sea_lake", "river", "road"]
+
+
 @pytest.mark.parametrize(
     ("labels", "names", "changes", "expected"),
     [
+        ([0, 1, 2] * 6, LAND, {}, ["sea lake", "river", "road"]),
+        ([0, 1, 2] * 6, LAND, {"classes": {0: "lake", "river": "river", 2: "road"}},
+         ["lake", "river", "road"]),
         ([0, 1, 2] * 6, ["0", "1", "2"], {}, ["0", "1", "2"]),  # as MNIST's and SVHN's
         (["2", "0", "1"] * 6, None, {}, ["0", "1", "2"]),
         ([0, 1] * 9, None, {"classes": {0: "0", 1: "1"}}, ["0", "1"]),
     ],
-)
-def test_digits_are_class_names(folder: Path, labels, names, changes, expected) -> None:
+)  # fmt: skip
+def test_classes_of_a_parquet_file(folder: Path, labels, names, changes, expected) -> None:
     classes, table = prepare(folder, labelled(folder, labels, names, **changes), (2, 2))
-    assert classes["class_name"].tolist() == expected
-    assert sorted(set(table["class_name"])) == expected
+    assert classes == expected
+    assert set(table["class_name"]) == set(expected)
 
 
 @pytest.mark.parametrize("labels", [[0, 1, 2] * 6, [3, 10, -1] * 6, [0.0, 1.0] * 9, [0, None] * 9])
 def test_numbers_that_nothing_names_are_refused(folder: Path, labels: list) -> None:
-    with pytest.raises(UserError, match=r"the labels are numbers \(.*image_datasets\.\*\.classes"):
+    with pytest.raises(UserError, match=r"the labels are numbers \(.*samples\.\*\.classes"):
         prepare(folder, labelled(folder, labels))
 
 
@@ -529,7 +500,7 @@ def test_numbers_in_a_csv_are_no_names(folder: Path) -> None:
     with pytest.raises(UserError, match=r"the labels are numbers \(0, 1, \.\.\.\)"):
         prepare(folder, spec())
     named = spec(classes={0: "apple", 1: "pear"})
-    assert prepare(folder, named)[0]["class_name"].tolist() == ["apple", "pear"]
+    assert prepare(folder, named)[0] == ["apple", "pear"]
 
 
 def test_rows_of_pixels(folder: Path) -> None:
@@ -544,8 +515,8 @@ def test_rows_of_pixels(folder: Path) -> None:
         selection={"files": "pixels.csv.gz", "rows": [1, 6]},
         evaluation={"files": "pixels.csv.gz", "rows": [7, 12]},
     )
-    classes, table = prepare(folder, own, (9, 9))
-    assert classes["selection"].tolist() == classes["evaluation"].tolist() == [3, 3]
+    _, table = prepare(folder, own, (9, 9))
+    assert sizes(table, "selection") == sizes(table, "evaluation") == [3, 3]
     first = np.array(open_image(table["image"].iloc[0], "x"))[..., 0]
     assert first.shape == (4, 4)
     assert first.max() == 255
@@ -581,10 +552,17 @@ def test_a_missing_image_is_named(folder: Path) -> None:
 
 
 def test_the_demo_tower_is_the_one_of_its_record(demo: dict) -> None:
-    build, data = demo["vision"]["build"], Path(__file__).parents[2] / "data"
+    """The record was written when samples were called a dataset."""
+    config, data = load_config(demo), Path(__file__).parents[2] / "data"
+    build = config["models"]["smollm2-digits"]["build"]
     record = json.loads((data / "digits-tower.json").read_text(encoding="utf-8"))
     assert sha256(data / "digits-tower.safetensors") == record["sha256"]
-    dataset = demo["image_datasets"][build["dataset"]]
-    assert record["dataset"] == json.loads(json.dumps(dataset))  # whose keys are text
-    assert record["build"] == {key: value for key, value in build.items() if key != "trained"}
-    assert record["seed"] == demo["seed"]
+    samples = json.loads(json.dumps(config["samples"][build["samples"]]))  # whose keys are text
+    for key, value in record["dataset"].items():
+        if isinstance(value, dict):
+            samples[key] = {own: samples[key].get(own) for own in value}
+        assert samples[key] == value
+    assert record["build"]["dataset"] == build["samples"]
+    for key in ("language_model", "tower", "training"):
+        assert record["build"][key] == build[key]
+    assert record["seed"] == config["seed"]

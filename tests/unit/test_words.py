@@ -6,13 +6,16 @@ from random import Random
 import numpy as np
 import pandas as pd
 import pytest
-from headpursuit.concepts import concept_dictionary
 from headpursuit.files import UserError
 from headpursuit.labellers.reply import sift_words
 from headpursuit.words import (
     build_dictionary,
     count_words,
+    distinct_classes,
+    distinct_words,
     label_counts,
+    measured_words,
+    most_frequent,
     normalise,
     read_word_list,
     spellings,
@@ -131,24 +134,32 @@ def test_inflections_count_where_asked():
     assert count("boxes box", "box", inflections=True) == 2
 
 
-def test_a_word_list(tmp_path: Path):
+@pytest.mark.parametrize(
+    ("case_sensitive", "expected"),
+    [
+        (False, ["Apple", "stone cold", "apple[31m"]),
+        (True, ["Apple", "stone cold", "apple[31m", "APPLE", "apple"]),
+    ],
+)
+def test_words_of_a_list_keep_their_case_and_are_distinct(tmp_path, case_sensitive, expected):
     path = tmp_path / "words.txt"
-    path.write_bytes("\ufeffApple\r\n\r\n  stone \t cold\r\napple\x1b[31m\r\nAPPLE\n".encode())
-    assert read_word_list(path) == ["apple", "stone cold", "apple[31m"]
-    assert read_word_list(path, case_sensitive=True) == [
-        *("Apple", "stone cold", "apple[31m", "APPLE")
-    ]
+    path.write_bytes(
+        "\ufeffApple\r\n\r\n  stone \t cold\r\napple\x1b[31m\r\nAPPLE\napple\n".encode()
+    )
+    words = read_word_list(path, "concepts.x.file")
+    assert distinct_words(words, case_sensitive, "concepts.x") == expected
 
 
 @pytest.mark.parametrize(
     ("content", "said"),
-    [(b"\n \n", "holds no word"), (b"caf\xe9\n", r"not UTF-8 \(byte 3\)"), (None, "not exist")],
+    [(b"\n \n", "there is no word"), (b"caf\xe9\n", r"UTF-8 \(byte 3\)"), (None, "No such file")],
 )
 def test_a_word_list_that_is_none(tmp_path: Path, content: bytes | None, said: str):
+    key = "concepts.x.file"
     if content is not None:
         (tmp_path / "words.txt").write_bytes(content)
-    with pytest.raises(UserError, match=said):
-        read_word_list(tmp_path / "words.txt")
+    with pytest.raises(UserError, match=rf"concepts\.x\.file: .*{said}"):
+        distinct_words(read_word_list(tmp_path / "words.txt", key), False, key)
 
 
 @given(st.text(max_size=10))
@@ -196,7 +207,7 @@ counters = st.dictionaries(
 
 @given(counters, st.integers(10, 50), st.floats(0.05, 0.95), st.integers(0, 99))
 def test_a_split_parts_the_most_frequent_words(counts, top, share, seed):
-    table = split_words(Counter(counts), top, share, seed, "rtp")
+    table = split_words(most_frequent(Counter(counts), top), share, seed, "rtp")
     n = min(top, len(counts))
     assert len(table) == table["word"].nunique() == n
     assert list(table["rank"]) == list(range(1, n + 1))
@@ -207,24 +218,33 @@ def test_a_split_parts_the_most_frequent_words(counts, top, share, seed):
     assert abs(selected - share * n) <= 1
     assert 0 < selected < n
     assert set(table["split"]) == {"selection", "heldout"}
+    assert list(measured_words(table)) == list(table["split"] == "heldout")
     shuffled = list(counts.items())
     Random(seed).shuffle(shuffled)
-    again = split_words(Counter(dict(shuffled)), top, share, seed, "rtp")
+    again = split_words(most_frequent(Counter(dict(shuffled)), top), share, seed, "rtp")
     pd.testing.assert_frame_equal(table, again)
 
 
-def hundred() -> Counter[str]:
-    return Counter({f"word{i:03d}": 200 - i for i in range(120)})
+HUNDRED = [(f"word{i:03d}", 200 - i) for i in range(100)]
 
 
 def test_the_paper_s_split_is_70_to_30():
-    table = split_words(hundred(), 100, 0.7, 0, "rtp")
+    table = split_words(HUNDRED, 0.7, 0, "rtp")
     assert table["split"].value_counts().to_dict() == {"selection": 70, "heldout": 30}
 
 
-def test_the_split_depends_on_seed_and_data_set():
-    def heldout(seed: int, dataset: str) -> frozenset[str]:
-        table = split_words(hundred(), 100, 0.7, seed, dataset)
+@pytest.mark.parametrize("n", [1, 3, 100])
+def test_words_that_are_not_split_select_and_are_measured(n: int):
+    """Such as colours, of which there are too few to hold any out."""
+    table = split_words([(word, None) for word, _ in HUNDRED[:n]], 1, 0, "colours")
+    assert table["word"].tolist() == [word for word, _ in HUNDRED[:n]]
+    assert set(table["split"]) == {"selection"} and table["count"].isna().all()
+    assert measured_words(table).tolist() == [True] * n
+
+
+def test_the_split_depends_on_seed_and_name():
+    def heldout(seed: int, name: str) -> frozenset[str]:
+        table = split_words(HUNDRED, 0.7, seed, name)
         return frozenset(table[table["split"] == "heldout"]["word"])
 
     assert len({heldout(0, "rtp"), heldout(1, "rtp"), heldout(0, "tet")}) == 3
@@ -232,7 +252,7 @@ def test_the_split_depends_on_seed_and_data_set():
 
 
 def test_every_rank_is_held_out_as_often_as_any_other():
-    splits = [split_words(hundred(), 100, 0.7, seed, "rtp")["split"] for seed in range(300)]
+    splits = [split_words(HUNDRED, 0.7, seed, "rtp")["split"] for seed in range(300)]
     held = np.mean([split == "heldout" for split in splits], axis=0)
     assert abs(held.mean() - 0.3) < 1e-12
     # Five standard errors of a share of 0.3 over 300 seeds.
@@ -240,8 +260,8 @@ def test_every_rank_is_held_out_as_often_as_any_other():
 
 
 def test_too_few_words_are_refused_with_a_way_out():
-    with pytest.raises(UserError, match=r"rtp: 9 words are too few.*datasets\.rtp\.sample"):
-        split_words(Counter("abcdefghi"), 100, 0.7, 0, "rtp")
+    with pytest.raises(UserError, match=r"rtp: 9 words are too few.*selection_share: 1"):
+        split_words(HUNDRED[:9], 0.7, 0, "rtp")
 
 
 # The dictionary
@@ -342,7 +362,7 @@ def test_an_unknown_token_is_no_row():
     ],
 )  # fmt: skip
 def test_a_piece_that_is_a_space_alone_is_no_row(rows: str, expected: list[tuple[str, str]]):
-    table = concept_dictionary("x", ["0", "rn"], make_sentencepiece(), rows, [True, False])
+    table = build_dictionary(words(selection="0,rn"), make_sentencepiece(), rows, **BOTH)
     assert list(zip(table["form"], table["token"], strict=True)) == expected
 
 
@@ -351,8 +371,6 @@ def test_a_piece_that_is_a_space_alone_is_no_row(rows: str, expected: list[tuple
 def test_a_word_that_spells_a_special_token_has_no_row(family: str, rows: str):
     tokenizer = make_asking(family)
     marks = [tokenizer.bos_token, tokenizer.eos_token, f"apple{tokenizer.eos_token}"]
-    table = concept_dictionary("x", [*marks, "apple"], tokenizer, rows, [True, False])
-    assert set(table["word"]) == {"apple"}
     frame = pd.DataFrame({"word": [*marks, "apple"], "split": "selection"})
     assert set(build_dictionary(frame, tokenizer, rows, **BOTH)["word"]) == {"apple"}
 
@@ -363,5 +381,24 @@ def test_special_tokens_do_not_stand_before_a_word(tokenizer):
 
 
 def test_a_split_without_rows_is_refused(tokenizer):
-    with pytest.raises(UserError, match=r"dictionary\.rows: single leaves no row .* heldout"):
+    with pytest.raises(UserError, match=r"concepts\.\*\.rows: single leaves no row .* heldout"):
         build_dictionary(words(selection="apple", heldout="wren"), tokenizer, "single", **BOTH)
+
+
+@pytest.mark.parametrize(
+    ("classes", "kept"),
+    [
+        ("wren,wolf,window", [*"wrenwolf", "window"]),  # "w" is not in all
+        ("wr,wo", [*"ro"]),
+        ("wr,w", "The classes w have no token of their own"),
+        ("wr,rw,wo", "The classes wr and rw share all their tokens"),
+        ("wren", [*"wren"]),
+    ],
+)
+def test_rows_that_all_classes_share_say_nothing(tokenizer, classes: str, kept):
+    table = build_dictionary(words(selection=classes), tokenizer, "all", ["lower"], [False])
+    if isinstance(kept, str):
+        with pytest.raises(UserError, match=kept):
+            distinct_classes(table)
+    else:
+        assert distinct_classes(table)["token"].tolist() == kept

@@ -1,0 +1,350 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+import torch
+from headpursuit import responses as module
+from headpursuit.files import UserError, parquet_metadata, read_responses, write_parquet
+from headpursuit.models import load_model, scaled_heads
+from headpursuit.reading import end_tokens, respond
+from headpursuit.responses import SCHEMA, Prompts, write_responses
+from headpursuit.sampling import GumbelMax, Noise, stream
+from hypothesis import given
+from hypothesis import strategies as st
+
+GREEDY = {"max_new_tokens": 8, "samples": 1, "temperature": 0.0, "top_p": 1.0}
+SAMPLED = GREEDY | {"temperature": 0.7, "top_p": 0.9, "samples": 2}
+families = pytest.mark.parametrize(
+    "family", ["llama", "mistral", "qwen2", "gemma", "gemma2", "gpt2"]
+)
+both = pytest.mark.parametrize("generation", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
+BASELINE = {"baseline": []}
+CONDITIONS = BASELINE | {"a": [(1, 0), (2, 1)], "b": [(0, 1)], "c": [(2, 2)], "d": [(1, 3)]}
+TEXTS = ["apple", "river stone cloud", "the window of a garden\nis open", "x", "silver " * 9]
+
+
+@pytest.fixture
+def run(tokenizer, tmp_path: Path):
+    """Write responses of a model of a family, or of one at hand, and read them."""
+
+    def write(
+        decoder: Any,
+        generation: dict = GREEDY,
+        conditions: dict[str, list] = BASELINE,
+        file: str = "responses/x.parquet",
+        texts: list[str] = TEXTS,
+        **changed: Any,
+    ) -> pa.Table:
+        own = {"alpha": -1.0, "batch_tokens": 200, "seed": 0, "identity": {"model": "tiny"}}
+        own |= {"part": (1, 1), "tokenizer": tokenizer} | changed
+        reads, size = own.pop("tokenizer"), own["batch_tokens"]
+        ids = [f"p{i}" for i in range(len(texts))]
+        prompts = tmp_path / "prompts.parquet"
+        write_parquet(prompts, pa.table({"sample_id": ids, "token_ids": reads(texts)["input_ids"]}))
+        reader = Prompts(decoder, reads, prompts, generation, size)
+        write_responses(tmp_path / file, decoder, reader, conditions, **own, generation=generation)
+        return read_responses([tmp_path / file], SCHEMA.names).select(SCHEMA.names)
+
+    return write
+
+
+def of(table: pa.Table, condition: str) -> pa.Table:
+    return table.filter(pc.equal(table["condition"], condition)).drop_columns("condition")
+
+
+@torch.inference_mode()
+def one_by_one(decoder, ids: list[int], numbers, settings: dict, stops: set[int]):
+    """Generate without batch, padding, cache or library: a full pass for each token."""
+    new: list[int] = []
+    for _ in range(settings["max_new_tokens"]):
+        logits = decoder.model(torch.tensor([ids + new]), use_cache=False).logits[0, -1].double()
+        if settings["temperature"] == 0:
+            token = int(logits.argmax())
+        else:
+            p = (logits / settings["temperature"]).softmax(-1).numpy()
+            order = np.argsort(-p, kind="stable")
+            # The smallest set of most probable tokens that holds top_p.
+            kept = order[: int(np.searchsorted(p[order].cumsum(), settings["top_p"])) + 1]
+            gumbel = -np.log(numbers.standard_exponential(len(p), np.float32).astype(float))
+            token = int(kept[(np.log(p) + gumbel)[kept].argmax()])
+        if token in stops:
+            return new, "eos"
+        new.append(token)
+    return new, "length"
+
+
+@families
+@both
+def test_a_batch_gives_what_each_prompt_gives_alone(model, tokenizer, run, family, generation):
+    decoder = model(family)
+    table = run(decoder, generation)
+    assert table.schema.remove_metadata() == SCHEMA
+    stops = set(end_tokens(decoder, tokenizer))
+    expected = []
+    for number, ids in enumerate(tokenizer(TEXTS)["input_ids"]):
+        for repeat in range(generation["samples"]):
+            numbers = stream(0, f"p{number}", repeat)
+            new, stop = one_by_one(decoder, ids, numbers, generation, stops)
+            response = tokenizer.decode(new, skip_special_tokens=True)
+            expected.append(("baseline", f"p{number}", repeat, response, len(new), stop, new))
+    assert [tuple(row.values()) for row in table.to_pylist()] == expected
+
+
+@both
+def test_batches_and_kept_noise_do_not_matter(model, run, generation, monkeypatch):
+    whole = run(model("llama"), generation, CONDITIONS, "a")
+    for size in (1, 40, 10_000):
+        assert run(model("llama"), generation, CONDITIONS, f"{size}", batch_tokens=size) == whole
+    for kept in (0, 3 * 5 * 512):
+        monkeypatch.setattr(module, "KEPT", kept)
+        assert run(model("llama"), generation, CONDITIONS, f"kept{kept}") == whole
+
+
+@pytest.mark.parametrize("parts", [2, 3, 20])
+def test_parts_make_up_the_whole(model, run, tmp_path: Path, parts: int):
+    whole = run(model("llama"), SAMPLED, file="whole", batch_tokens=40)
+    for part in range(1, parts + 1):
+        run(model("llama"), SAMPLED, file=f"{part}", batch_tokens=40, part=(part, parts))
+    paths = [tmp_path / f"{part}" for part in range(1, parts + 1)]
+    assert read_responses(paths, SCHEMA.names).select(SCHEMA.names) == whole
+
+
+def test_repeats_and_prompts_have_numbers_of_their_own(model, run):
+    settings = SAMPLED | {"temperature": 2.0, "top_p": 1.0}
+    table = run(model("llama"), settings, texts=["river"] * 2)
+    assert len({tuple(own) for own in table["token_ids"].to_pylist()}) == 4
+    assert len({stream(seed, "a", 0).random() for seed in (0, 1)}) == 2
+
+
+def test_a_shorter_limit_cuts_and_changes_nothing(model, run):
+    long, short = (
+        run(model("llama"), SAMPLED | {"max_new_tokens": n})["token_ids"].to_pylist()
+        for n in (8, 3)
+    )
+    assert short == [whole[:3] for whole in long]
+
+
+@pytest.mark.parametrize("alpha", [1.0, -1.0])
+def test_an_intervention_is_compared_on_the_same_numbers(model, run, alpha: float):
+    """Scaling by 1 changes nothing, so neither do the sampled responses."""
+    table = run(model("llama"), SAMPLED, BASELINE | {"scaled": [(0, 0), (1, 1)]}, alpha=alpha)
+    assert (of(table, "scaled") == of(table, "baseline")) == (alpha == 1)
+
+
+@families
+@both
+def test_conditions_together_give_what_each_gives_alone(model, tokenizer, run, family, generation):
+    """And greedily, what the library gives with scaled heads and its own reading of prompts."""
+    decoder = model(family)
+    table = run(decoder, generation, CONDITIONS)
+    assert len({str(of(table, name)["token_ids"]) for name in CONDITIONS}) > 1
+    for name, heads in CONDITIONS.items():
+        alone = run(decoder, generation, {name: heads}, name)
+        assert of(table, name) == of(alone, name)
+        found = alone["token_ids"].to_pylist()
+        for ids, new in zip(tokenizer(TEXTS)["input_ids"], found, strict=generation is GREEDY):
+            if generation is GREEDY:
+                with scaled_heads(decoder, heads, -1.0):
+                    given = {"input_ids": torch.tensor([ids]), "do_sample": False}
+                    whole = decoder.model.generate(**given, max_new_tokens=8)[0, len(ids) :]
+                assert whole.tolist()[: len(new)] == new
+
+
+@pytest.mark.parametrize("head", [(99, 0), (-1, 0), (0, 99)])
+def test_a_head_that_does_not_exist_is_named(model, run, head):
+    with pytest.raises(UserError, match=rf"L{head[0]}\.H{head[1]} does not exist"):
+        run(model("llama"), GREEDY, {"mine": [head]})
+
+
+# Where a response ends
+
+
+@pytest.mark.parametrize("place", ["config", "generation_config", "tokenizer"])
+def test_a_response_stops_at_every_declared_end(model, model_path, tokenizer, run, place: str):
+    whole = run(model("llama"))["token_ids"].to_pylist()
+    end = whole[0][4]
+    decoder = load_model(model_path("llama"), "float32", "cpu")
+    own = type(tokenizer).from_pretrained(model_path("llama"), padding_side="left")
+    own.pad_token_id = own.eos_token_id
+    if place == "tokenizer":
+        own.eos_token = own.convert_ids_to_tokens(end)
+    else:
+        getattr(decoder.model, place).eos_token_id = [end, tokenizer.eos_token_id]
+    table = run(decoder, file="other", tokenizer=own)
+    for row, expected in zip(table.to_pylist(), whole, strict=True):
+        stops = [i for i, token in enumerate(expected) if token in (end, tokenizer.eos_token_id)]
+        assert row["token_ids"] == expected[: stops[0] if stops else None]
+        assert row["stop_reason"] == ("eos" if stops else "length")
+        assert row["n_tokens"] == len(row["token_ids"])
+    assert "eos" in table["stop_reason"].to_pylist()
+
+
+def test_a_model_s_generation_defaults_do_not_slip_in(model, model_path, run):
+    decoder = load_model(model_path("llama"), "float32", "cpu")
+    decoder.model.generation_config.update(
+        do_sample=True, temperature=5.0, repetition_penalty=9.0, num_beams=3, max_length=3, top_k=1
+    )
+    assert run(decoder, file="other") == run(model("llama"))
+
+
+# Sampling
+
+
+def sample(noise: Noise, scores: torch.Tensor, top_p: float = 1.0) -> torch.Tensor:
+    return GumbelMax(noise, 1.0, top_p)(scores, torch.arange(len(scores)), 0)
+
+
+def frequencies(scores: torch.Tensor, n: int, top_p: float = 1.0) -> np.ndarray:
+    noise = Noise([np.random.default_rng(0)] * n, scores.shape[-1])
+    picked = sample(noise, scores.expand(n, -1), top_p)
+    return np.bincount(picked.numpy(), minlength=scores.shape[-1])
+
+
+def test_samples_follow_the_distribution():
+    scores = torch.tensor([[0.3, -1.0, 2.0, -torch.inf, 0.0, 1.0, -3.0]])
+    p, n = scores.softmax(-1)[0].numpy(), 50_000
+    counts = frequencies(scores, n)
+    assert counts[3] == 0
+    seen = p > 0
+    # The 0.999 quantile of chi square with 5 degrees of freedom.
+    assert (((counts - n * p) ** 2)[seen] / (n * p)[seen]).sum() < 20.5
+
+
+def test_top_p_cuts_the_tail():
+    counts = frequencies(torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log(), 20_000, top_p=0.75)
+    assert counts[2:].sum() == 0
+    assert abs(counts[0] / 20_000 - 0.625) < 0.015
+
+
+class Nothing:
+    """Draws zeros, the least that a stream of exponential numbers can give."""
+
+    def standard_exponential(self, dtype, out):
+        out[:] = 0
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_only_tokens_with_a_probability_are_taken(seed: int):
+    rng = np.random.default_rng(seed)
+    scores = torch.full((2, 40), -torch.inf)
+    alive = rng.choice(40, 3, replace=False)
+    scores[:, alive] = torch.from_numpy(rng.normal(0, 5, 3)).float()
+    picked = sample(Noise([rng, Nothing()], 40), scores)
+    assert set(picked.tolist()) <= set(alive.tolist())
+
+
+def test_a_small_change_of_the_probabilities_changes_few_samples():
+    """Else a condition would be compared with its baseline on other noise after a token or two."""
+    rng = np.random.default_rng(0)
+    scores = torch.from_numpy(rng.normal(0, 3, (2000, 5000))).float()
+    moved = scores + 0.01 * torch.from_numpy(rng.normal(0, 1, scores.shape)).float()
+    noise = Noise([np.random.default_rng(i) for i in range(2000)], 5000)
+    one, other = (sample(noise, own) for own in (scores, moved))
+    assert (one == other).float().mean() > 0.98
+
+
+@pytest.mark.parametrize("kept", [0, 1, 2, 9])
+def test_every_reader_has_the_same_noise_however_much_is_kept(kept: int):
+    def streams() -> list[np.random.Generator]:
+        return [stream(0, name, 0) for name in "ab"]
+
+    expected = [-np.log(own.standard_exponential((4, 5), np.float32)) for own in streams()]
+    noise = Noise(streams(), 5, keep=kept * 2 * 5 + 9)
+    next(noise.steps())  # a reader that stops early
+    assert len(noise.kept) == min(kept, 1)
+    readers = [noise.steps() for _ in range(3)]
+    found = [[next(reader).tolist() for _ in range(4)] for reader in readers]
+    assert len(noise.kept) == min(kept, 4)
+    assert found[0] == found[1] == found[2]
+    np.testing.assert_allclose(found[0], np.stack(expected, axis=1), rtol=1e-5)
+
+
+# The journal, and what a file holds already
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing of the library catches it."""
+
+
+@pytest.fixture
+def kill_after(monkeypatch):
+    """Let that many batches through, and give a list of the conditions of each."""
+
+    def let(batches: int) -> list[list[str]]:
+        done: list[list[str]] = []
+
+        def counting(decoder, encoded, conditions, *rest):
+            if len(done) == batches:
+                raise Killed
+            done.append(list(conditions))
+            return respond(decoder, encoded, conditions, *rest)
+
+        monkeypatch.setattr(module, "respond", counting)
+        return done
+
+    return let
+
+
+def test_a_killed_job_goes_on_and_ends_the_same(model, run, tmp_path: Path, kill_after):
+    """Also where its journal is torn; with other settings it starts anew."""
+    small = {"batch_tokens": 40}
+    every = kill_after(99)
+    whole = run(model("llama"), SAMPLED, file="whole", **small)
+    total = len(every)
+    assert total > 3
+    others = [{"temperature": 0.8}, {"max_new_tokens": 9}, {"samples": 1}, {"batch_tokens": 60}]
+    for changed in ({}, *others):
+        size = {"batch_tokens": changed.get("batch_tokens", 40)}
+        generation = SAMPLED | {k: v for k, v in changed.items() if k in SAMPLED}
+        every = kill_after(99)
+        undisturbed = run(model("llama"), generation, file="undisturbed", **size)
+        (tmp_path / "undisturbed").unlink()
+        n = len(every)
+        for torn in (None, 0, 5, -1) if not changed else (None,):
+            kill_after(2)
+            with pytest.raises(Killed):
+                run(model("llama"), SAMPLED, file="killed", **small)
+            assert not (tmp_path / "killed").exists()
+            journal = tmp_path / ".killed.journal"
+            journal.write_bytes(journal.read_bytes()[:torn])
+            kept = 0 if changed else max(journal.read_bytes().count(b"\n") - 1, 0)
+            rest = kill_after(99)
+            assert run(model("llama"), generation, file="killed", **size) == undisturbed
+            assert len(rest) == n - kept
+            assert not list(tmp_path.glob(".*"))
+            (tmp_path / "killed").unlink()
+    assert undisturbed != whole or size != small
+
+
+@pytest.mark.parametrize(
+    ("changed", "computed"),
+    [
+        ({}, ["c", "d"]),
+        ({"heads": {"a": [(1, 1)]}}, ["a", "c", "d"]),
+        ({"identity": {"model": "other"}}, list(CONDITIONS)),
+        ({"seed": 1}, list(CONDITIONS)),
+        ({"alpha": 0.0}, list(CONDITIONS)),
+        ({"damaged": b"PAR1"}, list(CONDITIONS)),
+    ],
+    ids=lambda own: "".join(own),
+)
+def test_conditions_that_a_file_holds_are_kept(model, run, tmp_path, kill_after, changed, computed):
+    """Those of the same heads and identity; and one that is no longer asked for goes."""
+    before = {name: CONDITIONS[name] for name in ("b", "a", "baseline")} | {"old": [(0, 3)]}
+    run(model("llama"), SAMPLED, before)
+    path = tmp_path / "responses/x.parquet"
+    path.write_bytes(changed.get("damaged", path.read_bytes()))
+    asked = CONDITIONS | changed.get("heads", {})
+    settings = {k: v for k, v in changed.items() if k not in ("heads", "damaged")}
+    done = kill_after(99)
+    table = run(model("llama"), SAMPLED, asked, **settings)
+    assert done and all(own == computed for own in done)
+    assert table == run(model("llama"), SAMPLED, asked, "anew", **settings)
+    assert parquet_metadata(path) == parquet_metadata(tmp_path / "anew")
+    assert path.read_bytes() == (tmp_path / "anew").read_bytes()
+    done.clear()
+    assert run(model("llama"), SAMPLED, asked, **settings) == table
+    assert not done
