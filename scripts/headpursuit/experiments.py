@@ -35,9 +35,14 @@ def expand(config: Config) -> dict[str, Any]:
     Raises:
         UserError: if an experiment is like one that is not there, or like itself.
     """
-    experiments, defaults = config.get("experiments"), config.get("defaults") or {}
+    experiments, defaults = config.get("experiments"), config.get("defaults")
     if not isinstance(experiments, Mapping):
         return dict(config)
+
+    def lay(below: Any, above: Any) -> Any:
+        """Merge what are mappings; the schema tells of what should be one."""
+        both = isinstance(below, Mapping) and isinstance(above, Mapping)
+        return merge(below, above) if both else above
 
     def whole(name: str, seen: tuple[str, ...]) -> Mapping[str, Any]:
         own = experiments[name]
@@ -46,18 +51,14 @@ def expand(config: Config) -> dict[str, Any]:
         parent = own["like"]
         if parent in (*seen, name):
             raise UserError(f"experiments.{name}.like: {parent} is like {name} itself")
-        if parent not in experiments:
-            there = ", ".join(experiments)
+        if parent not in list(experiments):  # which also takes what is unhashable
+            there = ", ".join(map(str, experiments))
             raise UserError(
                 f"experiments.{name}.like: {parent!r} is not under experiments; there are {there}"
             )
-        return merge(whole(parent, (*seen, name)), {k: v for k, v in own.items() if k != "like"})
+        return lay(whole(parent, (*seen, name)), {k: v for k, v in own.items() if k != "like"})
 
-    full = {name: whole(name, ()) for name in experiments}
-    full = {
-        name: merge(defaults, own) if isinstance(own, Mapping) else own
-        for name, own in full.items()
-    }
+    full = {name: lay(defaults, whole(name, ())) for name in experiments}
     return {**config, "experiments": full}
 
 
