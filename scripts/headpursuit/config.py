@@ -250,11 +250,14 @@ def _inconsistencies(config: Any, errors: Sequence[ValidationError]) -> Iterator
             return
         *path, last = error.absolute_path
         reduce(getitem, path, config)[last] = _Unsound()
+    told = bool(errors)
     for check in _CHECKS:
         try:
-            yield from check(config)
+            for problem in check(config):
+                told = True
+                yield problem
         except (AttributeError, KeyError, TypeError):  # it came upon what is missing or unsound
-            if not errors:
+            if not told:
                 raise
 
 
