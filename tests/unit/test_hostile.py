@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from headpursuit import concepts, figure1, published, table1, table2
+from headpursuit import overlap, published, ratio, table1
 from headpursuit.contracts import contract_of
 from headpursuit.tables import write_csv, write_latex, write_markdown
 
@@ -27,34 +27,32 @@ HOSTILE = [
     "![x](javascript:alert(1)) `code` **b**",
     "$\\href{x}{y}$",
 ]
-DISPLAY = {
-    "table1": table1.display,
-    "table2": lambda table: table2.display(table, "iqr", 0.95),
-    "figure1": lambda table: figure1.display(table, "sd", 0.95),
-    "published": published.display,
-    "concepts": concepts.display,
+# Each kind of table: its file, a column that it alone has, and how it is shown.
+KINDS = {
+    "table1": ("table1", "coherence_p", table1.display),
+    "ratios": ("table2", "heads_from", lambda table: ratio.display(table, "iqr", 0.95)),
+    "overlap": ("figure4.overlap", "jaccard", overlap.display),
+    "published": ("published", "artefact", published.display),
 }
 
 
-def example(name: str, text: str) -> pd.DataFrame:
+def example(kind: str, text: str) -> pd.DataFrame:
     """Return rows of a table with a text in every cell that may hold any."""
     values = {"string": text, "integer": 3, "number": 0.5, "boolean": True}
-    columns = contract_of(f"tables/{name}.csv")["columns"]
+    file, column, _ = KINDS[kind]
+    columns = contract_of(f"tables/{file}.csv", [column])["columns"]
     row = {key: own.get("enum", [values[own["type"]]])[0] for key, own in columns.items()}
-    methods = columns["method"]["enum"] if name == "table1" else [row.get("method")]
+    methods = columns["method"]["enum"] if kind == "table1" else [row.get("method")]
     return pd.DataFrame([row | {"method": method} for method in methods])[list(columns)]
 
 
-def written(folder: Path, name: str, text: str) -> dict[str, str]:
-    table, display = example(name, text), DISPLAY[name]
-    write_csv(folder / f"tables/{name}.csv", table)
-    write_markdown(folder / "t.md", display(table), f"Notes on {text}")
-    write_latex(folder / "t.tex", display(table), f"Notes on {text}", "tab:t")
-    return {
-        "csv": (folder / f"tables/{name}.csv").read_text(encoding="utf-8"),
-        "md": (folder / "t.md").read_text(encoding="utf-8"),
-        "tex": (folder / "t.tex").read_text(encoding="utf-8"),
-    }
+def written(folder: Path, kind: str, text: str) -> dict[str, str]:
+    table, (file, _, display) = example(kind, text), KINDS[kind]
+    paths = {"csv": folder / f"tables/{file}.csv", "md": folder / "t.md", "tex": folder / "t.tex"}
+    write_csv(paths["csv"], table)
+    write_markdown(paths["md"], display(table), f"Notes on {text}")
+    write_latex(paths["tex"], display(table), f"Notes on {text}", "tab:t")
+    return {key: path.read_text(encoding="utf-8") for key, path in paths.items()}
 
 
 def shape(files: dict[str, str]) -> dict[str, list]:
@@ -70,11 +68,11 @@ def shape(files: dict[str, str]) -> dict[str, list]:
     }
 
 
-@pytest.mark.parametrize("name", DISPLAY)
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("text", HOSTILE)
-def test_a_hostile_text_changes_no_format(tmp_path: Path, name: str, text: str) -> None:
-    plain = written(tmp_path, name, PLAIN)
-    hostile = written(tmp_path, name, text)
+def test_a_hostile_text_changes_no_format(tmp_path: Path, kind: str, text: str) -> None:
+    plain = written(tmp_path, kind, PLAIN)
+    hostile = written(tmp_path, kind, text)
     assert plain != hostile
     assert shape(hostile) == shape(plain)
     assert "\x1b" not in hostile["md"] + hostile["tex"]
