@@ -9,6 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import yaml
 from headpursuit.config import load_config
 from headpursuit.experiments import candidate_layers, conditions, running
 from headpursuit.files import UserError, plain, visible
@@ -25,78 +26,42 @@ from headpursuit.words import (
     tidy_word,
     word_pattern,
 )
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
-from test_config import shipped
+from snakemake.utils import update_config
 from test_tables import typeset
+
+ROOT = Path(__file__).parents[2]
 
 # Text with more of what parsers act on than chance would give.
 SCRAPS = [
-    *(
-        "<answer>",
-        "</answer>",
-        "< /ANSWER >",
-        '{"words":',
-        '["',
-        "```json\n",
-        "None",
-        "- ",
-        "1. ",
-        "**",
-    ),
-    *(
-        "<b>",
-        "&lt;",
-        "|",
-        "\\",
-        "$",
-        "`",
-        "{",
-        "}",
-        "~",
-        "^",
-        "#",
-        "%",
-        "=",
-        "+",
-        "-",
-        "@",
-        "'",
-        '"',
-    ),
-    *(
-        ",",
-        ";",
-        "、",
-        "\n",
-        "\r\n",
-        "\t",
-        "\x00",
-        "\x1b[31m",
-        "\u2028",
-        "\u202e",
-        "\ufeff",
-        "\u200d",
-        "’",
-    ),
-    *(
-        "é",
-        "e\u0301",
-        "İ",
-        "ı",
-        "ß",
-        "ǰ",
-        "क",
-        "कि",
-        "日本",
-        "مرحبا",
-        "👩‍👩‍👧",
-        " ",
-        "word",
-        "WORD",
-        "_",
-    ),
+    "<answer>",
+    "</answer>",
+    "< /ANSWER >",
+    '{"words":',
+    '["',
+    "```json\n",
+    "None",
+    "- ",
+    "1. ",
 ]
+SCRAPS += ["**", "<b>", "&lt;", *"|\\$`{}~^#%=+-@'\",;、", "\n", "\r\n", "\t", "\x00", "\x1b[31m"]
+SCRAPS += [
+    "\u2028",
+    "\u202e",
+    "\ufeff",
+    "\u200d",
+    "’",
+    "é",
+    "e\u0301",
+    "İ",
+    "ı",
+    "ß",
+    "ǰ",
+    "क",
+    "कि",
+]
+SCRAPS += ["日本", "مرحبا", "👩‍👩‍👧", " ", "word", "WORD", "_"]
 texts = st.lists(st.sampled_from(SCRAPS) | st.text(max_size=6), max_size=12).map("".join)
 phrases = texts.map(tidy_word).filter(bool)
 
@@ -112,7 +77,14 @@ def paths(value: Any, at: tuple = ()) -> Iterator[tuple]:
             yield from paths(own, (*at, key))
 
 
-BASES = [shipped(), shipped("configs/demo.yaml")]
+def shipped(*files: str) -> dict[str, Any]:
+    config: dict[str, Any] = {}
+    for file in files:
+        update_config(config, yaml.safe_load((ROOT / file).read_text(encoding="utf-8")))
+    return config
+
+
+BASES = [shipped("config.yaml"), shipped("config.yaml", "configs/demo.yaml")]
 PATHS = sorted({path for base in BASES for path in paths(base)}, key=str)
 keys = st.one_of(texts, st.integers(), st.booleans(), st.none(), st.sampled_from(list(BASES[0])))
 scalars = st.one_of(
@@ -129,6 +101,9 @@ mutations = st.lists(
 
 
 @given(st.sampled_from([0, 1]), mutations)
+@example(0, [(("experiments", "months", "concept"), "put", None, "rtp")])
+@example(0, [(("experiments", "countries"), "put", None, [True])])
+@example(0, [(("experiments", "colours", "like"), "put", None, [])])
 def test_any_config_passes_or_is_refused_with_reasons(base: int, changes: list[tuple]) -> None:
     config = copy.deepcopy(BASES[base])
     for path, how, key, value in changes:
@@ -145,7 +120,7 @@ def test_any_config_passes_or_is_refused_with_reasons(base: int, changes: list[t
         except (KeyError, IndexError, TypeError):
             continue  # an earlier mutation took the place away
     try:
-        full = load_config(config)
+        config = load_config(config)
     except UserError as error:
         first, *problems = str(error).split("\n")
         assert changes and problems and first == "The config cannot run:"
@@ -153,16 +128,17 @@ def test_any_config_passes_or_is_refused_with_reasons(base: int, changes: list[t
         assert all(problem == visible(problem) for problem in problems), problems
         return
     # What passes can be enumerated, and its names stay inside their folders.
-    for name in running(full):
-        own = full["experiments"][name]
-        model = full["models"][own["model"]]
+    catalogues = ("sources", "models", "samples", "concepts", "experiments")
+    for name in [config["run"], *(name for key in catalogues for name in config[key])]:
+        assert re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name)
+    for experiment in running(config):
+        own = config["experiments"][experiment]
+        model = config["models"][own["model"]]
         first, last = candidate_layers(own, model)
         assert 0 <= first <= last < model["layers"]
-        named = conditions(full, name, "expected")
-        assert len(named) == len(set(named))
-    parts = ("sources", "models", "samples", "concepts", "experiments")
-    for name in [full["run"], *(name for part in parts for name in full[part])]:
-        assert re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name)
+        for measure in own["measures"]:
+            names = conditions(config, experiment, measure)
+            assert len(names) == len(set(names))
 
 
 # Replies
@@ -222,10 +198,8 @@ def test_any_labels_are_split_or_refused(labels, top, share, seed, dataset) -> N
     assert table["split"].isin(["selection", "heldout"]).all() and table["split"].nunique() == 2
     assert table["word"].is_unique and len(table) == min(top, len(counts))
     assert table["count"].is_monotonic_decreasing
-    again = split_words(
-        most_frequent(Counter(dict(reversed(counts.items()))), top), share, seed, dataset
-    )
-    assert table.equals(again)
+    again = most_frequent(Counter(dict(reversed(counts.items()))), top)
+    assert table.equals(split_words(again, share, seed, dataset))
 
 
 @given(st.lists(texts, max_size=20), st.none() | st.integers(1, 20), st.integers(0, 2**64))
