@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import pyarrow.compute as pc
 from headpursuit.expected import covered_words, measure_expected
 from headpursuit.files import finished, read_parquet, read_responses, sha256, write_together
 from headpursuit.heads import read_conditions
@@ -19,7 +18,7 @@ def main(snakemake):
     words = read_csv(files.words[0], ["word", "split"])
     dictionary = read_csv(files.dictionary[0], ["word", "token_id", "starts_word"])
     covered = covered_words(words, dictionary)
-    conditions = read_conditions(files.heads, params.conditions)
+    conditions = {"baseline": [], **read_conditions(files.heads, params.conditions)}
     decoder, tokenizer, model = open_model(files.model, params.model, params.device)
     output = Path(snakemake.output[0])
     journal = output.with_name(f".{output.stem}.journal")
@@ -36,7 +35,7 @@ def main(snakemake):
             "part": [int(snakemake.wildcards.part), params.parts],
             "code": params.code,
         }
-        kept = finished(output, identity, {"baseline": [], **conditions})
+        kept = finished(output, identity, conditions)
         there = set() if kept is None else set(kept["condition"].to_pylist())
         pending = {name: heads for name, heads in conditions.items() if name not in there}
         table = measure_expected(
@@ -53,10 +52,7 @@ def main(snakemake):
             int(snakemake.wildcards.part),
             params.parts,
         )
-    if "baseline" in there:
-        table = table.filter(pc.not_equal(table["condition"], "baseline"))
-    every = {"baseline": [], **conditions}
-    write_together(output, [kept, table], every, identity, tokens=list(covered.values()))
+    write_together(output, [kept, table], conditions, identity, tokens=list(covered.values()))
     journal.unlink()
 
 

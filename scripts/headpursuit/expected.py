@@ -65,7 +65,7 @@ def measure_expected(
         prompts: table with sample_id and token_ids.
         responses: the baseline's, with sample_id, repeat and token_ids.
         words: word to its token ids (:func:`covered_words`).
-        conditions: condition to its heads; the baseline, without heads, is added.
+        conditions: condition to its heads; none for the model as it is.
         alpha: what the heads' writes are multiplied by.
         batch_tokens: tokens of a batch, padding included; conditions share it where there is room.
         journal: file that keeps finished batches, so that a killed job goes on where it was.
@@ -86,8 +86,7 @@ def measure_expected(
     rows = [ids[record["sample_id"]] + record["token_ids"][:-1] for record in records]
     every = [i for own in words.values() for i in own]  # none, where no form has a space before it
     tokens = torch.tensor(every, dtype=torch.long, device=decoder.device)
-    every = {"baseline": [], **conditions}
-    firsts = set(first_edited(decoder, every).values())
+    firsts = set(first_edited(decoder, conditions).values())
     owner = torch.tensor([w for w, own in enumerate(words.values()) for _ in own], dtype=torch.long)
 
     def measure_batch(batch: Sequence[int]) -> list[dict[str, Any]]:
@@ -103,8 +102,8 @@ def measure_expected(
         row_of = scored.nonzero()[:, 0]
 
         plain = read(decoder, firsts, cached=False, input_ids=inputs)
-        measured = {}
-        for names, first, heads in groups(decoder, every, max(1, batch_tokens // inputs.numel())):
+        measured, size = {}, max(1, batch_tokens // inputs.numel())
+        for names, first, heads in groups(decoder, conditions, size):
             by_row = gains(decoder, heads, alpha).repeat_interleave(len(batch), 0)
             with ScaledRows(decoder, by_row):
                 _, hidden = read_rows(decoder, plain, first, len(names))
@@ -120,7 +119,7 @@ def measure_expected(
                 "nll": float(measured[condition][0][row]),
                 "mass": measured[condition][1][row].tolist(),
             }
-            for condition in every
+            for condition in conditions
             for row, i in enumerate(batch)
         ]
 
@@ -133,7 +132,7 @@ def measure_expected(
     batches = list(enumerate(plan_batches([len(r) for r in rows], batch_tokens)))[part - 1 :: parts]
     listed = [list(words.items()), list(conditions.items())]  # whose order counts
     decides = [identity, *listed, alpha, batch_tokens, rows, records]
-    bar = tqdm(batches, unit="batch")
+    bar = tqdm(batches if conditions else [], unit="batch")
     done = journaled(journal, decides, bar, lambda batch: list(chain.from_iterable(work(batch))))
     out = [record for _, measured in done for record in measured]
     return pa.Table.from_pylist(out, schema=SCHEMA)
