@@ -94,8 +94,8 @@ def heads_of(config: Config, name: str) -> str:
 
 def _back(config: Config, name: str) -> list[str]:
     """Return an experiment, the one that it has its heads from, and so on."""
-    seen = [name]
-    while (name := config["experiments"][name]["heads_from"]) and name not in seen:
+    seen, all_ = [name], config["experiments"]
+    while (name := all_[name]["heads_from"]) in all_ and name not in seen:
         seen.append(name)
     return seen
 

@@ -1,26 +1,25 @@
 from contextlib import contextmanager
 from pathlib import Path
-from runpy import run_path
-from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import Any
 
+import measure_expected as script
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 from headpursuit import expected as module
-from headpursuit.expected import covered_words, measure_expected, word_mass
+from headpursuit.expected import covered_words, measure_expected
+from headpursuit.files import parquet_metadata, read_parquet, write_parquet
 from headpursuit.heads import write_conditions
 from headpursuit.models import Decoder
-from headpursuit.words import build_dictionary
+from headpursuit.tables import write_csv
+from headpursuit.words import build_dictionary, split_words
 from tiny import HEADS
 
-ROOT = Path(__file__).parents[2]
-FAMILIES = ["llama", "mistral", "qwen2", "gemma", "gemma2", "gpt2"]
 CONDITIONS = {
+    "baseline": [],
     "somp-k2": [(0, 1), (2, 3)],
     "logit_lens-k2": [(1, 0), (1, 1)],
     "random-k2-d00": [(2, 0), (2, 2)],
@@ -38,14 +37,8 @@ def prompts(tokenizer) -> pa.Table:
 @pytest.fixture
 def responses() -> pa.Table:
     rng = np.random.default_rng(0)
-    lengths = [6, 1, 0, 9, 3]
-    return pa.table(
-        {
-            "sample_id": ["b", "b", "a", "c", "a"],
-            "repeat": [0, 1, 0, 0, 1],
-            "token_ids": [rng.integers(0, 490, n).tolist() for n in lengths],
-        }
-    )
+    ids = [rng.integers(0, 490, n).tolist() for n in (6, 1, 0, 9, 3)]
+    return pa.table({"sample_id": [*"bbaca"], "repeat": [0, 1, 0, 0, 1], "token_ids": ids})
 
 
 @contextmanager
@@ -86,123 +79,117 @@ def naive(
     return nll, mass
 
 
-def measure(decoder: Decoder, prompts: pa.Table, responses: pa.Table, **changed: Any) -> pa.Table:
-    """Measure, and put the rows in the order in which they are written."""
-    options: dict[str, Any] = {
-        "words": WORDS, "conditions": CONDITIONS, "alpha": -1.0, "batch_tokens": 60
-    } | changed  # fmt: skip
-    with TemporaryDirectory() as folder:
-        kept = {"journal": Path(folder) / "j", "identity": "tiny"}
-        return in_order(measure_expected(decoder, 0, prompts, responses, **kept | options))
+@pytest.fixture
+def measure(model, prompts, responses, tmp_path: Path):
+    """Give what measures with a journal of its own, unless it is named."""
+    journals = iter(range(999))
 
+    def measure(decoder: Decoder | None = None, **changed: Any) -> pa.Table:
+        given = {"pad_id": 0, "prompts": prompts, "responses": responses, "words": WORDS}
+        given |= {"conditions": CONDITIONS, "alpha": -1.0, "batch_tokens": 60}
+        given |= {"journal": tmp_path / f"{next(journals)}", "identity": "tiny"}
+        return measure_expected(decoder or model("llama"), **given | changed)
 
-def in_order(table: pa.Table) -> pa.Table:
-    place = {name: at for at, name in enumerate(["baseline", *CONDITIONS])}
-    order = pa.array([place[name] for name in table["condition"].to_pylist()])
-    by = [(key, "ascending") for key in ("order", "sample_id", "repeat")]
-    return table.append_column("order", order).sort_by(by).drop_columns("order")
+    return measure
 
 
 def masses(table: pa.Table, condition: str) -> np.ndarray:
     return np.stack([r["mass"] for r in table.to_pylist() if r["condition"] == condition])
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "gemma", "gemma2", "gpt2"])
 @pytest.mark.parametrize("alpha", [-1.0, 0.0])
-def test_it_equals_a_walk_with_hooks(model, prompts, responses, family: str, alpha: float):
+def test_it_equals_a_walk_with_hooks(model, prompts, responses, measure, family: str, alpha: float):
     decoder = model(family)
     before = {name: value.clone() for name, value in decoder.model.state_dict().items()}
-    table = measure(decoder, prompts, responses, alpha=alpha)
+    table = measure(decoder, alpha=alpha)
     assert all(torch.equal(v, before[n]) for n, v in decoder.model.state_dict().items())
-    of = dict(zip(prompts["sample_id"].to_pylist(), prompts["token_ids"].to_pylist(), strict=True))
+    of = dict(zip(*(prompts[key].to_pylist() for key in prompts.column_names), strict=True))
     keyed = {(r["sample_id"], r["repeat"]): r["token_ids"] for r in responses.to_pylist()}
-    assert [(r["condition"], r["sample_id"], r["repeat"]) for r in table.to_pylist()] == [
-        (condition, *key) for condition in ["baseline", *CONDITIONS] for key in sorted(keyed)
-    ]
+    found = [(r["condition"], r["sample_id"], r["repeat"]) for r in table.to_pylist()]
+    assert sorted(found) == sorted((condition, *key) for condition in CONDITIONS for key in keyed)
     for row in table.to_pylist():
         response = keyed[row["sample_id"], row["repeat"]]
-        heads = CONDITIONS.get(row["condition"], [])
+        heads = CONDITIONS[row["condition"]]
         nll, mass = naive(decoder, of[row["sample_id"]], response, heads, alpha)
         assert row["positions"] == len(response)
         assert row["nll"] == pytest.approx(nll, rel=1e-5, abs=1e-5)
         np.testing.assert_allclose(row["mass"], mass, rtol=1e-5, atol=1e-5)
 
 
-def test_words_without_a_form_that_it_sees_have_no_mass(model, prompts, responses):
+def test_words_without_a_form_that_it_sees_have_no_mass(measure):
     """As with leading_space: [false]; the likelihood is measured all the same."""
-    seen = measure(model("llama"), prompts, responses)
-    table = measure(model("llama"), prompts, responses, words={word: [] for word in WORDS})
-    assert table["nll"] == seen["nll"]
+    table = measure(words={word: [] for word in WORDS})
+    assert table["nll"] == measure()["nll"]
     assert {tuple(mass) for mass in table["mass"].to_pylist()} == {(0.0,) * len(WORDS)}
 
 
-def test_conditions_change_something_and_none_changes_another(model, prompts, responses):
-    """Scaling by 1 gives the baseline bit by bit."""
-    table = measure(model("llama"), prompts, responses)
-    same = measure(model("llama"), prompts, responses, alpha=1.0)
-    baseline = masses(table, "baseline")
+@pytest.mark.parametrize("alpha", [-1.0, 1.0])
+def test_conditions_change_something_and_none_changes_another(measure, alpha: float):
+    """Without heads, or scaled by 1, the baseline's values are there bit by bit."""
+    table = measure(alpha=alpha)
     for condition, heads in CONDITIONS.items():
-        own = masses(table, condition)
-        alone = measure(model("llama"), prompts, responses, conditions={condition: heads})
+        own, alone = masses(table, condition), measure(conditions={condition: heads}, alpha=alpha)
         assert np.array_equal(own, masses(alone, condition))
-        assert np.array_equal(own, baseline) == (not heads)
-        assert np.array_equal(masses(same, condition), baseline)
+        assert np.array_equal(own, masses(table, "baseline")) == (not heads or alpha == 1)
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 25, 10_000])
-def test_the_size_of_batches_does_not_matter(model, prompts, responses, batch_tokens: int):
-    one = measure(model("gemma2"), prompts, responses)
-    other = measure(model("gemma2"), prompts, responses, batch_tokens=batch_tokens)
-    keys = ["condition", "sample_id", "repeat", "positions"]
-    assert one.select(keys) == other.select(keys)
-    mass = [np.stack(table["mass"].to_numpy()) for table in (one, other)]
+def test_the_size_of_batches_does_not_matter(model, measure, batch_tokens: int):
+    order = [(key, "ascending") for key in ("condition", "sample_id", "repeat")]
+    one, other = (
+        measure(model("gemma2"), batch_tokens=n).sort_by(order) for n in (60, batch_tokens)
+    )
+    drop = ["nll", "mass"]
+    assert one.drop_columns(drop) == other.drop_columns(drop)
+    mass = [np.stack(own["mass"].to_numpy()) for own in (one, other)]
     np.testing.assert_allclose(*mass, atol=1e-5)
 
 
 @pytest.mark.parametrize("parts", [2, 20])
-def test_parts_make_up_the_whole_bit_by_bit(model, prompts, responses, parts: int):
-    whole = measure(model("llama"), prompts, responses, batch_tokens=25)
-    tables = [
-        measure(model("llama"), prompts, responses, batch_tokens=25, part=part, parts=parts)
-        for part in range(1, parts + 1)
-    ]
-    assert in_order(pa.concat_tables(tables)) == whole
+def test_parts_make_up_the_whole_bit_by_bit(measure, parts: int):
+    tables = [measure(batch_tokens=25, part=n, parts=parts) for n in range(1, parts + 1)]
+    order = [(key, "ascending") for key in ("condition", "sample_id", "repeat")]
+    assert pa.concat_tables(tables).sort_by(order) == measure(batch_tokens=25).sort_by(order)
 
 
-def test_the_words_of_the_whole_vocabulary_sum_to_the_positions(model, prompts, responses):
-    everything = {"all": list(range(model("llama").model.config.vocab_size))}
-    for row in measure(model("llama"), prompts, responses, words=everything).to_pylist():
-        assert row["mass"][0] == pytest.approx(row["positions"], abs=1e-4)
+def test_the_words_of_the_whole_vocabulary_sum_to_the_positions(model, measure):
+    table = measure(words={"all": [*range(model("llama").model.config.vocab_size)]})
+    found = [own[0] for own in table["mass"].to_pylist()]
+    assert found == pytest.approx(table["positions"].to_pylist(), abs=1e-4)
 
 
-def test_long_responses_are_measured_block_by_block(model, tokenizer):
+def test_long_responses_are_measured_block_by_block(model, prompts, measure):
     """More positions in one batch than a block of logits has."""
     ids = np.random.default_rng(1).integers(0, 490, (6, 200)).tolist()
-    prompts = pa.table({"sample_id": ["a"], "token_ids": tokenizer(["apple"])["input_ids"]})
-    responses = pa.table({"sample_id": ["a"] * 6, "repeat": range(6), "token_ids": ids})
-    table = measure(model("llama"), prompts, responses, conditions={}, batch_tokens=10_000)
-    prompt = prompts["token_ids"].to_pylist()[0]
+    long = pa.table({"sample_id": ["a"] * 6, "repeat": range(6), "token_ids": ids})
+    table = measure(responses=long, conditions={"baseline": []}, batch_tokens=10_000)
     for row in table.to_pylist():
+        prompt = prompts["token_ids"].to_pylist()[1]
         nll, mass = naive(model("llama"), prompt, ids[row["repeat"]], [], -1.0)
         assert row["nll"] == pytest.approx(nll, rel=1e-5)
         np.testing.assert_allclose(row["mass"], mass, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
-    ("rows", "cases", "spaces", "covered"),
+    ("rows", "leading_space", "covered"),
     [
-        ("all", ["lower", "title"], [True, False],
-         {"apple": ["Ġapple", "ĠApple"], "wren": [], "river": ["Ġriver", "ĠRiver"]}),
-        ("first", ["lower"], [False], {"apple": [], "wren": [], "river": []}),
+        ("all", [True, False], {"apple": ["Ġapple", "ĠApple"], "wren": [],
+                                "river": ["Ġriver", "ĠRiver"]}),
+        ("first", [False], {"apple": [], "wren": [], "river": []}),
     ],
 )  # fmt: skip
-def test_covered_words_are_those_of_one_token_that_starts_a_word(
-    tokenizer, rows, cases, spaces, covered
-):
+def test_covered_words_have_one_token_that_starts_a_word(tokenizer, rows, leading_space, covered):
     words = pd.DataFrame({"word": list(covered), "split": ["selection", "heldout", "heldout"]})
-    found = covered_words(words, build_dictionary(words, tokenizer, rows, cases, spaces))
-    expected = {word: tokenizer.convert_tokens_to_ids(own) for word, own in covered.items()}
-    assert list(found.items()) == list(expected.items())
+    table = build_dictionary(
+        words, tokenizer, rows, ["lower", "title"], leading_space, "concepts.x"
+    )
+    assert covered_words(words, table) == {
+        word: tokenizer.convert_tokens_to_ids(tokens) for word, tokens in covered.items()
+    }
+
+
+# What is there already
 
 
 class Killed(BaseException):
@@ -210,87 +197,89 @@ class Killed(BaseException):
 
 
 @pytest.fixture
-def count_passes(monkeypatch):
-    """Let that many conditions' batches through, and give a list that grows with each."""
+def passes(monkeypatch) -> list[int]:
+    """Give a list that grows with each condition of a batch; at ``kill`` of them, it is killed."""
 
-    def let(most: int) -> list[int]:
-        passes: list[int] = []
+    class Passes(list):
+        kill: int | None = None
 
-        def counting(*given):
-            if len(passes) == most:
-                raise Killed
-            passes.append(1)
-            return word_mass(*given)
+    passes, scored = Passes(), module.word_mass
 
-        monkeypatch.setattr(module, "word_mass", counting)
-        return passes
+    def counting(*given):
+        if len(passes) == passes.kill:
+            raise Killed
+        passes.append(1)
+        return scored(*given)
 
-    return let
+    monkeypatch.setattr(module, "word_mass", counting)
+    return passes
 
 
 @pytest.mark.parametrize(
     "changed", [{}, {"alpha": 0.0}, {"batch_tokens": 30}, {"words": {"pear": [3]}}]
 )
-def test_a_killed_job_goes_on_and_ends_the_same(
-    model, prompts, responses, tmp_path: Path, count_passes, changed: dict
-):
+def test_a_killed_job_goes_on_and_ends_the_same(measure, passes, tmp_path: Path, changed: dict):
     alone, kept = {"batch_tokens": 1}, {"journal": tmp_path / "j"}  # one row a batch
-    passes = count_passes(999)
-    whole = measure(model("llama"), prompts, responses, **alone | changed)
-    total = len(passes)
-    count_passes(11)  # two batches under five conditions, and a part of the third
+    whole, total = measure(**alone | changed), len(passes)
+    passes.clear()
+    passes.kill = 11  # two batches under five conditions, and a part of the third
     with pytest.raises(Killed):
-        measure(model("llama"), prompts, responses, **alone, **kept)
-    passes = count_passes(999)
-    assert measure(model("llama"), prompts, responses, **alone | changed, **kept) == whole
+        measure(**alone, **kept)
+    passes.clear()
+    passes.kill = None
+    assert measure(**alone | changed, **kept) == whole
     assert len(passes) == total - (0 if changed else 10)
 
 
-@pytest.fixture
-def job(model, tokenizer, prompts, responses, tmp_path: Path, monkeypatch):
-    """Run the script that measures `expected`, and give the file that it writes."""
-    script = SimpleNamespace(**run_path(str(ROOT / "scripts/measure_expected.py")))
-    opened = (model("llama"), tokenizer, {"name": "tiny"})
-    monkeypatch.setitem(script.main.__globals__, "open_model", lambda *given: opened)
-    baseline = responses.append_column("condition", pa.array(["baseline"] * len(responses)))
-    pq.write_table(prompts, tmp_path / "samples.parquet")
-    pq.write_table(baseline, tmp_path / "responses.parquet")
-    words = pd.DataFrame({"word": ["apple", "river"], "split": ["selection", "heldout"]})
-    dictionary = build_dictionary(words, tokenizer, "single", ["lower"], [True])
-    words.to_csv(tmp_path / "words.csv", index=False)
-    dictionary.to_csv(tmp_path / "dictionary.csv", index=False)
-
-    def run(conditions: dict, name: str, alpha: float = -1.0) -> Path:
-        write_conditions(tmp_path / "heads/x.csv", conditions)
-        files = {key: [tmp_path / f"{key}.csv"] for key in ("words", "dictionary")}
-        files |= {key: [tmp_path / f"{key}.parquet"] for key in ("samples", "responses")}
-        params = {"conditions": list(conditions), "alpha": alpha, "model": {"dtype": "float32"}}
-        params |= {"device": "cpu", "products": None, "parts": 1, "code": "x", "batch_tokens": 60}
-        script.main(
-            SimpleNamespace(
-                params=SimpleNamespace(**params),
-                input=SimpleNamespace(**files, heads=[tmp_path / "heads/x.csv"], model="m"),
-                output=[tmp_path / name],
-                wildcards=SimpleNamespace(part="1"),
-            )
-        )
-        return tmp_path / name
-
-    return run
+SOME = {name: CONDITIONS[name] for name in ("somp-k2", "logit_lens-k2")}
 
 
 @pytest.mark.parametrize(
-    ("heads", "alpha", "computed"), [({}, -1.0, 2), ({"b": [(0, 0)]}, -1.0, 3), ({}, 0.0, 4)]
+    ("changed", "computed"),
+    [
+        ({}, 0),
+        ({"conditions": {"somp-k2": SOME["somp-k2"]}}, 0),
+        ({"conditions": {"random-k2-d00": [(2, 0), (2, 2)], **SOME}}, 1),
+        ({"conditions": SOME | {"somp-k2": [(0, 1)]}}, 1),
+        ({"alpha": 0.0}, 3),
+        ({"code": "other"}, 3),
+        ({"words": ["river", "apple"]}, 3),
+    ],
 )
-def test_conditions_that_a_file_holds_are_kept(job, count_passes, heads, alpha, computed):
-    """Those of the same heads and identity; the baseline is measured along with new ones."""
-    asked = {"a": [(0, 1)], "b": [(1, 2)], "c": [(2, 3)]}
-    job({"b": asked["b"], "a": asked["a"], "old": [(2, 0)]}, "expected")
-    passes = count_passes(999)
-    path = job(asked | heads, "expected", alpha)
-    one, passes = len(passes), count_passes(999)
-    anew = job(asked | heads, "anew", alpha)
-    assert (one, len(passes)) == (computed * len(passes) // 4, len(passes))
-    assert pq.read_table(path) == pq.read_table(anew)
-    assert path.read_bytes() == anew.read_bytes()
-    assert not list(path.parent.glob(".*"))
+def test_only_what_a_file_lacks_is_measured(
+    model, tokenizer, prompts, responses, passes, tmp_path, monkeypatch, changed, computed
+):
+    """Conditions are kept that have the same heads and identity; the file is as if made at once."""
+    decoder = model("llama")
+    monkeypatch.setattr(script, "open_model", lambda *_: (decoder, tokenizer, {"name": "tiny"}))
+    write_parquet(tmp_path / "samples", prompts)
+    write_parquet(tmp_path / "responses", responses)
+
+    def made(file: str, words=("apple", "river"), conditions=SOME, **changed: Any) -> tuple:
+        table = split_words([(word, None) for word in words], 1, 0, "x")
+        write_csv(tmp_path / "words/x.csv", table)
+        dictionary = build_dictionary(table, tokenizer, "all", ["lower"], [True], "concepts.x")
+        write_csv(tmp_path / "dictionaries/x.csv", dictionary)
+        write_conditions(tmp_path / "heads/x/selected.csv", conditions)
+        names = {"samples": "samples", "responses": "responses", "words": "words/x.csv"}
+        names |= {"dictionary": "dictionaries/x.csv", "heads": "heads/x/selected.csv"}
+        files = {key: [tmp_path / name] for key, name in names.items()}
+        given = {"conditions": list(conditions), "model": {"dtype": "float32"}, "device": "cpu"}
+        given |= {"products": "exact", "alpha": -1.0, "parts": 1, "batch_tokens": 10_000}
+        passes.clear()
+        script.main(
+            SimpleNamespace(
+                params=SimpleNamespace(**given | {"code": "x"} | changed),
+                input=SimpleNamespace(**files, model=None),
+                output=[tmp_path / file],
+                wildcards=SimpleNamespace(part="1"),
+            )
+        )
+        assert not list(tmp_path.glob(".*"))
+        table = read_parquet(tmp_path / file, None).replace_schema_metadata(None)
+        return table, parquet_metadata(tmp_path / file)
+
+    made("e.parquet")
+    found, n = made("e.parquet", **changed), len(passes)
+    assert found == made("whole.parquet", **changed)
+    assert (n, len(passes)) == (computed, 1 + len(changed.get("conditions", SOME)))
