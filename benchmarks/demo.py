@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import measure
+import timing
 
 TABLES = [f"results/demo/tables/{name}.csv" for name in ("table1", "table2", "concepts.overlap")]
 # Part to its targets, and the minutes that are its goal.
@@ -21,11 +21,11 @@ PARTS = {"text part": (TABLES, 8), "all, with figure 1": (["all"], 12)}
 
 def main() -> None:
     """Run the demo's parts and write their times."""
-    n = f"{measure.THREADS} cores, a fresh clone, downloads done"
-    measure.write(
+    n = f"{timing.THREADS} cores, a fresh clone, downloads done"
+    timing.write(
         "demo",
         [
-            measure.row(
+            timing.row(
                 f"the demo, {part}", f"{minutes} minutes", "<= 1", [run(targets) / 60],
                 [float(minutes)], checked="Snakemake's own check of every output", n=n,
             )
@@ -36,11 +36,11 @@ def main() -> None:
 
 def run(targets: Sequence[str]) -> float:
     """Return the seconds that a fresh clone takes to make targets, downloads done."""
-    snakemake = [measure.ROOT / ".venv/bin/snakemake", "--cores", str(measure.THREADS)]
+    snakemake = [timing.ROOT / ".venv/bin/snakemake", "--cores", str(timing.THREADS)]
     snakemake += ["--configfile", "configs/demo.yaml"]
     with tempfile.TemporaryDirectory() as name:
         clone = Path(name) / "clone"
-        subprocess.run(["git", "clone", "--quiet", measure.ROOT, clone], check=True)
+        subprocess.run(["git", "clone", "--quiet", timing.ROOT, clone], check=True)
         subprocess.run([*snakemake, "--until", "download_source"], check=True, cwd=clone)
         started = time.monotonic()
         subprocess.run([*snakemake, "--", *targets], check=True, cwd=clone)

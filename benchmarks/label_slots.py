@@ -16,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-import measure
+import timing
 import pyarrow as pa
 import yaml
 from headpursuit.labellers.label import label_responses, open_backend
@@ -47,12 +47,12 @@ def main(n: int, latency: float, slots: int) -> None:
     if labels["sample_id"].to_pylist() != columns["sample_id"]:
         raise SystemExit("Not every response was labelled.")
     ideal = n * latency / slots
-    row = measure.row(
+    row = timing.row(
         "labelling through a server", "requests x latency / slots", None, [took], [ideal],
         checked="every response has its reply",
         n=f"{n} responses, {latency * 1000:g} ms, {slots} slots",
     )  # fmt: skip
-    measure.write("label_slots", [row])
+    timing.write("label_slots", [row])
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import time
 from functools import partial
 from pathlib import Path
 
-import measure
+import timing
 import numpy as np
 import psutil
 import pyarrow as pa
@@ -31,8 +31,8 @@ from headpursuit.sampling import GumbelMax, Noise
 from torch import Tensor
 from transformers import LogitsProcessor
 
-MODEL = measure.ROOT / "resources/models/smollm2"
-PROMPTS = measure.ROOT / "results/demo/samples/rtp-prompts.parquet"
+MODEL = timing.ROOT / "resources/models/smollm2"
+PROMPTS = timing.ROOT / "results/demo/samples/rtp-prompts.parquet"
 CACHED, BATCH_TOKENS = 128, 4096  # prompts, and what a batch of them holds, in the cache
 GENERATED, STEPS = 64, 24  # prompts in one batch, new tokens
 HEADS = [(layer, layer % 9) for layer in range(12, 28, 2)]  # which ones does not matter here
@@ -49,7 +49,7 @@ def prompts(count: int) -> list[list[int]]:
 
 def ours():
     """Load the model and its tokenizer as the workflow does."""
-    torch.set_num_threads(measure.THREADS)
+    torch.set_num_threads(timing.THREADS)
     return load_model(MODEL, "float32", "cpu"), load_tokenizer(MODEL)
 
 
@@ -145,7 +145,7 @@ def cache_alone(what: str) -> dict[str, int]:
         model = lens()
     elif what == "nnsight":
         model = traced(decoder, tokenizer)
-    before = measure.memory("VmRSS")
+    before = timing.memory("VmRSS")
     with tempfile.TemporaryDirectory() as folder:
         if what == "forward":
             forward(decoder, tokenizer)
@@ -183,9 +183,9 @@ def caching() -> list[dict]:
             "nnsight": lambda: cache_by_nnsight(tracer, tokenizer, layers),
             "lens": lambda: cache_by_lens(bridge, tokenizer),
         }
-        seconds = measure.interleave(works, ROUNDS)
+        seconds = timing.interleave(works, ROUNDS)
     peaks = {
-        what: [measure.alone("model", "cache_alone", what) for _ in range(3)]
+        what: [timing.alone("model", "cache_alone", what) for _ in range(3)]
         for what in ("forward", "ours", "nnsight", "lens")
     }
     above = {what: [one["peak"] - one["before"] for one in runs] for what, runs in peaks.items()}
@@ -194,7 +194,7 @@ def caching() -> list[dict]:
     size = [peaks["ours"][0]["stored"]]
     ideal = CACHED * layers * width * 4
     compare = partial(
-        measure.row,
+        timing.row,
         "activation cache",
         n=f"{CACHED} prompts, {layers} layers of {width} values, float32",
         checked="pooled inputs equal nnsight's, and times W_O TransformerLens's, within 1e-4",
@@ -334,18 +334,18 @@ def generating() -> list[dict]:
         for name, count in same.items():
             if name != "bfloat16" and count < len(expected):
                 raise SystemExit(f"{name}, {kind}: {count} of {len(expected)} responses are ours")
-        seconds = measure.interleave(works, GENERATING)
+        seconds = timing.interleave(works, GENERATING)
         each = [whole / SHARING for whole in seconds["shared"]]
         name = f"{kind} generation, 8 heads inverted"
         more = {"n": f"{GENERATED} prompts, {STEPS} tokens, one batch"}
         rows.append(
-            measure.row(
+            timing.row(
                 name, "un-intervened, same code", "<= 1.02", seconds["ours"], seconds["plain"],
                 checked="the interventions change responses", **more,
             )
         )  # fmt: skip
         rows += [
-            measure.row(
+            timing.row(
                 f"{name}{shared}", f"{title} with hooks, times faster", ">= 1.5", seconds[key], own,
                 checked="all responses equal, token by token", **more,
             )
@@ -356,7 +356,7 @@ def generating() -> list[dict]:
             if key in seconds
         ]  # fmt: skip
         rows += [
-            measure.row(
+            timing.row(
                 name, "in bfloat16 (generation.products), times faster", None, seconds["ours"],
                 seconds[products],
                 checked=f"{same[products]} of {GENERATED} responses are float32's", **more,
@@ -400,9 +400,9 @@ def conditions_alone() -> dict[str, float]:
 
 def jobs() -> list[dict]:
     """Compare a job of all conditions with the generation in it."""
-    found = measure.alone("model", "conditions_alone")
+    found = timing.alone("model", "conditions_alone")
     return [
-        measure.row(
+        timing.row(
             f"{CONDITIONS} conditions in one job", "the sum of pure generation, each alone",
             "<= 1.05", [found["total"]], [found["pure"]], checked="all responses equal",
             n=f"{RESPONDED} prompts, 20 tokens, sampled",
@@ -415,4 +415,4 @@ if __name__ == "__main__":
     if not (MODEL.is_dir() and PROMPTS.exists()):
         raise SystemExit(f"{MODEL} or {PROMPTS} is not there: run `make bench`, which makes them.")
     for part in sys.argv[1:] or ("caching", "generating", "jobs"):
-        measure.write(part, globals()[part]())
+        timing.write(part, globals()[part]())

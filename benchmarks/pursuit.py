@@ -11,7 +11,7 @@ The cache of the demo (SmolLM2) is real. --smoke runs it all on small shapes, an
 import argparse
 from pathlib import Path
 
-import measure
+import timing
 import torch
 from headpursuit.activations import read_layer
 from headpursuit.somp import Pursuit, pursue, pursue_layer
@@ -26,8 +26,8 @@ SMOKE = SHAPES | {
     "word_atoms": 8, "growth": [50, 300], "rounds": 1,
 }  # fmt: skip
 KINDS = ("gaussian", "decaying")
-CACHE = measure.ROOT / "results/demo/activations/rtp-prompts.parquet"
-WEIGHTS = measure.ROOT / "resources/models/smollm2/model.safetensors"
+CACHE = timing.ROOT / "results/demo/activations/rtp-prompts.parquet"
+WEIGHTS = timing.ROOT / "resources/models/smollm2/model.safetensors"
 CLOSE = 1e-5  # explained variances that differ by no more are the same
 
 
@@ -90,7 +90,7 @@ def beside_direct(
         "direct": run_direct,
         "product": lambda: dictionary @ stacked,
     }
-    seconds = measure.interleave(works, rounds)
+    seconds = timing.interleave(works, rounds)
     for head, own in expected.items():
         require_equal(found[0][head], own)
     ours = [s / heads for s in seconds["ours"]]
@@ -100,12 +100,12 @@ def beside_direct(
         "checked": f"support equal, explained variance within {CLOSE:g}, on {len(expected)} heads",
     }
     rows = [
-        measure.row(name, "direct algorithm, times faster", goal, seconds["direct"], ours, **more)
+        timing.row(name, "direct algorithm, times faster", goal, seconds["direct"], ours, **more)
     ]
     if product:
         share = [s / heads for s in seconds["product"]]
         more["checked"] = "part of the same round"
-        rows.append(measure.row(name, "the one product D W_O", product, ours, share, **more))
+        rows.append(timing.row(name, "the one product D W_O", product, ours, share, **more))
     return rows
 
 
@@ -118,18 +118,18 @@ def growth(kind: str, shapes: dict) -> list[dict]:
         str(n): lambda z=z: pursue(z[:, 0], w_o[0], dictionary, shapes["atoms"])
         for n, z in data.items()
     }
-    seconds = measure.interleave(works, shapes["rounds"] + 2)
-    peaks = {n: measure.alone("pursuit", "pursue_alone", kind, n, shapes) for n in (few, many)}
+    seconds = timing.interleave(works, shapes["rounds"] + 2)
+    peaks = {n: timing.alone("pursuit", "pursue_alone", kind, n, shapes) for n in (few, many)}
     name, n = f"full-vocabulary SOMP, {kind} samples", f"{few} to {many} samples, one head"
     itself = {"checked": "one algorithm throughout", "n": n}
     curve = {size: sorted(own)[len(own) // 2] for size, own in seconds.items()}
     timed, peak = seconds[str(many)], [peaks[many]["peak"]]
     return [
-        measure.row(
+        timing.row(
             name, "time at the fewest samples", "<= 1.5", timed, seconds[str(few)], curve=curve,
             **itself,
         ),
-        measure.row(
+        timing.row(
             name, "memory at the fewest samples", "<= 1.2", peak, [peaks[few]["peak"]], **itself
         ),
     ]  # fmt: skip
@@ -137,7 +137,7 @@ def growth(kind: str, shapes: dict) -> list[dict]:
 
 def pursue_alone(kind: str, samples: int, shapes: dict) -> None:
     """Pursue one head and do nothing else, so that the process's peak memory is its own."""
-    torch.set_num_threads(measure.THREADS)
+    torch.set_num_threads(timing.THREADS)
     w_o, dictionary = weights(1, shapes["head_dim"], shapes["width"], shapes["tokens"])
     z = draw(kind, samples, 1, shapes["head_dim"])
     pursue(z[:, 0], w_o[0], dictionary, shapes["atoms"])
@@ -156,7 +156,7 @@ def demo_layer(layer: int) -> tuple[Tensor, Tensor, Tensor]:
 
 def main(smoke: bool) -> list[dict]:
     """Run all comparisons and return the rows."""
-    torch.set_num_threads(1 if smoke else measure.THREADS)
+    torch.set_num_threads(1 if smoke else timing.THREADS)
     shapes = SMOKE if smoke else SHAPES
     sizes = (shapes["heads"], shapes["head_dim"])
     rows = []
@@ -191,4 +191,4 @@ if __name__ == "__main__":
         raise SystemExit(f"{WEIGHTS} is not there: run `make bench`, which makes it first.")
     measured = main(asked.smoke)
     if not asked.smoke:
-        measure.write("pursuit", measured)
+        timing.write("pursuit", measured)

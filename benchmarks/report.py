@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-import measure
+import timing
 
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
@@ -149,5 +149,5 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--to", type=Path, default=measure.ROOT / "docs")
+    parser.add_argument("--to", type=Path, default=timing.ROOT / "docs")
     main(parser.parse_args().to)

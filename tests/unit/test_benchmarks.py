@@ -16,8 +16,8 @@ ROOT = Path(__file__).parents[2]
 def benchmarks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     """The benchmarks' modules, which write into a folder of the test's."""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    measure = importlib.import_module("measure")
-    monkeypatch.setattr(measure, "RESULTS", tmp_path / "results")
+    timing = importlib.import_module("timing")
+    monkeypatch.setattr(timing, "RESULTS", tmp_path / "results")
     return importlib.import_module
 
 
@@ -38,27 +38,27 @@ def test_results_that_differ_are_not_timed_against_each_other(benchmarks):
 
 
 def test_a_ratio_is_that_of_medians_and_the_range_of_rounds(benchmarks):
-    measure = benchmarks("measure")
-    row = measure.row("a", "b", ">= 2", [4.0, 9.0, 6.0], [2.0, 3.0, 1.0], "yes", n="3")
+    timing = benchmarks("timing")
+    row = timing.row("a", "b", ">= 2", [4.0, 9.0, 6.0], [2.0, 3.0, 1.0], "yes", n="3")
     assert (row["ratio"], row["low"], row["high"], row["met"]) == (3.0, 2.0, 6.0, True)
-    assert not measure.row("a", "b", "<= 2.9", [3.0], [1.0], "yes", n="1")["met"]
+    assert not timing.row("a", "b", "<= 2.9", [3.0], [1.0], "yes", n="1")["met"]
 
 
 def test_peak_memory_is_the_process_own(benchmarks):
-    measure, pursuit = benchmarks("measure"), benchmarks("pursuit")
+    timing, pursuit = benchmarks("timing"), benchmarks("pursuit")
     ballast = bytearray(2**30)  # of this process, and none of the measured one's
     ballast[::4096] = b"x" * len(ballast[::4096])
-    peak = measure.alone("pursuit", "pursue_alone", "gaussian", 50, pursuit.SMOKE)["peak"]
+    peak = timing.alone("pursuit", "pursue_alone", "gaussian", 50, pursuit.SMOKE)["peak"]
     assert 2**26 < peak < 2**30
 
 
 def test_the_page_shows_goals_that_were_missed(benchmarks, tmp_path: Path):
-    measure, report = benchmarks("measure"), benchmarks("report")
+    timing, report = benchmarks("timing"), benchmarks("report")
     rows = [
-        measure.row("work", "rival", ">= 2", [3.0], [1.0], "equal", n="1", curve={"5": 1.0}),
-        measure.row("work", "floor", "<= 1", [3.0], [1.0], "equal", n="1"),
+        timing.row("work", "rival", ">= 2", [3.0], [1.0], "equal", n="1", curve={"5": 1.0}),
+        timing.row("work", "floor", "<= 1", [3.0], [1.0], "equal", n="1"),
     ]
-    measure.write("pursuit", rows)
+    timing.write("pursuit", rows)
     assert json.loads((tmp_path / "results" / "pursuit.json").read_text())["machine"]["cores"]
     report.main(tmp_path)
     page = (tmp_path / "benchmarks.md").read_text()

@@ -151,9 +151,9 @@ def test_missing_values_are_empty_cells(tmp_path: Path):
 
 
 def test_a_required_text_is_never_empty(tmp_path: Path):
-    table = pd.DataFrame({"label": [0], "class_name": [""], "selection": [1], "evaluation": [1]})
-    with pytest.raises(UserError, match="column class_name, row 1: it is empty"):
-        write_csv(tmp_path / "classes/x.csv", table)
+    table = pd.DataFrame({"word": [""], "count": [1], "rank": [1], "split": ["heldout"]})
+    with pytest.raises(UserError, match="column word, row 1: it is empty"):
+        write_csv(tmp_path / "words/x.csv", table)
 
 
 def test_every_other_reader_sees_the_same_rows(tmp_path: Path):
@@ -180,9 +180,9 @@ def test_a_damaged_table_is_named(tmp_path: Path, content: bytes, said: str):
 
 def test_a_cell_of_another_type_is_named(tmp_path: Path):
     (tmp_path / "heads/x").mkdir(parents=True)
-    (tmp_path / "heads/x/t.csv").write_text("layer,head\n0,first\n")
-    with pytest.raises(UserError, match=r"heads/x/t.csv: not a readable table .*'first'"):
-        read_csv(tmp_path / "heads/x/t.csv", ["layer"])
+    (tmp_path / "heads/x/random.csv").write_text("condition,layer,head\nrandom-k1-d00,0,first\n")
+    with pytest.raises(UserError, match=r"heads/x/random.csv: not a readable table .*'first'"):
+        read_csv(tmp_path / "heads/x/random.csv", ["layer"])
 
 
 # Markdown and LaTeX

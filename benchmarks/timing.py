@@ -1,6 +1,6 @@
 """What the benchmarks share: interleaved timing, peak memory of a fresh process, rows of results.
 
-python benchmarks/measure.py MODULE FUNCTION [JSON ARGUMENTS]    # a function alone: its peak
+python benchmarks/timing.py MODULE FUNCTION [JSON ARGUMENTS]    # a function alone: its peak
 """
 
 import gc
