@@ -16,8 +16,8 @@ import tempfile
 import time
 from pathlib import Path
 
-import timing
 import pyarrow as pa
+import timing
 import yaml
 from headpursuit.labellers.label import label_responses, open_backend
 

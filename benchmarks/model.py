@@ -14,11 +14,11 @@ import time
 from functools import partial
 from pathlib import Path
 
-import timing
 import numpy as np
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
+import timing
 import torch
 from headpursuit import reading
 from headpursuit.activations import pooled_inputs, read_layer, write_cache

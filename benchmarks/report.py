@@ -67,12 +67,12 @@ NOTES = """
 def main(to: Path) -> None:
     """Write benchmarks.md and benchmarks.png into a folder."""
     found = {
-        name: json.loads((measure.RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+        name: json.loads((timing.RESULTS / f"{name}.json").read_text(encoding="utf-8"))
         for name in GROUPS
-        if (measure.RESULTS / f"{name}.json").exists()
+        if (timing.RESULTS / f"{name}.json").exists()
     }
     if not found:
-        raise SystemExit(f"{measure.RESULTS} is empty: run `make bench`.")
+        raise SystemExit(f"{timing.RESULTS} is empty: run `make bench`.")
     rows = [row for record in found.values() for row in record["rows"]]
     plot(rows, to / "benchmarks.png")
     parts = [INTRODUCTION.strip(), machine(found), table(rows), checks(rows)]

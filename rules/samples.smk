@@ -24,9 +24,7 @@ rule prepare_samples:
     params:
         name=samples_name,
         samples=samples_of,
-        model=lambda wildcards: (
-            None if of_images(samples_of(wildcards)) else model_of(wildcards)
-        ),
+        model=lambda wildcards: (None if of_images(samples_of(wildcards)) else model_of(wildcards)),
         max_new_tokens=lambda wildcards: (
             None
             if of_images(samples_of(wildcards))
@@ -77,7 +75,9 @@ rule cache_activations:
     input:
         samples=made("<results>/samples/{samples}.parquet"),
         responses=lambda wildcards: (
-            named("<results>/responses/{baseline}/baseline/part-{part}.parquet", wildcards.experiment)
+            named(
+                "<results>/responses/{baseline}/baseline/part-{part}.parquet", wildcards.experiment
+            )
             if positions_of(config, EXPERIMENTS[wildcards.experiment]) == "response"
             else []
         ),

@@ -404,7 +404,9 @@ RIGHT = re.compile(
 
 
 def test_every_key_is_wrong_in_several_ways():
-    named = {key for key in KEYS if not key.endswith("*")} - {key for key in KEYS if key.startswith("defaults.")}
+    named = {key for key in KEYS if not key.endswith("*")} - {
+        key for key in KEYS if key.startswith("defaults.")
+    }
     assert {key for key, *_ in MISTAKES} == named
     assert len(MISTAKES) > 700
 

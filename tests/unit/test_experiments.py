@@ -16,7 +16,8 @@ from headpursuit.experiments import (
 )
 
 Config = dict[str, Any]
-HEADS = ["selected", "random", "scaled", "expected", "scores"]
+EFFECTS = ["scaled", "expected", "scores"]
+HEADS = ["selected", "random", *EFFECTS]
 
 
 def with_variant(paper: Config, parent: str = "rtp", **changes: Any) -> Config:
@@ -42,8 +43,8 @@ def test_a_variant_has_its_parents_keys_but_for_its_own(paper: Config) -> None:
     [
         ("rtp", {}, []),
         ("rtp", {"measures": ["count"]}, ["scores"]),
-        ("rtp", {"alpha": 5}, ["scaled", "expected", "scores"]),
-        ("rtp", {"draws": 12}, ["random", "scaled", "expected", "scores"]),
+        ("rtp", {"alpha": 5}, EFFECTS),
+        ("rtp", {"draws": 12}, ["random", *EFFECTS]),
         ("rtp", {"count_draws": 2}, ["scaled", "scores"]),
         ("rtp", {"k": [8]}, HEADS),
         ("rtp", {"methods": ["size"]}, HEADS),
@@ -51,15 +52,15 @@ def test_a_variant_has_its_parents_keys_but_for_its_own(paper: Config) -> None:
         ("rtp", {"pursuit": {"norm": "l2"}}, ["rankings", *HEADS, "decomposition"]),
         # Listed words are those of whoever lists them first, here experiments.months.
         ("rtp", {"concept": "months"}, ["labels", "rankings", *HEADS]),
-        ("rtp", {"positions": "last"}, ["activations", "rankings", *HEADS, "decomposition", "lens"]),
+        ("rtp", {"positions": "last"}, ["activations", "rankings", *HEADS, "decomposition",
+                                        "lens"]),
         ("rtp", {"generation": {"temperature": 1.0}}, ["baseline", "labels", "words", "dictionary",
                                                        "rankings", *HEADS]),
         ("rtp", {"model": "llava-next", "concept": "months"}, [s for s in STAGES if s != "words"]),
         ("rtp", {"samples": "tet"}, []),
         ("mnist", {"normalise": []}, ["scores"]),
-        ("mnist", {"generation": {"max_new_tokens": 9}}, ["baseline", "labels", "scaled", "expected",
-                                                          "scores"]),
-        ("mnist", {"heads_from": "svhn"}, ["scaled", "expected", "scores"]),
+        ("mnist", {"generation": {"max_new_tokens": 9}}, ["baseline", "labels", *EFFECTS]),
+        ("mnist", {"heads_from": "svhn"}, EFFECTS),
         ("triviaqa", {"vocabulary": {"per_sample": 3}}, ["lens"]),
         ("triviaqa", {"vocabulary": {"draws": 50}}, ["decomposition"]),
         ("triviaqa", {"vocabulary": {"top": 3}}, []),

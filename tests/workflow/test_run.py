@@ -238,15 +238,15 @@ ALWAYS = {"all", "write_config", "preflight", "write_pages", "compare_published"
     ("changes", "made"),
     [
         ({"k": [1, 2]}, {"select_heads", "draw_controls", "intervene", "measure_expected"}),
-        ({"draws": 3}, {"draw_controls", "measure_expected"}),
+        ({"draws": 3}, {"draw_controls", "intervene", "measure_expected"}),
         ({"count_draws": 2}, {"intervene"}),
         ({"methods": ["somp", "size"]}, {"select_heads", "draw_controls", "intervene",
                                          "measure_expected"}),
         ({"alpha": 0.0}, {"intervene", "measure_expected"}),
         ({"pursuit": {"norm": "l2"}}, {"rank_heads", "select_heads", "draw_controls", "intervene",
                                        "measure_expected"}),
-        ({"concept": "tools"}, {"split_words", "build_dictionary", "rank_heads", "select_heads",
-                                "draw_controls", "intervene", "measure_expected"}),
+        ({"concept": "tools"}, {"rank_heads", "select_heads", "draw_controls", "intervene",
+                                "measure_expected"}),  # experiments.tools has its words
         ({"measures": ["count"]}, set()),
     ],
 )  # fmt: skip
