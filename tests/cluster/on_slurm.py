@@ -84,7 +84,7 @@ class Cluster(Checkout):
     def first_try(self, code: str) -> None:
         """Have the one job of :data:`PROMPTS` run some code when it is tried first."""
         self.change(
-            "scripts/prepare_prompts.py",
+            "scripts/prepare_samples.py",
             "def main(snakemake):",
             "def main(snakemake):\n"
             "    from pathlib import Path\n"

@@ -99,7 +99,7 @@ def test_a_killed_snakemake_is_taken_up_again(cluster: Cluster) -> None:
 
 def test_a_job_over_its_time_gets_more(cluster: Cluster) -> None:
     cluster.change(
-        "rules/data.smk", "mem_mb=by_attempt(4000),\n        runtime=by_attempt(30)",
+        "rules/samples.smk", "mem_mb=by_attempt(4000),\n        runtime=by_attempt(60)",
         "mem_mb=by_attempt(4000),\n        runtime=by_attempt(1)",
     )  # fmt: skip
     cluster.first_try("time.sleep(600)")
@@ -112,7 +112,7 @@ def test_a_job_over_its_time_gets_more(cluster: Cluster) -> None:
 
 def test_a_job_over_its_memory_gets_more(cluster: Cluster) -> None:
     cluster.change(
-        "rules/data.smk", "mem_mb=by_attempt(4000),\n        runtime=by_attempt(30)",
+        "rules/samples.smk", "mem_mb=by_attempt(4000),\n        runtime=by_attempt(60)",
         "mem_mb=by_attempt(1500),\n        runtime=by_attempt(30)",
     )  # fmt: skip
     cluster.first_try("more = b'x' * 1_500_000_000; time.sleep(600)")

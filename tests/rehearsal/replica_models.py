@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
+from headpursuit.config import load_config
 from PIL import Image
 from replica_names import DIGITS, DTD, EUROSAT, GTSRB, PLAIN, RESISC45
 from replica_sources import LOOKS, challenging, image, queries
@@ -192,8 +193,8 @@ def _sharded(weights: dict[str, Tensor], shards: int) -> dict[str, bytes]:
 
 @cache
 def paper() -> dict[str, Any]:
-    """Return config.yaml."""
-    return yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8"))
+    """Return config.yaml, its defaults filled in."""
+    return load_config(yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8")))
 
 
 def mistral(folder: Path) -> dict[str, bytes]:
@@ -232,7 +233,7 @@ def _responses(model: Any, tokenizer: Any) -> Sequences:
     """Yield what the random layers make of prompts and the responses that are to come."""
     rng = random.Random(0)
     follows = walk(rng, tokenizer)
-    template = paper()["datasets"]["rtp"]["template"]
+    template = paper()["samples"]["rtp"]["template"]
     asked = [template.replace("{prompt}", text) for text in challenging()] + queries()
     for text in asked:
         ids = tokenizer(f"[INST] {text} [/INST]").input_ids
@@ -282,13 +283,13 @@ def _old_name(name: str) -> str:
 
 @torch.no_grad()
 def _answers(model: Any, processor: Any) -> Sequences:
-    vision, rng = paper()["vision"], np.random.default_rng(0)
-    written = paper()["image_datasets"]["eurosat"]["classes"]
+    samples, rng = paper()["samples"], np.random.default_rng(0)
+    written = samples["eurosat"]["classes"]
     for dataset, names in NAMES.items():
         looks = LOOKS[dataset]
-        thing = paper()["image_datasets"][dataset]["object"]
+        own = samples[dataset]
         shown = [written[n] if dataset == "eurosat" else n.replace("_", " ") for n in names]
-        text = vision["template"].replace("{object}", thing)
+        text = own["template"].replace("{object}", own["object"])
         text = text.replace("{classes}", ", ".join(shown)).replace("{image} ", "")
         tokens = [processor.tokenizer(name, add_special_tokens=False).input_ids for name in shown]
         # It learns a few short names only, and says one of these of every image.

@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 
 import yaml
+from headpursuit.config import load_config
 from replica_names import BROKEN, DTD, EUROSAT, GTSRB, PLAIN, RESISC45
 from tokenizers import (
     Tokenizer,
@@ -49,14 +50,14 @@ LLAVA_CHAT = (
 
 def words() -> list[str]:
     """Return the words that are a single token after a space."""
-    config = yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8"))
-    concepts = [word for own in config["table1"]["concepts"].values() for word in own]
+    config = load_config(yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8")))
+    concepts = [word for own in config["concepts"].values() for word in own.get("words") or []]
     unrelated = (ROOT / "data/unrelated_words.txt").read_text(encoding="utf-8").split()
     names = " ".join([*GTSRB, *RESISC45[::2], *DTD[::2], *EUROSAT[::2]]).replace("_", " ").split()
-    names += list(config["image_datasets"]["eurosat"]["classes"].values())
-    frames = [spec["template"] for spec in config["datasets"].values()]
+    names += list(config["samples"]["eurosat"]["classes"].values())
+    frames = [spec["template"] for spec in config["samples"].values()]
     text = " ".join([*PLAIN, *unrelated, *map(str, concepts), *names, *frames])
-    found = re.findall("[A-Za-z]+", f"{text} {config['vision']['template']}")
+    found = re.findall("[A-Za-z]+", text)
     return [word for word in dict.fromkeys(found) if len(word) > 1 and word not in BROKEN]
 
 
