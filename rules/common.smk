@@ -195,6 +195,72 @@ def hub_id(model):
     return source["id"] if source["kind"] == "hub" else model
 
 
+def build_of(wildcards):
+    """What a model is put together of."""
+    return config["models"][wildcards.model]["build"]
+
+
+def prompts_to_label(wildcards):
+    """The prompts, where they are labelled beside the responses."""
+    texts = concept_words(wildcards)["labelled"]["texts"]
+    return made("<results>/samples/{samples}.parquet")(wildcards) if "prompt" in texts else []
+
+
+def lexicon_of(backend):
+    """The word list of the backend lexicon."""
+    return source_record(LABELLER["lexicon"]["source"]) if backend == "lexicon" else []
+
+
+def words_from(wildcards):
+    """What a concept's words are taken from: labels, responses that count them, or class names."""
+    concept, found = concept_words(wildcards), {}
+    if "labelled" in concept:
+        found["labels"] = made("<results>/labels/{labels}.parquet")(wildcards)
+    elif concept["top"]:
+        found["responses"] = made("<results>/responses/{baseline}/baseline/part-{part}.parquet")(
+            wildcards
+        )
+    if "class_names" in concept:
+        found["samples"] = made("<results>/samples/{samples}.parquet")(wildcards)
+    return found
+
+
+def measured_in(wildcards):
+    """What an experiment's measures are taken of."""
+    measures, found = EXPERIMENTS[wildcards.experiment]["measures"], {}
+    if writes_responses(EXPERIMENTS[wildcards.experiment]):
+        found["scaled"] = made("<results>/responses/{scaled}/scaled/part-{part}.parquet")(wildcards)
+    if "expected" in measures:
+        found["expected"] = made("<results>/expected/{expected}/part-{part}.parquet")(wildcards)
+    return found
+
+
+def in_table(pattern):
+    """A file of each of a table's experiments, in their order."""
+    return lambda wildcards: [
+        path for name in config["tables"][wildcards[0]] for path in named(pattern, name)
+    ]
+
+
+def experiments_in(*keys):
+    """A param: a table's experiments, and what stands under some of their keys."""
+    return lambda wildcards: {
+        name: {key: EXPERIMENTS[name][key] for key in keys}
+        for name in config["tables"][wildcards[0]]
+    }
+
+
+def ratio_facts(name):
+    """What a table of ratios says of an experiment."""
+    own = EXPERIMENTS[name]
+    return {
+        **{key: own[key] for key in ("samples", "model", "alpha", "heads_from", "k")},
+        "methods": methods_of(config, name),
+        "draws": 0 if own["heads_from"] else own["draws"],
+        "iterations": EXPERIMENTS[heads_of(config, name)]["pursuit"]["iterations"],
+    }
+
+
 # An older Snakemake, which does not know this keyword, has to read the Snakefile up to min_version.
 pathvars:
     results=f"results/{config['run']}",

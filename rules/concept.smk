@@ -8,17 +8,6 @@ OLLAMA_GPU = 0 if LABELLER["ollama"]["host"] else GPU
 OLLAMA_MB = 2000 if LABELLER["ollama"]["host"] else 48000
 
 
-def prompts_to_label(wildcards):
-    """The prompts, where they are labelled beside the responses."""
-    texts = concept_words(wildcards)["labelled"]["texts"]
-    return made("<results>/samples/{samples}.parquet")(wildcards) if "prompt" in texts else []
-
-
-def lexicon_of(backend):
-    """The word list of the backend lexicon."""
-    return source_record(LABELLER["lexicon"]["source"]) if backend == "lexicon" else []
-
-
 rule label_responses:
     """Name the harmful words of each baseline response (and prompt, where the concept says so)."""
     input:
@@ -118,20 +107,6 @@ rule compare_labels:
         code=code_hash("compare_labels"),
     script:
         "../scripts/compare_labels.py"
-
-
-def words_from(wildcards):
-    """What a concept's words are taken from: labels, responses that count them, or class names."""
-    concept, found = concept_words(wildcards), {}
-    if "labelled" in concept:
-        found["labels"] = made("<results>/labels/{labels}.parquet")(wildcards)
-    elif concept["top"]:
-        found["responses"] = made("<results>/responses/{baseline}/baseline/part-{part}.parquet")(
-            wildcards
-        )
-    if "class_names" in concept:
-        found["samples"] = made("<results>/samples/{samples}.parquet")(wildcards)
-    return found
 
 
 rule split_words:

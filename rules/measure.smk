@@ -75,16 +75,6 @@ rule measure_expected:
         "../scripts/measure_expected.py"
 
 
-def measured_in(wildcards):
-    """What an experiment's measures are taken of."""
-    measures, found = EXPERIMENTS[wildcards.experiment]["measures"], {}
-    if writes_responses(EXPERIMENTS[wildcards.experiment]):
-        found["scaled"] = made("<results>/responses/{scaled}/scaled/part-{part}.parquet")(wildcards)
-    if "expected" in measures:
-        found["expected"] = made("<results>/expected/{expected}/part-{part}.parquet")(wildcards)
-    return found
-
-
 rule measure:
     """Every measure before and after, by sample and by word."""
     input:

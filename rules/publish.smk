@@ -27,32 +27,6 @@ wildcard_constraints:
     shared=any_of(SHARED),
 
 
-def in_table(pattern):
-    """A file of each of a table's experiments, in their order."""
-    return lambda wildcards: [
-        path for name in config["tables"][wildcards[0]] for path in named(pattern, name)
-    ]
-
-
-def experiments_in(*keys):
-    """A param: a table's experiments, and what stands under some of their keys."""
-    return lambda wildcards: {
-        name: {key: EXPERIMENTS[name][key] for key in keys}
-        for name in config["tables"][wildcards[0]]
-    }
-
-
-def ratio_facts(name):
-    """What a table of ratios says of an experiment."""
-    own = EXPERIMENTS[name]
-    return {
-        **{key: own[key] for key in ("samples", "model", "alpha", "heads_from", "k")},
-        "methods": methods_of(config, name),
-        "draws": 0 if own["heads_from"] else own["draws"],
-        "iterations": EXPERIMENTS[heads_of(config, name)]["pursuit"]["iterations"],
-    }
-
-
 rule publish_ratios:
     """A table of ratios in three formats, the single random draws behind it, and its figure."""
     input:

@@ -96,11 +96,6 @@ rule convert_gguf:
         "../scripts/convert_gguf.py"
 
 
-def build_of(wildcards):
-    """What a model is put together of."""
-    return config["models"][wildcards.model]["build"]
-
-
 rule train_tower:
     """Train a small vision tower and its projector through a frozen language model."""
     input:
