@@ -37,6 +37,7 @@ rule all:
         collect(map(model_files, used_models(config))),
         every("<results>/samples/{samples}.parquet"),
         every("<results>/responses/{baseline}/baseline/part-{part}.parquet", MEASURED),
+        every("<results>/labels/{labels}.parquet", labelled(config)),
         every("<results>/labels/{labels}.summary.html", labelled(config)),
         every(
             "<results>/labels/{labels}.agreement.csv",
@@ -46,6 +47,7 @@ rule all:
         every("<results>/dictionaries/{dictionary}.csv", WORDED),
         every("<results>/activations/{activations}.parquet"),
         every("<results>/rankings/{rankings}.csv", WORDED),
+        every("<results>/heads/{selected}/selected.csv", MEASURED),
         every("<results>/heads/{random}/random.csv", MEASURED),
         every(
             "<results>/responses/{scaled}/scaled/part-{part}.parquet",
@@ -55,6 +57,9 @@ rule all:
             "<results>/expected/{expected}/part-{part}.parquet",
             [name for name in MEASURED if "expected" in EXPERIMENTS[name]["measures"]],
         ),
+        every("<results>/scores/{scores}.parquet", MEASURED),
+        every("<results>/decompositions/{decomposition}.parquet", sum(HEADS.values(), [])),
+        every("<results>/lens/{lens}.parquet", sum(HEADS.values(), [])),
 
 
 include: "rules/audit.smk"
