@@ -163,4 +163,4 @@ def write_pixels(path: Path, rng: np.random.Generator, n: int) -> None:
         pixels = rng.integers(0, 6, (4, 4))
         pixels[label] += 10
         lines.append(",".join(map(str, [*pixels.ravel(), label])))
-    path.write_bytes(gzip.compress("\n".join([*lines, ""]).encode()))
+    path.write_bytes(gzip.compress("\n".join([*lines, ""]).encode(), mtime=0))  # no date within

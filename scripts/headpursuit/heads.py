@@ -30,9 +30,16 @@ def rank(scores: pd.DataFrame) -> pd.DataFrame:
 
 
 def read_ranking(path: str | Path, method: str) -> pd.DataFrame:
-    """Read one method's ranking of all heads: layer, head, score, rank and atoms."""
+    """Read one method's ranking of all heads: layer, head, score, rank and atoms.
+
+    Raises:
+        UserError: if the file has no ranking by the method.
+    """
     table = read_csv(path, ["method", "layer", "head", "score", "rank", "atoms"])
-    return table[table["method"] == method].drop(columns="method")
+    own = table[table["method"] == method]
+    if own.empty:
+        raise UserError(f"{path}: no ranking by {method}. The log of rank_heads says why.")
+    return own.drop(columns="method")
 
 
 def top_heads(ranking: pd.DataFrame, k: int, first_layer: int, last_layer: int) -> list[Head]:

