@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 
 from headpursuit.config import SCHEMA, labelled, load_config, running
+from headpursuit.experiments import of_images
 from headpursuit.files import ROOT
 
 PAPER = ROOT / "config.yaml"
@@ -67,38 +68,48 @@ def unlike_paper(config: Mapping[str, Any]) -> dict[str, list[str]]:
     """Return, for each experiment of a run, the choices in which it is not the paper's.
 
     Choices are the keys with the paper's word on them in the schema: of the experiment, its
-    samples, its concept and, where it names the words, the labeller. An experiment that the paper
-    does not have is compared in nothing.
+    samples, its concept and, where it names the words, the labeller. An experiment is compared
+    with the paper's of that name, or else with the one that reads the same samples. It has no
+    entry if the paper has neither.
     """
     found: dict[str, list[str]] = {}
+    of_samples: dict[str, str] = {}
+    for name, own in paper()["experiments"].items():
+        of_samples.setdefault(own["samples"], name)
     asked = labelled(config)
     for name in running(config):
-        if name not in paper()["experiments"]:
-            found[name] = []
-            continue
-        own, theirs = (each["experiments"][name] for each in (config, paper()))
-        kind = "images" if "selection" in config["samples"][own["samples"]] else "prompts"
-        places = {f"experiments.{name}": ("experiment", own, theirs)}
-        for key, definition in (("samples", kind), ("concept", "concept")):
-            catalogue = {"samples": "samples", "concept": "concepts"}[key]
-            if own[key] is not None and own[key] == theirs[key]:
-                both = (each[catalogue][own[key]] for each in (config, paper()))
-                places[f"{catalogue}.{own[key]}"] = (definition, *both)
-        differ = [
-            f"{place}.{'.'.join(path)}"
-            for place, (definition, mine, other) in places.items()
-            for path, leaf in leaves(schema()["$defs"][definition])
-            if _differs(path, leaf, mine, other)
-        ]
-        if name in asked:
-            labeller = schema()["properties"]["labeller"]
-            differ += [
-                f"labeller.{'.'.join(path)}"
-                for path, leaf in leaves(labeller)
-                if _differs(path, leaf, config["labeller"], paper()["labeller"])
+        samples = config["experiments"][name]["samples"]
+        theirs = name if name in paper()["experiments"] else of_samples.get(samples)
+        if theirs is not None:
+            places = _compared(config, name, theirs, name in asked)
+            found[name] = [
+                f"{place}.{'.'.join(path)}"
+                for place, (definition, mine, other) in places.items()
+                for path, leaf in leaves(definition)
+                if _differs(path, leaf, mine, other)
             ]
-        found[name] = differ
     return found
+
+
+def _compared(
+    config: Mapping[str, Any], name: str, theirs: str, asked: bool
+) -> dict[str, tuple[Mapping[str, Any], Any, Any]]:
+    """Return what is compared of an experiment: key to its schema, this run's, the paper's."""
+    own, other = config["experiments"][name], paper()["experiments"][theirs]
+    definitions = schema()["$defs"]
+    places = {f"experiments.{name}": (definitions["experiment"], own, other)}
+    kind = "images" if of_images(config["samples"][own["samples"]]) else "prompts"
+    for key, catalogue, definition in (
+        ("samples", "samples", kind),
+        ("concept", "concepts", "concept"),
+    ):
+        if own[key] is not None and own[key] == other[key]:
+            both = (each[catalogue][own[key]] for each in (config, paper()))
+            places[f"{catalogue}.{own[key]}"] = (definitions[definition], *both)
+    if asked:
+        both = (each["labeller"] for each in (config, paper()))
+        places["labeller"] = (schema()["properties"]["labeller"], *both)
+    return places
 
 
 def _differs(path: tuple[str, ...], leaf: Mapping[str, Any], own: Any, theirs: Any) -> bool:
