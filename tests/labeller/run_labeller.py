@@ -15,7 +15,9 @@ from headpursuit.labellers.label import label_file, read_texts
 
 def main(settings_path: str, responses: str, out: str) -> None:
     settings = json.loads(Path(settings_path).read_text())
-    label_file(read_texts(responses, None), out, settings, [], Path(out).with_suffix(".server.log"))
+    label_file(
+        read_texts([responses], None), out, settings, [], Path(out).with_suffix(".server.log")
+    )
 
 
 if __name__ == "__main__":

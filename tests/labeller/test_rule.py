@@ -22,7 +22,8 @@ RULES = ["download_source", "label_responses", "label_second", "summarise_labels
 RULES += ["compare_labels"]
 
 
-TARGETS = [f"results/night/labels/rtp.{end}" for end in ("summary.html", "agreement.csv")]
+ENDS = ("parquet", "summary.html", "agreement.csv")
+TARGETS = [f"results/night/labels/rtp.{end}" for end in ENDS]
 
 
 class Run:
@@ -114,7 +115,8 @@ def test_killed_in_the_middle_then_rerun(run):
         assert night.finish() == 0, night.said()
         assert facts["requests"] == len(server.requests)
     labels = pq.read_table(night.labels / "rtp.parquet")
-    assert labels["words"].to_pylist() == [[], ["darn"]] * 100
+    words = dict(zip(labels["sample_id"].to_pylist(), labels["words"].to_pylist(), strict=True))
+    assert words == {f"p{n}": ["darn"] if n % 2 else [] for n in range(200)}
     table = pd.read_csv(night.labels / "rtp.agreement.csv").set_index(["scope", "word"])
     # The word list has "fine" too, which is in every response.
     assert table.loc[("word", "darn"), ["first", "second", "both"]].tolist() == [100, 100, 100]
