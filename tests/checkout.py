@@ -28,8 +28,8 @@ class Checkout:
     """A copy of the workflow; its runs have the overlay ``configs/<usual>.yaml``."""
 
     usual: ClassVar[str] = "tiny"
+    program: ClassVar[list[str | Path]] = [SNAKEMAKE]
     folder: Path
-    program: Path = SNAKEMAKE
     patience: float = 900  # seconds that a run may take
 
     def snakemake(self, *arguments: str, overlay: str | None = None, **env: str | None) -> str:
@@ -62,7 +62,7 @@ class Checkout:
         cores = [] if "--cores" in arguments else ["--cores", "2"]
         changed = {**_environment(), "OMP_NUM_THREADS": "1", **env}
         return subprocess.Popen(
-            [self.program, *arguments, *cores, *config],
+            [*self.program, *arguments, *cores, *config],
             cwd=self.folder,
             env={key: value for key, value in changed.items() if value is not None},
             stdout=subprocess.PIPE,
@@ -88,6 +88,15 @@ class Checkout:
     def path(self, name: str) -> Path:
         """Return the path of a file of the tiny run."""
         return self.folder / "results/tiny" / name
+
+
+class Preloaded(Checkout):
+    """One whose jobs run in forks of Snakemake, so that none of them imports the large libraries.
+
+    Tests of kills, of stages' environments, of the report and of SLURM have the plain one.
+    """
+
+    program: ClassVar[list[str | Path]] = [sys.executable, ROOT / "tests/preloaded.py"]
 
 
 def edit_a_byte(path: Path) -> None:
@@ -165,7 +174,7 @@ def copy_workflow(folder: Path) -> None:
             shutil.copy2(source, folder / part)
 
 
-def make_checkout(folder: Path) -> Checkout:
+def make_checkout(folder: Path, kind: type[Checkout] = Checkout) -> Checkout:
     """Copy the workflow and write the tiny run's model, data and overlay."""
     copy_workflow(folder)
     own = folder / "own"
@@ -179,4 +188,4 @@ def make_checkout(folder: Path) -> Checkout:
     with (own / "words.csv").open("w", encoding="utf-8", newline="") as handle:
         csv.writer(handle).writerows([["word"], *([word] for word in WORDS[::2])])
     (folder / "configs/tiny.yaml").write_text(yaml.safe_dump(TINY))
-    return Checkout(folder)
+    return kind(folder)

@@ -1,27 +1,32 @@
 """Snakemake whose jobs' scripts run in forks of itself, with the large libraries imported once.
 
 What jobs read, are told and write is as in any run; only the start of a process for each, which
-takes seconds, is not. A test makes a program of this file (:func:`test_combinations.anywhere`).
+takes seconds, is not. See :class:`checkout.Preloaded`.
 """
 
+import importlib
 import os
 import runpy
 import sys
+import threading
 import traceback
 from contextlib import nullcontext
 
-import datasets  # noqa: F401
-import pandas as pd  # noqa: F401
-import torch  # noqa: F401
-import transformers.models.llama.modeling_llama  # noqa: F401
 from snakemake.benchmark import benchmarked
 from snakemake.cli import main
 from snakemake.exceptions import WorkflowError
 from snakemake.script import PythonScript
 
+LARGE = ["datasets", "pandas", "torch", "matplotlib.pyplot", "transformers.generation.utils"]
+LARGE += ["transformers.models.llama.modeling_llama", "transformers.models.auto.modeling_auto"]
+importing = threading.Lock()
+
 
 def run_in_fork(self: PythonScript, name: str, edit: bool = False) -> None:
     """Run a job's script in a fork."""
+    with importing:  # at the first job: a dry run needs none of it
+        for library in LARGE:
+            importlib.import_module(library)
     child = os.fork()
     if not child:
         status = 1

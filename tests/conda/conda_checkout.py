@@ -5,6 +5,7 @@ import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from checkout import ROOT, Checkout, make_checkout
 
@@ -18,7 +19,7 @@ PATH = os.pathsep.join([str(HERE / "standin/bin"), str(BARE / "bin"), os.environ
 class CondaCheckout(Checkout):
     """A checkout that runs with ``--sdm conda``; scripts note in ``imports`` what they imported."""
 
-    program: Path = BARE / "bin/snakemake"
+    program: ClassVar[list[Path]] = [BARE / "bin/snakemake"]
 
     def start(self, *arguments: str, overlay: str = "tiny", **env: str) -> subprocess.Popen:
         """Start Snakemake as :meth:`Checkout.start` does, where nothing else is installed."""
@@ -42,5 +43,5 @@ class CondaCheckout(Checkout):
 
 def make_conda_checkout(folder: Path) -> CondaCheckout:
     """Make a checkout in which nothing has run yet."""
-    assert CondaCheckout.program.exists(), "make test-conda installs what these tests need"
+    assert CondaCheckout.program[0].exists(), "make test-conda installs what these tests need"
     return CondaCheckout(make_checkout(folder).folder)

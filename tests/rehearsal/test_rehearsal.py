@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import subprocess
+import sys
 from collections import Counter
 
 import numpy as np
@@ -299,7 +300,7 @@ def test_figures(finished: Rehearsal) -> None:
 
 def audit(finished: Rehearsal, *arguments: str) -> str:
     done = subprocess.run(
-        [finished.program.with_name("python"), "-m", "headpursuit.audit", *arguments],
+        [sys.executable, "-m", "headpursuit.audit", *arguments],
         cwd=finished.folder,
         env={"PYTHONPATH": "scripts", "PATH": "/usr/bin:/bin"},
         capture_output=True,

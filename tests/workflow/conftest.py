@@ -3,7 +3,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from checkout import TINY, Checkout, make_checkout
+from checkout import TINY, Checkout, Preloaded, make_checkout
 from tiny import WORDS
 from tiny_figure1 import prepare_figure1
 
@@ -50,7 +50,7 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
 
 
 def ended(folder: Path, *arguments: str, **env: str) -> Checkout:
-    checkout = make_checkout(folder)
+    checkout = make_checkout(folder, Preloaded)
     (folder / "own/tools.txt").write_text("\n".join(WORDS[20:24]) + "\n", encoding="utf-8")
     checkout.configure("tiny", **prepare_figure1(folder / "own"))
     checkout.configure("tiny", **MORE)
@@ -62,4 +62,4 @@ def ended(folder: Path, *arguments: str, **env: str) -> Checkout:
 def checkout(finished: Checkout, tmp_path: Path) -> Checkout:
     """Give a copy of the finished checkout, to be changed at will."""
     shutil.copytree(finished.folder, tmp_path / "checkout")
-    return Checkout(tmp_path / "checkout")
+    return Preloaded(tmp_path / "checkout")

@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
-from checkout import Checkout
+from checkout import Checkout, Preloaded
 from headpursuit.audit import main
 from headpursuit.files import plain, sha256
 from headpursuit.finished import row_names
@@ -298,7 +298,7 @@ def test_without_a_manifest(
 
 def test_files_without_records_make_no_manifest(finished: Checkout, tmp_path: Path) -> None:
     """Snakemake's other way to keep its records is not read: better none than an empty lineage."""
-    checkout = Checkout(shutil.copytree(finished.folder, tmp_path / "checkout"))
+    checkout = Preloaded(shutil.copytree(finished.folder, tmp_path / "checkout"))
     checkout.path("audit/manifest.json").unlink(missing_ok=True)
     shutil.rmtree(checkout.folder / ".snakemake/metadata")
     database = ["--persistence-backend", "db", "--rerun-triggers", "mtime"]

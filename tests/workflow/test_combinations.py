@@ -5,20 +5,18 @@ A few configs hold each of them at least once.
 """
 
 import random
-import sys
 from collections.abc import Iterator
 from typing import Any
 
 import pandas as pd
 import pytest
 import yaml
-from checkout import ROOT, Checkout, make_checkout
+from checkout import ROOT, Checkout, Preloaded, make_checkout
 from snakemake.utils import update_config
 from tiny import WORDS
 
 pytestmark = pytest.mark.xdist_group("combinations")
 
-PRELOADED = ROOT / "tests/preloaded.py"
 SCHEMA = yaml.safe_load((ROOT / "schemas/config.schema.yaml").read_text(encoding="utf-8"))
 # What a key holds that may also be null. A new one is missed by the test that reads the schema.
 EXAMPLES: dict[str, Any] = {
@@ -127,14 +125,11 @@ def nested(flat: dict[str, Any]) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def anywhere(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
     """Give a checkout that runs in another folder than its own, with files beside the workflow."""
-    checkout = make_checkout(tmp_path_factory.mktemp("combinations") / "checkout")
+    checkout = make_checkout(tmp_path_factory.mktemp("combinations") / "checkout", Preloaded)
     folder = checkout.folder
     (folder / "data/unrelated.txt").write_text("\n".join(WORDS))
     (folder / "work").mkdir()
-    program = folder / "snakemake"
-    program.write_text(f"#!{sys.executable}\n{PRELOADED.read_text(encoding='utf-8')}")
-    program.chmod(0o755)
-    return Checkout(folder, program)
+    return checkout
 
 
 def configure(checkout: Checkout, name: str, row: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 import pyarrow.parquet as pq
 import pytest
-from checkout import Checkout, make_checkout
+from checkout import Checkout, Preloaded, make_checkout
 from hub_server import Repo, serve
 from labeller.fake_ollama import FakeOllama
 from test_tables import typeset
@@ -109,7 +109,7 @@ def named(text: str, attempt: int) -> str:
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Done]:
-    checkout = make_checkout(tmp_path_factory.mktemp("hostile"))
+    checkout = make_checkout(tmp_path_factory.mktemp("hostile"), Preloaded)
     own = checkout.folder / "own"
     tokenizer = json.loads((own / "model/tokenizer.json").read_text())
     vocabulary = tokenizer["model"]["vocab"]

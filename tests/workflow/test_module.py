@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
-from checkout import TINY, Checkout, make_checkout
+from checkout import TINY, Checkout, Preloaded, make_checkout
 from tiny import WORDS
 
 pytestmark = pytest.mark.xdist_group("workflow")
@@ -58,7 +58,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
     (study / "config").mkdir()
     config = {"greeting": "knows tools", "headpursuit": own}
     (study / "config/study.yaml").write_text(yaml.safe_dump(config))
-    checkout = Checkout(study)
+    checkout = Preloaded(study)
     checkout.snakemake(overlay="")
     return checkout
 

@@ -4,14 +4,14 @@ import subprocess
 import sys
 
 import pytest
-from checkout import TINY, Checkout, make_checkout
+from checkout import TINY, Checkout, Preloaded, make_checkout
 
 pytestmark = pytest.mark.xdist_group("workflow")
 
 
 @pytest.fixture(scope="module")
 def fresh(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
-    return make_checkout(tmp_path_factory.mktemp("fresh"))
+    return make_checkout(tmp_path_factory.mktemp("fresh"), Preloaded)
 
 
 def test_paper_dry_run_needs_no_network_gpu_or_secret(fresh: Checkout) -> None:
