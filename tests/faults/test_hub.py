@@ -80,13 +80,13 @@ def test_gated_then_killed_then_wrong_then_whole(checkout: Checkout, repos: dict
         assert not record.exists()  # so the file is not taken for whole
         checkout.snakemake("--unlock", overlay="hub")
 
-        wrong = b"x" * len(repos["org/prompts"].files["prompts.jsonl"])
-        hub.faults.append(Fault("GET", r"prompts\.jsonl$", body=wrong, times=1))
+        wrong = b"x" * len(repos["org/prompts"].files["large.jsonl"])
+        hub.faults.append(Fault("GET", r"large\.jsonl$", body=wrong, times=1))
         said = failure(checkout, PROMPTS, **at)
         assert not list(begun.glob("*.incomplete"))  # nor is what the kill left
-        assert "prompts.jsonl came with another size or checksum than the Hub gives" in said
+        assert "large.jsonl came with another size or checksum than the Hub gives" in said
         assert "and was deleted. Run the same command again" in said
-        assert not record.with_name("prompts.jsonl").exists()
+        assert not record.with_name("large.jsonl").exists()
         assert not record.exists()
 
         checkout.snakemake(PROMPTS, overlay="hub", **at)
