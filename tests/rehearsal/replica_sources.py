@@ -166,8 +166,8 @@ def image(rng: np.random.Generator, size: tuple[int, int], label: int, n: int, l
 
 
 def image_file(
-    seed: int, names: Sequence[str], looks: Looks, each: int = 1, most: int | None = None,
-    stored: bool = True, column: str = "image", label_column: str = "label",
+    seed: int, names: Sequence[str], looks: Looks, each: int = 1, stored: bool = True,
+    column: str = "image", label_column: str = "label",
 ) -> bytes:  # fmt: skip
     """Return a Parquet file with some images of every class, in mixed order.
 
@@ -176,13 +176,12 @@ def image_file(
         names: class names.
         looks: of the images.
         each: images of a class.
-        most: images in all; None for all of them.
         stored: whether the class names stand in the metadata.
         column: name of the images' column.
         label_column: name of the labels'.
     """
     rng = np.random.default_rng(seed)
-    labels = rng.permutation(np.repeat(np.arange(len(names)), each)).tolist()[:most]
+    labels = rng.permutation(np.repeat(np.arange(len(names)), each)).tolist()
     encoded = [
         {
             "bytes": image(rng, looks.sizes[i % len(looks.sizes)], label, len(names), looks),
@@ -199,7 +198,6 @@ def image_file(
     return parquet(columns, features if stored else None)
 
 
-EVALUATED = 4  # images of each test split: one batch
 LOOKS = {
     "mnist": Looks([(28, 28)], "L", "PNG"),
     "svhn": Looks([(32, 32)], form="PNG"),
@@ -248,10 +246,9 @@ def dtd(**changes: Any) -> Files:
 
 
 def _split(pattern: str, seed: int, names: Sequence[str], looks: Looks, **changes: Any) -> Files:
-    """Return both splits. Of the test split are a few images only: each is answered 25 times."""
     return {
         pattern.format("train"): image_file(seed, names, looks, **changes),
-        pattern.format("test"): image_file(seed + 1, names, looks, most=EVALUATED, **changes),
+        pattern.format("test"): image_file(seed + 1, names, looks, **changes),
         "README.md": b"---\n---\n",
     }
 
