@@ -29,7 +29,7 @@ def test_a_cancelled_job_is_submitted_again(cluster: Cluster, path: str) -> None
     assert run.ended() == 0, run.said
     assert cluster.states() == ["CANCELLED", "COMPLETED"]
     assert [job["MinMemoryNode"] for job in cluster.jobs()] == ["4000M", "8000M"]
-    assert [job["TimeLimit"] for job in cluster.jobs()] == ["00:30:00", "01:00:00"]
+    assert [job["TimeLimit"] for job in cluster.jobs()] == ["01:00:00", "02:00:00"]
 
 
 def test_an_interrupt_cancels_what_runs(cluster: Cluster, path: str) -> None:
