@@ -71,7 +71,7 @@ def compare(
         if own is not None:
             row |= _beside(own, value) | {"own_heads": k, "model": models[own["model"]]}
             row["labeller"] = labeller if measure == "count" else None
-            row["settings"] = " ".join(settings.get(own["experiment"], ())) or None
+            row["settings"] = " ".join(settings[own["experiment"]]) or None
             remarks += _differences(row, MODELS[measure])
             if isinstance(own["flag"], str) and own["flag"]:
                 remarks.append(own["flag"])

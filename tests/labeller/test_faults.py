@@ -344,7 +344,9 @@ def test_a_prompt_of_the_length_at_which_it_is_cut_ends_the_job(settings, respon
     settings["slots"] = 1
     table = responses(2)
     long = "This is a long and quite harmless sentence. " * 100
-    table = table.set_column(3, "response", [[table["response"][1].as_py(), long]])
+    table = table.set_column(
+        table.column_names.index("response"), "response", [[table["response"][1].as_py(), long]]
+    )
     with FakeOllama() as server:
         server.context, server.tells_context, server.knows_truncate = 512, False, False
         with pytest.raises(UserError, match="cuts prompts without a word"):
@@ -374,7 +376,7 @@ def test_long_response_is_cut_at_a_sentence(settings, responses, tmp_path):
     table = responses(2)
     long = "This is a darn sentence. " * 400
     column = [long, table["response"][1].as_py()]
-    table = table.set_column(3, "response", [column])
+    table = table.set_column(table.column_names.index("response"), "response", [column])
     with FakeOllama() as server:
         labels = label(table, settings, tmp_path / "j", server.host)
     assert labels["cut"].to_pylist() == [True, False]

@@ -10,6 +10,7 @@ from headpursuit.heads import (
     draw_control,
     rank,
     read_conditions,
+    read_ranking,
     top_heads,
     write_conditions,
 )
@@ -112,3 +113,11 @@ def test_conditions_round_trip(tmp_path: Path):
     assert list(read_conditions([one, other], ["c", "b"])) == ["c", "b"]
     with pytest.raises(UserError, match=r"one\.csv, .*other\.csv: no heads of d"):
         read_conditions([one, other], ["a", "d"])
+
+
+def test_a_ranking_that_lacks_a_method_says_where_the_reason_is(tmp_path: Path):
+    row = {"method": "somp", "layer": 0, "head": 1, "score": 0.5, "rank": 1, "atoms": "a"}
+    pd.DataFrame([row]).to_csv(tmp_path / "ranking.csv", index=False)
+    assert len(read_ranking(tmp_path / "ranking.csv", "somp")) == 1
+    with pytest.raises(UserError, match=r"no ranking by unrelated\. The log of rank_heads"):
+        read_ranking(tmp_path / "ranking.csv", "unrelated")

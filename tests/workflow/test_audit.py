@@ -145,8 +145,9 @@ def test_untouched_files_verify(audited: Checkout, audit: Audit) -> None:
 
 
 def flip(path: Path) -> None:
+    """Change a bit that breaks no contract: of Parquet files, in the name of what wrote them."""
     data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
+    data[data.index(b"parquet-cpp") if path.suffix == ".parquet" else len(data) // 2] ^= 1
     path.write_bytes(data)
 
 
@@ -213,9 +214,9 @@ def test_damage_is_named_with_what_stands_on_it(
         os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))  # other tests share the run
     assert code == 1
     lines = output.splitlines()
-    assert len(lines) >= len(said), output
-    assert all(line.startswith(f"{name}: ") for line in lines), output
-    for line, part in zip(lines, said, strict=False):  # a flipped bit may break a contract, too
+    assert len(lines) == len(said), output
+    for line, part in zip(lines, said, strict=True):
+        assert line.startswith(f"{name}: ")
         assert part in line
     assert "results/tiny/tables/table2.csv" in lines[0]
     assert "results/tiny/tables/published.csv" in lines[0]

@@ -4,6 +4,7 @@ The choices are read out of the schema: lists of values, true and false, and nul
 A few configs hold each of them at least once.
 """
 
+import json
 import random
 from collections.abc import Iterator
 from typing import Any
@@ -128,6 +129,12 @@ def anywhere(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
     checkout = make_checkout(tmp_path_factory.mktemp("combinations") / "checkout", Preloaded)
     folder = checkout.folder
     (folder / "data/unrelated.txt").write_text("\n".join(WORDS))
+    # Words in upper case, also where those of prompts are labelled.
+    prompts = folder / "own/prompts.jsonl"
+    told = [json.loads(line) for line in prompts.read_text().splitlines()]
+    for row in told:
+        row["prompt"]["text"] = row["prompt"]["text"].title()
+    prompts.write_text("".join(f"{json.dumps(row)}\n" for row in told))
     (folder / "work").mkdir()
     return checkout
 
@@ -184,8 +191,7 @@ def test_it_runs(anywhere: Checkout, number: int) -> None:
     anywhere.snakemake(*targets, "--directory", "work", overlay=name)
     table = pd.read_csv(made / "tables/table2.csv")
     assert set(table["method"]) <= {*row["experiments.rtp.methods"], "random"}
-    prompts = "prompt" in row["concepts.toxic.labelled.texts"]  # whose words are lower case
-    if row["concepts.toxic.case_sensitive"] and not prompts:
+    if row["concepts.toxic.case_sensitive"]:
         words = pd.read_csv(made / "words/rtp.csv")["word"]
         assert any(word != word.casefold() for word in words)
         before = pd.read_parquet(made / "scores/rtp.words.parquet")
