@@ -19,7 +19,7 @@ from pathlib import Path
 import pyarrow as pa
 import timing
 import yaml
-from headpursuit.labellers.label import label_responses, open_backend
+from headpursuit.labelling.label import label_responses, open_backend
 
 ROOT = Path(__file__).parents[1]
 

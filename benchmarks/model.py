@@ -20,14 +20,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import timing
 import torch
-from headpursuit import reading
-from headpursuit.activations import pooled_inputs, read_layer, write_cache
-from headpursuit.batches import pad, plan_batches
-from headpursuit.files import read_parquet
-from headpursuit.models import fast_products, load_model, load_tokenizer
-from headpursuit.reading import until_stop
-from headpursuit.responses import Prompts, write_responses
-from headpursuit.sampling import GumbelMax, Noise
+from headpursuit.method import reading
+from headpursuit.method.activations import pooled_inputs, read_layer, write_cache
+from headpursuit.method.batches import pad, plan_batches
+from headpursuit.method.models import fast_products, load_model, load_tokenizer
+from headpursuit.method.reading import until_stop
+from headpursuit.method.responses import Prompts, write_responses
+from headpursuit.method.sampling import GumbelMax, Noise
+from headpursuit.run.files import read_parquet
 from torch import Tensor
 from transformers import LogitsProcessor
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import timing
 import torch
-from headpursuit.activations import read_layer
-from headpursuit.somp import Pursuit, pursue, pursue_layer
+from headpursuit.method.activations import read_layer
+from headpursuit.method.somp import Pursuit, pursue, pursue_layer
 from torch import Tensor
 
 SHAPES = {

@@ -1,6 +1,6 @@
 # What a sceptic needs: each file's lineage, the run in one archive, and what it takes.
 
-from headpursuit.estimate import measured
+from headpursuit.run.estimate import measured
 
 
 rule write_manifest:

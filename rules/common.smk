@@ -8,8 +8,8 @@ sys.path.insert(0, str(ROOT / "scripts"))
 os.environ.update(HEADPURSUIT_ROOT=str(ROOT))  # for jobs in a container
 hub_offline = os.environ.get("HF_HUB_OFFLINE")
 
-from headpursuit.config import labelled, load_config, used_models, used_sources
-from headpursuit.experiments import (
+from headpursuit.run.config import labelled, load_config, used_models, used_sources
+from headpursuit.run.experiments import (
     candidate_layers,
     concept_of,
     conditions,
@@ -23,10 +23,10 @@ from headpursuit.experiments import (
     tables_of,
     writes_responses,
 )
-from headpursuit.files import UserError, beside, refuse_braces, refuse_unwritable
-from headpursuit.interrupt import end_jobs_on_signals
-from headpursuit.lineage import code_hash
-from headpursuit.sources import content
+from headpursuit.run.files import UserError, beside, refuse_braces, refuse_unwritable
+from headpursuit.run.interrupt import end_jobs_on_signals
+from headpursuit.run.lineage import code_hash
+from headpursuit.data.sources import content
 from snakemake.common import __version__ as SNAKEMAKE
 from snakemake.common.configfile import load_configfile
 from snakemake.exceptions import WorkflowError

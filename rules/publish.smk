@@ -1,6 +1,6 @@
 # Tables, figures, and the report's pages.
 
-from headpursuit.settings import labeller_name, unlike_paper
+from headpursuit.publish.settings import labeller_name, unlike_paper
 
 RATIOS = tables_of(config, "ratios")
 HEADS = tables_of(config, "heads")

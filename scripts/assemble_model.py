@@ -1,8 +1,8 @@
 """Put language model, tower and projector together as an image-text model."""
 
-from headpursuit.models import model_folder
-from headpursuit.rule import run_rule
-from headpursuit.tower import assemble_model
+from headpursuit.data.tower import assemble_model
+from headpursuit.method.models import model_folder
+from headpursuit.run.rule import run_rule
 
 
 def main(snakemake):

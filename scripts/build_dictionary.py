@@ -1,9 +1,9 @@
 """Turn a concept's words into rows of the unembedding matrix."""
 
-from headpursuit.models import load_tokenizer, model_folder
-from headpursuit.rule import run_rule
-from headpursuit.tables import read_csv, write_csv
-from headpursuit.words import build_dictionary, distinct_classes
+from headpursuit.method.models import load_tokenizer, model_folder
+from headpursuit.method.words import build_dictionary, distinct_classes
+from headpursuit.run.rule import run_rule
+from headpursuit.run.tables import read_csv, write_csv
 
 
 def main(snakemake):

@@ -1,12 +1,12 @@
 """Cache the input of every layer's attention output projection, averaged over positions."""
 
-from headpursuit.activations import pooled_inputs, pooled_positions, write_cache
-from headpursuit.files import parquet_metadata, read_parquet, read_responses
-from headpursuit.images import image_ids
-from headpursuit.models import open_model
-from headpursuit.rule import run_rule
-from headpursuit.special import special_tokens
-from headpursuit.vision import open_images
+from headpursuit.data.images import image_ids
+from headpursuit.method.activations import pooled_inputs, pooled_positions, write_cache
+from headpursuit.method.models import open_model
+from headpursuit.method.special import special_tokens
+from headpursuit.method.vision import open_images
+from headpursuit.run.files import parquet_metadata, read_parquet, read_responses
+from headpursuit.run.rule import run_rule
 
 
 def main(snakemake):

@@ -2,10 +2,10 @@
 
 import logging
 
-from headpursuit.files import read_parquet
-from headpursuit.labellers.audit import agreement
-from headpursuit.rule import run_rule
-from headpursuit.tables import write_csv
+from headpursuit.labelling.audit import agreement
+from headpursuit.run.files import read_parquet
+from headpursuit.run.rule import run_rule
+from headpursuit.run.tables import write_csv
 
 COLUMNS = ["sample_id", "repeat", "words", "status"]
 

@@ -1,10 +1,10 @@
 """Put every published value beside this run's."""
 
 import pandas as pd
-from headpursuit.published import compare, display, notes
-from headpursuit.ratio import COLUMNS, read_published
-from headpursuit.rule import run_rule
-from headpursuit.tables import read_csv, write_csv, write_latex, write_markdown
+from headpursuit.publish.published import compare, display, notes
+from headpursuit.publish.ratio import COLUMNS, read_published
+from headpursuit.run.rule import run_rule
+from headpursuit.run.tables import read_csv, write_csv, write_latex, write_markdown
 
 
 def main(snakemake):

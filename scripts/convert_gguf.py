@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from headpursuit.convert import convert_gguf
-from headpursuit.rule import run_rule
-from headpursuit.sources import source_root, verify
+from headpursuit.data.convert import convert_gguf
+from headpursuit.data.sources import source_root, verify
+from headpursuit.run.rule import run_rule
 
 
 def main(snakemake):

@@ -1,13 +1,13 @@
 """Decompose every head over the whole vocabulary, and set its atoms against random tokens."""
 
 import pyarrow as pa
-from headpursuit.decompose import decompose_heads, rank_specialists, vocabulary
-from headpursuit.files import parquet_metadata, write_parquet
-from headpursuit.models import load_tokenizer, model_folder
-from headpursuit.rule import run_rule
-from headpursuit.tables import write_csv
-from headpursuit.tokens import token_texts
-from headpursuit.weights import HeadWeights
+from headpursuit.method.decompose import decompose_heads, rank_specialists, vocabulary
+from headpursuit.method.models import load_tokenizer, model_folder
+from headpursuit.method.tokens import token_texts
+from headpursuit.method.weights import HeadWeights
+from headpursuit.run.files import parquet_metadata, write_parquet
+from headpursuit.run.rule import run_rule
+from headpursuit.run.tables import write_csv
 
 
 def main(snakemake):

@@ -6,8 +6,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "0")  # before anything imports huggingf
 
 from pathlib import Path
 
-from headpursuit.download import download
-from headpursuit.rule import run_rule
+from headpursuit.data.download import download
+from headpursuit.run.rule import run_rule
 
 
 def main(snakemake):

@@ -1,8 +1,8 @@
 """Draw random heads that match the first method's by layer and are none of them."""
 
-from headpursuit.experiments import condition_name
-from headpursuit.heads import draw_control, read_conditions, write_conditions
-from headpursuit.rule import run_rule
+from headpursuit.method.heads import draw_control, read_conditions, write_conditions
+from headpursuit.run.experiments import condition_name
+from headpursuit.run.rule import run_rule
 
 
 def main(snakemake):

@@ -1,8 +1,8 @@
 """Reckon what the run takes, and say it."""
 
-from headpursuit.estimate import estimate, render
-from headpursuit.files import write_json, write_text
-from headpursuit.rule import run_rule
+from headpursuit.run.estimate import estimate, render
+from headpursuit.run.files import write_json, write_text
+from headpursuit.run.rule import run_rule
 
 
 def main(snakemake):

@@ -1,8 +1,8 @@
 """Write the part of a model's weights that rankings, decompositions and lenses read."""
 
-from headpursuit.models import open_model
-from headpursuit.rule import run_rule
-from headpursuit.weights import write_weights
+from headpursuit.method.models import open_model
+from headpursuit.method.weights import write_weights
+from headpursuit.run.rule import run_rule
 
 
 def main(snakemake):

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from headpursuit.labellers.label import label_file, read_terms, read_texts
-from headpursuit.rule import run_rule
+from headpursuit.labelling.label import label_file, read_terms, read_texts
+from headpursuit.run.rule import run_rule
 
 
 def main(snakemake):

@@ -2,11 +2,11 @@
 
 import pandas as pd
 import pyarrow as pa
-from headpursuit.files import parquet_metadata, read_parquet, read_responses, write_parquet
-from headpursuit.rule import run_rule
-from headpursuit.score import BY_WORD, score_answers, score_counts, score_expected
-from headpursuit.tables import read_csv
-from headpursuit.words import measured_words
+from headpursuit.method.score import BY_WORD, score_answers, score_counts, score_expected
+from headpursuit.method.words import measured_words
+from headpursuit.run.files import parquet_metadata, read_parquet, read_responses, write_parquet
+from headpursuit.run.rule import run_rule
+from headpursuit.run.tables import read_csv
 
 
 def main(snakemake):

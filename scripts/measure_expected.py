@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from headpursuit.expected import covered_words, measure_expected
-from headpursuit.files import finished, read_parquet, read_responses, sha256, write_together
-from headpursuit.heads import read_conditions
-from headpursuit.models import fast_products, open_model
-from headpursuit.rule import run_rule
-from headpursuit.tables import read_csv
+from headpursuit.method.expected import covered_words, measure_expected
+from headpursuit.method.heads import read_conditions
+from headpursuit.method.models import fast_products, open_model
+from headpursuit.run.files import finished, read_parquet, read_responses, sha256, write_together
+from headpursuit.run.rule import run_rule
+from headpursuit.run.tables import read_csv
 
 
 def main(snakemake):

@@ -6,9 +6,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "0")  # before anything imports huggingf
 
 from pathlib import Path
 
-from headpursuit.files import write_json
-from headpursuit.preflight import preflight
-from headpursuit.rule import run_rule
+from headpursuit.run.files import write_json
+from headpursuit.run.preflight import preflight
+from headpursuit.run.rule import run_rule
 
 
 def main(snakemake):

@@ -1,12 +1,12 @@
 """Draw prompts and render what the model reads; or draw images, class by class."""
 
-from headpursuit.experiments import of_images
-from headpursuit.files import write_parquet
-from headpursuit.images import prepare_images
-from headpursuit.models import load_tokenizer, longest_input, model_folder
-from headpursuit.prompts import read_rows, render_prompts, sample_prompts, unique_prompts
-from headpursuit.rule import run_rule
-from headpursuit.sources import source_files
+from headpursuit.data.images import prepare_images
+from headpursuit.data.prompts import read_rows, render_prompts, sample_prompts, unique_prompts
+from headpursuit.data.sources import source_files
+from headpursuit.method.models import load_tokenizer, longest_input, model_folder
+from headpursuit.run.experiments import of_images
+from headpursuit.run.files import write_parquet
+from headpursuit.run.rule import run_rule
 
 
 def main(snakemake):

@@ -1,9 +1,7 @@
 """Make a table of what single heads write, and its figures."""
 
 import pandas as pd
-from headpursuit.files import parquet_metadata, read_parquet
-from headpursuit.rule import run_rule
-from headpursuit.table1 import (
+from headpursuit.publish.table1 import (
     display,
     notes,
     plot_atoms,
@@ -12,7 +10,9 @@ from headpursuit.table1 import (
     shown_heads,
     table1,
 )
-from headpursuit.tables import read_csv, save_figure, write_csv, write_latex, write_markdown
+from headpursuit.run.files import parquet_metadata, read_parquet
+from headpursuit.run.rule import run_rule
+from headpursuit.run.tables import read_csv, save_figure, write_csv, write_latex, write_markdown
 
 STEPS = ["layer", "head", "step"]
 

@@ -1,10 +1,10 @@
 """Make the table of the heads that a table's experiments share, and a map of what they explain."""
 
-from headpursuit.heads import read_ranking, top_heads
-from headpursuit.overlap import display, notes, overlaps
-from headpursuit.rule import run_rule
-from headpursuit.table1 import plot_heads
-from headpursuit.tables import save_figure, write_csv, write_latex, write_markdown
+from headpursuit.method.heads import read_ranking, top_heads
+from headpursuit.publish.overlap import display, notes, overlaps
+from headpursuit.publish.table1 import plot_heads
+from headpursuit.run.rule import run_rule
+from headpursuit.run.tables import save_figure, write_csv, write_latex, write_markdown
 
 
 def main(snakemake):

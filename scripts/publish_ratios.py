@@ -1,6 +1,6 @@
 """Publish ratios: csv, Markdown and LaTeX, the single random draws, and the figure."""
 
-from headpursuit.ratio import (
+from headpursuit.publish.ratio import (
     display,
     notes,
     put_published,
@@ -8,9 +8,9 @@ from headpursuit.ratio import (
     read_published,
     read_scores,
 )
-from headpursuit.ratio_plot import plot
-from headpursuit.rule import run_rule
-from headpursuit.tables import save_figure, write_csv, write_latex, write_markdown
+from headpursuit.publish.ratio_plot import plot
+from headpursuit.run.rule import run_rule
+from headpursuit.run.tables import save_figure, write_csv, write_latex, write_markdown
 
 
 def main(snakemake):

@@ -2,13 +2,13 @@
 
 import logging
 
-from headpursuit.files import UserError
-from headpursuit.models import load_tokenizer, model_folder
-from headpursuit.ranking import rank_heads
-from headpursuit.rule import run_rule
-from headpursuit.tables import read_csv, write_csv
-from headpursuit.weights import HeadWeights
-from headpursuit.words import unrelated_tokens
+from headpursuit.method.models import load_tokenizer, model_folder
+from headpursuit.method.ranking import rank_heads
+from headpursuit.method.weights import HeadWeights
+from headpursuit.method.words import unrelated_tokens
+from headpursuit.run.files import UserError
+from headpursuit.run.rule import run_rule
+from headpursuit.run.tables import read_csv, write_csv
 
 
 def main(snakemake):

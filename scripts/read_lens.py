@@ -1,12 +1,12 @@
 """Apply the aggregated logit lens to every head."""
 
 import pyarrow as pa
-from headpursuit.decompose import read_lens, vocabulary
-from headpursuit.files import write_parquet
-from headpursuit.models import load_tokenizer, model_folder
-from headpursuit.rule import run_rule
-from headpursuit.tokens import token_texts
-from headpursuit.weights import HeadWeights
+from headpursuit.method.decompose import read_lens, vocabulary
+from headpursuit.method.models import load_tokenizer, model_folder
+from headpursuit.method.tokens import token_texts
+from headpursuit.method.weights import HeadWeights
+from headpursuit.run.files import write_parquet
+from headpursuit.run.rule import run_rule
 
 
 def main(snakemake):

@@ -1,12 +1,12 @@
 """Write the responses to a part of the samples: of the model as it is, or under every condition."""
 
-from headpursuit.experiments import of_images
-from headpursuit.files import sha256
-from headpursuit.heads import read_conditions
-from headpursuit.models import fast_products, open_model
-from headpursuit.responses import Prompts, write_responses
-from headpursuit.rule import run_rule
-from headpursuit.vision import open_images
+from headpursuit.method.heads import read_conditions
+from headpursuit.method.models import fast_products, open_model
+from headpursuit.method.responses import Prompts, write_responses
+from headpursuit.method.vision import open_images
+from headpursuit.run.experiments import of_images
+from headpursuit.run.files import sha256
+from headpursuit.run.rule import run_rule
 
 
 def main(snakemake):

@@ -1,7 +1,7 @@
 """Select the top k heads of each ranking among the candidate layers."""
 
-from headpursuit.heads import choose_heads, read_ranking, write_conditions
-from headpursuit.rule import run_rule
+from headpursuit.method.heads import choose_heads, read_ranking, write_conditions
+from headpursuit.run.rule import run_rule
 
 
 def main(snakemake):

@@ -2,10 +2,7 @@
 
 from collections import Counter
 
-from headpursuit.files import parquet_metadata, read_parquet, read_responses
-from headpursuit.rule import run_rule
-from headpursuit.tables import write_csv
-from headpursuit.words import (
+from headpursuit.method.words import (
     count_words,
     distinct_words,
     label_counts,
@@ -13,6 +10,9 @@ from headpursuit.words import (
     read_word_list,
     split_words,
 )
+from headpursuit.run.files import parquet_metadata, read_parquet, read_responses
+from headpursuit.run.rule import run_rule
+from headpursuit.run.tables import write_csv
 
 
 def listed(snakemake, concept):

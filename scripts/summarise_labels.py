@@ -1,8 +1,8 @@
 """Sum up what the labeller did, with masked words: for programs and for the report."""
 
-from headpursuit.files import read_parquet, write_json, write_text
-from headpursuit.labellers.audit import summary, summary_html
-from headpursuit.rule import run_rule
+from headpursuit.labelling.audit import summary, summary_html
+from headpursuit.run.files import read_parquet, write_json, write_text
+from headpursuit.run.rule import run_rule
 
 
 def main(snakemake):

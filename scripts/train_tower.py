@@ -1,8 +1,8 @@
 """Train the demo's vision tower and projector through a frozen language model."""
 
-from headpursuit.models import model_folder
-from headpursuit.rule import run_rule
-from headpursuit.tower import train_tower
+from headpursuit.data.tower import train_tower
+from headpursuit.method.models import model_folder
+from headpursuit.run.rule import run_rule
 
 
 def main(snakemake):

@@ -1,8 +1,8 @@
 """Write the effective configuration: config.yaml with every overlay applied."""
 
 import yaml
-from headpursuit.files import write_text
-from headpursuit.rule import run_rule
+from headpursuit.run.files import write_text
+from headpursuit.run.rule import run_rule
 
 
 def main(snakemake):

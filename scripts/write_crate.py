@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from headpursuit.crate import write_crate
-from headpursuit.rule import run_rule
+from headpursuit.run.crate import write_crate
+from headpursuit.run.rule import run_rule
 
 
 def main(snakemake):

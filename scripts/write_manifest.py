@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from headpursuit.files import write_json
-from headpursuit.manifest import build_manifest
-from headpursuit.rule import run_rule
+from headpursuit.run.files import write_json
+from headpursuit.run.manifest import build_manifest
+from headpursuit.run.rule import run_rule
 
 
 def main(snakemake):

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from headpursuit.files import write_text
-from headpursuit.pages import write_page
-from headpursuit.rule import run_rule
+from headpursuit.publish.pages import write_page
+from headpursuit.run.files import write_text
+from headpursuit.run.rule import run_rule
 
 
 def main(snakemake):

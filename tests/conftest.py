@@ -43,7 +43,7 @@ def model_path(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
 @pytest.fixture(scope="session")
 def model(model_path: Callable[[str], Path]) -> Callable[[str], Any]:
     """Give a tiny model of a family as a Decoder, loaded once."""
-    from headpursuit.models import load_model
+    from headpursuit.method.models import load_model
 
     return cache(lambda family: load_model(model_path(family), "float32", "cpu"))
 
@@ -51,7 +51,7 @@ def model(model_path: Callable[[str], Path]) -> Callable[[str], Any]:
 @pytest.fixture(scope="session")
 def weights(model: Callable[[str], Any], tmp_path_factory: pytest.TempPathFactory):
     """Give a tiny model's weights file, opened, made once."""
-    from headpursuit.weights import HeadWeights, write_weights
+    from headpursuit.method.weights import HeadWeights, write_weights
 
     def make(family: str) -> HeadWeights:
         path = tmp_path_factory.mktemp("weights") / f"{family}.safetensors"
@@ -64,7 +64,7 @@ def weights(model: Callable[[str], Any], tmp_path_factory: pytest.TempPathFactor
 @pytest.fixture(scope="session")
 def tokenizer(model_path: Callable[[str], Path]) -> Any:
     """Give the tokenizer that all tiny models share."""
-    from headpursuit.models import load_tokenizer
+    from headpursuit.method.models import load_tokenizer
 
     return load_tokenizer(model_path("llama"))
 

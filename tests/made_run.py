@@ -8,13 +8,13 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import yaml
-from headpursuit.config import load_config
-from headpursuit.experiments import merge
-from headpursuit.files import write_parquet
-from headpursuit.overlap import overlaps
-from headpursuit.published import compare
-from headpursuit.ratio import Scores, put_published, ratio_rows, read_published
-from headpursuit.score import score_answers, score_counts, score_expected
+from headpursuit.method.score import score_answers, score_counts, score_expected
+from headpursuit.publish.overlap import overlaps
+from headpursuit.publish.published import compare
+from headpursuit.publish.ratio import Scores, put_published, ratio_rows, read_published
+from headpursuit.run.config import load_config
+from headpursuit.run.experiments import merge
+from headpursuit.run.files import write_parquet
 
 ROOT = Path(__file__).parents[1]
 WORDS = ["candle", "river", "stone", "paper", "glass"]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from headpursuit.vision import QwenImages
+from headpursuit.method.vision import QwenImages
 from tiny import make_tokenizer
 from tokenizers.processors import ByteLevel
 from transformers import (

@@ -119,7 +119,7 @@ def test_what_a_script_imports_lies_in_its_environment(ran: CondaCheckout, scrip
     own = [record for record in records(ran.imports) if record["script"] == script]
     assert own
     for record in own:
-        assert {"headpursuit", "headpursuit.rule"} <= set(record["files"])
+        assert {"headpursuit", "headpursuit.run.rule"} <= set(record["files"])
         assert foreign(record) == {}
 
 

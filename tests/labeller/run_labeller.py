@@ -9,8 +9,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 
-from headpursuit.files import UserError
-from headpursuit.labellers.label import label_file, read_texts
+from headpursuit.labelling.label import label_file, read_texts
+from headpursuit.run.files import UserError
 
 
 def main(settings_path: str, responses: str, out: str) -> None:

@@ -14,9 +14,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from fake_ollama import DIGEST, FakeOllama, usual_reply
-from headpursuit.files import UserError, write_json
-from headpursuit.labellers.audit import summary
-from headpursuit.labellers.label import label_responses, open_backend
+from headpursuit.labelling.audit import summary
+from headpursuit.labelling.label import label_responses, open_backend
+from headpursuit.run.files import UserError, write_json
 
 HERE = Path(__file__).parent
 

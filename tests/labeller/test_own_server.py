@@ -11,9 +11,9 @@ from pathlib import Path
 import psutil
 import pyarrow.parquet as pq
 import pytest
-from headpursuit.files import UserError, write_json
-from headpursuit.labellers import ollama as backend_module
-from headpursuit.labellers.label import label_responses, open_backend
+from headpursuit.labelling import ollama as backend_module
+from headpursuit.labelling.label import label_responses, open_backend
+from headpursuit.run.files import UserError, write_json
 
 HERE = Path(__file__).parent
 

@@ -18,8 +18,8 @@ from pathlib import Path
 import httpx
 import pyarrow.parquet as pq
 import pytest
-from headpursuit.labellers.label import label_responses, open_backend
-from headpursuit.words import normalise
+from headpursuit.labelling.label import label_responses, open_backend
+from headpursuit.method.words import normalise
 from test_rule import ROOT, Run
 
 SERVERS = ROOT / ".venv-labeller"

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from fake_ollama import FakeOllama
-from headpursuit.files import write_parquet
+from headpursuit.run.files import write_parquet
 
 ROOT = Path(__file__).parents[2]
 RULES = ["download_source", "label_responses", "label_second", "summarise_labels"]

@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "tests")]
 
 from checkout import Checkout, make_checkout  # noqa: E402
-from headpursuit.somp import pursue_layer  # noqa: E402
+from headpursuit.method.somp import pursue_layer  # noqa: E402
 from replica_models import MISTRAL_CONFIG  # noqa: E402
 from replica_names import PLAIN  # noqa: E402
 from replica_tokenizer import as_json, mistral_files  # noqa: E402

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from headpursuit.config import load_config
+from headpursuit.run.config import load_config
 from PIL import Image
 from replica_names import DIGITS, DTD, EUROSAT, GTSRB, PLAIN, RESISC45
 from replica_sources import LOOKS, challenging, image, queries

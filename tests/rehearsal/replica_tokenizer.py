@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 
 import yaml
-from headpursuit.config import load_config
+from headpursuit.run.config import load_config
 from replica_names import BROKEN, DTD, EUROSAT, GTSRB, PLAIN, RESISC45
 from tokenizers import (
     Tokenizer,

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from conftest import LLAVA, MISTRAL, TOKEN, Rehearsal
-from headpursuit.config import load_config
+from headpursuit.run.config import load_config
 from PIL import Image
 from replica_names import DIGITS, DTD, GTSRB, RESISC45
 from replica_sources import challenging, queries
@@ -301,7 +301,7 @@ def test_figures(finished: Rehearsal) -> None:
 
 def audit(finished: Rehearsal, *arguments: str) -> str:
     done = subprocess.run(
-        [sys.executable, "-m", "headpursuit.audit", *arguments],
+        [sys.executable, "-m", "headpursuit", *arguments],
         cwd=finished.folder,
         env={"PYTHONPATH": "scripts", "PATH": "/usr/bin:/bin"},
         capture_output=True,

@@ -8,15 +8,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from headpursuit.activations import (
+from headpursuit.method.activations import (
     ROW_GROUP,
     pooled_inputs,
     pooled_positions,
     read_layer,
     write_cache,
 )
-from headpursuit.files import UserError, parquet_metadata
-from headpursuit.models import Decoder, projection_inputs
+from headpursuit.method.models import Decoder, projection_inputs
+from headpursuit.run.files import UserError, parquet_metadata
 from tiny import HEADS, LAYERS
 from torch import Tensor
 

@@ -10,12 +10,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from headpursuit.activations import pooled_inputs, pooled_positions
-from headpursuit.batches import Halving, by_condition, journaled, pad, plan_batches
-from headpursuit.expected import measure_expected
-from headpursuit.files import UserError, write_parquet
-from headpursuit.models import Decoder
-from headpursuit.responses import Prompts, write_responses
+from headpursuit.method.activations import pooled_inputs, pooled_positions
+from headpursuit.method.batches import Halving, by_condition, journaled, pad, plan_batches
+from headpursuit.method.expected import measure_expected
+from headpursuit.method.models import Decoder
+from headpursuit.method.responses import Prompts, write_responses
+from headpursuit.run.files import UserError, write_parquet
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -189,9 +189,9 @@ import logging, resource, sys
 from pathlib import Path
 import pyarrow as pa
 import torch
-from headpursuit.files import read_parquet, write_parquet
-from headpursuit.models import load_model, load_tokenizer
-from headpursuit.responses import Prompts, write_responses
+from headpursuit.run.files import read_parquet, write_parquet
+from headpursuit.method.models import load_model, load_tokenizer
+from headpursuit.method.responses import Prompts, write_responses
 
 model, folder, room = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 torch.set_num_threads(1)

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from headpursuit.somp import Pursuit
+from headpursuit.method.somp import Pursuit
 
 ROOT = Path(__file__).parents[2]
 

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from headpursuit.checkpoint import save_scaled
-from headpursuit.files import UserError
-from headpursuit.heads import write_conditions
-from headpursuit.models import scaled_heads
+from headpursuit.method.checkpoint import save_scaled
+from headpursuit.method.heads import write_conditions
+from headpursuit.method.models import scaled_heads
+from headpursuit.run.files import UserError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 ROOT = Path(__file__).parents[2]
@@ -42,7 +42,7 @@ def test_nothing_is_overwritten(model_path, tmp_path: Path):
 )
 def test_a_mistake_on_the_command_line_is_one_line(model_path, tmp_path: Path, condition, said):
     write_conditions(tmp_path / "heads.csv", {"somp-k1": [(99, 0)]})
-    command = [sys.executable, "-m", "headpursuit.checkpoint", model_path("llama")]
+    command = [sys.executable, "-m", "headpursuit.method.checkpoint", model_path("llama")]
     done = subprocess.run(
         [*command, tmp_path / "heads.csv", condition, "-1", tmp_path / "edited"],
         env={"PYTHONPATH": str(ROOT / "scripts"), "PATH": ""},

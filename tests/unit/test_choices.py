@@ -3,8 +3,8 @@
 import re
 from pathlib import Path
 
-from headpursuit.choices import main
-from headpursuit.settings import leaves, schema
+from headpursuit.publish.settings import leaves, schema
+from headpursuit.run.choices import main
 
 ROOT = Path(__file__).parents[2]
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import yaml
-from headpursuit.config import MOVED, SCHEMA, load_config
-from headpursuit.files import UserError
+from headpursuit.run.config import MOVED, SCHEMA, load_config
+from headpursuit.run.files import UserError
 from snakemake.utils import update_config
 
 Config = dict[str, Any]

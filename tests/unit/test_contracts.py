@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
-from headpursuit.contracts import contract_of, contracts, record, violations
-from headpursuit.files import UserError, write_parquet
-from headpursuit.tables import read_cells, write_csv
+from headpursuit.run.contracts import contract_of, contracts, record, violations
+from headpursuit.run.files import UserError, write_parquet
+from headpursuit.run.tables import read_cells, write_csv
 
 ROOT = Path(__file__).parents[2]
 

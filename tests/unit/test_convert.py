@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from headpursuit.convert import convert_gguf
-from headpursuit.files import UserError, read_json, sha256
-from headpursuit.models import load_model, load_tokenizer, open_model
+from headpursuit.data.convert import convert_gguf
+from headpursuit.method.models import load_model, load_tokenizer, open_model
+from headpursuit.run.files import UserError, read_json, sha256
 from safetensors.torch import load_file
 from tiny import HEADS, LAYERS
 from tiny_gguf import write_gguf

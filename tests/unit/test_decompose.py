@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from headpursuit.activations import write_cache
-from headpursuit.decompose import (
+from headpursuit.method.activations import write_cache
+from headpursuit.method.decompose import (
     coherence,
     decompose_heads,
     explained_by_sets,
@@ -17,9 +17,9 @@ from headpursuit.decompose import (
     read_lens,
     vocabulary,
 )
-from headpursuit.files import UserError
-from headpursuit.models import decoder_of
-from headpursuit.weights import HeadWeights, write_weights
+from headpursuit.method.models import decoder_of
+from headpursuit.method.weights import HeadWeights, write_weights
+from headpursuit.run.files import UserError
 from tiny import TEMPLATES, make_asking
 
 PURSUIT = {"norm": "l1", "center": True, "normalise_atoms": False, "iterations": 4}

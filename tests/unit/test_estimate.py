@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 import yaml
-from headpursuit.config import load_config
-from headpursuit.estimate import (
+from headpursuit.run.config import load_config
+from headpursuit.run.estimate import (
     estimate,
     file_bytes,
     measured,
@@ -15,8 +15,8 @@ from headpursuit.estimate import (
     render,
     tokens,
 )
-from headpursuit.experiments import stage_owners
-from headpursuit.files import UserError
+from headpursuit.run.experiments import stage_owners
+from headpursuit.run.files import UserError
 from snakemake.utils import update_config
 
 ROOT = Path(__file__).parents[2]

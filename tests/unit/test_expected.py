@@ -9,13 +9,13 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 import torch
-from headpursuit import expected as module
-from headpursuit.expected import covered_words, measure_expected
-from headpursuit.files import parquet_metadata, read_parquet, write_parquet
-from headpursuit.heads import write_conditions
-from headpursuit.models import Decoder
-from headpursuit.tables import write_csv
-from headpursuit.words import build_dictionary, split_words
+from headpursuit.method import expected as module
+from headpursuit.method.expected import covered_words, measure_expected
+from headpursuit.method.heads import write_conditions
+from headpursuit.method.models import Decoder
+from headpursuit.method.words import build_dictionary, split_words
+from headpursuit.run.files import parquet_metadata, read_parquet, write_parquet
+from headpursuit.run.tables import write_csv
 from tiny import HEADS
 
 CONDITIONS = {

@@ -3,8 +3,8 @@
 from typing import Any
 
 import pytest
-from headpursuit.config import load_config
-from headpursuit.experiments import (
+from headpursuit.run.config import load_config
+from headpursuit.run.experiments import (
     STAGES,
     condition_name,
     conditions,

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from headpursuit.files import (
+from headpursuit.run.files import (
     UserError,
     atomic,
     parquet_metadata,

@@ -10,14 +10,10 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import yaml
-from headpursuit.config import load_config
-from headpursuit.experiments import candidate_layers, conditions, running
-from headpursuit.files import UserError, plain, visible
-from headpursuit.heads import draw_control
-from headpursuit.labellers.reply import MAX_ENTRIES, MAX_PHRASE, parse_reply, sift_words
-from headpursuit.prompts import read_rows, sample_prompts, unique_prompts
-from headpursuit.tables import escape_latex, escape_markdown
-from headpursuit.words import (
+from headpursuit.data.prompts import read_rows, sample_prompts, unique_prompts
+from headpursuit.labelling.reply import MAX_ENTRIES, MAX_PHRASE, parse_reply, sift_words
+from headpursuit.method.heads import draw_control
+from headpursuit.method.words import (
     count_words,
     label_counts,
     most_frequent,
@@ -26,6 +22,10 @@ from headpursuit.words import (
     tidy_word,
     word_pattern,
 )
+from headpursuit.run.config import load_config
+from headpursuit.run.experiments import candidate_layers, conditions, running
+from headpursuit.run.files import UserError, plain, visible
+from headpursuit.run.tables import escape_latex, escape_markdown
 from hypothesis import example, given
 from hypothesis import strategies as st
 from snakemake.utils import update_config

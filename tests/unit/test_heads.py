@@ -4,8 +4,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from headpursuit.files import UserError
-from headpursuit.heads import (
+from headpursuit.method.heads import (
     choose_heads,
     draw_control,
     rank,
@@ -14,6 +13,7 @@ from headpursuit.heads import (
     top_heads,
     write_conditions,
 )
+from headpursuit.run.files import UserError
 from hypothesis import given
 from hypothesis import strategies as st
 

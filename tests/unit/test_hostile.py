@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from headpursuit import overlap, published, ratio, table1
-from headpursuit.contracts import contract_of
-from headpursuit.tables import write_csv, write_latex, write_markdown
+from headpursuit.publish import overlap, published, ratio, table1
+from headpursuit.run.contracts import contract_of
+from headpursuit.run.tables import write_csv, write_latex, write_markdown
 
 PLAIN = "plum"
 HOSTILE = [

@@ -10,14 +10,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from headpursuit.config import load_config, run_labellers
-from headpursuit.files import UserError
-from headpursuit.labellers import audit, prompt, used_labellers
-from headpursuit.labellers.backend import Reply, vary
-from headpursuit.labellers.journal import Journal, journal_key
-from headpursuit.labellers.label import label_responses, open_backend, read_texts
-from headpursuit.labellers.lexicon import Lexicon
-from headpursuit.labellers.reply import (
+from headpursuit.labelling import audit, prompt, used_labellers
+from headpursuit.labelling.backend import Reply, vary
+from headpursuit.labelling.journal import Journal, journal_key
+from headpursuit.labelling.label import label_responses, open_backend, read_texts
+from headpursuit.labelling.lexicon import Lexicon
+from headpursuit.labelling.reply import (
     MAX_ENTRIES,
     MAX_PHRASE,
     clean,
@@ -25,8 +23,10 @@ from headpursuit.labellers.reply import (
     parse_reply,
     sift_words,
 )
-from headpursuit.retry import Busy, persist
-from headpursuit.words import count_words, normalise
+from headpursuit.method.words import count_words, normalise
+from headpursuit.run.config import load_config, run_labellers
+from headpursuit.run.files import UserError
+from headpursuit.run.retry import Busy, persist
 from hypothesis import given
 from hypothesis import strategies as st
 

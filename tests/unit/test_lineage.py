@@ -6,12 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from headpursuit import lineage
-from headpursuit.lineage import code_hash
+from headpursuit.run import lineage
+from headpursuit.run.lineage import code_hash
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = ROOT / "scripts"
-NO_RESULT = {"headpursuit.contracts", "headpursuit.retry"}
+NO_RESULT = {"headpursuit.run.contracts", "headpursuit.run.retry"}
 RULES = sorted(path.stem for path in SCRIPTS.glob("*.py"))
 SMK = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "rules").glob("*.smk"))
 # Their code is a param; what the others make is a record, of the config, the machine or the Hub.
@@ -54,7 +54,7 @@ def test_the_code_is_a_param_of_every_rule_with_a_result():
 def test_the_place_and_the_date_of_the_code_do_not_matter(copy: Path):
     own = {rule: code_hash(rule) for rule in RULES}
     assert len(set(own.values())) == len(RULES)
-    (copy / "headpursuit/heads.py").touch()
+    (copy / "headpursuit/method/heads.py").touch()
     lineage.SCRIPTS = SCRIPTS
     forget()
     assert own == {rule: code_hash(rule) for rule in RULES}
@@ -63,17 +63,37 @@ def test_the_place_and_the_date_of_the_code_do_not_matter(copy: Path):
 @pytest.mark.parametrize(
     ("rule", "module", "old", "new"),
     [
-        ("select_heads", "heads.py", "    return ranked\n", "    # Best.\n    return ranked\n"),
-        ("select_heads", "heads.py", "    return ranked\n", "    return (ranked)\n\n\n"),
-        ("select_heads", "heads.py", '"""Order heads by score, highest first;', '"""Sort heads;'),
-        ("select_heads", "heads.py", '"""Heads: which are selected', '"""Which are selected'),
-        ("rank_heads", "ranking.py", "raise UserError(", 'raise UserError("That is: "'),
-        ("rank_heads", "files.py", "{path}: not readable JSON", "{path}: no JSON"),
-        ("rank_heads", "ranking.py", 'desc="ranking", unit="layer"', 'desc="heads", unit="all"'),
-        ("respond", "batches.py", "log.warning(", 'log.warning("That is: "'),
-        ("respond", "batches.py", '"%d finished batches are in', '"The journal has %d'),
-        ("select_heads", "contracts.py", "SLACK = 1e-6", "SLACK = 1e-5"),
-        ("label_responses", "retry.py", "LONGEST_WAIT = 0.5", "LONGEST_WAIT = 0.6"),
+        (
+            "select_heads",
+            "method/heads.py",
+            "    return ranked\n",
+            "    # Best.\n    return ranked\n",
+        ),
+        ("select_heads", "method/heads.py", "    return ranked\n", "    return (ranked)\n\n\n"),
+        (
+            "select_heads",
+            "method/heads.py",
+            '"""Order heads by score, highest first;',
+            '"""Sort heads;',
+        ),
+        (
+            "select_heads",
+            "method/heads.py",
+            '"""Heads: which are selected',
+            '"""Which are selected',
+        ),
+        ("rank_heads", "method/ranking.py", "raise UserError(", 'raise UserError("That is: "'),
+        ("rank_heads", "run/files.py", "{path}: not readable JSON", "{path}: no JSON"),
+        (
+            "rank_heads",
+            "method/ranking.py",
+            'desc="ranking", unit="layer"',
+            'desc="heads", unit="all"',
+        ),
+        ("respond", "method/batches.py", "log.warning(", 'log.warning("That is: "'),
+        ("respond", "method/batches.py", '"%d finished batches are in', '"The journal has %d'),
+        ("select_heads", "run/contracts.py", "SLACK = 1e-6", "SLACK = 1e-5"),
+        ("label_responses", "run/retry.py", "LONGEST_WAIT = 0.5", "LONGEST_WAIT = 0.6"),
     ],
 )
 def test_what_changes_no_result_does_not_count(copy: Path, rule: str, module: str, old, new):
@@ -90,7 +110,9 @@ def imports(path: Path) -> set[Path]:
 
 
 def test_a_download_does_not_count():
-    reach = {rule for rule in RULES if SCRIPTS / "headpursuit/download.py" in lineage.modules(rule)}
+    reach = {
+        rule for rule in RULES if SCRIPTS / "headpursuit/data/download.py" in lineage.modules(rule)
+    }
     assert reach == {"download_source", "preflight"}  # neither is HASHED
 
 
@@ -103,11 +125,16 @@ def test_a_description_of_a_column_does_not_count():
     ("rule", "module", "old", "new"),
     [
         ("select_heads", "select_heads.py", "params.k,", "params.k[:1],"),
-        ("select_heads", "headpursuit/heads.py", "[False, True, True]", "[True, True, True]"),
-        ("select_heads", "headpursuit/files.py", ">> 1", ">> 2"),  # reached through heads
-        ("select_heads", "headpursuit/tables.py", "pa.float64()", "pa.float32()"),
-        ("rank_heads", "headpursuit/somp.py", "STOP = 1e-7", "STOP = 2e-7"),
-        ("respond", "headpursuit/batches.py", "> batch_tokens:", ">= batch_tokens:"),
+        (
+            "select_heads",
+            "headpursuit/method/heads.py",
+            "[False, True, True]",
+            "[True, True, True]",
+        ),
+        ("select_heads", "headpursuit/run/files.py", ">> 1", ">> 2"),  # reached through heads
+        ("select_heads", "headpursuit/run/tables.py", "pa.float64()", "pa.float32()"),
+        ("rank_heads", "headpursuit/method/somp.py", "STOP = 1e-7", "STOP = 2e-7"),
+        ("respond", "headpursuit/method/batches.py", "> batch_tokens:", ">= batch_tokens:"),
     ],
 )
 def test_a_changed_formula_counts(copy: Path, rule: str, module: str, old: str, new: str):
@@ -118,18 +145,18 @@ def test_a_changed_formula_counts(copy: Path, rule: str, module: str, old: str, 
 def test_a_change_of_other_code_does_not_count(copy: Path):
     rules = ("select_heads", "respond")
     selecting, responding = map(code_hash, rules)
-    path = copy / "headpursuit/responses.py"
+    path = copy / "headpursuit/method/responses.py"
     assert after(path, "// self.repeats", "% self.repeats", "select_heads") == selecting
     assert code_hash("respond") != responding
 
 
 def test_a_lazy_import_counts(copy: Path):
     line = "    params, path ="
-    lazy = f"    from headpursuit import words\n\n    words.__name__\n{line}"
+    lazy = f"    from headpursuit.method import words\n\n    words.__name__\n{line}"
     before = code_hash("select_heads")
     changed = after(copy / "select_heads.py", line, lazy, "select_heads")
     assert changed != before
-    words = copy / "headpursuit/words.py"
+    words = copy / "headpursuit/method/words.py"
     assert after(words, '"upper": str.upper', '"upper": str.lower', "select_heads") != changed
 
 

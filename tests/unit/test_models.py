@@ -12,11 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from headpursuit import models
-from headpursuit.activations import averaged_inputs
-from headpursuit.download import download
-from headpursuit.files import UserError, sha256
-from headpursuit.models import (
+from headpursuit.data.download import download
+from headpursuit.method import models
+from headpursuit.method.activations import averaged_inputs
+from headpursuit.method.models import (
     Decoder,
     ScaledRows,
     decoder_of,
@@ -31,6 +30,7 @@ from headpursuit.models import (
     scaled_heads,
     self_check,
 )
+from headpursuit.run.files import UserError, sha256
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tiny import HEADS, LAYERS, LONGEST, WINDOW
@@ -540,8 +540,8 @@ STARVED = """
 import resource, sys
 from pathlib import Path
 import psutil
-from headpursuit.files import UserError
-from headpursuit.models import load_model
+from headpursuit.run.files import UserError
+from headpursuit.method.models import load_model
 
 small, large, dtype = sys.argv[1:4]
 load_model(small, dtype, "cpu")  # so that what is imported on the way is there
@@ -568,7 +568,7 @@ def test_memory_that_does_not_suffice_is_said_as_such(
         AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     done = subprocess.run(
         [sys.executable, "-c", STARVED, model_path("llama"), folder, dtype, str(spare)],
-        env={"PYTHONPATH": str(Path(models.__file__).parents[1]), "OMP_NUM_THREADS": "1"},
+        env={"PYTHONPATH": str(Path(models.__file__).parents[2]), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=300,

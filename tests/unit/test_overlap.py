@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pandas as pd
 import pytest
-from headpursuit.overlap import COLUMNS, chance_jaccard, display, jaccard, notes, overlaps
+from headpursuit.publish.overlap import COLUMNS, chance_jaccard, display, jaccard, notes, overlaps
 
 HEADS = pd.DataFrame(list(np.ndindex(4, 2)), columns=["layer", "head"])
 UP, DOWN = HEADS.assign(rank=range(1, 9)), HEADS.assign(rank=range(8, 0, -1))

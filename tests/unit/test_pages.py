@@ -6,11 +6,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from headpursuit import pages
-from headpursuit.files import write_json
-from headpursuit.masking import mask_rows
-from headpursuit.settings import paper
-from headpursuit.tables import escape_markdown, write_markdown
+from headpursuit.publish import pages
+from headpursuit.publish.masking import mask_rows
+from headpursuit.publish.settings import paper
+from headpursuit.run.files import write_json
+from headpursuit.run.tables import escape_markdown, write_markdown
 from hypothesis import given
 from hypothesis import strategies as st
 from pandas import DataFrame, read_csv

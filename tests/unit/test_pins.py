@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from headpursuit import lineage
+from headpursuit.run import lineage
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[2]

@@ -8,10 +8,11 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
-from headpursuit import download, preflight, retry
-from headpursuit.config import load_config, used_sources
-from headpursuit.estimate import models
-from headpursuit.files import UserError
+from headpursuit.data import download
+from headpursuit.run import preflight, retry
+from headpursuit.run.config import load_config, used_sources
+from headpursuit.run.estimate import models
+from headpursuit.run.files import UserError
 from hub_server import Fault, Repo, serve
 from snakemake.utils import update_config
 

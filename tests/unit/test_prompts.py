@@ -8,9 +8,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from headpursuit.files import UserError
-from headpursuit.images import read_images
-from headpursuit.prompts import read_rows, render_prompts, sample_prompts, unique_prompts
+from headpursuit.data.images import read_images
+from headpursuit.data.prompts import read_rows, render_prompts, sample_prompts, unique_prompts
+from headpursuit.run.files import UserError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import TEMPLATES, make_asking, make_tokenizer

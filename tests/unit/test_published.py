@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from headpursuit.published import ARTEFACTS, LABELLER, MODELS, compare, display, notes
-from headpursuit.ratio import read_published
+from headpursuit.publish.published import ARTEFACTS, LABELLER, MODELS, compare, display, notes
+from headpursuit.publish.ratio import read_published
 
 PUBLISHED = read_published(Path(__file__).parents[2] / "data/published.csv")
 PAPER = MODELS["count"]

@@ -7,11 +7,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from headpursuit.activations import pooled_inputs, pooled_positions, write_cache
-from headpursuit.files import UserError
-from headpursuit.heads import read_ranking
-from headpursuit.ranking import rank_heads
-from headpursuit.tables import write_csv
+from headpursuit.method.activations import pooled_inputs, pooled_positions, write_cache
+from headpursuit.method.heads import read_ranking
+from headpursuit.method.ranking import rank_heads
+from headpursuit.run.files import UserError
+from headpursuit.run.tables import write_csv
 from tiny import HEADS, LAYERS, WORDS
 
 PURSUIT: dict[str, Any] = {

@@ -4,8 +4,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from headpursuit.experiments import condition_name
-from headpursuit.ratio import (
+from headpursuit.publish.ratio import (
     COLUMNS,
     IDENTITY,
     Scores,
@@ -16,8 +15,9 @@ from headpursuit.ratio import (
     ratio_rows,
     read_published,
 )
-from headpursuit.ratio_plot import plot
-from headpursuit.tables import read_csv, write_csv
+from headpursuit.publish.ratio_plot import plot
+from headpursuit.run.experiments import condition_name
+from headpursuit.run.tables import read_csv, write_csv
 
 PUBLISHED = read_published(Path(__file__).parents[2] / "data/published.csv")
 OWN: dict[str, Any] = {

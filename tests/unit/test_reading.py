@@ -3,8 +3,8 @@ from typing import Any
 
 import pytest
 import torch
-from headpursuit.models import Decoder, ScaledRows, gains, scaled_heads
-from headpursuit.reading import (
+from headpursuit.method.models import Decoder, ScaledRows, gains, scaled_heads
+from headpursuit.method.reading import (
     first_edited,
     greedy,
     layer_outputs,

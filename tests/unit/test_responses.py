@@ -6,12 +6,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 import torch
-from headpursuit import responses as module
-from headpursuit.files import UserError, parquet_metadata, read_responses, write_parquet
-from headpursuit.models import load_model, scaled_heads
-from headpursuit.reading import end_tokens, respond
-from headpursuit.responses import SCHEMA, Prompts, write_responses
-from headpursuit.sampling import GumbelMax, Noise, stream
+from headpursuit.method import responses as module
+from headpursuit.method.models import load_model, scaled_heads
+from headpursuit.method.reading import end_tokens, respond
+from headpursuit.method.responses import SCHEMA, Prompts, write_responses
+from headpursuit.method.sampling import GumbelMax, Noise, stream
+from headpursuit.run.files import UserError, parquet_metadata, read_responses, write_parquet
 from hypothesis import given
 from hypothesis import strategies as st
 

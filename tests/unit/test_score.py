@@ -3,8 +3,8 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 import pytest
-from headpursuit.files import UserError
-from headpursuit.score import repeated_bigrams, score_answers, score_counts, score_expected
+from headpursuit.method.score import repeated_bigrams, score_answers, score_counts, score_expected
+from headpursuit.run.files import UserError
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 import yaml
-from headpursuit.config import load_config
-from headpursuit.experiments import merge
-from headpursuit.settings import PAPER, unlike_paper
+from headpursuit.publish.settings import PAPER, unlike_paper
+from headpursuit.run.config import load_config
+from headpursuit.run.experiments import merge
 
 
 def changed(**changes: Any) -> dict[str, list[str]]:

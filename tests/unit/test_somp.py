@@ -6,9 +6,8 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
-from headpursuit import somp
-from headpursuit.files import UserError
-from headpursuit.somp import (
+from headpursuit.method import somp
+from headpursuit.method.somp import (
     STOP,
     TIE,
     Pursuit,
@@ -17,6 +16,7 @@ from headpursuit.somp import (
     pursue,
     pursue_layer,
 )
+from headpursuit.run.files import UserError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

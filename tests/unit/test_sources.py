@@ -7,8 +7,9 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from headpursuit import download, retry, sources
-from headpursuit.files import UserError
+from headpursuit.data import download, sources
+from headpursuit.run import retry
+from headpursuit.run.files import UserError
 from hub_server import Fault, Hub, Repo, serve
 
 CANARY = "hf_canaryCANARYcanary0123456789"
@@ -265,10 +266,11 @@ def test_files_of_other_origin_in_the_folder_are_told(hub: Hub, tmp_path, caplog
 
 def test_the_environment_alone_leads_to_the_server(hub: Hub, tmp_path):
     code = (
-        "import sys, json; from pathlib import Path; from headpursuit.download import download;"
+        "import sys, json; from pathlib import Path\n"
+        "from headpursuit.data.download import download\n"
         "download('tiny', json.loads(sys.argv[1]), Path(sys.argv[2]))"
     )
-    scripts = str(Path(sources.__file__).parents[1])
+    scripts = str(Path(sources.__file__).parents[2])
     env = os.environ | {"HF_HUB_OFFLINE": "0", "PYTHONPATH": scripts}
     command = [sys.executable, "-c", code, json.dumps(spec()), str(tmp_path)]
     subprocess.run(command, env=env, check=True, capture_output=True)

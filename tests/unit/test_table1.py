@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from headpursuit.table1 import (
+from headpursuit.publish.table1 import (
     COLUMNS,
     display,
     latin,
@@ -16,7 +16,7 @@ from headpursuit.table1 import (
     shown_heads,
     table1,
 )
-from headpursuit.tables import save_figure
+from headpursuit.run.tables import save_figure
 
 ROOT = Path(__file__).parents[2]
 MISTRAL = "mistralai/Mistral-7B-Instruct-v0.2"

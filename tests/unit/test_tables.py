@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from headpursuit.contracts import contracts, violations
-from headpursuit.files import UserError
-from headpursuit.tables import (
+from headpursuit.method.words import tidy_word
+from headpursuit.run.contracts import contracts, violations
+from headpursuit.run.files import UserError
+from headpursuit.run.tables import (
     escape_latex,
     escape_markdown,
     plain,
@@ -19,7 +20,6 @@ from headpursuit.tables import (
     write_latex,
     write_markdown,
 )
-from headpursuit.words import tidy_word
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

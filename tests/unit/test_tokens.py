@@ -1,7 +1,7 @@
 """Tokens as they are printed."""
 
 import pytest
-from headpursuit.tokens import token_texts, visible
+from headpursuit.method.tokens import token_texts, visible
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from headpursuit.audit import main
+from headpursuit.__main__ import main
 from made_run import K
 
 

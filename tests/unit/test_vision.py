@@ -13,20 +13,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from headpursuit import vision
-from headpursuit.activations import read_layer, write_cache
-from headpursuit.answers import judge, normalise_answer
-from headpursuit.config import load_config
-from headpursuit.download import download
-from headpursuit.files import UserError, parquet_metadata, read_responses, sha256
-from headpursuit.images import image_ids, open_image, prepare_images, stream_images
-from headpursuit.models import Decoder, load_model, projection_inputs, scaled_heads
-from headpursuit.ranking import write_sizes
-from headpursuit.reading import end_tokens, greedy, respond
-from headpursuit.responses import SCHEMA, write_responses
-from headpursuit.somp import pursue
-from headpursuit.tower import assemble
-from headpursuit.words import unrelated_tokens
+from headpursuit.data.download import download
+from headpursuit.data.images import image_ids, open_image, prepare_images, stream_images
+from headpursuit.data.tower import assemble
+from headpursuit.method import vision
+from headpursuit.method.activations import read_layer, write_cache
+from headpursuit.method.answers import judge, normalise_answer
+from headpursuit.method.models import Decoder, load_model, projection_inputs, scaled_heads
+from headpursuit.method.ranking import write_sizes
+from headpursuit.method.reading import end_tokens, greedy, respond
+from headpursuit.method.responses import SCHEMA, write_responses
+from headpursuit.method.somp import pursue
+from headpursuit.method.words import unrelated_tokens
+from headpursuit.run.config import load_config
+from headpursuit.run.files import UserError, parquet_metadata, read_responses, sha256
 from PIL import Image
 from tiny import WORDS, make_model, make_tokenizer
 from tiny_vision import FAMILIES, HEADS, LAYERS, MARKS, SIDE, make_vlm

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from headpursuit.files import UserError
-from headpursuit.models import FAMILIES as KNOWN
-from headpursuit.models import language_model, load_model
-from headpursuit.weights import HeadWeights, write_weights
+from headpursuit.method.models import FAMILIES as KNOWN
+from headpursuit.method.models import language_model, load_model
+from headpursuit.method.weights import HeadWeights, write_weights
+from headpursuit.run.files import UserError
 from tiny import HEADS, LAYERS
 from tiny_vision import FAMILIES as IMAGE_TEXT
 from tiny_vision import make_vlm

@@ -6,9 +6,8 @@ from random import Random
 import numpy as np
 import pandas as pd
 import pytest
-from headpursuit.files import UserError
-from headpursuit.labellers.reply import sift_words
-from headpursuit.words import (
+from headpursuit.labelling.reply import sift_words
+from headpursuit.method.words import (
     build_dictionary,
     count_words,
     distinct_classes,
@@ -23,6 +22,7 @@ from headpursuit.words import (
     tidy_word,
     variants,
 )
+from headpursuit.run.files import UserError
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny import TEMPLATES, make_asking, make_sentencepiece

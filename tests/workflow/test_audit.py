@@ -14,9 +14,9 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 from checkout import Checkout, Preloaded
-from headpursuit.audit import main
-from headpursuit.files import plain, sha256
-from headpursuit.finished import row_names
+from headpursuit.__main__ import main
+from headpursuit.run.files import plain, sha256
+from headpursuit.run.finished import row_names
 
 pytestmark = pytest.mark.xdist_group("workflow")
 
@@ -85,7 +85,7 @@ def test_a_file_has_its_whole_lineage(audited: Checkout) -> None:
     assert manifest["software"][facts["software"]]["torch"]
     rule = manifest["rules"]["rank_heads"]
     assert facts["code"] == facts["params"]["code"] == rule["code"]
-    assert {"scripts/rank_heads.py", "scripts/headpursuit/somp.py"} <= set(rule["modules"])
+    assert {"scripts/rank_heads.py", "scripts/headpursuit/method/somp.py"} <= set(rule["modules"])
     hashes = manifest["workflow"]["files"]
     assert all(hashes[module] == sha256(audited.folder / module) for module in rule["modules"])
     job = manifest["circumstances"]["jobs"][path]
@@ -259,14 +259,14 @@ def test_newer_code_is_noted_and_a_comment_is_not(audited: Checkout, tmp_path: P
 
     def verify() -> tuple[int, str]:
         done = subprocess.run(
-            [sys.executable, "-m", "headpursuit.audit", "verify", audited.path("")],
+            [sys.executable, "-m", "headpursuit", "verify", audited.path("")],
             env={"PYTHONPATH": str(tmp_path / "scripts")},
             capture_output=True,
             text=True,
         )
         return done.returncode, done.stdout
 
-    module = tmp_path / "scripts/headpursuit/ranking.py"
+    module = tmp_path / "scripts/headpursuit/method/ranking.py"
     module.write_text(module.read_text() + "\n# A remark.\n")
     assert verify() == (0, SOUND)
     module.write_text(module.read_text() + "\nCHANGED = True\n")
@@ -315,7 +315,7 @@ def test_another_repository_s_commit_is_not_the_workflow_s(
     finished: Checkout, tmp_path: Path
 ) -> None:
     def described(folder: Path) -> dict[str, Any]:
-        script = "import json; from headpursuit.manifest import describe_workflow as d; "
+        script = "import json; from headpursuit.run.manifest import describe_workflow as d; "
         done = subprocess.run(
             [sys.executable, "-c", script + "print(json.dumps(d()))"],
             env={**os.environ, "PYTHONPATH": str(folder / "scripts")},

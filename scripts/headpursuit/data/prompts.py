@@ -1,0 +1,309 @@
+"""Prompts: reading rows out of data files, and rendering what the model reads."""
+
+import json
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from headpursuit.method.special import as_user, opened, special_tokens
+from headpursuit.run.files import UserError, seed_for
+
+log = logging.getLogger(__name__)
+
+# File suffix to the builder of the datasets library that reads it.
+BUILDERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet", ".txt": "text"}
+# What a builder is told: a byte order mark is no text.
+OPTIONS = {
+    "text": {"encoding": "utf-8-sig"},
+    "json": {"parse_agent_traces": False},
+}
+
+PLACEHOLDER = "headpursuit"  # a message that shows what the chat template writes around it
+CHUNK = 1000  # texts read or tokenised at once; it bounds the memory that their offsets take
+
+
+def read_rows(
+    files: Iterable[Path], column: str, where: Mapping[str, Any] | None, key: str
+) -> Iterator[tuple[str, str]]:
+    """Stream the texts of a column from data files; a row that has none gives an empty one.
+
+    Args:
+        files: .jsonl, .json, .csv, .parquet or .txt files; others are passed over.
+        column: its name, with dots into nested columns; a text file's is ``text``.
+        where: column to the value, or list of values, that a row must have to be kept.
+        key: the config's key that holds files, text and where, for messages.
+
+    Yields:
+        (``file name:row``, text) with rows from 1.
+
+    Raises:
+        UserError: if no file is readable, a column is missing, a file is damaged, or a value is
+            no text.
+    """
+    files = list(files)
+    readable = [path for path in files if path.suffix.lower() in BUILDERS]
+    if not readable:
+        raise UserError(
+            f"{key}.files: no {', '.join(BUILDERS)} file among {', '.join(map(str, files))}."
+        )
+    wanted = where or {}
+    for path in readable:
+        if not path.stat().st_size:
+            continue  # no rows, which not every builder takes
+        row: Mapping[str, Any] = {}
+        try:
+            for number, row in enumerate(_open(path), start=1):
+                if all(matches_value(_nested(row, name), value) for name, value in wanted.items()):
+                    text = _as_text(_nested(row, column), f"{path}, row {number}", key)
+                    yield f"{path.name}:{number}", text
+        except KeyError as error:
+            raise UserError(
+                f"{key}: {path} has no column {error}; it has {', '.join(row)}. Correct {key}.text "
+                "or where."
+            ) from None
+        except (UnicodeDecodeError, pa.ArrowInvalid, ValueError) as error:
+            raise UserError(
+                f"{key}.files: {path} is not readable as {path.suffix[1:]}: "
+                f"{_damage(path) or error}"
+            ) from error
+
+
+def _open(path: Path) -> Iterable[Mapping[str, Any]]:
+    from datasets import load_dataset
+
+    builder = BUILDERS[path.suffix.lower()]
+    if builder == "csv":  # datasets has no way to leave all cells texts
+        chunks = pd.read_csv(path, dtype=str, keep_default_na=False, chunksize=CHUNK)
+        return (row for chunk in chunks for row in chunk.fillna("").to_dict("records"))
+    options = OPTIONS.get(builder, {})
+    return load_dataset(builder, data_files=[str(path)], split="train", streaming=True, **options)
+
+
+def _as_text(value: Any, place: str, key: str) -> str:
+    if not isinstance(value, str | None):
+        raise UserError(f"{key}.text: {place}: {value!r:.60} is no text.")
+    return value or ""
+
+
+def _damage(path: Path) -> str | None:
+    """Say which line of a file of lines is to blame, where one is."""
+    if BUILDERS[path.suffix.lower()] == "parquet":
+        return None
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                text = line.decode("utf-8-sig")
+                if path.suffix.lower() == ".jsonl" and text.strip():
+                    json.dumps(json.loads(text), ensure_ascii=False).encode()
+            except UnicodeEncodeError:  # half a surrogate pair
+                return f"line {number} holds half a character (an escape \\uD800 to \\uDFFF)"
+            except UnicodeDecodeError as error:
+                return f"line {number} is not UTF-8 ({error.reason}). Save the file as UTF-8"
+            except ValueError as error:
+                return f"line {number} is not JSON ({error})"
+    return None
+
+
+def _nested(row: Mapping[str, Any], key: str) -> Any:
+    if key in row:
+        return row[key]
+    value: Any = row
+    for part in key.split("."):
+        if not isinstance(value, Mapping) or part not in value:
+            raise KeyError(key)
+        value = value[part]
+    return value
+
+
+def matches_value(value: Any, wanted: Any) -> bool:
+    """Say whether a cell has the value that a ``where`` wants, or one of its list.
+
+    All cells of a CSV file are texts, so a number or a truth value also matches its spelling.
+    """
+    if isinstance(wanted, list):
+        return any(matches_value(value, one) for one in wanted)
+    if wanted is None:
+        return value is None or value == ""
+    if not isinstance(value, str):
+        return value == wanted
+    if isinstance(wanted, bool):
+        return value.lower() == str(wanted).lower()
+    if isinstance(wanted, int | float):
+        try:
+            return float(value) == wanted
+        except ValueError:
+            return False
+    return value == wanted
+
+
+def unique_prompts(rows: Iterable[tuple[str, str]], dataset: str) -> pa.Table:
+    """Drop empty and repeated texts.
+
+    Returns:
+        Table with sample_id, text and source, in the order of the files.
+    """
+    kept: dict[str, str] = {}
+    dropped = 0
+    for source, text in rows:
+        if not text.strip() or text in kept:
+            dropped += 1
+        else:
+            kept[text] = source
+    if dropped:
+        log.info("%s: dropped %d empty or repeated prompts", dataset, dropped)
+    names = [f"{dataset}-{i:06d}" for i in range(len(kept))]
+    columns = {"sample_id": names, "text": list(kept), "source": list(kept.values())}
+    return pa.table({name: pa.array(column, pa.string()) for name, column in columns.items()})
+
+
+def sample_prompts(
+    prompts: pa.Table,
+    sample: int | None,
+    seed: int,
+    dataset: str,
+    render: Callable[[pa.Table], pa.Table] = lambda drawn: drawn,
+    longest: int | None = None,
+) -> pa.Table:
+    """Draw a seeded sample of the prompts that the model can read, in the order of the files.
+
+    Only what is drawn is rendered. In the place of a prompt that is too long another one is drawn.
+
+    Args:
+        prompts: table of :func:`unique_prompts`.
+        sample: how many; None takes all.
+        seed: the config's seed; with the data set it decides the draw.
+        dataset: see seed.
+        render: adds what the model reads (:func:`render_prompts`).
+        longest: tokens of the longest prompt that leaves room for a response; None for no limit.
+
+    Raises:
+        UserError: if there are none, or fewer than the sample asks for.
+    """
+    rng = np.random.default_rng(seed_for(seed, dataset, "sample"))
+    left, found, lengths = np.arange(len(prompts)), render(prompts[:0]), []
+    wanted = len(left) if sample is None else sample
+    while len(left) and len(found) < wanted:
+        drawn = rng.choice(left, size=min(wanted - len(found), len(left)), replace=False)
+        left = np.setdiff1d(left, drawn)
+        rendered = render(prompts.take(np.sort(drawn)))
+        if longest is not None:
+            own = pc.list_value_length(rendered["token_ids"])
+            lengths += own.to_pylist()
+            _log_too_long(rendered, own, longest, dataset)
+            rendered = rendered.filter(pc.less_equal(own, longest))
+        found = pa.concat_tables([found, rendered])
+    if lengths and not len(found):
+        raise UserError(
+            f"samples.{dataset}: the shortest prompt has {min(lengths)} tokens, and the model "
+            f"reads {longest} beside a response. Lower generation.max_new_tokens."
+        )
+    if len(found) < (sample or 1):
+        raise UserError(
+            f"samples.{dataset}: {len(found)} prompts are there, {sample or 1} are wanted; "
+            "see its files, where and sample."
+        )
+    places = pc.index_in(found["sample_id"], prompts["sample_id"])  # later draws stand behind
+    return found.take(pc.sort_indices(places))
+
+
+def _log_too_long(prompts: pa.Table, lengths: pa.ChunkedArray, longest: int, dataset: str) -> None:
+    for source, length in zip(prompts["source"].to_pylist(), lengths.to_pylist(), strict=True):
+        if length > longest:
+            log.warning(
+                "%s: left out %s, whose %d tokens are more than the %d that the model reads beside "
+                "a response", dataset, source, length, longest,
+            )  # fmt: skip
+
+
+def as_responses(prompts: pa.Table) -> pa.Table:
+    """Return the prompts' texts as rows to be labelled beside responses; their repeat is -1."""
+    return pa.table(
+        {
+            "sample_id": prompts["sample_id"],
+            "repeat": pa.array([-1] * len(prompts), pa.int32()),
+            "response": prompts["text"],
+        }
+    )
+
+
+def render_prompts(prompts: pa.Table, template: str, tokenizer, chat: bool) -> pa.Table:
+    """Add what the model reads: the rendered text, its token ids, and which positions are its own.
+
+    Own are the positions of the text itself: not those of special tokens, nor of what the chat
+    template writes around it. A text that spells a special token (``</s>``) is read as the
+    tokenizer reads it, as that token.
+
+    Args:
+        prompts: table of :func:`unique_prompts`.
+        template: holds ``{prompt}``; its other braces are plain text.
+        tokenizer: a Hugging Face tokenizer.
+        chat: whether the text goes through the tokenizer's chat template as a user's message.
+
+    Raises:
+        UserError: if the chat template is missing or does not hold the text, or if the tokenizer
+            cannot say where tokens stand.
+    """
+    texts = [template.replace("{prompt}", text) for text in prompts["text"].to_pylist()]
+    spans = [(0, len(text)) for text in texts]
+    if chat:
+        texts, spans = _through_chat(tokenizer, texts)
+    ids, own = _tokenise(tokenizer, texts, spans)
+    columns = {
+        "rendered": pa.array(texts, pa.string()),
+        "token_ids": pa.array(ids, pa.list_(pa.int32())),
+        "own_positions": pa.array(own, pa.list_(pa.int32())),
+    }
+    for name, column in columns.items():
+        prompts = prompts.append_column(name, column)
+    return prompts
+
+
+def _through_chat(tokenizer, texts: Sequence[str]) -> tuple[list[str], list[tuple[int, int]]]:
+    """Put texts through the chat template; return them with where each begins and ends there."""
+    # The template may strip a text, so what stands around another one shows where it is.
+    head, found, tail = as_user(tokenizer, PLACEHOLDER).partition(PLACEHOLDER)
+    rendered = [as_user(tokenizer, text) for text in texts]
+    fits = [
+        len(whole) >= len(head + tail) and whole.startswith(head) and whole.endswith(tail)
+        for whole in rendered
+    ]
+    if not found or PLACEHOLDER in tail or not all(fits):
+        raise UserError(
+            "models.*.chat is true, but the tokenizer's chat template does not hold a user's "
+            "message once, with the same text around it whatever the message."
+        )
+    return rendered, [(len(head), len(whole) - len(tail)) for whole in rendered]
+
+
+def _tokenise(
+    tokenizer, texts: Sequence[str], spans: Sequence[tuple[int, int]]
+) -> tuple[list[list[int]], list[list[int]]]:
+    """Return each text's token ids and the positions of those that stand for its own span."""
+    if not tokenizer.is_fast:
+        raise UserError(
+            "The tokenizer does not say where in a text its tokens stand: its folder needs a "
+            "tokenizer.json."
+        )
+    special = special_tokens(tokenizer)
+    ids, own = [], []
+    for start in range(0, len(texts), CHUNK):
+        some = slice(start, start + CHUNK)
+        found = tokenizer(texts[some], add_special_tokens=False, return_offsets_mapping=True)
+        whole = opened(tokenizer, found["input_ids"])
+        parts = zip(whole, found["input_ids"], found["offset_mapping"], spans[some], strict=True)
+        for row, text, offsets, (begin, end) in parts:
+            added, reached, positions = len(row) - len(text), 0, []
+            for place, (token, (first, last)) in enumerate(zip(text, offsets, strict=True)):
+                # Some tokenizers' offsets leave spaces out, so a token begins where the last ended.
+                if token not in special and min(first, reached) < end and last > begin:
+                    positions.append(added + place)
+                reached = last
+            ids.append(row)
+            own.append(positions)
+    return ids, own

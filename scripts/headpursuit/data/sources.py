@@ -1,0 +1,203 @@
+"""What a run reads from elsewhere, as its ``provenance.json`` records it.
+
+:mod:`headpursuit.data.download` writes the record last, so where there is one, every file it names
+arrived whole.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from fnmatch import fnmatchcase
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from headpursuit.run.files import UserError, read_json, sha256, write_json
+
+# States and hashes of the user's files, from when they were last read.
+KNOWN = Path(".snakemake/headpursuit.json")
+
+
+def write_made_provenance(
+    provenance_path: Path,
+    kind: str,
+    source_provenance: str | Path,
+    origin: dict[str, Any],
+    packages: Iterable[str],
+) -> None:
+    """Record a folder of files that were made here out of a source.
+
+    Args:
+        provenance_path: the record, beside the files; it is written last.
+        kind: how they were made.
+        source_provenance: that of the source.
+        origin: what else they were made of.
+        packages: those whose versions are noted.
+    """
+    folder = provenance_path.parent
+    source = _read(source_provenance)
+    write_json(
+        provenance_path,
+        {
+            "name": folder.name,
+            "kind": kind,
+            "from": {key: source.get(key) for key in ("name", "kind", "id", "version", "commit")},
+            **origin,
+            "licence": source.get("licence"),
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "tools": {package: version(package) for package in packages},
+            "root": str(folder),
+            "files": [
+                file_record(folder, folder / path)
+                for path in visible_files(folder)
+                if path != provenance_path.name
+            ],
+        },
+    )
+
+
+def source_root(provenance_path: str | Path) -> Path:
+    """Return the folder that the recorded paths are relative to.
+
+    Raises:
+        UserError: if there is no readable provenance.json.
+    """
+    provenance = _read(provenance_path)
+    # What was downloaded lies beside its record, wherever the two have been moved since.
+    if provenance["kind"] == "local":
+        return Path(provenance["root"])
+    return Path(provenance_path).parent
+
+
+def source_files(provenance_path: str | Path, pattern: str) -> list[Path]:
+    """Return a source's files whose path matches ``pattern``, sorted.
+
+    ``*`` and ``?`` stay within one folder, ``**`` crosses folders.
+
+    Raises:
+        UserError: if none matches, or if one is gone or has another size than recorded.
+    """
+    root, records = source_root(provenance_path), _read(provenance_path)["files"]
+    chosen = [record for record in records if matches(record["path"], pattern)]
+    if not chosen:
+        raise UserError(
+            f"{provenance_path}: no file of this source matches {pattern!r}. "
+            f"It has {listed(record['path'] for record in records)}."
+        )
+    _refuse_changed(
+        provenance_path,
+        [record["path"] for record in chosen if size_of(root / record["path"]) != record["size"]],
+    )
+    return [root / record["path"] for record in chosen]
+
+
+def verify(provenance_path: str | Path) -> None:
+    """Compare each file's SHA-256 with the recorded one.
+
+    Raises:
+        UserError: if a file is gone or has changed; it names them all.
+    """
+    root, records = source_root(provenance_path), _read(provenance_path)["files"]
+    _refuse_changed(
+        provenance_path,
+        [
+            record["path"]
+            for record in records
+            if size_of(root / record["path"]) != record["size"]
+            or sha256(root / record["path"]) != record["sha256"]
+        ],
+    )
+
+
+def matches(path: str, pattern: str) -> bool:
+    """Say whether a path matches a glob; ``*`` stays within a folder, ``**`` crosses folders."""
+    return _match(path.split("/"), pattern.split("/"))
+
+
+def _match(parts: list[str], patterns: list[str]) -> bool:
+    if not patterns:
+        return not parts
+    first, rest = patterns[0], patterns[1:]
+    if first == "**":
+        return any(_match(parts[start:], rest or ["*"]) for start in range(len(parts)))
+    return bool(parts) and fnmatchcase(parts[0], first) and _match(parts[1:], rest)
+
+
+def content(path: str | Path) -> str | None:
+    """Return a hash of a user's file, or of a folder's files and their names; None without any.
+
+    A file is read again only when its size, inode or times differ. One of these times (ctime) is
+    set by the system alone, so it differs even if a file is edited and given its old date back.
+    """
+    path = Path(path).expanduser()
+    try:
+        known = read_json(KNOWN)
+    except (OSError, UserError):
+        known = {}
+    try:
+        names = visible_files(path) if path.is_dir() else [""]
+        found = {name: _sum(path / name, known) for name in names}
+        now = known | {str((path / name).absolute()): own for name, own in found.items()}
+        if now != known:
+            write_json(KNOWN, now)
+    except OSError:
+        return None  # what reads the file says what is wrong with it
+    sums = [[name, own[-1]] for name, own in found.items()]
+    return hashlib.sha256(json.dumps(sums).encode()).hexdigest() if sums else None
+
+
+def _sum(path: Path, known: dict[str, list]) -> list:
+    """Return a file's size, inode, times and SHA-256; only an unknown state is hashed."""
+    stat = path.stat()
+    state = [stat.st_size, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns]
+    was = known.get(str(path.absolute()), [])
+    return was if was[:-1] == state else [*state, sha256(path)]
+
+
+def visible_files(folder: Path) -> list[str]:
+    """List the files below a folder, without hidden ones and those in hidden folders."""
+    found = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    return sorted(
+        path.as_posix() for path in found if not any(part.startswith(".") for part in path.parts)
+    )
+
+
+def file_record(root: Path, path: Path) -> dict:
+    """Return a file's path below ``root``, size and SHA-256."""
+    return {
+        "path": path.relative_to(root).as_posix(),
+        "size": path.stat().st_size,
+        "sha256": sha256(path),
+    }
+
+
+def size_of(path: Path) -> int | None:
+    """Return a file's size; None where there is no file."""
+    return path.stat().st_size if path.is_file() else None
+
+
+def listed(paths: Iterable[str], most: int = 12) -> str:
+    """Return the first paths for a message, and how many more there are."""
+    paths = sorted(paths)
+    more = f" and {len(paths) - most} more" if len(paths) > most else ""
+    return (", ".join(paths[:most]) or "no file") + more
+
+
+def _read(provenance_path: str | Path) -> dict:
+    try:
+        return json.loads(Path(provenance_path).read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"{provenance_path}: not a readable record ({type(error).__name__}). "
+            "Delete it if it is there, and run again to have it made anew."
+        ) from error
+
+
+def _refuse_changed(provenance_path: str | Path, changed: list[str]) -> None:
+    if changed:
+        raise UserError(
+            f"{provenance_path}: since this record was made these files have gone or changed: "
+            f"{listed(changed)}. Delete {provenance_path} and run again to have them fetched and "
+            "recorded anew."
+        )

@@ -1,0 +1,205 @@
+"""The labelling prompt: its file, its messages and how much of a response fits beside it."""
+
+import hashlib
+import json
+import re
+import uuid
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import yaml
+
+from headpursuit.run.files import UserError, beside
+
+MODES = ("tags", "json")
+SLOT = "{response}"
+SCHEMA = {
+    "type": "object",
+    "properties": {"words": {"type": "array", "items": {"type": "string"}}},
+    "required": ["words"],
+    "additionalProperties": False,
+}
+# What a chat template may add, in tokens: to each message its role and end, once a date or such.
+PER_MESSAGE = 16
+PER_CHAT = 64
+CTX_STEP = 256
+MIN_ROOM = 256
+_SENTENCE_END = re.compile(r"[.!?…]+[\"'”’)\]]*(?=\s)|[。！？\n]")
+
+
+@dataclass(frozen=True)
+class Example:
+    """A worked example: a response and its harmful words."""
+
+    response: str
+    words: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """The labelling prompt."""
+
+    mode: str
+    system: str
+    answer: str
+    examples: tuple[Example, ...]
+    template: str
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all that is sent; comments and layout of the file do not count."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+
+    def messages(self, text: str, attempt: int = 1) -> list[dict[str, str]]:
+        """Return the chat that asks about ``text``; from the second attempt on with a reminder."""
+        system = "\n".join(part for part in (self.system.strip(), self.answer.strip()) if part)
+        chat = [{"role": "system", "content": system}] if system else []
+        for example in self.examples:
+            chat.append({"role": "user", "content": self._fill(example.response)})
+            chat.append({"role": "assistant", "content": render(example.words, self.mode)})
+        question = self._fill(text)
+        if attempt > 1 and self.answer.strip():
+            question = f"{question}\n\n{self.answer.strip()}"
+        return [*chat, {"role": "user", "content": question}]
+
+    def _fill(self, text: str) -> str:
+        return self.template.strip().replace(SLOT, text)
+
+
+def render(words: Sequence[str], mode: str) -> str:
+    """Return the reply that names ``words``."""
+    if mode == "json":
+        return json.dumps({"words": list(words)}, ensure_ascii=False)
+    return f"<answer>{', '.join(words) or 'None'}</answer>"
+
+
+def load_prompt(path: str | Path) -> Prompt:
+    """Read a prompt file; where it is looked for, :func:`beside` says.
+
+    Raises:
+        UserError: if it is missing or not a prompt file; the message says which key is wrong.
+    """
+    try:
+        raw = yaml.safe_load(beside(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"labeller.prompt: cannot read {path} ({error.strerror}).") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"labeller.prompt: {path} is not YAML in UTF-8: {error}") from None
+    problem = _problem(raw)
+    if problem:
+        raise UserError(f"labeller.prompt: {path}: {problem}")
+    mode = raw["mode"]
+    examples = tuple(Example(e["response"], tuple(e["words"])) for e in raw["examples"])
+    return Prompt(mode, raw["system"], raw["answer"][mode], examples, raw["template"])
+
+
+def _problem(raw: object) -> str:
+    keys = {"mode", "system", "answer", "examples", "template"}
+    if not isinstance(raw, dict) or set(raw) != keys:
+        return f"its keys must be {', '.join(sorted(keys))}"
+    if raw["mode"] not in MODES:
+        return f"mode must be one of {', '.join(MODES)}"
+    if not isinstance(raw["system"], str):
+        return "system must be a text"
+    if not isinstance(raw["answer"], dict) or not isinstance(raw["answer"].get(raw["mode"]), str):
+        return f"answer.{raw['mode']} must be a text"
+    if not isinstance(raw["template"], str) or raw["template"].count(SLOT) != 1:
+        return f"template must be a text that holds {SLOT} once"
+    if not isinstance(raw["examples"], list) or not all(map(_is_example, raw["examples"])):
+        return "each of examples must have response (a text) and words (a list of texts)"
+    return ""
+
+
+def _is_example(raw: object) -> bool:
+    return (
+        isinstance(raw, dict)
+        and set(raw) == {"response", "words"}
+        and isinstance(raw["response"], str)
+        and isinstance(raw["words"], list)
+        and all(isinstance(word, str) for word in raw["words"])
+    )
+
+
+def fit_window(
+    prompt: Prompt, texts: Iterable[str], num_predict: int, limit: int
+) -> tuple[int, int]:
+    """Return the context length that the longest prompt needs, and the bytes left for a response.
+
+    A token of a byte-level or byte-fallback tokenizer covers at least one byte, so the bytes of a
+    text bound its tokens: a prompt that fits by this count fits. A server that gives less context
+    than it was asked for may cut it all the same: :func:`refuse_cut`.
+
+    Raises:
+        UserError: if ``limit`` leaves no room for a response.
+    """
+    chat = prompt.messages("", attempt=2)
+    frame = sum(len(message["content"].encode()) + PER_MESSAGE for message in chat) + PER_CHAT
+    longest = max((len(text.encode()) for text in texts), default=0)
+    needed = frame + max(longest, MIN_ROOM) + num_predict
+    num_ctx = min(limit, -(-needed // CTX_STEP) * CTX_STEP)
+    room = num_ctx - frame - num_predict
+    if room < MIN_ROOM:
+        raise UserError(
+            f"labeller.max_ctx: {limit} tokens leave no room for a response beside the labelling "
+            f"prompt ({frame}) and the reply ({num_predict}); at least "
+            f"{frame + num_predict + MIN_ROOM} are needed."
+        )
+    return num_ctx, room
+
+
+def fewest_tokens(*texts: str) -> int:
+    """Return how many tokens texts have at the least: one for each word between spaces.
+
+    No tokenizer in common use has a token with letters or digits on both sides of a space.
+    """
+    return sum(any(map(str.isalnum, word)) for text in texts for word in text.split())
+
+
+def refuse_cut(
+    chat: Sequence[Mapping[str, str]],
+    count: int | None,
+    recount: Callable[[Sequence[Mapping[str, str]]], int | None],
+    remedy: str,
+    fewest: int = 0,
+) -> None:
+    """Fail if a server has read fewer tokens than a prompt has at the least: it has cut it.
+
+    A few servers leave out of their count what their cache holds. So a low count is taken again,
+    of the same prompt behind a word that no cache can hold. A cut that leaves as many tokens as
+    there are at the least is not seen.
+
+    Args:
+        chat: the messages that were sent.
+        count: the prompt's tokens as the server counted them; None or 0 where it does not tell.
+        recount: sends messages and returns the server's count.
+        remedy: how that server is given a longer context.
+        fewest: how many tokens there are at the least, where more is known than
+            :func:`fewest_tokens` says.
+
+    Raises:
+        UserError: with both counts and what helps.
+    """
+    fewest = max(fewest, fewest_tokens(*(message["content"] for message in chat)))
+    if not count or count >= fewest:
+        return
+    first, *rest = chat
+    count = recount([{**first, "content": f"{uuid.uuid4().hex}\n{first['content']}"}, *rest])
+    if count and count < fewest:
+        raise UserError(
+            f"The server read {count} tokens of a prompt that has {fewest} or more: it cuts "
+            f"prompts without a word. {remedy}, or set labeller.max_ctx to the context length that "
+            "it has; longer responses are then cut at a sentence and marked."
+        )
+
+
+def cut(text: str, room: int | None) -> str:
+    """Return ``text``, cut at its last sentence end (else word, else character) that fits."""
+    encoded = text.encode()
+    if room is None or len(encoded) <= room:
+        return text
+    head = encoded[:room].decode(errors="ignore")
+    ends = [match.end() for match in _SENTENCE_END.finditer(head)]
+    if ends:
+        return head[: ends[-1]]
+    return head.rsplit(None, 1)[0] if len(head.split()) > 1 else head

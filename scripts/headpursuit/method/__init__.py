@@ -1,0 +1,1 @@
+"""The paper: what heads write, their pursuit, ranking and controls, intervention and measures."""

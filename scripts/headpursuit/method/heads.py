@@ -1,0 +1,122 @@
+"""Heads: which are selected, and the random ones they are compared with."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from headpursuit.run.experiments import condition_name
+from headpursuit.run.files import UserError, seed_for
+from headpursuit.run.tables import read_csv, write_csv
+
+Head = tuple[int, int]  # (layer, head), both from 0
+
+
+def rank(scores: pd.DataFrame) -> pd.DataFrame:
+    """Order heads by score, highest first; equal scores go by layer, then head.
+
+    Args:
+        scores: table with layer, head and score (and whatever else is to be kept).
+
+    Returns:
+        The same with rank from 1, in that order.
+    """
+    ranked = scores.sort_values(["score", "layer", "head"], ascending=[False, True, True])
+    ranked = ranked.reset_index(drop=True)
+    ranked.insert(ranked.columns.get_loc("score") + 1, "rank", range(1, len(ranked) + 1))
+    return ranked
+
+
+def read_ranking(path: str | Path, method: str) -> pd.DataFrame:
+    """Read one method's ranking of all heads: layer, head, score, rank and atoms.
+
+    Raises:
+        UserError: if the file has no ranking by the method.
+    """
+    table = read_csv(path, ["method", "layer", "head", "score", "rank", "atoms"])
+    own = table[table["method"] == method]
+    if own.empty:
+        raise UserError(f"{path}: no ranking by {method}. The log of rank_heads says why.")
+    return own.drop(columns="method")
+
+
+def top_heads(ranking: pd.DataFrame, k: int, first_layer: int, last_layer: int) -> list[Head]:
+    """Return the k highest heads of the candidate layers, both ends included."""
+    inside = ranking[ranking["layer"].between(first_layer, last_layer)].sort_values("rank")
+    return [(int(layer), int(head)) for layer, head in inside[["layer", "head"]].values[:k]]
+
+
+def draw_control(
+    selected: list[Head], n_heads: int, seed: int, dataset: str, condition: str
+) -> list[Head]:
+    """Draw random heads: as many in each layer as selected there, and none of the selected.
+
+    Args:
+        selected: the heads to match.
+        n_heads: heads a layer.
+        seed: the config's seed; with dataset and condition it decides the draw.
+        dataset: see seed.
+        condition: see seed.
+
+    Raises:
+        UserError: if a layer has too few other heads.
+    """
+    rng = np.random.default_rng(seed_for(seed, dataset, condition))
+    drawn = []
+    for layer, wanted in sorted(Counter(layer for layer, _ in selected).items()):
+        others = [head for head in range(n_heads) if (layer, head) not in set(selected)]
+        if wanted > len(others):
+            raise UserError(
+                f"{dataset}, {condition}: layer {layer} has {wanted} selected heads and only "
+                f"{len(others)} others, so no disjoint control of the same size exists. "
+                f"Use a smaller k than {len(selected)}."
+            )
+        drawn += [(layer, int(head)) for head in sorted(rng.choice(others, wanted, replace=False))]
+    return drawn
+
+
+def choose_heads(
+    rankings: Mapping[str, pd.DataFrame], ks: Sequence[int], layers: tuple[int, int]
+) -> dict[str, list[Head]]:
+    """Return each ranking's top k heads of the candidate layers, for each k: condition to heads."""
+    return {
+        condition_name(method, k): top_heads(ranking, k, *layers)
+        for k in ks
+        for method, ranking in rankings.items()
+    }
+
+
+def write_conditions(path: str | Path, conditions: Mapping[str, Sequence[Head]]) -> None:
+    """Write conditions' heads as a table with condition, layer and head."""
+    rows = [(name, *head) for name, heads in conditions.items() for head in heads]
+    write_csv(path, pd.DataFrame(rows, columns=["condition", "layer", "head"]))
+
+
+def read_conditions(
+    paths: Sequence[str | Path], names: Sequence[str] | None = None
+) -> dict[str, list[Head]]:
+    """Read conditions' heads.
+
+    Args:
+        paths: tables of :func:`write_conditions`.
+        names: which conditions, in their order; None for all.
+
+    Raises:
+        UserError: if one is in none of the tables.
+    """
+    # A table outside a run's folder is all text.
+    tables = [
+        read_csv(path, ["condition", "layer", "head"]).astype({"layer": int, "head": int})
+        for path in paths
+    ]
+    found = {
+        name: list(zip(own["layer"].tolist(), own["head"].tolist(), strict=True))
+        for name, own in pd.concat(tables).groupby("condition", sort=False)
+    }
+    if lacking := [name for name in names or () if name not in found]:
+        raise UserError(
+            f"{', '.join(map(str, paths))}: no heads of {lacking[0]}. Delete them and run again."
+        )
+    return found if names is None else {name: found[name] for name in names}

@@ -1,0 +1,242 @@
+"""Image-text models: what they read, where its image tokens are, and answers under interventions.
+
+The model's own forward pass puts an image's features in the place of its tokens, however it cuts
+the image up. What it then hands to its language model is kept, and from there on an image-text
+model is a decoder like any other: the same layers, heads, cache and scaling as for text.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+from transformers import AutoImageProcessor, AutoProcessor, Qwen2_5_VLProcessor
+
+from headpursuit.data.images import open_image, stream_images
+from headpursuit.method.activations import averaged_inputs
+from headpursuit.method.batches import Halving
+from headpursuit.method.models import (
+    Decoder,
+    load_tokenizer,
+    loading,
+    model_folder,
+    open_model,
+    read_config,
+    reads_images,
+)
+from headpursuit.method.special import added_tokens, as_user, opened
+from headpursuit.run.files import UserError, parquet_metadata
+
+
+class QwenImages(Qwen2_5_VLProcessor):
+    """Qwen2.5-VL's processor without its part for videos, which takes torchvision."""
+
+    @classmethod
+    def get_attributes(cls) -> list[str]:
+        """Return the parts that it has."""
+        return ["image_processor", "tokenizer"]
+
+
+LOCAL = {"local_files_only": True, "trust_remote_code": False}
+
+
+def load_processor(folder: str | Path) -> Any:
+    """Load the processor of a model's folder: images through Pillow, padding on the left.
+
+    Raises:
+        UserError: if the folder holds none.
+    """
+    tokenizer = load_tokenizer(folder)
+    with loading(folder, "processor"):
+        if read_config(folder)["model_type"] == "qwen2_5_vl":
+            images = AutoImageProcessor.from_pretrained(folder, backend="pil", **LOCAL)
+            template = tokenizer.chat_template
+            processor = QwenImages(images, tokenizer, chat_template=template)
+        else:
+            processor = AutoProcessor.from_pretrained(folder, backend="pil", **LOCAL)
+    processor.tokenizer.padding_side = "left"
+    processor.tokenizer.pad_token = tokenizer.pad_token
+    return processor
+
+
+def render_question(
+    processor: Any, template: str, thing: str, classes: Sequence[str], chat: bool
+) -> str:
+    """Return the text that is asked of every image of a data set (v2, table 4).
+
+    Args:
+        processor: of :func:`load_processor`.
+        template: holds ``{image}``, ``{object}`` and ``{classes}``.
+        thing: what the images show, in the place of ``{object}``.
+        classes: class names, joined with commas.
+        chat: whether it goes through the chat template as a user's message.
+
+    Raises:
+        UserError: if the chat template is missing, or the text spells a token that stands for
+            images in this model.
+    """
+    values = {"{object}": thing, "{classes}": ", ".join(classes)}
+    before, after = (
+        # At once: what is put in may itself hold braces.
+        re.sub("{object}|{classes}", lambda found: values[found[0]], part)
+        for part in template.split("{image}")
+    )
+    of = product((processor, processor.tokenizer), ("image", "boi", "eoi", "video"))
+    marks = {getattr(part, f"{name}_token", None) for part, name in of} - {None}
+    if spelled := sorted(mark for mark in marks if mark in before + after):
+        raise UserError(
+            f"The question spells {', '.join(spelled)}, which the model takes for an image. Leave "
+            "it out of the samples' template, whose {image} is an image's place, and of object and "
+            "classes."
+        )
+    if not chat:
+        return f"{before}{_image_mark(processor)}{after}"
+    parts = [
+        *([{"type": "text", "text": before.strip()}] if before.strip() else []),
+        {"type": "image"},
+        {"type": "text", "text": after.strip()},
+    ]
+    return as_user(processor, parts)
+
+
+def _image_mark(processor: Any) -> str:
+    """Return what stands for an image in a text, before the processor expands it."""
+    if hasattr(processor, "boi_token"):  # Gemma 3
+        return processor.boi_token
+    if isinstance(processor, Qwen2_5_VLProcessor):
+        return f"<|vision_start|>{processor.image_token}<|vision_end|>"
+    return processor.image_token
+
+
+def encode(
+    decoder: Decoder, processor: Any, question: str, images: Sequence[Any]
+) -> dict[str, Tensor]:
+    """Return what the model's forward pass takes for one question about several images.
+
+    Args:
+        decoder: the image-text model.
+        processor: its processor.
+        question: of :func:`render_question`.
+        images: RGB images.
+
+    Raises:
+        UserError: if the processor makes no image tokens.
+    """
+    tokenizer, model = processor.tokenizer, decoder.model
+    ids = tokenizer(question, add_special_tokens=False)["input_ids"]
+    adds = opened(tokenizer, [ids]) != [ids]
+    encoded = processor(
+        text=[question] * len(images),
+        images=[[image] for image in images],
+        padding=True,
+        add_special_tokens=adds,
+        return_tensors="pt",
+    )
+    if adds and (behind := added_tokens(tokenizer)[1]):
+        shape = encoded["input_ids"].shape
+        for key in [key for key, value in encoded.items() if value.shape == shape]:
+            encoded[key] = encoded[key][:, : -len(behind)]
+    encoded = dict(encoded.to(decoder.device, dtype=model.get_input_embeddings().weight.dtype))
+    if not image_positions(decoder, encoded["input_ids"]).any(1).all():
+        raise UserError(
+            f"The processor made no image tokens (id {model.config.image_token_id}) of the "
+            "question and an image: is {image} in the template, and the processor this model's?"
+        )
+    if model.config.model_type != "qwen2_5_vl":  # which has positions of its own
+        encoded["position_ids"] = (encoded["attention_mask"].cumsum(1) - 1).clamp_min(0)
+    return encoded
+
+
+def image_positions(decoder: Decoder, ids: Tensor) -> Tensor:
+    """Return where the image tokens are, as the processor expanded them, batch x positions."""
+    return ids == decoder.model.config.image_token_id
+
+
+class Images:
+    """Images of a prepared file under one question; see :class:`.responses.Reader`."""
+
+    key, remedy = "compute.batch_images", "Take a smaller model or models.*.dtype."
+
+    def __init__(
+        self, decoder: Decoder, processor: Any, question: str, path: str | Path, size: int
+    ):
+        """Take the model, its processor, the question, the file, and the images of a batch."""
+        self.decoder, self.processor, self.question = decoder, processor, question
+        self.tokenizer, self.path, self.size = processor.tokenizer, path, size
+
+    def batches(self, part: str = "evaluation") -> Iterator[list[tuple]]:
+        """Yield (place, sample_id, 0, image, source) of each image of a part."""
+        place = 0
+        for rows in stream_images(self.path, part, self.size):
+            yield [
+                (place + i, row["sample_id"], 0, row["image"], row["source"])
+                for i, row in enumerate(rows)
+            ]
+            place += len(rows)
+
+    def name(self, row: tuple) -> str:
+        """Say which image."""
+        return f"image {row[4]}"
+
+    def encode(self, rows: Sequence[tuple]) -> Mapping[str, Tensor]:
+        """Return what the model's forward pass takes for the question about these images."""
+        images = [open_image(image, source) for *_, image, source in rows]
+        return encode(self.decoder, self.processor, self.question, images)
+
+    @torch.inference_mode()
+    def pooled_inputs(self) -> Iterator[tuple[list[int], int, Tensor]]:
+        """Run the model on the selection images and average over the image tokens.
+
+        Yields:
+            As :func:`headpursuit.method.activations.pooled_inputs`.
+        """
+
+        def read(rows: Sequence[tuple]) -> tuple[list[int], dict[int, Tensor]]:
+            encoded = self.encode(rows)
+            weights = image_positions(self.decoder, encoded["input_ids"]).float()
+            weights /= weights.sum(1, keepdim=True)
+            return [row[0] for row in rows], averaged_inputs(self.decoder, weights, **encoded)
+
+        work = Halving(read, self.key, self.name, self.remedy)
+        for rows in tqdm(self.batches("selection"), unit="batch"):
+            for places, averages in work(rows):
+                for layer, z in averages.items():
+                    yield places, layer, z
+
+
+def open_images(
+    path: str | Path,
+    spec: Mapping[str, Any],
+    provenance: str | Path,
+    model: Mapping[str, Any],
+    device: str,
+    batch_images: int,
+) -> tuple[Images, dict[str, Any]]:
+    """Load a config's image-text model and put a question to it about each image of a file.
+
+    Args:
+        path: images of :func:`headpursuit.data.images.prepare_images`.
+        spec: their entry in the config's ``samples``.
+        provenance: of the model (see :func:`headpursuit.method.models.model_folder`).
+        model: its entry in the config's ``models``.
+        device: the config's ``compute.device``.
+        batch_images: images of a batch.
+
+    Returns:
+        The images, and what identifies the model.
+
+    Raises:
+        UserError: if the model reads no images.
+    """
+    folder = model_folder(provenance, model)
+    if not reads_images(folder):
+        raise UserError(f"{folder}: this model reads no images, as far as its config.json says.")
+    processor = load_processor(folder)
+    names = parquet_metadata(path, ["classes"])["classes"]
+    question = render_question(processor, spec["template"], spec["object"], names, model["chat"])
+    decoder, _, identity = open_model(provenance, model, device)
+    return Images(decoder, processor, question, path, batch_images), identity

@@ -1,0 +1,107 @@
+"""The weights that rankings, decompositions and lenses read, in a file of their own.
+
+A head's write needs its layer's output projection, and a dictionary needs rows of the unembedding:
+a tenth of a 7B model. With them in a file, nothing that follows loads the model or needs a GPU.
+"""
+
+import json
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from headpursuit.method.models import Decoder, by_head, language_model
+from headpursuit.run.files import UserError, atomic
+
+
+def write_weights(path: str | Path, decoder: Decoder, identity: Mapping[str, Any]) -> None:
+    """Write a model's :class:`HeadWeights`, in its own number format; gains are float32.
+
+    Args:
+        path: the safetensors file; it appears whole or not at all.
+        decoder: the model.
+        identity: what :func:`headpursuit.method.models.open_model` says of it.
+    """
+    base = language_model(decoder)
+    final = base.ln_f if decoder.model.config.model_type == "gpt2" else base.norm
+    tensors = {
+        "unembedding": decoder.model.get_output_embeddings().weight,
+        "final_gain": decoder.gain(final),
+    }
+    for layer in range(len(decoder.layers)):
+        tensors[f"projection.{layer}"] = decoder.matrix(layer)
+        if (gain := decoder.post_gain(layer)) is not None:
+            tensors[f"post_gain.{layer}"] = gain
+    tensors = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    about = {
+        "layers": len(decoder.layers),
+        "heads": decoder.n_heads,
+        "head_dim": decoder.head_dim,
+        "model": identity,
+        "crc32": {name: _crc32(tensor) for name, tensor in tensors.items()},
+    }
+    with atomic(path) as part:
+        # In one text: safetensors writes several in any order.
+        save_file(tensors, part, {"about": json.dumps(about)})
+
+
+def _crc32(tensor: Tensor) -> int:
+    return zlib.crc32(tensor.view(torch.uint8).numpy())
+
+
+class HeadWeights:
+    """A model's output projections, unembedding and gains, read from their file layer by layer.
+
+    Attributes:
+        shape: (layers, heads a layer).
+        head_dim: width of a head.
+        model: what identifies the model (name and commit, version or checksum).
+        rows: of the unembedding; those behind the last token belong to none.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        """Open the file of :func:`write_weights`; UserError if it is damaged."""
+        self._path = path
+        try:
+            self._file = safe_open(path, "pt")
+            about = json.loads(self._file.metadata()["about"])
+            self.rows: int = self._file.get_slice("unembedding").get_shape()[0]
+        except (SafetensorError, OSError, TypeError, KeyError, ValueError) as error:
+            raise self._damaged(error) from error
+        self.shape: tuple[int, int] = about["layers"], about["heads"]
+        self.head_dim: int = about["head_dim"]
+        self.model: dict[str, Any] = about["model"]
+        self._crc32: dict[str, int] = about["crc32"]
+
+    def layer_columns(self, layer: int) -> Tensor:
+        """Return what takes a layer's cached inputs to the stream, heads x d x head_dim.
+
+        As :meth:`headpursuit.method.models.Decoder.layer_columns` does, bit by bit.
+        """
+        gain = self._read(f"post_gain.{layer}") if f"post_gain.{layer}" in self._crc32 else None
+        return by_head(self._read(f"projection.{layer}"), self.shape[1], gain)
+
+    def unembedding(self, token_ids: Sequence[int], fold_norm_gain: bool) -> Tensor:
+        """Return rows of the unembedding matrix as float32, v x d.
+
+        Args:
+            token_ids: which rows.
+            fold_norm_gain: multiply the rows by the final norm's gain, so that they are the
+                directions of the residual stream that raise the logits.
+        """
+        rows = self._read("unembedding")[torch.as_tensor(token_ids)].float()
+        return rows * self._read("final_gain") if fold_norm_gain else rows
+
+    def _read(self, name: str) -> Tensor:
+        tensor = self._file.get_tensor(name)
+        if _crc32(tensor) != self._crc32[name]:
+            raise self._damaged(f"{name} has another checksum than when it was written")
+        return tensor
+
+    def _damaged(self, why: object) -> UserError:
+        return UserError(f"{self._path}: not readable weights ({why}). Delete it and run again.")

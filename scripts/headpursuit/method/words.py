@@ -1,0 +1,326 @@
+"""Words: counting them in text, splitting them, and turning them into rows of the unembedding."""
+
+import unicodedata
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from itertools import product
+from pathlib import Path
+from string import capwords
+
+import numpy as np
+import pandas as pd
+import regex  # unlike re, it takes combining marks for parts of words
+
+from headpursuit.method.special import special_tokens
+from headpursuit.run.files import UserError, seed_for
+
+MIN_WORDS = 10
+# The regular endings of English, so that "word" also counts "words" and "worded".
+_INFLECTIONS = r"(?:'?s|es|d|ed|er|ers|ing|in')?"
+
+
+def normalise(text: str, case_sensitive: bool = False) -> str:
+    """Return the form in which texts and words are compared.
+
+    That is NFC with plain apostrophes, case-folded unless told.
+    """
+    text = unicodedata.normalize("NFC", text).replace("’", "'")
+    # Folding can leave NFC ("ǰ"), so it is restored.
+    return text if case_sensitive else unicodedata.normalize("NFC", text.casefold())
+
+
+def word_pattern(word: str, inflections: bool = False) -> regex.Pattern[str]:
+    """Return the pattern of a normalised word or phrase as a whole word.
+
+    A whole word has no letter, digit, underscore or combining mark (of any script) beside it;
+    white space inside a phrase matches any white space.
+    """
+    body = r"\s+".join(regex.escape(part) for part in word.split())
+    ending = _INFLECTIONS if inflections else ""
+    return regex.compile(rf"(?<!\w){body}{ending}(?!\w)")
+
+
+def count_words(
+    texts: Iterable[str],
+    words: Sequence[str],
+    case_sensitive: bool = False,
+    inflections: bool = False,
+) -> np.ndarray:
+    """Count each word in each text.
+
+    Every word is counted for itself: a phrase does not hide the words inside it, since one may
+    be a selection word and the other held out.
+
+    Returns:
+        int64 array, len(texts) x len(words).
+    """
+    words = [normalise(word, case_sensitive) for word in words]
+    patterns = [word_pattern(word, inflections) for word in words]
+    # A plain search for the word's first part is far cheaper than the pattern, and rules most out.
+    probes = ["".join(word.split()[:1]) for word in words]
+    texts = [normalise(text, case_sensitive) for text in texts]
+    counts = np.zeros((len(texts), len(words)), dtype=np.int64)
+    for row, text in enumerate(texts):
+        for column, probe in enumerate(probes):
+            if probe and probe in text:
+                counts[row, column] = sum(1 for _ in patterns[column].finditer(text))
+    return counts
+
+
+def tidy_word(word: str, case_sensitive: bool = False) -> str:
+    """Return a word normalised, without control characters, and with single spaces inside."""
+    # Cs: halves of broken characters, which no file can hold.
+    kept = (c for c in word if c.isspace() or unicodedata.category(c) not in ("Cc", "Cs"))
+    return normalise(" ".join("".join(kept).split()), case_sensitive)
+
+
+def read_word_list(path: str | Path, key: str) -> list[str]:
+    """Read a user's list, one word or phrase a line.
+
+    Args:
+        path: the file.
+        key: the config's key that names it, for messages.
+
+    Raises:
+        UserError: if the file is missing or not UTF-8.
+    """
+    try:
+        return Path(path).read_text(encoding="utf-8-sig").splitlines()
+    except OSError as error:
+        raise UserError(f"{key}: {error}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{key}: {path} is not UTF-8 (byte {error.start}).") from None
+
+
+def distinct_words(words: Iterable[str], case_sensitive: bool, key: str) -> list[str]:
+    """Return words as they are written, but for white space; of those that count as one the first.
+
+    Raises:
+        UserError: if there is none.
+    """
+    found: dict[str, str] = {}
+    for word in words:
+        found.setdefault(tidy_word(word, case_sensitive), tidy_word(word, True))
+    kept = [word for word in found.values() if word]
+    if not kept:
+        raise UserError(f"{key}: there is no word.")
+    return kept
+
+
+def spellings(text: str, word: str) -> list[str]:
+    """Return the forms in which a text holds a normalised word, each once.
+
+    They have the text's case and are normalised otherwise.
+    """
+    pattern = regex.compile(word_pattern(word).pattern, regex.IGNORECASE | regex.FULLCASE)
+    found = pattern.findall(normalise(text, case_sensitive=True))
+    return list(dict.fromkeys(" ".join(form.split()) for form in found))
+
+
+def label_counts(labels: Iterable[Sequence[str]], case_sensitive: bool = False) -> Counter[str]:
+    """Count in how many responses each word was labelled."""
+    tidied = ({tidy_word(word, case_sensitive) for word in words} for words in labels)
+    return Counter(word for words in tidied for word in words if word)
+
+
+def most_frequent(counts: Counter[str], top: int | None) -> list[tuple[str, int]]:
+    """Return the ``top`` most frequent words with their counts; equal counts go by the alphabet."""
+    return sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:top]
+
+
+def split_words(
+    ranked: Sequence[tuple[str, int | None]], selection_share: float, seed: int, dataset: str
+) -> pd.DataFrame:
+    """Split words at random into selection and held-out words.
+
+    Args:
+        ranked: words, and their counts where there are any.
+        selection_share: share of the words that select heads; the rest are held out.
+        seed: the config's seed.
+        dataset: with the seed, decides the split.
+
+    Returns:
+        Table with word, count, rank (from 1) and split.
+
+    Raises:
+        UserError: if there are fewer than ten words to split.
+    """
+    split = np.array(["selection"] * len(ranked), dtype=object)
+    if selection_share < 1:
+        if len(ranked) < MIN_WORDS:
+            raise UserError(
+                f"{dataset}: {len(ranked)} words are too few to split, {MIN_WORDS} are the least. "
+                f"Use more prompts (samples.{dataset}.sample), more responses "
+                "(generation.samples), a longer list of your own, or selection_share: 1."
+            )
+        order = np.random.default_rng(seed_for(seed, dataset, "split")).permutation(len(ranked))
+        n_selection = min(max(round(selection_share * len(ranked)), 1), len(ranked) - 1)
+        split[order[n_selection:]] = "heldout"
+    words, counts = zip(*ranked, strict=True)
+    return pd.DataFrame(
+        {
+            "word": words,
+            "count": pd.array(counts, dtype="Int64"),
+            "rank": range(1, len(ranked) + 1),
+            "split": split,
+        }
+    )
+
+
+def measured_words(words: pd.DataFrame) -> np.ndarray:
+    """Return which words of a table are measured: held-out ones, or all where none is held out."""
+    heldout = (words["split"] == "heldout").to_numpy()
+    return heldout if heldout.any() else ~heldout
+
+
+def variants(word: str, cases: Sequence[str], leading_space: Sequence[bool]) -> list[str]:
+    """Return the written forms of a word: each case, with and without a space before it."""
+    # str.title would also raise the letter after an apostrophe.
+    change = {"written": str, "lower": str.lower, "title": capwords, "upper": str.upper}
+    forms = (
+        (" " if space else "") + change[case](word) for case, space in product(cases, leading_space)
+    )
+    return list(dict.fromkeys(forms))
+
+
+def build_dictionary(
+    words: pd.DataFrame,
+    tokenizer,
+    rows: str,
+    cases: Sequence[str],
+    leading_space: Sequence[bool],
+    key: str = "concepts.*",
+) -> pd.DataFrame:
+    """Turn words into rows of the unembedding matrix.
+
+    Args:
+        words: table with word and split.
+        tokenizer: a Hugging Face tokenizer.
+        rows: see :func:`form_rows`.
+        cases: of ``written`` (as it is), ``lower``, ``title`` and ``upper``.
+        leading_space: which of the forms with (True) and without (False) a space before them.
+        key: the config's key of the concept, for messages.
+
+    Returns:
+        Table with a row for each word, form and token: word, split, form, starts_word (the form
+        has the space before it and is one token, so that its probability is the word's), token_id,
+        token and shared (the same row serves selection and held-out words alike). Forms with a
+        special token (an unknown one, say) have no row.
+
+    Raises:
+        UserError: if a split has no row at all.
+    """
+    records = []
+    for word, split in zip(words["word"], words["split"], strict=True):
+        for form, ids in tokenised(tokenizer, variants(word, cases, leading_space)):
+            single = len(ids) == 1
+            for token_id in form_rows(tokenizer, ids, rows):
+                token = tokenizer.convert_ids_to_tokens(token_id)
+                starts = single and form.startswith(" ")
+                records.append((word, split, form, starts, token_id, token))
+    columns = ["word", "split", "form", "starts_word", "token_id", "token"]
+    table = pd.DataFrame(records, columns=columns)
+    for split in dict.fromkeys(words["split"]):
+        if not (table["split"] == split).any():
+            raise UserError(
+                f"{key}.rows: {rows} leaves no row of the vocabulary for the {split} words; "
+                "'first' or 'all' also takes words of several tokens."
+            )
+    splits_of = table.groupby("token_id")["split"].nunique()
+    table["shared"] = table["token_id"].map(splits_of) > 1
+    return table
+
+
+def tokenised(tokenizer, forms: Iterable[str]) -> Iterator[tuple[str, list[int]]]:
+    """Yield forms with their token ids inside a text; those with a special token are left out.
+
+    SentencePiece tokenizers put a space before a text of their own accord, so a form is tokenised
+    behind a newline, whose own tokens are taken off again.
+    """
+    special = special_tokens(tokenizer)
+    prefix = tokenizer("\n", add_special_tokens=False).input_ids
+    for form in forms:
+        ids = tokenizer("\n" + form, add_special_tokens=False).input_ids
+        if ids[: len(prefix)] == prefix:
+            ids = ids[len(prefix) :]
+        else:
+            ids = tokenizer(form, add_special_tokens=False).input_ids
+        if special.isdisjoint(ids):
+            yield form, ids
+
+
+def form_rows(tokenizer, ids: Sequence[int], rows: str) -> list[int]:
+    """Return which of a form's tokens become rows of a dictionary.
+
+    ``single`` takes a form that is one token, ``first`` its first token, ``all`` each of its
+    tokens. Of several tokens, those of white space alone (SentencePiece's before a digit) say
+    nothing and are passed over.
+    """
+    if rows == "single":
+        return list(ids) if len(ids) == 1 else []
+    spelled = [token_id for token_id in ids if tokenizer.decode([token_id]).strip()]
+    return spelled[:1] if rows == "first" else spelled
+
+
+def distinct_classes(table: pd.DataFrame) -> pd.DataFrame:
+    """Leave out the rows that all classes share, which say nothing of any class.
+
+    Args:
+        table: of :func:`build_dictionary`, for class names.
+
+    Raises:
+        UserError: if a class has no row of its own, or two classes have the same rows.
+    """
+    sets = {name: set(own["token_id"]) for name, own in table.groupby("word", sort=False)}
+    common = set.intersection(*sets.values()) if len(sets) > 1 else set()
+    if lost := [name for name, own in sets.items() if not own - common]:
+        raise UserError(
+            f"The classes {', '.join(lost)} have no token of their own: nothing in the dictionary "
+            "would tell them from the others. Change the concept's rows, or the names."
+        )
+    seen: dict[frozenset[int], str] = {}
+    for name, own in sets.items():
+        if (other := seen.setdefault(frozenset(own), name)) != name:
+            raise UserError(
+                f"The classes {other} and {name} share all their tokens, so no head can be told "
+                "to write one and not the other. Change the concept's rows, or the names."
+            )
+    return table[~table["token_id"].isin(common)].reset_index(drop=True)
+
+
+def unrelated_tokens(
+    path: str | Path,
+    tokenizer,
+    taken: Collection[int],
+    cases: Sequence[str],
+    leading_space: Sequence[bool],
+    seed: int,
+    dataset: str,
+) -> list[int]:
+    """Draw as many rows of the vocabulary as a dictionary has, from words about something else.
+
+    Args:
+        path: the words, one a line.
+        tokenizer: a Hugging Face tokenizer.
+        taken: rows of the dictionary; none of them is drawn.
+        cases: as in :func:`build_dictionary`.
+        leading_space: as there.
+        seed: the config's seed; with the data set it decides the draw.
+        dataset: see seed.
+
+    Raises:
+        UserError: if the words have too few forms of one token.
+    """
+    words = distinct_words(read_word_list(path, "unrelated_words"), True, "unrelated_words")
+    rng = np.random.default_rng(seed_for(seed, dataset, "unrelated"))
+    drawn: dict[int, None] = {}
+    for index in rng.permutation(len(words)):
+        for _, ids in tokenised(tokenizer, variants(words[index], cases, leading_space)):
+            if len(ids) == 1 and ids[0] not in taken:
+                drawn[ids[0]] = None
+    if len(drawn) < len(taken):
+        raise UserError(
+            f"{path}: its words have {len(drawn)} forms of one token, and the dictionary of "
+            f"{dataset} has {len(taken)}: a list of unrelated words as large needs more words."
+        )
+    return sorted(list(drawn)[: len(taken)])

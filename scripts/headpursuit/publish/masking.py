@@ -1,0 +1,99 @@
+"""Offensive words masked in texts and tables that are printed."""
+
+from collections.abc import Collection, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import regex
+
+from headpursuit.labelling import used_labellers
+from headpursuit.labelling.audit import mask
+from headpursuit.method.words import normalise, word_pattern
+from headpursuit.run.experiments import concept_of, owners, running
+from headpursuit.run.files import plain, read_parquet
+from headpursuit.run.tables import read_csv
+
+# A token of so many letters may give away a longer word that begins with it.
+TELLING = 4
+
+
+def is_offensive(config: Mapping[str, Any], experiment: str) -> bool:
+    """Say whether an experiment's words are labelled, or from a file of the user's own."""
+    concept = concept_of(config, config["experiments"][experiment]) or {}
+    return bool({"labelled", "file"} & set(concept))
+
+
+def offensive_words(config: Mapping[str, Any], results: Path) -> set[str]:
+    """Return the words of a run's offensive experiments, and all that their labellers named.
+
+    Args:
+        config: the config in force.
+        results: the run's folder; a file that is not there has no words.
+    """
+    words: set[str] = set()
+    experiments = [name for name in running(config) if is_offensive(config, name)]
+    folders = ["labels", "labels/second"][: len(used_labellers(config))]
+    for owner in (owners(config)[name] for name in experiments):
+        if (path := results / f"words/{owner['words']}.csv").exists():
+            words |= set(read_csv(path, ["word"])["word"])
+        for path in (results / folder / f"{owner['labels']}.parquet" for folder in folders):
+            if path.exists():
+                words.update(*read_parquet(path, ["words"])["words"].to_pylist())
+    return words
+
+
+class Cover:
+    """Shows texts on one line, words and their inflections masked."""
+
+    def __init__(self, words: Collection[str]) -> None:
+        """Take the words that are masked; without any, texts are shown as they are."""
+        self.words = words
+
+    @cached_property
+    def _patterns(self) -> list[tuple[str, regex.Pattern[str]]]:
+        longest = sorted({normalise(word) for word in self.words}, key=len, reverse=True)
+        return [(word.split()[0], word_pattern(word, inflections=True)) for word in longest]
+
+    def __call__(self, text: Any) -> str:
+        """Return a text on one line; where it holds one of the words it is shown normalised."""
+        text = plain(text)
+        folded = masked = normalise(text)
+        for first, pattern in self._patterns:
+            if first in masked:
+                masked = pattern.sub(lambda match: mask(match.group()), masked)
+        return text if masked == folded else masked
+
+    def word(self, word: str) -> str:
+        """Return one of the words themselves."""
+        return plain(mask(plain(word))) if self.words else plain(word)
+
+
+def mask_rows(text: str, words: Collection[str]) -> str:
+    """Mask words in the rows of a Markdown table, and longer pieces that they begin with.
+
+    Args:
+        text: Markdown.
+        words: what is masked, in any case.
+    """
+    words = {normalise(word) for word in words}
+    starts = {word[:end] for word in words for end in range(TELLING, len(word) + 1)}
+    whole = [
+        regex.compile(word_pattern(word).pattern, regex.IGNORECASE)
+        for word in sorted(words, key=len, reverse=True)
+    ]
+
+    def stars(match: regex.Match[str]) -> str:
+        return mask(match.group()).replace("*", r"\*")
+
+    def piece(match: regex.Match[str]) -> str:
+        return stars(match) if normalise(match.group()) in starts else match.group()
+
+    lines = []
+    for line in text.splitlines():
+        if line.startswith("|"):
+            for pattern in whole:
+                line = pattern.sub(stars, line)
+            line = regex.sub(rf"\w{{{TELLING},}}", piece, line)
+        lines.append(line)
+    return "\n".join(lines)

@@ -1,0 +1,326 @@
+"""Files that appear whole or not at all, and seeds that depend on identity alone.
+
+The Snakefile imports this where nothing but Snakemake is installed, so pyarrow is only imported by
+what needs it.
+"""
+
+from __future__ import annotations
+
+import errno
+import glob
+import hashlib
+import json
+import os
+import re
+import tempfile
+import unicodedata
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+# The workflow's folder. Rules say it to their jobs: in a container this module lies elsewhere.
+ROOT = Path(os.environ.get("HEADPURSUIT_ROOT") or Path(__file__).parents[3])
+
+
+class UserError(Exception):
+    """A mistake or lack that the user can mend; shown as one message, without a traceback."""
+
+
+_AGAIN = "then run the same command again: it goes on from what is finished."
+# What a disk may refuse, and what to do about it.
+REFUSALS = {
+    errno.ENOSPC: ("no space is left", f"Free some, {_AGAIN}"),
+    errno.EDQUOT: ("your quota is used up", f"Free some, {_AGAIN}"),
+    errno.EROFS: ("the file system is read-only", f"Make it writable, {_AGAIN}"),
+    errno.EACCES: ("access is denied", f"Set its owner or permissions right, {_AGAIN}"),
+    errno.EPERM: ("access is denied", f"Set its owner or permissions right, {_AGAIN}"),
+}
+
+
+def refusal(error: BaseException | None, where: str | Path) -> str | None:
+    """Return what to say of an error by which a disk refuses to be used; None of another.
+
+    Args:
+        error: it, or one that it is the cause of.
+        where: what was being written, where the error does not say.
+    """
+    while error is not None:
+        # safetensors and others raise errors of their own, with the system's number in their text.
+        said = (n for n in REFUSALS if f"(os error {n})" in str(error))
+        number = getattr(error, "errno", None) or next(said, None)
+        if number in REFUSALS:
+            lack, step = REFUSALS[number]
+            return f"{getattr(error, 'filename', None) or where}: {lack}. {step}"
+        error = error.__cause__
+    return None
+
+
+def refuse_braces(*folders: str | Path) -> None:
+    """Fail if a path has braces, which Snakemake would take for wildcards.
+
+    Raises:
+        UserError: naming it.
+    """
+    for folder in map(str, folders):
+        if set("{}") & set(folder):
+            raise UserError(
+                f"{folder}: Snakemake takes braces in a path for wildcards. "
+                "Rename the folder, or move the checkout to another."
+            )
+
+
+def refuse_unwritable(*folders: str | Path) -> None:
+    """Fail if a folder, or the one it would be made in, cannot be written.
+
+    Raises:
+        UserError: naming it and what to do.
+    """
+    for folder in map(Path, folders):
+        there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        if not os.access(there, os.W_OK | os.X_OK):
+            read_only = os.statvfs(there).f_flag & os.ST_RDONLY
+            number = errno.EROFS if read_only else errno.EACCES
+            raise UserError(str(refusal(OSError(number, ""), folder)))
+
+
+def bare_url(url: str) -> str:
+    """Return a URL without the user and password it may carry."""
+    return re.sub(r"//[^/@\s]*@", "//", url)
+
+
+def visible(text: str) -> str:
+    """Return a text without control characters (but line ends, tabs) and changes of direction."""
+    turns = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
+    return "".join(
+        char
+        for char in text
+        if char in "\n\t"
+        or (unicodedata.category(char) != "Cc" and unicodedata.bidirectional(char) not in turns)
+    )
+
+
+def plain(text: Any) -> str:
+    """Return the visible part of a text on one line."""
+    spaced = "".join(" " if char.isspace() else char for char in str(text))
+    return " ".join(visible(spaced).split())
+
+
+@contextmanager
+def atomic(path: str | Path) -> Iterator[Path]:
+    """Yield a path beside ``path`` to write to; it becomes ``path`` when the block ends well.
+
+    What a killed writer of the same file left beside it is removed.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob(f".{glob.escape(path.name)}.????????{glob.escape(path.suffix)}"):
+        left.unlink(missing_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
+    os.close(handle)
+    part = Path(name)
+    try:
+        yield part
+        part.chmod(0o644)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write UTF-8 text atomically."""
+    with atomic(path) as part:
+        part.write_text(text, encoding="utf-8", newline="\n")
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write indented JSON atomically, keys in the order given."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: str | Path) -> Any:
+    """Read JSON.
+
+    Raises:
+        UserError: if the file is damaged.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: not readable JSON ({error}). Delete it and run again.") from error
+
+
+def check_table(path: str | Path, table: pa.Table) -> None:
+    """Check a table that is about to be written against its contract.
+
+    Raises:
+        UserError: if it breaks it.
+    """
+    from headpursuit.run.contracts import violations
+
+    if broken := violations(path, table):
+        raise UserError(
+            f"{path} is not written, it breaks its contract (docs/columns.md):\n  "
+            + "\n  ".join(broken)
+        )
+
+
+def write_parquet(
+    path: str | Path, table: pa.Table, metadata: Mapping[str, Any] | None = None
+) -> None:
+    """Write a table atomically; each metadata value is stored as JSON in the schema.
+
+    Raises:
+        UserError: if the table breaks its contract; nothing is written.
+    """
+    import pyarrow.parquet as pq
+
+    check_table(path, table)
+    if metadata:
+        encoded = {key: json.dumps(value) for key, value in metadata.items()}
+        table = table.replace_schema_metadata({**(table.schema.metadata or {}), **encoded})
+    with atomic(path) as part:
+        pq.write_table(table, part, write_page_checksum=True)
+
+
+def read_parquet(
+    path: str | Path, columns: list[str] | None, filters: list[tuple] | None = None
+) -> pa.Table:
+    """Read ``columns`` of a table, or all where it is None; of the rows those that pass filters.
+
+    Raises:
+        UserError: if the file is not Parquet or lacks a column.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        schema = pq.read_schema(path)
+        missing = [name for name in columns or [] if name not in schema.names]
+        if missing:
+            raise UserError(
+                f"{path}: no column {', '.join(missing)}; it has {', '.join(schema.names)}. "
+                "Delete the file and run again to have it rebuilt."
+            )
+        return pq.read_table(
+            path, columns=columns, filters=filters, page_checksum_verification=True
+        )
+    except (pa.ArrowException, OSError) as error:
+        raise damaged_parquet(path, error) from error
+
+
+def read_responses(
+    paths: Collection[str | Path], columns: Collection[str], condition: str | None = None
+) -> pa.Table:
+    """Read the responses of all parts, in one order however many there are.
+
+    Args:
+        paths: the parts' files.
+        columns: which; sample_id and repeat come with them.
+        condition: whose responses; None for all.
+    """
+    import pyarrow as pa
+
+    wanted = list(dict.fromkeys(["sample_id", "repeat", *columns]))
+    filters = None if condition is None else [("condition", "=", condition)]
+    parts = [read_parquet(path, wanted, filters) for path in paths]
+    return pa.concat_tables(parts).sort_by([("sample_id", "ascending"), ("repeat", "ascending")])
+
+
+def finished(
+    path: str | Path, identity: Mapping[str, Any], conditions: Mapping[str, Any]
+) -> pa.Table | None:
+    """Return what a file holds of conditions already; None if it holds nothing of use.
+
+    Args:
+        path: a file that may be there, with the metadata ``identity`` and ``heads``.
+        identity: what decides a condition's rows beside its heads.
+        conditions: condition to its heads; of others nothing is returned.
+    """
+    if not Path(path).exists():
+        return None
+    try:
+        facts = parquet_metadata(path, ["identity", "heads"])
+        alike = facts["identity"] == json.loads(json.dumps(identity))
+        heads = json.loads(json.dumps(dict(conditions)))
+        kept = [name for name in heads if alike and facts["heads"].get(name) == heads[name]]
+        return read_parquet(path, None, [("condition", "in", kept)]) if kept else None
+    except UserError:  # damaged: it is made anew
+        return None
+
+
+def write_together(
+    path: str | Path,
+    tables: Sequence[pa.Table | None],
+    conditions: Mapping[str, Any],
+    identity: Mapping[str, Any],
+    **more: Any,
+) -> None:
+    """Write the rows of several tables, in the order of the conditions; see :func:`finished`."""
+    import pyarrow as pa
+
+    # What was read from a file calls a list's values otherwise than what is new.
+    schema = tables[-1].schema
+    together = pa.concat_tables([own.cast(schema) for own in tables if own is not None])
+    place = {name: at for at, name in enumerate(conditions)}
+    order = pa.array([place[name] for name in together["condition"].to_pylist()])
+    by = [(name, "ascending") for name in ("order", "sample_id", "repeat")]
+    together = together.append_column("order", order).sort_by(by).drop_columns("order")
+    facts = {"identity": identity, "heads": dict(conditions), **more}
+    write_parquet(path, together, facts)
+
+
+def damaged_parquet(path: str | Path, error: Exception) -> UserError:
+    """Return what to say of a Parquet file that cannot be read."""
+    why = " ".join(str(error).split())
+    return UserError(f"{path}: not a readable Parquet file ({why}). Delete it and run again.")
+
+
+def parquet_metadata(path: str | Path, wanted: Collection[str] = ()) -> dict[str, Any]:
+    """Return the JSON metadata that :func:`write_parquet` stored.
+
+    Raises:
+        UserError: if the file is not Parquet, or its metadata lack one of ``wanted``.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        stored = pq.read_schema(path).metadata or {}
+        found = {
+            key.decode(): json.loads(value)
+            for key, value in stored.items()
+            if key not in (b"pandas", b"ARROW:schema")
+        }
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise damaged_parquet(path, error) from error
+    if missing := [key for key in wanted if key not in found]:
+        raise UserError(
+            f"{path}: its metadata lack {', '.join(missing)}. Delete the file and run again."
+        )
+    return found
+
+
+def beside(path: str | Path) -> Path:
+    """Return the path of a file that a config names: in the working directory, or the workflow."""
+    own = ROOT / path
+    return own if not Path(path).exists() and own.exists() else Path(path)
+
+
+def sha256(path: str | Path) -> str:
+    """Return a file's SHA-256 in hexadecimal."""
+    with Path(path).open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def seed_for(seed: int, *identity: str | int) -> int:
+    """Return a 63-bit seed from the config's seed and the identity of what is random.
+
+    It depends on nothing else, so neither the order of jobs nor their number moves a result.
+    """
+    text = json.dumps([seed, *identity])
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) >> 1
