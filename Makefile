@@ -1,6 +1,7 @@
 # Each target sets up what it needs; the environment is kept in .venv.
 #   make demo    a small real model on real data: tables and figures in results/demo
-#   make test    lint and tests
+#   make test    lint and tests, in minutes
+#   make test-all   the long ones too, and all of those below but SLURM's
 #   make test-labeller   labelling against real servers and injected faults
 #   make test-conda   each script in its own environment of envs/, through Snakemake's conda path
 #   make report  one HTML file of a finished run: make report RUN=demo
@@ -19,7 +20,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 CORES ?= 2
 SNAKEMAKE = .venv/bin/snakemake --cores $(CORES)
 
-.PHONY: demo paper report test test-labeller test-conda test-faults rehearsal rehearsal-full test-slurm test-report fuzz bench lint docs env
+.PHONY: demo paper report test test-all test-labeller test-conda test-faults rehearsal rehearsal-full test-slurm test-report fuzz bench lint docs env
 
 env: .venv/complete
 
@@ -47,7 +48,12 @@ lint: env
 	.venv/bin/snakemake --lint
 
 test: lint
-	.venv/bin/pytest -n $(CORES) --dist loadgroup
+	.venv/bin/pytest -n $(CORES) -m "not long"
+
+# Everything that can run here. SLURM needs root.
+test-all: lint
+	.venv/bin/pytest -n $(CORES)
+	$(MAKE) test-labeller test-conda test-report test-faults rehearsal fuzz
 
 test-labeller: .venv-labeller/complete
 	.venv/bin/pytest tests/labeller
