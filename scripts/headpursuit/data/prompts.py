@@ -1,31 +1,23 @@
-"""Prompts: reading rows out of data files, and rendering what the model reads."""
+"""Prompts: which are drawn out of data files, and what the model reads of them."""
 
-import json
 import logging
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from headpursuit.data.rows import READERS, kept_rows
 from headpursuit.method.special import as_user, opened, special_tokens
 from headpursuit.run.files import UserError, seed_for
 
 log = logging.getLogger(__name__)
 
-# File suffix to the builder of the datasets library that reads it.
-BUILDERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet", ".txt": "text"}
-# What a builder is told: a byte order mark is no text.
-OPTIONS = {
-    "text": {"encoding": "utf-8-sig"},
-    "json": {"parse_agent_traces": False},
-}
-
 PLACEHOLDER = "headpursuit"  # a message that shows what the chat template writes around it
-CHUNK = 1000  # texts read or tokenised at once; it bounds the memory that their offsets take
+CHUNK = 1000  # texts tokenised at once; it bounds the memory that their offsets take
 
 
 def read_rows(
@@ -33,11 +25,7 @@ def read_rows(
 ) -> Iterator[tuple[str, str]]:
     """Stream the texts of a column from data files; a row that has none gives an empty one.
 
-    Args:
-        files: .jsonl, .json, .csv, .parquet or .txt files; others are passed over.
-        column: its name, with dots into nested columns; a text file's is ``text``.
-        where: column to the value, or list of values, that a row must have to be kept.
-        key: the config's key that holds files, text and where, for messages.
+    Files of other formats than :data:`.rows.READERS` are passed over; see :func:`.rows.kept_rows`.
 
     Yields:
         (``file name:row``, text) with rows from 1.
@@ -47,99 +35,19 @@ def read_rows(
             no text.
     """
     files = list(files)
-    readable = [path for path in files if path.suffix.lower() in BUILDERS]
+    readable = [path for path in files if path.suffix.lower() in READERS]
     if not readable:
         raise UserError(
-            f"{key}.files: no {', '.join(BUILDERS)} file among {', '.join(map(str, files))}."
+            f"{key}.files: no {', '.join(READERS)} file among {', '.join(map(str, files))}."
         )
-    wanted = where or {}
     for path in readable:
-        if not path.stat().st_size:
-            continue  # no rows, which not every builder takes
-        row: Mapping[str, Any] = {}
-        try:
-            for number, row in enumerate(_open(path), start=1):
-                if all(matches_value(_nested(row, name), value) for name, value in wanted.items()):
-                    text = _as_text(_nested(row, column), f"{path}, row {number}", key)
-                    yield f"{path.name}:{number}", text
-        except KeyError as error:
-            raise UserError(
-                f"{key}: {path} has no column {error}; it has {', '.join(row)}. Correct {key}.text "
-                "or where."
-            ) from None
-        except (UnicodeDecodeError, pa.ArrowInvalid, ValueError) as error:
-            raise UserError(
-                f"{key}.files: {path} is not readable as {path.suffix[1:]}: "
-                f"{_damage(path) or error}"
-            ) from error
-
-
-def _open(path: Path) -> Iterable[Mapping[str, Any]]:
-    from datasets import load_dataset
-
-    builder = BUILDERS[path.suffix.lower()]
-    if builder == "csv":  # datasets has no way to leave all cells texts
-        chunks = pd.read_csv(path, dtype=str, keep_default_na=False, chunksize=CHUNK)
-        return (row for chunk in chunks for row in chunk.fillna("").to_dict("records"))
-    options = OPTIONS.get(builder, {})
-    return load_dataset(builder, data_files=[str(path)], split="train", streaming=True, **options)
-
-
-def _as_text(value: Any, place: str, key: str) -> str:
-    if not isinstance(value, str | None):
-        raise UserError(f"{key}.text: {place}: {value!r:.60} is no text.")
-    return value or ""
-
-
-def _damage(path: Path) -> str | None:
-    """Say which line of a file of lines is to blame, where one is."""
-    if BUILDERS[path.suffix.lower()] == "parquet":
-        return None
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            try:
-                text = line.decode("utf-8-sig")
-                if path.suffix.lower() == ".jsonl" and text.strip():
-                    json.dumps(json.loads(text), ensure_ascii=False).encode()
-            except UnicodeEncodeError:  # half a surrogate pair
-                return f"line {number} holds half a character (an escape \\uD800 to \\uDFFF)"
-            except UnicodeDecodeError as error:
-                return f"line {number} is not UTF-8 ({error.reason}). Save the file as UTF-8"
-            except ValueError as error:
-                return f"line {number} is not JSON ({error})"
-    return None
-
-
-def _nested(row: Mapping[str, Any], key: str) -> Any:
-    if key in row:
-        return row[key]
-    value: Any = row
-    for part in key.split("."):
-        if not isinstance(value, Mapping) or part not in value:
-            raise KeyError(key)
-        value = value[part]
-    return value
-
-
-def matches_value(value: Any, wanted: Any) -> bool:
-    """Say whether a cell has the value that a ``where`` wants, or one of its list.
-
-    All cells of a CSV file are texts, so a number or a truth value also matches its spelling.
-    """
-    if isinstance(wanted, list):
-        return any(matches_value(value, one) for one in wanted)
-    if wanted is None:
-        return value is None or value == ""
-    if not isinstance(value, str):
-        return value == wanted
-    if isinstance(wanted, bool):
-        return value.lower() == str(wanted).lower()
-    if isinstance(wanted, int | float):
-        try:
-            return float(value) == wanted
-        except ValueError:
-            return False
-    return value == wanted
+        for number, row in kept_rows(path, [column], where, key):
+            text = "" if row[column] is None else row[column]
+            if not isinstance(text, str):
+                raise UserError(f"{key}.text: {path}, row {number}: {text!r:.60} is no text.")
+            if re.search("[\ud800-\udfff]", text):
+                raise UserError(f"{key}.text: {path}, row {number} holds half a character.")
+            yield f"{path.name}:{number}", text
 
 
 def unique_prompts(rows: Iterable[tuple[str, str]], dataset: str) -> pa.Table:
@@ -149,13 +57,11 @@ def unique_prompts(rows: Iterable[tuple[str, str]], dataset: str) -> pa.Table:
         Table with sample_id, text and source, in the order of the files.
     """
     kept: dict[str, str] = {}
-    dropped = 0
+    rows = list(rows)
     for source, text in rows:
-        if not text.strip() or text in kept:
-            dropped += 1
-        else:
-            kept[text] = source
-    if dropped:
+        if text.strip():
+            kept.setdefault(text, source)
+    if dropped := len(rows) - len(kept):
         log.info("%s: dropped %d empty or repeated prompts", dataset, dropped)
     names = [f"{dataset}-{i:06d}" for i in range(len(kept))]
     columns = {"sample_id": names, "text": list(kept), "source": list(kept.values())}
@@ -186,21 +92,26 @@ def sample_prompts(
         UserError: if there are none, or fewer than the sample asks for.
     """
     rng = np.random.default_rng(seed_for(seed, dataset, "sample"))
-    left, found, lengths = np.arange(len(prompts)), render(prompts[:0]), []
+    left, found, shortest = np.arange(len(prompts)), render(prompts[:0]), []
     wanted = len(left) if sample is None else sample
     while len(left) and len(found) < wanted:
         drawn = rng.choice(left, size=min(wanted - len(found), len(left)), replace=False)
         left = np.setdiff1d(left, drawn)
         rendered = render(prompts.take(np.sort(drawn)))
         if longest is not None:
-            own = pc.list_value_length(rendered["token_ids"])
-            lengths += own.to_pylist()
-            _log_too_long(rendered, own, longest, dataset)
-            rendered = rendered.filter(pc.less_equal(own, longest))
+            lengths = pc.list_value_length(rendered["token_ids"])
+            for source, length in zip(rendered["source"], lengths, strict=True):
+                if length.as_py() > longest:
+                    log.warning(
+                        "%s: left out %s, whose %s tokens are more than the %d that the model "
+                        "reads beside a response", dataset, source, length, longest,
+                    )  # fmt: skip
+            shortest.append(pc.min(lengths).as_py())
+            rendered = rendered.filter(pc.less_equal(lengths, longest))
         found = pa.concat_tables([found, rendered])
-    if lengths and not len(found):
+    if shortest and not len(found):
         raise UserError(
-            f"samples.{dataset}: the shortest prompt has {min(lengths)} tokens, and the model "
+            f"samples.{dataset}: the shortest prompt has {min(shortest)} tokens, and the model "
             f"reads {longest} beside a response. Lower generation.max_new_tokens."
         )
     if len(found) < (sample or 1):
@@ -210,15 +121,6 @@ def sample_prompts(
         )
     places = pc.index_in(found["sample_id"], prompts["sample_id"])  # later draws stand behind
     return found.take(pc.sort_indices(places))
-
-
-def _log_too_long(prompts: pa.Table, lengths: pa.ChunkedArray, longest: int, dataset: str) -> None:
-    for source, length in zip(prompts["source"].to_pylist(), lengths.to_pylist(), strict=True):
-        if length > longest:
-            log.warning(
-                "%s: left out %s, whose %d tokens are more than the %d that the model reads beside "
-                "a response", dataset, source, length, longest,
-            )  # fmt: skip
 
 
 def as_responses(prompts: pa.Table) -> pa.Table:

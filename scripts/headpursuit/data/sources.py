@@ -37,24 +37,19 @@ def write_made_provenance(
     """
     folder = provenance_path.parent
     source = _read(source_provenance)
-    write_json(
-        provenance_path,
-        {
-            "name": folder.name,
-            "kind": kind,
-            "from": {key: source.get(key) for key in ("name", "kind", "id", "version", "commit")},
-            **origin,
-            "licence": source.get("licence"),
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "tools": {package: version(package) for package in packages},
-            "root": str(folder),
-            "files": [
-                file_record(folder, folder / path)
-                for path in visible_files(folder)
-                if path != provenance_path.name
-            ],
-        },
-    )
+    files = [path for path in visible_files(folder) if path != provenance_path.name]
+    provenance = {
+        "name": folder.name,
+        "kind": kind,
+        "from": {key: source.get(key) for key in ("name", "kind", "id", "version", "commit")},
+        **origin,
+        "licence": source.get("licence"),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "tools": {package: version(package) for package in packages},
+        "root": str(folder),
+        "files": [file_record(folder, folder / path) for path in files],
+    }
+    write_json(provenance_path, provenance)
 
 
 def source_root(provenance_path: str | Path) -> Path:
@@ -71,9 +66,7 @@ def source_root(provenance_path: str | Path) -> Path:
 
 
 def source_files(provenance_path: str | Path, pattern: str) -> list[Path]:
-    """Return a source's files whose path matches ``pattern``, sorted.
-
-    ``*`` and ``?`` stay within one folder, ``**`` crosses folders.
+    """Return a source's files whose path matches ``pattern`` (:func:`matches`), sorted.
 
     Raises:
         UserError: if none matches, or if one is gone or has another size than recorded.
@@ -85,10 +78,7 @@ def source_files(provenance_path: str | Path, pattern: str) -> list[Path]:
             f"{provenance_path}: no file of this source matches {pattern!r}. "
             f"It has {listed(record['path'] for record in records)}."
         )
-    _refuse_changed(
-        provenance_path,
-        [record["path"] for record in chosen if size_of(root / record["path"]) != record["size"]],
-    )
+    _refuse_changed(provenance_path, chosen, with_hash=False)
     return [root / record["path"] for record in chosen]
 
 
@@ -98,16 +88,23 @@ def verify(provenance_path: str | Path) -> None:
     Raises:
         UserError: if a file is gone or has changed; it names them all.
     """
-    root, records = source_root(provenance_path), _read(provenance_path)["files"]
-    _refuse_changed(
-        provenance_path,
-        [
-            record["path"]
-            for record in records
-            if size_of(root / record["path"]) != record["size"]
-            or sha256(root / record["path"]) != record["sha256"]
-        ],
-    )
+    _refuse_changed(provenance_path, _read(provenance_path)["files"], with_hash=True)
+
+
+def _refuse_changed(provenance_path: str | Path, records: list[dict], with_hash: bool) -> None:
+    root = source_root(provenance_path)
+    changed = [
+        record["path"]
+        for record in records
+        if size_of(root / record["path"]) != record["size"]
+        or (with_hash and sha256(root / record["path"]) != record["sha256"])
+    ]
+    if changed:
+        raise UserError(
+            f"{provenance_path}: since this record was made these files have gone or changed: "
+            f"{listed(changed)}. Delete {provenance_path} and run again to have them fetched and "
+            "recorded anew."
+        )
 
 
 def matches(path: str, pattern: str) -> bool:
@@ -187,17 +184,8 @@ def listed(paths: Iterable[str], most: int = 12) -> str:
 def _read(provenance_path: str | Path) -> dict:
     try:
         return json.loads(Path(provenance_path).read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(
             f"{provenance_path}: not a readable record ({type(error).__name__}). "
             "Delete it if it is there, and run again to have it made anew."
         ) from error
-
-
-def _refuse_changed(provenance_path: str | Path, changed: list[str]) -> None:
-    if changed:
-        raise UserError(
-            f"{provenance_path}: since this record was made these files have gone or changed: "
-            f"{listed(changed)}. Delete {provenance_path} and run again to have them fetched and "
-            "recorded anew."
-        )

@@ -1,0 +1,188 @@
+"""Rows of data files, with their values as they stand there."""
+
+import glob
+import json
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow.dataset import ParquetFragmentScanOptions
+
+from headpursuit.run.files import UserError
+
+BATCH = 256  # rows of a file held at once; it bounds the memory that images take
+
+
+def kept_rows(
+    path: Path, columns: Collection[str], where: Mapping[str, Any] | None, key: str
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Stream the rows of a data file (:data:`READERS`) that ``where`` keeps.
+
+    Args:
+        path: the file. All cells of a CSV file are texts; a text file's column is ``text``.
+        columns: their names, with dots into nested ones.
+        where: column to the value, or list of values, that a row must have to be kept.
+        key: the config's key of the samples, for messages.
+
+    Yields:
+        (row, from 1; column to value, None where a row has none).
+
+    Raises:
+        UserError: if the file is damaged or lacks a column.
+    """
+    where = where or {}
+    try:
+        for number, row in enumerate(_rows(path, [*columns, *where]), start=1):
+            if all(matches_value(row[name], value) for name, value in where.items()):
+                yield number, row
+        return
+    except LookupError as error:
+        raise UserError(f"{key}: {path} has {error.args[0]}. Correct the name there.") from None
+    except UnicodeDecodeError:
+        why = _not_utf8(path)
+    except (ValueError, OSError, RecursionError, pa.ArrowException) as error:
+        why = str(error)
+    raise UserError(f"{key}.files: {path} is not readable as {path.suffix[1:]}: {why}")
+
+
+def _rows(path: Path, names: Collection[str]) -> Iterator[dict[str, Any]]:
+    if not path.stat().st_size:
+        return  # no rows, which not every reader takes
+    if path.suffix.lower() not in READERS:
+        raise ValueError(f"read are {', '.join(READERS)}")
+    missing, there = set(names), {}
+    for number, row in enumerate(READERS[path.suffix.lower()](path, names), start=1):
+        if not isinstance(row, Mapping):
+            raise ValueError(f"row {number} is no JSON object")
+        found = {}
+        for name in names:
+            with suppress(KeyError):
+                found[name] = _nested(row, name)
+        if missing:
+            missing -= found.keys()
+            there |= dict.fromkeys(row)
+        yield dict.fromkeys(names) | found
+    if missing and there:
+        raise _lacking(sorted(missing), there)
+
+
+def _nested(row: Mapping[str, Any], name: str) -> Any:
+    if name in row:
+        return row[name]
+    value: Any = row
+    for part in name.split("."):
+        if not isinstance(value, Mapping):
+            raise KeyError(name)
+        value = value[part]
+    return value
+
+
+def _lacking(missing: Iterable[str], there: Iterable[str]) -> LookupError:
+    return LookupError(f"no column {', '.join(map(repr, missing))}; it has {', '.join(there)}")
+
+
+def _top(names: Collection[str], there: Collection[str]) -> list[str]:
+    """Return the columns that hold the named ones."""
+    top = dict.fromkeys(name if name in there else name.partition(".")[0] for name in names)
+    if missing := [name for name in top if name not in there]:
+        raise _lacking(missing, there)
+    return list(top)
+
+
+# datasets' own readers of JSON and CSV take texts for dates and numbers.
+
+
+def _csv(path: Path, names: Collection[str]) -> Iterator[Mapping[str, Any]]:
+    for chunk in pd.read_csv(path, dtype=str, keep_default_na=False, chunksize=BATCH):
+        yield from chunk[_top(names, chunk.columns)].fillna("").to_dict("records")
+
+
+def _text(path: Path, _: Collection[str]) -> Iterator[Mapping[str, Any]]:
+    with path.open(encoding="utf-8-sig") as lines:
+        yield from ({"text": line.removesuffix("\n")} for line in lines)
+
+
+def _json_lines(path: Path, _: Collection[str]) -> Iterator[Any]:
+    with path.open(encoding="utf-8-sig") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise ValueError(f"line {number} is not JSON ({error})") from error
+            yield row
+
+
+def _json(path: Path, names: Collection[str]) -> Iterator[Any]:
+    text = path.read_text(encoding="utf-8-sig")
+    if not text.lstrip().startswith("["):
+        return _json_lines(path, names)
+    return ({"text": row} if isinstance(row, str) else row for row in json.loads(text))
+
+
+def _parquet(path: Path, names: Collection[str]) -> Iterator[Mapping[str, Any]]:
+    from datasets import load_dataset
+
+    rows = load_dataset(
+        "parquet",
+        data_files=[glob.escape(str(path))],
+        split="train",
+        streaming=True,
+        columns=_top(names, list(_features(path))),
+        batch_size=BATCH,
+        fragment_scan_options=ParquetFragmentScanOptions(pre_buffer=False),
+    )
+    return iter(rows.decode(False))  # images stay encoded
+
+
+READERS: Mapping[str, Callable[[Path, Collection[str]], Iterator[Any]]] = {
+    ".jsonl": _json_lines,
+    ".json": _json,
+    ".csv": _csv,
+    ".parquet": _parquet,
+    ".txt": _text,
+}
+
+
+def _features(path: Path) -> Mapping[str, Any]:
+    from datasets import Features
+
+    return Features.from_arrow_schema(pq.read_schema(path))
+
+
+def label_names(path: Path, column: str) -> list[str] | None:
+    """Return the names that a Parquet file's metadata give to a column's numbers, if they do."""
+    is_parquet = path.suffix.lower() == ".parquet"
+    return getattr(_features(path).get(column), "names", None) if is_parquet else None
+
+
+def _not_utf8(path: Path) -> str:
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                line.decode()
+            except UnicodeDecodeError as error:
+                return f"line {number} is not UTF-8 ({error.reason}). Save the file as UTF-8"
+    return "it is not UTF-8. Save it as UTF-8"
+
+
+def matches_value(value: Any, wanted: Any) -> bool:
+    """Say whether a cell has the value that a ``where`` wants, or one of its list.
+
+    All cells of a CSV file are texts, so a number or a truth value also matches its spelling.
+    """
+    if isinstance(wanted, list):
+        return any(matches_value(value, one) for one in wanted)
+    if wanted is None:
+        return value is None or value == ""
+    if isinstance(value, str) and isinstance(wanted, bool):
+        return value.lower() == str(wanted).lower()
+    if isinstance(value, str) and isinstance(wanted, int | float):
+        with suppress(ValueError):
+            return float(value) == wanted
+    return value == wanted

@@ -1,0 +1,175 @@
+import csv
+import gzip
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from headpursuit.data.download import download
+from headpursuit.data.images import image_ids, open_image, prepare_images, stream_images
+from headpursuit.run.files import UserError, parquet_metadata
+from PIL import Image
+
+
+def spec(**changes) -> dict:
+    part = {"files": "labels.csv"}
+    base = {"source": "own", "object": "fruit", "image": "file", "label": "name", "classes": None}
+    return {**base, "selection": part, "evaluation": part, **changes}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch) -> Path:
+    """Give a folder of images with a CSV of labels."""
+    monkeypatch.chdir(tmp_path)
+    own = tmp_path / "own"
+    own.mkdir()
+    rng = np.random.default_rng(0)
+    with (own / "labels.csv").open("w", newline="") as handle:
+        rows = csv.writer(handle)
+        rows.writerow(["file", "name", "split"])
+        for number in range(30):
+            pixels = rng.integers(0, 255, (9, 12, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(own / f"{number}.png")
+            split = "train" if number >= 10 else "test"
+            rows.writerow([f"{number}.png", ["red_apple", "pear"][number % 2], split])
+    return own
+
+
+def prepare(folder: Path, own: dict, per_class=(5, 4)) -> tuple[list[str], pd.DataFrame]:
+    """Prepare a data set; return the classes in its metadata, and its table."""
+    record = folder.parent / "resources/own"
+    download("own", {"kind": "local", "path": str(folder)}, record)
+    sizes = dict(zip(("selection", "evaluation"), per_class, strict=True))
+    path = folder.parent / "images.parquet"
+    prepare_images(record / "provenance.json", own | {"per_class": sizes}, 0, "own", path)
+    return parquet_metadata(path)["classes"], pq.read_table(path).to_pandas()
+
+
+def sizes(table: pd.DataFrame, part: str) -> list[int]:
+    return table[table["part"] == part].groupby("label").size().tolist()
+
+
+def test_a_folder_with_labels(folder: Path) -> None:
+    classes, table = prepare(folder, spec())
+    assert classes == ["pear", "red apple"]
+    assert (table["class_name"] == [classes[number] for number in table["label"]]).all()
+    assert (sizes(table, "selection"), sizes(table, "evaluation")) == ([5, 5], [4, 4])
+    assert table["source"].is_unique  # the parts share no image
+    assert table["sample_id"].is_unique
+    for source, image in zip(table["source"], table["image"], strict=True):
+        number = int(source.removeprefix("labels.csv:")) - 1
+        assert image == (folder / f"{number}.png").read_bytes()
+    # What seed 0 draws of these names, now and ever.
+    rows = table["source"].str.removeprefix("labels.csv:").astype(int)
+    assert rows[table["part"] == "selection"].tolist() == [1, 2, 11, 12, 13, 14, 20, 22, 23, 27]
+    assert rows[table["part"] == "evaluation"].tolist() == [3, 4, 5, 7, 16, 19, 26, 30]
+    path = folder.parent / "images.parquet"
+    assert [len(batch) for batch in stream_images(path, "evaluation", 3)] == [3, 3, 2]
+    for part in ("selection", "evaluation"):
+        assert image_ids(path, part) == table[table["part"] == part]["sample_id"].tolist()
+
+
+def test_parts_by_a_column(folder: Path) -> None:
+    parts = {"selection": "train", "evaluation": "test"}
+    own = {part: {"files": "labels.csv", "where": {"split": at}} for part, at in parts.items()}
+    _, table = prepare(folder, spec(**own), (100, 100))
+    rows = table["source"].str.removeprefix("labels.csv:").astype(int)
+    assert rows[table["part"] == "evaluation"].tolist() == list(range(1, 11))
+    assert rows[table["part"] == "selection"].tolist() == list(range(11, 31))
+
+
+def labelled(folder: Path, labels: list, names: list[str] | None = None, **changes) -> dict:
+    """Write a Parquet file of images with labels and return its entry of the config."""
+    images = [{"bytes": (folder / f"{i}.png").read_bytes()} for i in range(len(labels))]
+    features = {"label": {"names": names, "_type": "ClassLabel"}} if names else {}
+    table = pa.table({"image": images, "label": labels}).replace_schema_metadata(
+        {"huggingface": json.dumps({"info": {"features": features}})}
+    )
+    pq.write_table(table, folder / "all.parquet")
+    part = {"files": "*.parquet"}
+    return spec(image="image", label="label", selection=part, evaluation=part, **changes)
+
+
+LAND = ["sea_lake", "river", "road"]
+
+
+@pytest.mark.parametrize(
+    ("labels", "names", "changes", "expected"),
+    [
+        ([0, 1, 2] * 6, LAND, {}, ["sea lake", "river", "road"]),
+        ([0, 1, 2] * 6, LAND, {"classes": {0: "lake", "river": "river", 2: "road"}},
+         ["lake", "river", "road"]),
+        ([0, 1, 2] * 6, ["0", "1", "2"], {}, ["0", "1", "2"]),  # as MNIST's and SVHN's
+        (["2", "0", "1"] * 6, None, {}, ["0", "1", "2"]),
+        ([0, 1] * 9, None, {"classes": {0: "0", 1: "1"}}, ["0", "1"]),
+    ],
+)  # fmt: skip
+def test_classes_of_a_parquet_file(folder: Path, labels, names, changes, expected) -> None:
+    classes, table = prepare(folder, labelled(folder, labels, names, **changes), (2, 2))
+    assert classes == expected
+    assert set(table["class_name"]) == set(expected)
+    assert table["image"][0] == (folder / f"{int(table['source'][0][12:]) - 1}.png").read_bytes()
+
+
+@pytest.mark.parametrize("labels", [[0, 1, 2] * 6, [3, 10, -1] * 6, [0.0, 1.0] * 9, [0, None] * 9])
+def test_numbers_that_nothing_names_are_refused(folder: Path, labels: list) -> None:
+    with pytest.raises(UserError, match=r"the labels are numbers \(.*samples\.\*\.classes"):
+        prepare(folder, labelled(folder, labels))
+
+
+def test_numbers_in_a_csv_are_no_names(folder: Path) -> None:
+    text = (folder / "labels.csv").read_text().replace("red_apple", "0").replace("pear", "1")
+    (folder / "labels.csv").write_text(text)
+    with pytest.raises(UserError, match=r"the labels are numbers \(0, 1, \.\.\.\)"):
+        prepare(folder, spec())
+    named = spec(classes={0: "apple", 1: "pear"})
+    assert prepare(folder, named)[0] == ["apple", "pear"]
+
+
+def test_rows_of_pixels(folder: Path) -> None:
+    rng = np.random.default_rng(0)
+    rows = [[*rng.integers(0, 17, 16), number % 2] for number in range(12)]
+    rows[0][0] = 16
+    text = "\n".join(",".join(map(str, row)) for row in rows) + "\n"
+    (folder / "pixels.csv.gz").write_bytes(gzip.compress(text.encode()))
+    parts = {"selection": [1, 6], "evaluation": [7, 12]}
+    own = {part: {"files": "pixels.csv.gz", "rows": own} for part, own in parts.items()}
+    own = spec(image=None, label=None, classes={0: "zero", 1: "one"}, **own)
+    _, table = prepare(folder, own, (9, 9))
+    assert sizes(table, "selection") == sizes(table, "evaluation") == [3, 3]
+    first = np.array(open_image(table["image"].iloc[0], "x"))[..., 0]
+    assert first.shape == (4, 4)
+    assert first.max() == 255
+    np.testing.assert_allclose(first.ravel() / 255 * 16, rows[0][:-1], atol=0.04)
+    (folder / "pixels.csv.gz").write_bytes(gzip.compress(b"1,2,0\n3,4,1\n"))
+    with pytest.raises(UserError, match=r"pixels\.csv\.gz: not rows of square images"):
+        prepare(folder, own)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"label": "kind"}, "labels.csv has no column 'kind'; it has file, name, split"),
+        ({"image": "path"}, "labels.csv has no column 'path'; it has file, name, split"),
+        ({"classes": {"pear": "pear"}}, "no name for the labels red_apple"),
+        ({"classes": {"pear": "fruit", "red_apple": "Fruit."}}, "Several classes are called fruit"),
+        ({"classes": {"pear": "p", "red_apple": "r", "plum": "x"}}, "classes x have no image"),
+        ({"selection": {"files": "labels.csv", "rows": [1, 1]}}, "class pear has no image"),
+        ({"selection": {"files": "0.png"}}, "0.png is not readable as png: read are .jsonl"),
+    ],
+)
+def test_bad_data_sets(folder: Path, changes: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        prepare(folder, spec(**changes))
+
+
+def test_an_image_that_is_missing_or_broken_is_named(folder: Path) -> None:
+    (folder / "7.png").write_bytes(b"\x89PNG and no more")
+    with pytest.raises(UserError, match=r"labels.csv:8: the image does not decode"):
+        prepare(folder, spec(), (10, 5))
+    (folder / "7.png").unlink()
+    with pytest.raises(UserError, match=r"7.png cannot be read"):
+        prepare(folder, spec(), (10, 5))
