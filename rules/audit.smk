@@ -62,7 +62,7 @@ rule crate:
 
 
 rule estimate:
-    """Jobs, tokens, disk, memory and device hours from the config, and what the run has measured."""
+    """Tokens, device hours, disk and memory from the config, and what the run has measured."""
     output:
         json="<results>/estimate.json",
         md="<results>/estimate.md",
@@ -76,7 +76,6 @@ rule estimate:
         runtime=10,
     params:
         config=config,
-        python=sys.executable,
         benchmarks=lambda wildcards: measured(workflow.pathvars.apply("<benchmarks>")),
     script:
         "../scripts/estimate.py"

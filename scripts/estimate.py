@@ -7,8 +7,7 @@ from headpursuit.run.rule import run_rule
 
 def main(snakemake):
     """Write the estimate as JSON and as Markdown, which is also printed."""
-    params = snakemake.params
-    found = estimate(params.config, params.python, params.benchmarks)
+    found = estimate(snakemake.params.config, snakemake.params.benchmarks)
     write_json(snakemake.output.json, found)
     write_text(snakemake.output.md, render(found))
     print(render(found))

@@ -6,9 +6,10 @@ from typing import Any
 
 import yaml
 
-from headpursuit.run.config import SCHEMA, labelled, load_config, running
+from headpursuit.run.config import labelled, load_config, running
 from headpursuit.run.experiments import of_images
 from headpursuit.run.files import ROOT
+from headpursuit.run.schema import SCHEMA
 
 PAPER = ROOT / "config.yaml"
 # Said of a run in its own words (its model, samples, concept, heads and labeller).

@@ -8,10 +8,9 @@ it, so Snakemake sees plain files.
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from typing import Any
-
-from headpursuit.run.files import UserError
 
 Config = Mapping[str, Any]
 STAGES = (
@@ -20,45 +19,32 @@ STAGES = (
 )
 
 
-def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+def merge(below: Any, above: Any) -> Any:
     """Lay one mapping over another; mappings inside are merged, all else is replaced."""
-    both = {key: below[key] for key in below}
-    for key, value in above.items():
-        nested = isinstance(value, Mapping) and isinstance(below.get(key), Mapping)
-        both[key] = merge(below[key], value) if nested else value
-    return both
+    if not (isinstance(below, Mapping) and isinstance(above, Mapping)):
+        return above
+    return {**below, **{key: merge(below.get(key), own) for key, own in above.items()}}
 
 
 def expand(config: Config) -> dict[str, Any]:
     """Return a config whose experiments have the keys of those they are ``like``, and defaults.
 
-    Raises:
-        UserError: if an experiment is like one that is not there, or like itself.
+    ``like`` stays where it names none, or leads back; the config's check tells of it.
     """
-    experiments, defaults = config.get("experiments"), config.get("defaults")
-    if not isinstance(experiments, Mapping):
+    experiments = config.get("experiments")
+    if not isinstance(experiments, Mapping):  # the schema tells of it
         return dict(config)
 
-    def lay(below: Any, above: Any) -> Any:
-        """Merge what are mappings; the schema tells of what should be one."""
-        both = isinstance(below, Mapping) and isinstance(above, Mapping)
-        return merge(below, above) if both else above
-
-    def whole(name: str, seen: tuple[str, ...]) -> Mapping[str, Any]:
+    def whole(name: str, seen: tuple[str, ...]) -> Any:
         own = experiments[name]
-        if not isinstance(own, Mapping) or "like" not in own:
+        parent = own.get("like") if isinstance(own, Mapping) else None
+        if parent in (*seen, name) or parent not in list(experiments):  # a list is unhashable
             return own
-        parent = own["like"]
-        if parent in (*seen, name):
-            raise UserError(f"experiments.{name}.like: {parent} is like {name} itself")
-        if parent not in list(experiments):  # which also takes what is unhashable
-            there = ", ".join(map(str, experiments))
-            raise UserError(
-                f"experiments.{name}.like: {parent!r} is not under experiments; there are {there}"
-            )
-        return lay(whole(parent, (*seen, name)), {k: v for k, v in own.items() if k != "like"})
+        theirs = whole(parent, (*seen, name))
+        rest = {key: value for key, value in own.items() if key != "like" or "like" in theirs}
+        return merge(theirs, rest)
 
-    full = {name: lay(defaults, whole(name, ())) for name in experiments}
+    full = {name: merge(config.get("defaults"), whole(name, ())) for name in experiments}
     return {**config, "experiments": full}
 
 
@@ -126,13 +112,7 @@ def methods_of(config: Config, name: str) -> list[str]:
 
 
 def conditions(config: Config, name: str, measure: str) -> list[str]:
-    """Return the names of an experiment's conditions under which something is measured.
-
-    Args:
-        config: expanded, with defaults.
-        name: of the experiment.
-        measure: see :func:`draws_of`.
-    """
+    """Return an experiment's conditions under which a measure (see :func:`draws_of`) is taken."""
     own = config["experiments"][name]
     chosen = [condition_name(method, k) for method in methods_of(config, name) for k in own["k"]]
     draws = 0 if own["heads_from"] else draws_of(own, measure)
@@ -157,10 +137,7 @@ def stands_on(config: Config, name: str) -> dict[str, tuple[list[Any], list[str]
     concept, model = concept_of(config, own) or {}, own["model"]
     answered = positions_of(config, own) == "response"
     counted = [conditions(config, name, measure) for measure in ("count", "expected")]
-    spoken = [
-        model,
-        own["generation"]["max_new_tokens"],
-    ]
+    spoken = [model, own["generation"]["max_new_tokens"]]
     words = ["labels"] if "labelled" in concept else []
     words += ["samples"] if "class_names" in concept else []
     words += ["baseline"] if concept.get("top") and "labelled" not in concept else []
@@ -194,28 +171,21 @@ def owners(config: Config) -> dict[str, dict[str, str]]:
     Of the experiments that share a file, the one that is named like its samples owns it, or else
     the first in the config.
     """
-    graph = {name: stands_on(config, name) for name in config["experiments"]}
-    known: dict[tuple[str, str], str] = {}
+    experiments = config["experiments"]
+    graph = {name: stands_on(config, name) for name in experiments}
 
+    @cache
     def identity(name: str, stage: str) -> str:
         if stage in ("rankings", "selected", "random"):
             name = heads_of(config, name)
-        if (name, stage) not in known:
-            values, earlier = graph[name][stage]
-            known[name, stage] = json.dumps(
-                [stage, values, [identity(name, own) for own in earlier]], sort_keys=True
-            )
-        return known[name, stage]
+        values, earlier = graph[name][stage]
+        return json.dumps([stage, values, [identity(name, own) for own in earlier]], sort_keys=True)
 
-    found: dict[str, dict[str, str]] = {name: {} for name in graph}
-    for stage in STAGES:
-        sharing: dict[str, list[str]] = {}
-        for name in graph:
-            sharing.setdefault(identity(name, stage), []).append(name)
-        for names in sharing.values():
-            alike = [name for name in names if name == config["experiments"][name]["samples"]]
-            for name in names:
-                found[name][stage] = (alike or names)[0]
+    first_of: dict[str, str] = {}
+    found: dict[str, dict[str, str]] = {name: {} for name in experiments}
+    for name in sorted(experiments, key=lambda name: name != experiments[name]["samples"]):
+        for stage in STAGES:
+            found[name][stage] = first_of.setdefault(identity(name, stage), name)
     return found
 
 
@@ -223,21 +193,22 @@ def stage_owners(config: Config) -> dict[str, list[str]]:
     """Return whose files of each stage but scores a run makes: experiments, each once."""
     named = owners(config)
     found: dict[str, dict[str, None]] = {stage: {} for stage in STAGES}
+
+    def need(name: str, stage: str) -> None:
+        found[stage][named[name][stage]] = None
+        for earlier in stands_on(config, name)[stage][1]:
+            need(name, earlier)
+
     for name in running(config):
-        own, graph = config["experiments"][name], stands_on(config, name)
-        last = ["activations", *(["rankings"] if own["concept"] else ["decomposition", "lens"])]
-        last += ["expected"] if "expected" in own["measures"] else []
-        last += ["scaled"] if writes_responses(own) else []
-        for stage in last:
-            for earlier in _with_earlier(graph, stage):
-                found[earlier][named[name][earlier]] = None
+        own = config["experiments"][name]
+        need(name, "activations")
+        for stage in ["rankings"] if own["concept"] else ["decomposition", "lens"]:
+            need(name, stage)
+        if "expected" in own["measures"]:
+            need(name, "expected")
+        if writes_responses(own):
+            need(name, "scaled")
     return {stage: list(names) for stage, names in found.items()}
-
-
-def _with_earlier(graph: Mapping[str, tuple[Any, list[str]]], stage: str) -> Iterator[str]:
-    yield stage
-    for earlier in graph[stage][1]:
-        yield from _with_earlier(graph, earlier)
 
 
 def kind_of(config: Config, names: Sequence[str]) -> str:

@@ -31,41 +31,35 @@ class UserError(Exception):
     """A mistake or lack that the user can mend; shown as one message, without a traceback."""
 
 
-_AGAIN = "then run the same command again: it goes on from what is finished."
 # What a disk may refuse, and what to do about it.
 REFUSALS = {
-    errno.ENOSPC: ("no space is left", f"Free some, {_AGAIN}"),
-    errno.EDQUOT: ("your quota is used up", f"Free some, {_AGAIN}"),
-    errno.EROFS: ("the file system is read-only", f"Make it writable, {_AGAIN}"),
-    errno.EACCES: ("access is denied", f"Set its owner or permissions right, {_AGAIN}"),
-    errno.EPERM: ("access is denied", f"Set its owner or permissions right, {_AGAIN}"),
+    errno.ENOSPC: "no space is left. Free some",
+    errno.EDQUOT: "your quota is used up. Free some",
+    errno.EROFS: "the file system is read-only. Make it writable",
+    errno.EACCES: "access is denied. Set its owner or permissions right",
+    errno.EPERM: "access is denied. Set its owner or permissions right",
 }
 
 
 def refusal(error: BaseException | None, where: str | Path) -> str | None:
     """Return what to say of an error by which a disk refuses to be used; None of another.
 
-    Args:
-        error: it, or one that it is the cause of.
-        where: what was being written, where the error does not say.
+    The error's causes count too; ``where`` is what was being written, if none of them says it.
     """
     while error is not None:
         # safetensors and others raise errors of their own, with the system's number in their text.
         said = (n for n in REFUSALS if f"(os error {n})" in str(error))
         number = getattr(error, "errno", None) or next(said, None)
         if number in REFUSALS:
-            lack, step = REFUSALS[number]
-            return f"{getattr(error, 'filename', None) or where}: {lack}. {step}"
+            path = getattr(error, "filename", None) or where
+            again = "then run the same command again: it goes on from what is finished."
+            return f"{path}: {REFUSALS[number]}, {again}"
         error = error.__cause__
     return None
 
 
 def refuse_braces(*folders: str | Path) -> None:
-    """Fail if a path has braces, which Snakemake would take for wildcards.
-
-    Raises:
-        UserError: naming it.
-    """
+    """Raise a UserError if a path has braces, which Snakemake would take for wildcards."""
     for folder in map(str, folders):
         if set("{}") & set(folder):
             raise UserError(
@@ -75,11 +69,7 @@ def refuse_braces(*folders: str | Path) -> None:
 
 
 def refuse_unwritable(*folders: str | Path) -> None:
-    """Fail if a folder, or the one it would be made in, cannot be written.
-
-    Raises:
-        UserError: naming it and what to do.
-    """
+    """Raise a UserError if a folder, or the one it would be made in, cannot be written."""
     for folder in map(Path, folders):
         there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
         if not os.access(there, os.W_OK | os.X_OK):
@@ -143,11 +133,7 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def read_json(path: str | Path) -> Any:
-    """Read JSON.
-
-    Raises:
-        UserError: if the file is damaged.
-    """
+    """Read JSON; a UserError if the file is damaged."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except ValueError as error:
@@ -155,17 +141,13 @@ def read_json(path: str | Path) -> Any:
 
 
 def check_table(path: str | Path, table: pa.Table) -> None:
-    """Check a table that is about to be written against its contract.
-
-    Raises:
-        UserError: if it breaks it.
-    """
+    """Raise a UserError if a table that is about to be written breaks its contract."""
     from headpursuit.run.contracts import violations
 
     if broken := violations(path, table):
+        listed = "\n  ".join(broken)
         raise UserError(
-            f"{path} is not written, it breaks its contract (docs/columns.md):\n  "
-            + "\n  ".join(broken)
+            f"{path} is not written, it breaks its contract (docs/columns.md):\n  {listed}"
         )
 
 
@@ -216,12 +198,9 @@ def read_parquet(
 def read_responses(
     paths: Collection[str | Path], columns: Collection[str], condition: str | None = None
 ) -> pa.Table:
-    """Read the responses of all parts, in one order however many there are.
+    """Read the responses of all parts, or a condition's, in one order however many parts there are.
 
-    Args:
-        paths: the parts' files.
-        columns: which; sample_id and repeat come with them.
-        condition: whose responses; None for all.
+    sample_id and repeat come with the columns.
     """
     import pyarrow as pa
 
@@ -234,19 +213,18 @@ def read_responses(
 def finished(
     path: str | Path, identity: Mapping[str, Any], conditions: Mapping[str, Any]
 ) -> pa.Table | None:
-    """Return what a file holds of conditions already; None if it holds nothing of use.
+    """Return what a file holds already of conditions (to their heads); None if nothing of use.
 
-    Args:
-        path: a file that may be there, with the metadata ``identity`` and ``heads``.
-        identity: what decides a condition's rows beside its heads.
-        conditions: condition to its heads; of others nothing is returned.
+    ``identity`` is what decides a condition's rows beside its heads; see :func:`write_together`.
     """
     if not Path(path).exists():
         return None
     try:
         facts = parquet_metadata(path, ["identity", "heads"])
-        alike = facts["identity"] == json.loads(json.dumps(identity))
-        heads = json.loads(json.dumps(dict(conditions)))
+        identity, heads = json.loads(
+            json.dumps([identity, dict(conditions)])
+        )  # as they were stored
+        alike = facts["identity"] == identity
         kept = [name for name in heads if alike and facts["heads"].get(name) == heads[name]]
         return read_parquet(path, None, [("condition", "in", kept)]) if kept else None
     except UserError:  # damaged: it is made anew

@@ -22,11 +22,7 @@ ROWS = {
 
 
 def run_folder(path: Path) -> Path:
-    """Return the folder of the run that a path is, or lies in.
-
-    Raises:
-        UserError: if it is in none.
-    """
+    """Return the folder of the run that a path is, or lies in; a UserError if it is in none."""
     for folder in (path, *path.absolute().parents):
         if (folder / "config.yaml").is_file() and not (folder / "Snakefile").exists():
             return folder

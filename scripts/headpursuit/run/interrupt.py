@@ -3,9 +3,12 @@
 import signal
 import threading
 import time
+from contextlib import suppress
 from typing import NoReturn
 
 import psutil  # Snakemake brings it
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def end_jobs_on_signals() -> None:
@@ -15,28 +18,25 @@ def end_jobs_on_signals() -> None:
     to them too. It then removes their half-made files and its lock as after any Ctrl-C.
     """
     if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in SIGNALS:
             signal.signal(number, _interrupt)
 
 
 def _interrupt(*_: object) -> NoReturn:
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in SIGNALS:
         signal.signal(number, lambda *_: None)  # once is enough
     threading.Thread(target=_end_jobs, daemon=True).start()
     raise KeyboardInterrupt
 
 
 def _end_jobs() -> None:
-    # Again and again: one may be about to start.
     told: set[int] = set()
-    while True:
+    while True:  # again and again: one may be about to start
         for child in psutil.Process().children(recursive=True):
-            try:
+            with suppress(psutil.NoSuchProcess):
                 # Of other children, such as those that cancel jobs on a cluster, none is touched.
                 is_job = any(".snakemake/scripts/" in word for word in child.cmdline())
                 if is_job and child.pid not in told:
                     told.add(child.pid)
                     child.terminate()
-            except psutil.NoSuchProcess:
-                pass
         time.sleep(0.2)

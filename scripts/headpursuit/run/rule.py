@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import platform
+import re
 import signal
 import sys
 import time
@@ -16,7 +17,8 @@ from headpursuit.run.files import UserError, bare_url, refusal, visible
 
 # Before what a job writes into its log of itself; the manifest reads it.
 MADE_BY = "made by "
-TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD = -1, -2, -3  # of mallopt(3); 2**25 is its largest for -3
+# Options of mallopt(3): M_MMAP_THRESHOLD (2**25 is its largest), M_TRIM_THRESHOLD, M_TOP_PAD.
+MALLOC = {-3: 2**25, -1: 2**30, -2: 2**26}
 
 
 def run_rule(main: Callable[[Any], None], snakemake: Any) -> None:
@@ -25,8 +27,7 @@ def run_rule(main: Callable[[Any], None], snakemake: Any) -> None:
     A user's mistake, or a disk that refuses, ends with its message alone; anything else leaves its
     traceback in the log.
     """
-    _end_with_snakemake()
-    _keep_freed_memory()
+    _prepare_process()
     logging.raiseExceptions = False  # a log that cannot be written is no reason for a traceback
     where = Path((snakemake.output or snakemake.log)[0]).parent
     try:
@@ -65,26 +66,18 @@ def _start_log(path: str) -> None:
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 
-def _end_with_snakemake() -> None:
-    """Have Linux end this process if Snakemake is killed outright.
-
-    Else the job would go on, unseen, beside the one that the next run starts in its place.
-    """
+def _prepare_process() -> None:
+    libc = ctypes.CDLL(None)
     if sys.platform == "linux":
+        # Linux ends this process if Snakemake is killed outright. Else the job would go on, unseen,
+        # beside the one that the next run starts in its place.
         set_death_signal = 1  # PR_SET_PDEATHSIG
-        ctypes.CDLL(None).prctl(set_death_signal, signal.SIGTERM)
-
-
-def _keep_freed_memory() -> None:
-    """Have glibc reuse what a layer's tensors leave behind.
-
-    Else it hands them back, and the system clears the same pages anew for the next layer, which
-    takes a tenth of the time of a model on a processor.
-    """
+        libc.prctl(set_death_signal, signal.SIGTERM)
     if platform.libc_ver()[0] == "glibc":
-        option = ctypes.CDLL(None).mallopt
-        for name, size in ((MMAP_THRESHOLD, 2**25), (TRIM_THRESHOLD, 2**30), (TOP_PAD, 2**26)):
-            option(name, size)
+        # Reuse what a layer's tensors leave behind. Handed back, the system clears the same pages
+        # anew for the next layer, which takes a tenth of the time of a model on a processor.
+        for option, size in MALLOC.items():
+            libc.mallopt(option, size)
 
 
 def _fail(rule: str, message: str, status: int = 1) -> NoReturn:
@@ -95,14 +88,12 @@ def _fail(rule: str, message: str, status: int = 1) -> NoReturn:
 
 def loaded() -> dict[str, str]:
     """Return the versions of Python and of the packages that this process has imported."""
-    packages = {
-        name: version
-        for name, module in sorted(sys.modules.items())
-        if "." not in name
-        and name not in sys.stdlib_module_names
-        and isinstance(version := getattr(module, "__dict__", {}).get("__version__"), str)
-    }
-    return {"python": platform.python_version(), **packages}
+    found = {"python": platform.python_version()}
+    for name, module in sorted(sys.modules.items()):
+        version = getattr(module, "__dict__", {}).get("__version__")
+        if "." not in name and name not in sys.stdlib_module_names and isinstance(version, str):
+            found[name] = version
+    return found
 
 
 def describe_host() -> dict[str, Any]:
@@ -121,8 +112,8 @@ def describe_host() -> dict[str, Any]:
 
 def _processor() -> str:
     try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
-        lines = []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
+        text = ""
+    found = re.search(r"^model name\s*:(.*)", text, re.MULTILINE)
+    return found[1].strip() if found else platform.processor()

@@ -1,0 +1,98 @@
+"""What the config's schema says: its defaults filled in, and its errors in plain words."""
+
+import copy
+import difflib
+import math
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from functools import cache
+from reprlib import Repr
+from typing import Any
+
+import yaml
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import ValidationError
+from jsonschema.protocols import Validator
+from jsonschema.validators import extend
+
+from headpursuit.run.files import ROOT, plain
+
+SCHEMA = ROOT / "schemas" / "config.schema.yaml"
+# Keys where a secret may have slipped in: messages do not repeat it.
+SECRETIVE = ("base_url", "host", "key_variable")
+SHORT = Repr()
+SHORT.maxstring = SHORT.maxother = 60
+
+
+@cache
+def validator() -> Validator:
+    """Return a validator that fills defaults in.
+
+    To it 2.0 is no whole number, and neither NaN nor inf a number.
+    """
+
+    def fill(validator: Validator, properties: Any, instance: Any, schema: Any) -> Iterator:
+        if isinstance(instance, dict):
+            for name, own in properties.items():
+                if "default" in own:
+                    instance.setdefault(name, copy.deepcopy(own["default"]))
+        yield from Draft202012Validator.VALIDATORS["properties"](
+            validator, properties, instance, schema
+        )
+
+    types = Draft202012Validator.TYPE_CHECKER.redefine_many(
+        {
+            "integer": lambda checker, value: type(value) is int,
+            "number": lambda checker, value: type(value) in (int, float) and math.isfinite(value),
+        }
+    )
+    schema = yaml.safe_load(SCHEMA.read_text(encoding="utf-8"))
+    return extend(Draft202012Validator, {"properties": fill}, type_checker=types)(schema)
+
+
+def joined(*parts: Any) -> str:
+    """Return a key's path as messages have it."""
+    return ".".join(shown for part in parts if (shown := plain(part)))
+
+
+def shown(value: Any) -> str:
+    """Return a value on one short line, as YAML has it."""
+    return as_yaml(SHORT.repr(value))
+
+
+def as_yaml(text: str) -> str:
+    """Return a text with Python's words for nothing, yes and no replaced by YAML's."""
+    words = {"None": "null", "True": "true", "False": "false"}
+    return re.sub(r"\b(None|True|False)\b", lambda found: words[found[0]], text)
+
+
+def described(error: ValidationError) -> Iterator[tuple[str, str]]:
+    """Give each key that an error is about, and what is wrong with it and would be right."""
+    path, properties = list(error.absolute_path), error.schema.get("properties", {})
+    if error.validator == "additionalProperties":
+        for name in error.instance.keys() - properties.keys():
+            near = difflib.get_close_matches(str(name), properties, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(properties)}"
+            yield joined(*path, name), f"unknown key; {hint}"
+    elif error.validator == "required":
+        name = error.message.split("'")[1]  # jsonschema gives one error for each missing key
+        yield joined(*path, name), f"missing. {properties.get(name, {}).get('description', '')}"
+    else:
+        what = error.schema.get("description", "")
+        yield joined(*path) or "the config", f"{_complaint(error)}. {what}".strip()
+
+
+def _complaint(error: ValidationError) -> str:
+    secretive = error.absolute_path and error.absolute_path[-1] in SECRETIVE
+    value = "what is there" if secretive else SHORT.repr(error.instance)
+    said = as_yaml(error.message.replace(repr(error.instance), value, 1))
+    limit = f"{error.validator} {error.validator_value}"
+    if limit.startswith(("min", "max")) and str(error.validator_value) not in said:
+        said += f" ({limit})"
+    if error.validator == "type" and "number" in error.validator_value:
+        # To YAML, 1e-3 and anything quoted is text.
+        with suppress(TypeError, ValueError):
+            if math.isfinite(number := float(error.instance)):
+                said += f"; YAML takes it for text, write {number}"
+    return plain(said)
