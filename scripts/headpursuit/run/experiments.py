@@ -41,8 +41,9 @@ def expand(config: Config) -> dict[str, Any]:
         if parent in (*seen, name) or parent not in list(experiments):  # a list is unhashable
             return own
         theirs = whole(parent, (*seen, name))
-        rest = {key: value for key, value in own.items() if key != "like" or "like" in theirs}
-        return merge(theirs, rest)
+        if not isinstance(theirs, Mapping) or "like" not in theirs:
+            own = {key: value for key, value in own.items() if key != "like"}
+        return merge(theirs, own)
 
     full = {name: merge(config.get("defaults"), whole(name, ())) for name in experiments}
     return {**config, "experiments": full}
