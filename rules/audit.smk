@@ -46,8 +46,7 @@ rule write_crate:
     conda:
         "../envs/tables.yaml"
     resources:
-        mem_mb=by_attempt(2000),
-        runtime=by_attempt(30),
+        **by_attempt(mem_mb=2000, runtime=30),
     params:
         largest_mb=config["publish"]["crate_mb"],
         code=code_hash("write_crate"),

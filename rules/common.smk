@@ -13,7 +13,6 @@ from headpursuit.run.experiments import (
     candidate_layers,
     concept_of,
     conditions,
-    draws_of,
     heads_of,
     methods_of,
     of_images,
@@ -61,11 +60,16 @@ if config["compute"]["image"]:
 
 
 EXPERIMENTS = config["experiments"]
-RUNNING = running(config)
 OWNERS = owners(config)
-# Experiments with words of their own, and those in which something is measured.
+RUNNING = running(config)
+# Of these: those with a concept, or single heads; those whose words are labelled; those in which
+# something is measured, in responses or as expected probability.
 WORDED = [name for name in RUNNING if EXPERIMENTS[name]["concept"]]
+SINGLE = [name for name in RUNNING if not EXPERIMENTS[name]["concept"]]
+LABELLED = labelled(config)
 MEASURED = [name for name in RUNNING if EXPERIMENTS[name]["measures"]]
+ANSWERING = [name for name in RUNNING if writes_responses(EXPERIMENTS[name])]
+EXPECTING = [name for name in RUNNING if "expected" in EXPERIMENTS[name]["measures"]]
 COMPUTE = config["compute"]
 PARTS = range(1, COMPUTE["parts"] + 1)
 # A job that runs a model asks for a GPU, unless the config says that it runs without.
@@ -77,11 +81,6 @@ LONGEST = 10
 AWAITED = 20
 
 
-def by_attempt(amount):
-    """A resource that grows with each attempt: a job killed for want of it is given more."""
-    return lambda wildcards, attempt: amount * attempt
-
-
 def any_of(names):
     """A wildcard's constraint: one of the names; without names, nothing."""
     return "|".join(map(re.escape, sorted(names, key=len, reverse=True))) or "(?!)"
@@ -91,67 +90,31 @@ wildcard_constraints:
     source=any_of(config["sources"]),
     model=any_of(config["models"]),
     experiment=any_of(EXPERIMENTS),
-    ratios=any_of(tables_of(config, "ratios")),
     table=any_of(config["tables"]),
     part=r"\d+",
 
 
-def made(*patterns):
-    """The files that an experiment stands on: each stage's name in braces becomes its owner."""
-    return lambda wildcards: [
-        path for pattern in patterns for path in named(pattern, wildcards.experiment)
-    ]
+# Files
 
 
 def named(pattern, experiment):
-    """A pattern's files for an experiment: its stages' owners, and all parts."""
+    """A pattern's files for an experiment: each stage in braces becomes its owner; all parts."""
     return collect(pattern, **OWNERS[experiment], part=PARTS)
+
+
+def made(*patterns, when=lambda stated: True):
+    """An input: an experiment's files, where something holds of the experiment."""
+    return lambda wildcards: [
+        path
+        for pattern in patterns
+        if when(STATED[wildcards.experiment])
+        for path in named(pattern, wildcards.experiment)
+    ]
 
 
 def every(pattern, names=RUNNING):
     """A pattern's files for experiments, each once."""
     return list(dict.fromkeys(path for name in names for path in named(pattern, name)))
-
-
-def own(*keys):
-    """A param: what stands under an experiment's keys; of several keys, a mapping."""
-    return lambda wildcards: (
-        EXPERIMENTS[wildcards.experiment][keys[0]]
-        if len(keys) == 1
-        else {key: EXPERIMENTS[wildcards.experiment][key] for key in keys}
-    )
-
-
-def model_of(wildcards):
-    """A param: the entry of an experiment's model."""
-    return config["models"][EXPERIMENTS[wildcards.experiment]["model"]]
-
-
-def samples_of(wildcards):
-    """A param: the entry of an experiment's samples."""
-    return config["samples"][EXPERIMENTS[wildcards.experiment]["samples"]]
-
-
-def samples_name(wildcards):
-    """A param: the name of an experiment's samples, which is part of all its seeds."""
-    return EXPERIMENTS[wildcards.experiment]["samples"]
-
-
-def concept_words(wildcards):
-    """A param: an experiment's concept."""
-    return concept_of(config, EXPERIMENTS[wildcards.experiment])
-
-
-def loaded_mb(name):
-    """Memory for a model's weights, a batch and some room."""
-    model = config["models"][name]
-    bytes_each = 4 if model["dtype"] == "float32" else 2
-    return 3000 + int(model["parameters"] * bytes_each * 1.5 / 1e6)
-
-
-def model_mb(wildcards, attempt):
-    """The same for an experiment's model, more with each attempt."""
-    return attempt * loaded_mb(EXPERIMENTS[wildcards.experiment]["model"])
 
 
 def source_record(name):
@@ -169,7 +132,7 @@ def model_files(name):
 
 
 def files_of_model(wildcards):
-    """The record of the files of an experiment's model."""
+    """An input: the record of the files of an experiment's model."""
     return model_files(EXPERIMENTS[wildcards.experiment]["model"])
 
 
@@ -178,15 +141,98 @@ def weights_of(wildcards):
     return f"<results>/weights/{EXPERIMENTS[wildcards.experiment]['model']}.safetensors"
 
 
-def own_path(name):
+def own_path(wildcards):
     """The path of a source that is the user's own file or folder; of others none."""
-    source = config["sources"][name]
+    source = config["sources"][wildcards.source]
     return [source["path"]] if source["kind"] == "local" else []
 
 
-def own_file(path):
-    """The path and the content of a file of the user's own; nothing where there is none."""
-    return ([str(beside(path))], content(beside(path))) if path else ([], None)
+def own_file(where, within):
+    """An input: a file of the user's own, by where its path stands; nothing where it does not."""
+    find = lookup(where, within=within)
+    return lambda wildcards: [str(beside(path)) for path in [find(wildcards)] if path]
+
+
+def own_content(where, within):
+    """A param: the content of such a file. Jobs run again when it changes; dates mislead."""
+    find = lookup(where, within=within)
+    return lambda wildcards: content(beside(find(wildcards))) if find(wildcards) else None
+
+
+def lexicon_of(backend):
+    """An input: the word list of the backend lexicon."""
+    return source_record(LABELLER["lexicon"]["source"]) if backend == "lexicon" else []
+
+
+def in_table(pattern):
+    """An input: a file of each of a table's experiments, in their order."""
+    return lambda wildcards: [
+        path for name in config["tables"][wildcards[0]] for path in named(pattern, name)
+    ]
+
+
+def figure(path, caption, result):
+    """An output: a figure as PDF and as PNG, which the report shows beside its table."""
+    table = re.search(r"\{\w+\}", path)[0]
+    labels = {"result": result}
+    png = report(f"{path}.png", f"../report/{caption}.rst", category=f"2 {table}", labels=labels)
+    return [f"{path}.pdf", png]
+
+
+# Params
+
+
+def state(name):
+    """What params say of an experiment: its keys, and the entries of the config that these name."""
+    own = EXPERIMENTS[name]
+    samples, model = config["samples"][own["samples"]], config["models"][own["model"]]
+    concept, reads = concept_of(config, own), not of_images(samples)
+    return {
+        **own,
+        "name": own["samples"],  # part of all seeds
+        "samples": samples,
+        "reader": model if reads else None,
+        "max_new_tokens": own["generation"]["max_new_tokens"] if reads else None,
+        "model": model,
+        "n_heads": model["heads"],
+        "layers": candidate_layers(own, model),
+        "concept": concept,
+        "key": f"concepts.{own['concept']}",
+        "words_file": concept and concept.get("file"),
+        "positions": positions_of(config, own),
+        "method": own["methods"][0],
+    }
+
+
+STATED = {name: state(name) for name in EXPERIMENTS}
+
+
+def own(*keys):
+    """Params of these names: what is stated of an experiment."""
+    return {key: lambda wildcards, key=key: STATED[wildcards.experiment][key] for key in keys}
+
+
+def pick(mapping, *keys):
+    """Some keys of a mapping."""
+    return {key: mapping[key] for key in keys}
+
+
+def experiments_in(*keys):
+    """A param: a table's experiments, and what stands under some of their keys."""
+    return lambda wildcards: {
+        name: pick(EXPERIMENTS[name], *keys) for name in config["tables"][wildcards[0]]
+    }
+
+
+def ratio_facts(name):
+    """What a table of ratios says of an experiment."""
+    own = EXPERIMENTS[name]
+    return {
+        **pick(own, "samples", "model", "alpha", "heads_from", "k"),
+        "methods": methods_of(config, name),
+        "draws": 0 if own["heads_from"] else own["draws"],
+        "iterations": EXPERIMENTS[heads_of(config, name)]["pursuit"]["iterations"],
+    }
 
 
 def hub_id(model):
@@ -195,70 +241,25 @@ def hub_id(model):
     return source["id"] if source["kind"] == "hub" else model
 
 
-def build_of(wildcards):
-    """What a model is put together of."""
-    return config["models"][wildcards.model]["build"]
+# Resources
 
 
-def prompts_to_label(wildcards):
-    """The prompts, where they are labelled beside the responses."""
-    texts = concept_words(wildcards)["labelled"]["texts"]
-    return made("<results>/samples/{samples}.parquet")(wildcards) if "prompt" in texts else []
-
-
-def lexicon_of(backend):
-    """The word list of the backend lexicon."""
-    return source_record(LABELLER["lexicon"]["source"]) if backend == "lexicon" else []
-
-
-def words_from(wildcards):
-    """What a concept's words are taken from: labels, responses that count them, or class names."""
-    concept, found = concept_words(wildcards), {}
-    if "labelled" in concept:
-        found["labels"] = made("<results>/labels/{labels}.parquet")(wildcards)
-    elif concept["top"]:
-        found["responses"] = made("<results>/responses/{baseline}/baseline/part-{part}.parquet")(
-            wildcards
-        )
-    if "class_names" in concept:
-        found["samples"] = made("<results>/samples/{samples}.parquet")(wildcards)
-    return found
-
-
-def measured_in(wildcards):
-    """What an experiment's measures are taken of."""
-    measures, found = EXPERIMENTS[wildcards.experiment]["measures"], {}
-    if writes_responses(EXPERIMENTS[wildcards.experiment]):
-        found["scaled"] = made("<results>/responses/{scaled}/scaled/part-{part}.parquet")(wildcards)
-    if "expected" in measures:
-        found["expected"] = made("<results>/expected/{expected}/part-{part}.parquet")(wildcards)
-    return found
-
-
-def in_table(pattern):
-    """A file of each of a table's experiments, in their order."""
-    return lambda wildcards: [
-        path for name in config["tables"][wildcards[0]] for path in named(pattern, name)
-    ]
-
-
-def experiments_in(*keys):
-    """A param: a table's experiments, and what stands under some of their keys."""
-    return lambda wildcards: {
-        name: {key: EXPERIMENTS[name][key] for key in keys}
-        for name in config["tables"][wildcards[0]]
-    }
-
-
-def ratio_facts(name):
-    """What a table of ratios says of an experiment."""
-    own = EXPERIMENTS[name]
+def by_attempt(**amounts):
+    """Resources that grow with each attempt: a job killed for want of them is given more."""
     return {
-        **{key: own[key] for key in ("samples", "model", "alpha", "heads_from", "k")},
-        "methods": methods_of(config, name),
-        "draws": 0 if own["heads_from"] else own["draws"],
-        "iterations": EXPERIMENTS[heads_of(config, name)]["pursuit"]["iterations"],
+        name: lambda wildcards, attempt, amount=amount: (
+            attempt * (amount(wildcards) if callable(amount) else amount)
+        )
+        for name, amount in amounts.items()
     }
+
+
+def model_mb(wildcards):
+    """Memory for a model's weights, a batch and some room."""
+    name = wildcards.get("model") or EXPERIMENTS[wildcards.experiment]["model"]
+    model = config["models"][name]
+    bytes_each = 4 if model["dtype"] == "float32" else 2
+    return 3000 + int(model["parameters"] * bytes_each * 1.5 / 1e6)
 
 
 # An older Snakemake, which does not know this keyword, has to read the Snakefile up to min_version.

@@ -12,7 +12,10 @@ rule label_responses:
     """Name the harmful words of each baseline response (and prompt, where the concept says so)."""
     input:
         responses=made("<results>/responses/{baseline}/baseline/part-{part}.parquet"),
-        prompts=prompts_to_label,
+        prompts=made(
+            "<results>/samples/{samples}.parquet",
+            when=lambda stated: "prompt" in stated["concept"]["labelled"]["texts"],
+        ),
         prompt_file=[] if LABELLER["backend"] == "lexicon" else LABEL_PROMPT,
         lexicon=lexicon_of(LABELLER["backend"]),
     output:
@@ -25,8 +28,7 @@ rule label_responses:
     conda:
         "../envs/label.yaml"
     resources:
-        mem_mb=by_attempt(OLLAMA_MB if LABELLER["backend"] == "ollama" else 2000),
-        runtime=by_attempt(2880),
+        **by_attempt(mem_mb=OLLAMA_MB if LABELLER["backend"] == "ollama" else 2000, runtime=2880),
         gpu=OLLAMA_GPU if LABELLER["backend"] == "ollama" else 0,
     params:
         labeller={key: value for key, value in LABELLER.items() if key != "second"},
@@ -36,11 +38,14 @@ rule label_responses:
         "../scripts/label_responses.py"
 
 
-# The same texts, labelled by labeller.second.
 use rule label_responses as label_second with:
+    """The same texts, labelled by labeller.second."""
     input:
         responses=made("<results>/responses/{baseline}/baseline/part-{part}.parquet"),
-        prompts=prompts_to_label,
+        prompts=made(
+            "<results>/samples/{samples}.parquet",
+            when=lambda stated: "prompt" in stated["concept"]["labelled"]["texts"],
+        ),
         prompt_file=[] if LABELLER["second"] == "lexicon" else LABEL_PROMPT,
         lexicon=lexicon_of(LABELLER["second"]),
     output:
@@ -51,8 +56,7 @@ use rule label_responses as label_second with:
         "<benchmarks>/label_second/{experiment}.tsv"
     priority: 0
     resources:
-        mem_mb=by_attempt(OLLAMA_MB if LABELLER["second"] == "ollama" else 2000),
-        runtime=by_attempt(2880),
+        **by_attempt(mem_mb=OLLAMA_MB if LABELLER["second"] == "ollama" else 2000, runtime=2880),
         gpu=OLLAMA_GPU if LABELLER["second"] == "ollama" else 0,
     params:
         labeller={**LABELLER, "backend": LABELLER["second"]},
@@ -79,8 +83,7 @@ rule summarise_labels:
     conda:
         "../envs/label.yaml"
     resources:
-        mem_mb=by_attempt(1000),
-        runtime=by_attempt(10),
+        **by_attempt(mem_mb=1000, runtime=10),
     params:
         code=code_hash("summarise_labels"),
     script:
@@ -101,8 +104,7 @@ rule compare_labels:
     conda:
         "../envs/label.yaml"
     resources:
-        mem_mb=by_attempt(1000),
-        runtime=by_attempt(10),
+        **by_attempt(mem_mb=1000, runtime=10),
     params:
         code=code_hash("compare_labels"),
     script:
@@ -112,8 +114,19 @@ rule compare_labels:
 rule split_words:
     """The concept's words, the most frequent ones, split into selection and held-out words."""
     input:
-        unpack(words_from),
-        file=lambda wildcards: own_file(concept_words(wildcards).get("file"))[0],
+        labels=made(
+            "<results>/labels/{labels}.parquet",
+            when=lambda stated: "labelled" in stated["concept"],
+        ),
+        responses=made(
+            "<results>/responses/{baseline}/baseline/part-{part}.parquet",
+            when=lambda stated: stated["concept"]["top"] and "labelled" not in stated["concept"],
+        ),
+        samples=made(
+            "<results>/samples/{samples}.parquet",
+            when=lambda stated: "class_names" in stated["concept"],
+        ),
+        file=own_file("{experiment}/words_file", STATED),
     output:
         "<results>/words/{experiment}.csv",
     log:
@@ -125,13 +138,10 @@ rule split_words:
     conda:
         "../envs/tables.yaml"
     resources:
-        mem_mb=by_attempt(1000),
-        runtime=by_attempt(10),
+        **by_attempt(mem_mb=1000, runtime=10),
     params:
-        concept=concept_words,
-        key=lambda wildcards: f"concepts.{EXPERIMENTS[wildcards.experiment]['concept']}",
-        content=lambda wildcards: own_file(concept_words(wildcards).get("file"))[1],
-        name=samples_name,
+        **own("concept", "key", "name"),
+        content=own_content("{experiment}/words_file", STATED),
         seed=config["seed"],
         code=code_hash("split_words"),
     script:
@@ -153,12 +163,9 @@ rule build_dictionary:
     conda:
         "../envs/model.yaml"
     resources:
-        mem_mb=by_attempt(4000),
-        runtime=by_attempt(10),
+        **by_attempt(mem_mb=4000, runtime=10),
     params:
-        model=model_of,
-        concept=concept_words,
-        key=lambda wildcards: f"concepts.{EXPERIMENTS[wildcards.experiment]['concept']}",
+        **own("model", "concept", "key"),
         code=code_hash("build_dictionary"),
     script:
         "../scripts/build_dictionary.py"

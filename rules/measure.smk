@@ -1,42 +1,28 @@
 # What changes when heads are scaled: responses, likelihood, and what is measured in them.
 
 
-rule intervene:
-    """The responses to a part of the samples under every condition: its heads scaled."""
+use rule respond as intervene with:
+    """The responses to a part of the samples under every condition: its heads scaled.
+
+    Conditions that a file holds already are not computed again.
+    """
     input:
         samples=made("<results>/samples/{samples}.parquet"),
         heads=made("<results>/heads/{selected}/selected.csv", "<results>/heads/{random}/random.csv"),
         model=files_of_model,
     output:
-        # Conditions that a file holds already are not computed again.
         update("<results>/responses/{experiment}/scaled/part-{part}.parquet"),
     log:
         "<logs>/intervene/{experiment}/part-{part}.log",
     benchmark:
         "<benchmarks>/intervene/{experiment}/part-{part}.tsv"
     priority: LONGEST
-    conda:
-        "../envs/model.yaml"
-    threads: COMPUTE["threads"]
     resources:
-        mem_mb=model_mb,
-        runtime=by_attempt(1440),
+        **by_attempt(mem_mb=model_mb, runtime=1440),
         gpu=GPU,
     params:
-        samples=samples_of,
-        model=model_of,
-        generation=own("generation"),
+        **own("alpha"),
         conditions=lambda wildcards: conditions(config, wildcards.experiment, "count"),
-        alpha=own("alpha"),
-        device=COMPUTE["device"],
-        batch_tokens=COMPUTE["batch_tokens"]["responding"],
-        batch_images=COMPUTE["batch_images"],
-        products=COMPUTE["products"],
-        parts=COMPUTE["parts"],
-        seed=config["seed"],
-        code=code_hash("respond"),
-    script:
-        "../scripts/respond.py"
 
 
 rule measure_expected:
@@ -59,17 +45,13 @@ rule measure_expected:
         "../envs/model.yaml"
     threads: COMPUTE["threads"]
     resources:
-        mem_mb=model_mb,
-        runtime=by_attempt(720),
+        **by_attempt(mem_mb=model_mb, runtime=720),
         gpu=GPU,
     params:
-        model=model_of,
-        conditions=lambda wildcards: conditions(config, wildcards.experiment, "expected"),
-        alpha=own("alpha"),
-        device=COMPUTE["device"],
+        **own("model", "alpha"),
+        **pick(COMPUTE, "device", "products", "parts"),
         batch_tokens=COMPUTE["batch_tokens"]["reading"],
-        products=COMPUTE["products"],
-        parts=COMPUTE["parts"],
+        conditions=lambda wildcards: conditions(config, wildcards.experiment, "expected"),
         code=code_hash("measure_expected"),
     script:
         "../scripts/measure_expected.py"
@@ -78,10 +60,16 @@ rule measure_expected:
 rule measure:
     """Every measure before and after, by sample and by word."""
     input:
-        unpack(measured_in),
         samples=made("<results>/samples/{samples}.parquet"),
         words=made("<results>/words/{words}.csv"),
         baseline=made("<results>/responses/{baseline}/baseline/part-{part}.parquet"),
+        scaled=made(
+            "<results>/responses/{scaled}/scaled/part-{part}.parquet", when=writes_responses
+        ),
+        expected=made(
+            "<results>/expected/{expected}/part-{part}.parquet",
+            when=lambda stated: "expected" in stated["measures"],
+        ),
     output:
         by_sample="<results>/scores/{experiment}.parquet",
         by_word="<results>/scores/{experiment}.words.parquet",
@@ -92,14 +80,12 @@ rule measure:
     conda:
         "../envs/tables.yaml"
     resources:
-        mem_mb=by_attempt(4000),
-        runtime=by_attempt(60),
+        **by_attempt(mem_mb=4000, runtime=60),
     params:
-        measures=own("measures"),
-        normalise=own("normalise"),
-        matching=lambda wildcards: {
-            key: concept_words(wildcards)[key] for key in ("case_sensitive", "inflections")
-        },
+        **own("measures", "normalise"),
+        matching=lambda wildcards: pick(
+            STATED[wildcards.experiment]["concept"], "case_sensitive", "inflections"
+        ),
         code=code_hash("measure"),
     script:
         "../scripts/measure.py"

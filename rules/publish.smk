@@ -23,6 +23,7 @@ PAGES = [
 
 
 wildcard_constraints:
+    ratios=any_of(RATIOS),
     heads_table=any_of(HEADS),
     shared=any_of(SHARED),
 
@@ -37,15 +38,7 @@ rule publish_ratios:
         md="<results>/tables/{ratios}.md",
         tex="<results>/tables/{ratios}.tex",
         draws="<results>/tables/{ratios}.draws.csv",
-        figure=[
-            "<results>/figures/{ratios}.pdf",
-            report(
-                "<results>/figures/{ratios}.png",
-                caption="../report/ratios.rst",
-                category="2 {ratios}",
-                labels={"result": "figure"},
-            ),
-        ],
+        figure=figure("<results>/figures/{ratios}", "ratios", "figure"),
     log:
         "<logs>/publish_ratios/{ratios}.log",
     benchmark:
@@ -53,12 +46,11 @@ rule publish_ratios:
     conda:
         "../envs/tables.yaml"
     resources:
-        mem_mb=by_attempt(2000),
-        runtime=by_attempt(30),
+        **by_attempt(mem_mb=2000, runtime=30),
     params:
         experiments=lambda wildcards: {name: ratio_facts(name) for name in RATIOS[wildcards.ratios]},
         score=config["score"],
-        publish={key: config["publish"][key] for key in ("spread", "published_heads", "colours")},
+        publish=pick(config["publish"], "spread", "published_heads", "colours"),
         seed=config["seed"],
         code=code_hash("publish_ratios"),
     script:
@@ -77,24 +69,14 @@ rule publish_heads:
         csv="<results>/tables/{heads_table}.csv",
         md="<results>/tables/{heads_table}.md",
         tex="<results>/tables/{heads_table}.tex",
-        heads=[
-            "<results>/figures/{heads_table}.heads.pdf",
-            report(
-                "<results>/figures/{heads_table}.heads.png",
-                caption="../report/heads.rst",
-                category="2 {heads_table}",
-                labels={"result": "figure: what the heads' atoms explain"},
-            ),
-        ],
-        atoms=[
-            "<results>/figures/{heads_table}.atoms.pdf",
-            report(
-                "<results>/figures/{heads_table}.atoms.png",
-                caption="../report/atoms.rst",
-                category="2 {heads_table}",
-                labels={"result": "figure: variance explained by atoms"},
-            ),
-        ],
+        heads=figure(
+            "<results>/figures/{heads_table}.heads",
+            "heads",
+            "figure: what the heads' atoms explain",
+        ),
+        atoms=figure(
+            "<results>/figures/{heads_table}.atoms", "atoms", "figure: variance explained by atoms"
+        ),
     log:
         "<logs>/publish_heads/{heads_table}.log",
     benchmark:
@@ -102,8 +84,7 @@ rule publish_heads:
     conda:
         "../envs/tables.yaml"
     resources:
-        mem_mb=by_attempt(2000),
-        runtime=by_attempt(30),
+        **by_attempt(mem_mb=2000, runtime=30),
     params:
         experiments=experiments_in("model", "samples", "vocabulary"),
         models={name: hub_id(name) for name in config["models"]},
@@ -122,15 +103,11 @@ rule publish_overlap:
         csv="<results>/tables/{shared}.overlap.csv",
         md="<results>/tables/{shared}.overlap.md",
         tex="<results>/tables/{shared}.overlap.tex",
-        heads=[
-            "<results>/figures/{shared}.heads.pdf",
-            report(
-                "<results>/figures/{shared}.heads.png",
-                caption="../report/concept.rst",
-                category="2 {shared}",
-                labels={"result": "figure: what the concepts' words explain"},
-            ),
-        ],
+        heads=figure(
+            "<results>/figures/{shared}.heads",
+            "concept",
+            "figure: what the concepts' words explain",
+        ),
     log:
         "<logs>/publish_overlap/{shared}.log",
     benchmark:
@@ -138,14 +115,10 @@ rule publish_overlap:
     conda:
         "../envs/tables.yaml"
     resources:
-        mem_mb=by_attempt(1000),
-        runtime=by_attempt(10),
+        **by_attempt(mem_mb=1000, runtime=10),
     params:
         experiments=experiments_in("model", "methods", "k"),
-        layers=lambda wildcards: {
-            name: candidate_layers(EXPERIMENTS[name], config["models"][EXPERIMENTS[name]["model"]])
-            for name in SHARED[wildcards.shared]
-        },
+        layers=lambda wildcards: {name: STATED[name]["layers"] for name in SHARED[wildcards.shared]},
         code=code_hash("publish_overlap"),
     script:
         "../scripts/publish_overlap.py"
@@ -167,8 +140,7 @@ rule compare_published:
     conda:
         "../envs/tables.yaml"
     resources:
-        mem_mb=by_attempt(1000),
-        runtime=by_attempt(10),
+        **by_attempt(mem_mb=1000, runtime=10),
     params:
         run=config["run"],
         models={name: hub_id(name) for name in config["models"]},
@@ -195,9 +167,9 @@ rule write_pages:
         config="<results>/config.yaml",
         # The page on time and memory comes last.
         tables=TABLES,
-        provenance=collect("<resources>/{source}/provenance.json", source=used_sources(config)),
+        provenance=[*map(source_record, used_sources(config))],
         words=every("<results>/words/{words}.csv", WORDED),
-        labels=every("<results>/labels/{labels}.parquet", labelled(config)),
+        labels=every("<results>/labels/{labels}.parquet", LABELLED),
     output:
         [
             report(
@@ -215,8 +187,7 @@ rule write_pages:
     conda:
         "../envs/tables.yaml"
     resources:
-        mem_mb=by_attempt(1000),
-        runtime=by_attempt(10),
+        **by_attempt(mem_mb=1000, runtime=10),
     params:
         code=code_hash("write_pages"),
     script:

@@ -6,7 +6,7 @@ rule rank_heads:
     input:
         activations=made("<results>/activations/{activations}.parquet"),
         dictionary=made("<results>/dictionaries/{dictionary}.csv"),
-        unrelated=lambda wildcards: own_file(own("pursuit")(wildcards)["unrelated_words"])[0],
+        unrelated=own_file("{experiment}/pursuit/unrelated_words", STATED),
         weights=weights_of,
         model=files_of_model,
     output:
@@ -20,14 +20,10 @@ rule rank_heads:
         "../envs/model.yaml"
     threads: COMPUTE["threads"]
     resources:
-        mem_mb=by_attempt(8000),
-        runtime=by_attempt(240),
+        **by_attempt(mem_mb=8000, runtime=240),
     params:
-        model=model_of,
-        pursuit=own("pursuit"),
-        concept=concept_words,
-        content=lambda wildcards: own_file(own("pursuit")(wildcards)["unrelated_words"])[1],
-        name=samples_name,
+        **own("model", "pursuit", "concept", "name"),
+        content=own_content("{experiment}/pursuit/unrelated_words", STATED),
         seed=config["seed"],
         code=code_hash("rank_heads"),
     script:
@@ -49,14 +45,9 @@ rule select_heads:
     conda:
         "../envs/tables.yaml"
     resources:
-        mem_mb=by_attempt(1000),
-        runtime=by_attempt(10),
+        **by_attempt(mem_mb=1000, runtime=10),
     params:
-        methods=own("methods"),
-        k=own("k"),
-        layers=lambda wildcards: candidate_layers(
-            EXPERIMENTS[wildcards.experiment], model_of(wildcards)
-        ),
+        **own("methods", "k", "layers"),
         code=code_hash("select_heads"),
     script:
         "../scripts/select_heads.py"
@@ -77,14 +68,9 @@ rule draw_controls:
     conda:
         "../envs/tables.yaml"
     resources:
-        mem_mb=by_attempt(1000),
-        runtime=by_attempt(10),
+        **by_attempt(mem_mb=1000, runtime=10),
     params:
-        method=lambda wildcards: EXPERIMENTS[wildcards.experiment]["methods"][0],
-        k=own("k"),
-        draws=own("draws"),
-        n_heads=lambda wildcards: model_of(wildcards)["heads"],
-        name=samples_name,
+        **own("method", "k", "draws", "n_heads", "name"),
         seed=config["seed"],
         code=code_hash("draw_controls"),
     script:
@@ -110,16 +96,12 @@ rule decompose_heads:
         "../envs/model.yaml"
     threads: COMPUTE["threads"]
     resources:
-        mem_mb=by_attempt(16000),
-        runtime=by_attempt(720),
+        **by_attempt(mem_mb=16000, runtime=720),
     params:
-        model=model_of,
-        pursuit=own("pursuit"),
-        vocabulary=lambda wildcards: {
-            key: EXPERIMENTS[wildcards.experiment]["vocabulary"][key]
-            for key in ("tokens", "draws", "neighbours")
-        },
-        name=samples_name,
+        **own("model", "pursuit", "name"),
+        vocabulary=lambda wildcards: pick(
+            EXPERIMENTS[wildcards.experiment]["vocabulary"], "tokens", "draws", "neighbours"
+        ),
         seed=config["seed"],
         code=code_hash("decompose_heads"),
     script:
@@ -143,15 +125,13 @@ rule read_lens:
         "../envs/model.yaml"
     threads: COMPUTE["threads"]
     resources:
-        mem_mb=by_attempt(8000),
-        runtime=by_attempt(240),
+        **by_attempt(mem_mb=8000, runtime=240),
     params:
-        model=model_of,
-        fold_norm_gain=lambda wildcards: own("pursuit")(wildcards)["fold_norm_gain"],
-        vocabulary=lambda wildcards: {
-            key: EXPERIMENTS[wildcards.experiment]["vocabulary"][key]
-            for key in ("tokens", "per_sample")
-        },
+        **own("model"),
+        fold_norm_gain=lookup("{experiment}/pursuit/fold_norm_gain", within=EXPERIMENTS),
+        vocabulary=lambda wildcards: pick(
+            EXPERIMENTS[wildcards.experiment]["vocabulary"], "tokens", "per_sample"
+        ),
         code=code_hash("read_lens"),
     script:
         "../scripts/read_lens.py"

@@ -4,11 +4,9 @@
 rule prepare_samples:
     """Draw prompts and render what the model reads; or draw images, class by class."""
     input:
-        data=lambda wildcards: source_record(samples_of(wildcards)["source"]),
+        data=lambda wildcards: source_record(STATED[wildcards.experiment]["samples"]["source"]),
         # Images are drawn without a model.
-        model=lambda wildcards: (
-            [] if of_images(samples_of(wildcards)) else files_of_model(wildcards)
-        ),
+        model=branch(lookup("{experiment}/reader", within=STATED), then=files_of_model),
     output:
         "<results>/samples/{experiment}.parquet",
     log:
@@ -19,17 +17,10 @@ rule prepare_samples:
     conda:
         "../envs/model.yaml"
     resources:
-        mem_mb=by_attempt(4000),
-        runtime=by_attempt(60),
+        **by_attempt(mem_mb=4000, runtime=60),
     params:
-        name=samples_name,
-        samples=samples_of,
-        model=lambda wildcards: (None if of_images(samples_of(wildcards)) else model_of(wildcards)),
-        max_new_tokens=lambda wildcards: (
-            None
-            if of_images(samples_of(wildcards))
-            else EXPERIMENTS[wildcards.experiment]["generation"]["max_new_tokens"]
-        ),
+        **own("name", "samples", "max_new_tokens"),
+        model=lookup("{experiment}/reader", within=STATED),
         seed=config["seed"],
         code=code_hash("prepare_samples"),
     script:
@@ -52,18 +43,12 @@ rule respond:
         "../envs/model.yaml"
     threads: COMPUTE["threads"]
     resources:
-        mem_mb=model_mb,
-        runtime=by_attempt(720),
+        **by_attempt(mem_mb=model_mb, runtime=720),
         gpu=GPU,
     params:
-        samples=samples_of,
-        model=model_of,
-        generation=own("generation"),
-        device=COMPUTE["device"],
+        **own("samples", "model", "generation"),
+        **pick(COMPUTE, "device", "batch_images", "products", "parts"),
         batch_tokens=COMPUTE["batch_tokens"]["responding"],
-        batch_images=COMPUTE["batch_images"],
-        products=COMPUTE["products"],
-        parts=COMPUTE["parts"],
         seed=config["seed"],
         code=code_hash("respond"),
     script:
@@ -74,12 +59,9 @@ rule cache_activations:
     """What each head's slice of the output projection reads, averaged over a sample's positions."""
     input:
         samples=made("<results>/samples/{samples}.parquet"),
-        responses=lambda wildcards: (
-            named(
-                "<results>/responses/{baseline}/baseline/part-{part}.parquet", wildcards.experiment
-            )
-            if positions_of(config, EXPERIMENTS[wildcards.experiment]) == "response"
-            else []
+        responses=made(
+            "<results>/responses/{baseline}/baseline/part-{part}.parquet",
+            when=lambda stated: stated["positions"] == "response",
         ),
         model=files_of_model,
     output:
@@ -93,17 +75,12 @@ rule cache_activations:
         "../envs/model.yaml"
     threads: COMPUTE["threads"]
     resources:
-        mem_mb=model_mb,
-        runtime=by_attempt(240),
+        **by_attempt(mem_mb=model_mb, runtime=240),
         gpu=GPU,
     params:
-        samples=samples_of,
-        model=model_of,
-        positions=lambda wildcards: positions_of(config, EXPERIMENTS[wildcards.experiment]),
-        special_tokens=own("special_tokens"),
-        device=COMPUTE["device"],
+        **own("samples", "model", "positions", "special_tokens"),
+        **pick(COMPUTE, "device", "batch_images"),
         batch_tokens=COMPUTE["batch_tokens"]["reading"],
-        batch_images=COMPUTE["batch_images"],
         dtype=COMPUTE["cache"],
         code=code_hash("cache_activations"),
     script:

