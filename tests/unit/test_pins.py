@@ -1,3 +1,5 @@
+"""requirements.txt is what is installed, and each environment holds what its stage needs of it."""
+
 import ast
 import re
 import subprocess
@@ -10,10 +12,11 @@ import pytest
 import yaml
 from headpursuit.run import lineage
 from packaging.requirements import Requirement
+from test_rules import texts, workflow
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = ROOT / "scripts"
-ENVIRONMENTS = {path.stem: path for path in sorted((ROOT / "envs").glob("*.yaml"))}
+ENVIRONMENTS = {path.stem: path for path in sorted((ROOT / "envs").glob("*"))}
 environments = pytest.mark.parametrize("name", ENVIRONMENTS)
 # What another package asks for when it is used, without an import of ours.
 BEHIND = {
@@ -22,6 +25,7 @@ BEHIND = {
     "tabulate": "pandas, for Markdown; torch, which imports it where it is found",
     "tokenizers": "transformers",
 }
+distributions = cache(packages_distributions)
 
 
 def normal(name: str) -> str:
@@ -53,27 +57,22 @@ def pip_pins(name: str) -> dict[str, str]:
     return read_pins(own)
 
 
-def test_requirements_are_what_is_installed():
+def test_requirements_are_what_is_installed() -> None:
     """These tests speak of the pinned versions."""
     for name, pinned in (requirements() | requirements("requirements-dev.txt")).items():
         assert version(name).split("+")[0] == pinned, name
 
 
 @pytest.mark.parametrize("name", ["requirements-dev.txt", "requirements-cluster.txt"])
-def test_what_stands_on_the_requirements_repeats_none(name: str):
+def test_what_stands_on_the_requirements_repeats_none(name: str) -> None:
     assert not set(requirements()) & set(requirements(name))
-    lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
-    assert "-r requirements.txt" in lines
+    assert "-r requirements.txt" in (ROOT / name).read_text(encoding="utf-8").splitlines()
 
 
 @environments
-def test_an_environment_repeats_the_requirements(name: str):
-    for package, pinned in pip_pins(name).items():
-        assert requirements().get(package) == pinned, package
-
-
-@environments
-def test_an_environment_is_exact_and_from_one_channel(name: str):
+def test_an_environment_is_exact_of_one_channel_and_repeats_the_requirements(name: str) -> None:
+    """Nothing else pins it: beside a .pin.txt, Snakemake leaves out the pip section."""
+    assert ENVIRONMENTS[name].name == f"{name}.yaml"
     own = environment(name)
     assert own["name"] == f"headpursuit-{name}"
     assert own["channels"] == ["conda-forge"]
@@ -81,10 +80,7 @@ def test_an_environment_is_exact_and_from_one_channel(name: str):
     assert {"python=3.11", "pip=25.3"} <= set(conda)
     for part in conda:
         assert re.fullmatch(r"[a-z0-9_.-]+=[0-9][0-9.]*", part), f"{part}: no exact pin"
-
-
-def test_nothing_pins_environments_a_second_time():
-    assert not list((ROOT / "envs").glob("*.pin.txt"))
+    assert pip_pins(name).items() <= requirements().items()
 
 
 # What scripts import
@@ -97,7 +93,7 @@ def imported(tree: ast.AST, optional: bool = False) -> set[str]:
     """
     names: set[str] = set()
     for node in ast.iter_child_nodes(tree):
-        if isinstance(node, ast.Try) and any(_catches(handler) for handler in node.handlers):
+        if isinstance(node, ast.Try) and "ImportError" in map(ast.unparse, _caught(node)):
             names |= imported(node, optional) if optional else set()
             continue
         if isinstance(node, ast.Import):
@@ -108,9 +104,8 @@ def imported(tree: ast.AST, optional: bool = False) -> set[str]:
     return names
 
 
-def _catches(handler: ast.ExceptHandler) -> bool:
-    caught = ast.walk(handler.type) if handler.type else ()
-    return any(getattr(node, "id", None) == "ImportError" for node in caught)
+def _caught(node: ast.Try) -> list[ast.AST]:
+    return [part for own in node.handlers if own.type for part in ast.walk(own.type)]
 
 
 def modules_of(script: Path) -> set[Path]:
@@ -125,20 +120,14 @@ def modules_of(script: Path) -> set[Path]:
 @cache
 def third_party(path: Path, optional: bool = False) -> frozenset[str]:
     names = imported(ast.parse(path.read_text(encoding="utf-8")), optional)
-    foreign = {name for name in names - {"headpursuit"} if name not in sys.stdlib_module_names}
+    foreign = names - {"headpursuit"} - sys.stdlib_module_names
     return frozenset(normal(distributions()[name][0]) for name in foreign)
-
-
-distributions = cache(packages_distributions)
 
 
 def rules_of(name: str) -> set[str]:
     """Return the scripts that run in an environment."""
-    text = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "rules").glob("*.smk"))
-    # From a rule's environment to its script, past no other rule.
-    pattern = r'conda:\s+"../envs/(\w+)\.yaml"(?:(?!\nrule ).)*?scripts/(\w+)\.py'
-    found = re.findall(pattern, text, re.DOTALL)
-    return {script for environment, script in found if environment == name}
+    rules = [rule for rule in workflow().rules if rule.script]
+    return {Path(rule.script).stem for rule in rules if Path(rule.conda_env).stem == name}
 
 
 def needed(name: str, optional: bool = False) -> set[str]:
@@ -146,23 +135,18 @@ def needed(name: str, optional: bool = False) -> set[str]:
     return {package for path in paths for package in third_party(path, optional)}
 
 
-def test_every_script_runs_in_one_environment():
-    scripts = {path.stem for path in SCRIPTS.glob("*.py")}
-    assert scripts == set().union(*map(rules_of, ENVIRONMENTS))
-    assert sum(len(rules_of(name)) for name in ENVIRONMENTS) == len(scripts)
+def test_every_script_runs_in_one_environment() -> None:
+    found = [script for name in ENVIRONMENTS for script in rules_of(name)]
+    assert sorted(found) == sorted(path.stem for path in SCRIPTS.glob("*.py"))
 
 
 @environments
-def test_an_environment_holds_what_its_scripts_import(name: str):
+def test_an_environment_holds_what_its_scripts_import_and_nothing_else(name: str) -> None:
     assert needed(name) - set(pip_pins(name)) == set()
-
-
-@environments
-def test_an_environment_holds_nothing_else(name: str):
     assert set(pip_pins(name)) - needed(name, optional=True) <= set(BEHIND)
 
 
-def test_requirements_hold_what_the_code_imports_and_nothing_else():
+def test_requirements_hold_what_the_code_imports_and_nothing_else() -> None:
     every = {own for path in SCRIPTS.rglob("*.py") for own in third_party(path, optional=True)}
     assert every - set(requirements()) == set()
     assert set(requirements()) - every == set(BEHIND) | {"snakemake"}
@@ -180,20 +164,14 @@ def behind(package: str) -> set[str]:
     return seen
 
 
-def test_the_snakefile_imports_nothing_that_snakemake_lacks():
+def test_the_snakefile_imports_nothing_that_snakemake_lacks() -> None:
     """With --sdm conda nothing else is installed where the Snakefile is read."""
-    text = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "rules").glob("*.smk"))
-    modules = ", ".join(sorted(set(re.findall(r"^from (headpursuit[\w.]*) import", text, re.M))))
+    modules = ", ".join(sorted(set(re.findall(r"^from (headpursuit[\w.]*) import", texts(), re.M))))
     code = (
         f"import sys; there = set(sys.modules); import {modules}; print(*set(sys.modules) - there)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env={"PYTHONPATH": str(SCRIPTS)},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
+    command, env = [sys.executable, "-c", code], {"PYTHONPATH": str(SCRIPTS)}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
     tops = {name.split(".")[0] for name in done.stdout.split()}
     packages = {normal(distributions()[top][0]) for top in tops & set(distributions())}
     assert {"jsonschema", "pyyaml"} <= packages
