@@ -31,38 +31,28 @@ class Run:
     def said(self) -> str:
         return self.log.read_text(encoding="utf-8", errors="replace")
 
-    @property
-    def planned(self) -> dict[str, int]:
-        """How many jobs of each rule it set out with."""
-        table = self.said.split("Job stats:")[1].split("\ntotal")[0].splitlines()[3:]
-        return {rule: int(number) for rule, number in map(str.split, table)}
-
 
 class Cluster(Checkout):
-    """A checkout with the profile profiles/slurm."""
+    """A checkout with a profile of a cluster."""
 
     def start(self, *arguments: str, profile: str = "slurm", overlay: str = "tiny", **env) -> Run:
         """Start Snakemake as on a login node."""
-        arguments = (*arguments, *(QUICK if profile == "slurm" else []))
-        log = self.folder / f"run-{time.monotonic_ns()}.log"
-        command = [
-            sys.executable,
-            "-m",
-            "snakemake",
-            *arguments,
-            "--profile",
-            f"profiles/{profile}",
-        ]
+        command = [sys.executable, "-m", "snakemake", *arguments, "--profile"]
+        command += [f"profiles/{profile}", *(QUICK if profile == "slurm" else [])]
         command += ["--configfile", f"configs/{overlay}.yaml", "configs/cluster.yaml"]
-        with log.open("w") as handle:
+        log = self.folder / f"run-{time.monotonic_ns()}.log"
+        with log.open("w") as out:
+            env = {**os.environ, "OMP_NUM_THREADS": "1", **env}
             process = subprocess.Popen(
-                command,
-                cwd=self.folder,
-                env={**os.environ, "OMP_NUM_THREADS": "1", **env},
-                stdout=handle,
-                stderr=subprocess.STDOUT,
+                command, cwd=self.folder, env=env, stdout=out, stderr=subprocess.STDOUT
             )
         return Run(process, log)
+
+    def succeeds(self, *arguments: str, **options) -> Run:
+        """Run Snakemake to its end; AssertionError if it fails."""
+        run = self.start(*arguments, **options)
+        assert run.ended() == 0, run.said
+        return run
 
     def jobs(self) -> list[dict[str, str]]:
         """Return what SLURM says of this checkout's jobs, in order of their submission."""
@@ -76,23 +66,20 @@ class Cluster(Checkout):
         """Return how its jobs ended or stand."""
         return [job["JobState"] for job in self.jobs()]
 
-    def wait_for_a_running_job(self) -> str:
-        """Wait until a job runs its rule's script, and return the job's number."""
-        until(lambda: (self.folder / "own/tries").exists())
-        return self.jobs()[-1]["JobId"]
-
-    def first_try(self, code: str) -> None:
-        """Have the one job of :data:`PROMPTS` run some code when it is tried first."""
-        self.change(
-            "scripts/prepare_samples.py",
-            "def main(snakemake):",
+    def start_a_job(self, code: str, *arguments: str, **options) -> tuple[Run, str]:
+        """Have the one job of PROMPTS run some code at its first try; return it when it does."""
+        first = (
             "def main(snakemake):\n"
             "    from pathlib import Path\n"
             "    import time\n"
             "    first = not Path('own/tries').exists()\n"
             "    Path('own/tries').touch()\n"
-            f"    if first:\n        {code}\n",
+            f"    if first:\n        {code}\n"
         )
+        self.change("scripts/prepare_samples.py", "def main(snakemake):", first)
+        run = self.start(PROMPTS, *arguments, **options)
+        until((self.folder / "own/tries").exists)
+        return run, self.jobs()[-1]["JobId"]
 
     def change(self, name: str, old: str, new: str) -> None:
         """Replace text in a file of the checkout."""

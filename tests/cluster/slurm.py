@@ -76,10 +76,6 @@ GRES = "NodeName={names} Name=gpu File=/dev/null\nNodeName={names} Name=gpu File
 NODES = ("one", "two")
 
 
-class Unable(Exception):
-    """Why SLURM cannot run here."""
-
-
 def obstacle() -> str | None:
     """Return what keeps SLURM from running here, if anything does."""
     if os.getuid():
@@ -103,27 +99,24 @@ def _host() -> str:
     return socket.gethostname().split(".")[0]
 
 
-def install() -> None:
-    """Install what is missing. The packages' services are not started."""
+def install() -> str | None:
+    """Install what is missing, with no service started; return why that cannot be."""
     if not (packages := _missing()):
-        return
+        return None
     policy = Path("/usr/sbin/policy-rc.d")
     own = not policy.exists()
     if own:
         policy.write_text("#!/bin/sh\nexit 101\n")
         policy.chmod(0o755)
-    command = ["apt-get", "install", "-y", "--no-install-recommends", *packages]
-    quiet = {
-        "stdout": subprocess.DEVNULL,
-        "env": {**os.environ, "DEBIAN_FRONTEND": "noninteractive"},
-    }
+    install = ["apt-get", "install", "-y", "--no-install-recommends", *packages]
+    quiet = {"stdout": subprocess.DEVNULL}
+    quiet["env"] = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     try:
-        for update_first in (False, True):
-            if update_first:
-                subprocess.run(["apt-get", "update"], **quiet)
-            if not subprocess.run(command, **quiet).returncode:
-                return
-        raise Unable(f"apt-get cannot install {' '.join(packages)}")
+        if subprocess.run(install, **quiet).returncode:
+            subprocess.run(["apt-get", "update"], **quiet)
+            if subprocess.run(install, **quiet).returncode:
+                return f"apt-get cannot install {' '.join(packages)}"
+        return None
     finally:
         if own:
             policy.unlink()
@@ -136,10 +129,8 @@ def running() -> Iterator[tuple[Path, Callable[[], None]]]:
     Where another of these runs, its end is waited for.
     """
     with ExitStack() as stack:
-        lock = stack.enter_context(
-            Path(tempfile.gettempdir(), "tests-cluster-slurm.lock").open("w")
-        )
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        lock = Path(tempfile.gettempdir(), "tests-cluster-slurm.lock")
+        fcntl.flock(stack.enter_context(lock.open("w")), fcntl.LOCK_EX)
         folder = Path(tempfile.mkdtemp(prefix="slurm-"))
         folder.chmod(0o755)
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
@@ -255,11 +246,7 @@ def _said(*command: str) -> str:
 
 def main(command: list[str]) -> int:
     """Run a command with SLURM up and return its exit status; 0 where SLURM cannot run."""
-    try:
-        if reason := obstacle():
-            raise Unable(reason)
-        install()
-    except Unable as reason:
+    if reason := obstacle() or install():
         print(f"SLURM: skipped, since {reason}")
         return 0
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))

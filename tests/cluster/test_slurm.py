@@ -10,8 +10,9 @@ import pytest
 from hub_server import Repo, serve
 from on_slurm import PROMPTS, Cluster
 
+# What is too short for jobs, or downloads.
 LOCAL = {"all", "write_config", "preflight", "download_source"}
-LOCAL |= {"split_words", "select_heads", "draw_controls"}  # too short for jobs
+LOCAL |= {"split_words", "select_heads", "draw_controls"}
 
 
 def test_the_tiny_run_with_nodes_that_have_no_hub(cluster: Cluster) -> None:
@@ -24,18 +25,17 @@ def test_the_tiny_run_with_nodes_that_have_no_hub(cluster: Cluster) -> None:
         compute={"device": "auto"},  # there is no GPU, but jobs ask SLURM for one
     )
     with serve({"org/prompts": Repo(files={"prompts.jsonl": prompts})}) as hub:
-        downloads = cluster.start("--until", "download_source", overlay="hub", HF_ENDPOINT=hub.url)
-        assert downloads.ended() == 0, downloads.said
+        cluster.succeeds("--until", "download_source", overlay="hub", HF_ENDPOINT=hub.url)
         assert not cluster.jobs()
         gone = hub.url
-    run = cluster.start(overlay="hub", HF_ENDPOINT=gone)
-    assert run.ended() == 0, run.said
+    said = cluster.succeeds(overlay="hub", HF_ENDPOINT=gone).said
     assert len(pd.read_csv(cluster.path("tables/table2.csv")))
 
     jobs = cluster.jobs()
     assert {job["JobState"] for job in jobs} == {"COMPLETED"}
     ran = {re.match(r"rule_([a-z0-9_]+?)(_wildcards_|$)", job["Comment"])[1]: job for job in jobs}
-    computing = {rule: number for rule, number in run.planned.items() if rule not in LOCAL}
+    stats = said.split("Job stats:")[1].split("\ntotal")[0].splitlines()[3:]
+    computing = {rule: int(n) for rule, n in map(str.split, stats) if rule not in LOCAL}
     assert set(ran) == set(computing)
     assert len(jobs) == sum(computing.values())
     with_model = {rule for rule, job in ran.items() if "gpu" in job.get("TresPerJob", "")}
@@ -51,8 +51,7 @@ def test_the_tiny_run_with_nodes_that_have_no_hub(cluster: Cluster) -> None:
 
 
 def test_a_failing_job_is_reported_with_its_log(cluster: Cluster) -> None:
-    cluster.first_try("raise RuntimeError('broken on purpose')")
-    run = cluster.start(PROMPTS, "--retries", "0")
+    run, _ = cluster.start_a_job("raise RuntimeError('broken on purpose')", "--retries", "0")
     assert run.ended() != 0
     assert "RuntimeError: broken on purpose" in run.said  # of the rule's log
     assert "slurm_logs/rule_prepare_samples" in run.said  # where SLURM's own is
@@ -60,78 +59,73 @@ def test_a_failing_job_is_reported_with_its_log(cluster: Cluster) -> None:
 
 
 def test_a_cancelled_job_is_submitted_again(cluster: Cluster) -> None:
-    cluster.first_try("time.sleep(600)")
-    run = cluster.start(PROMPTS)
-    subprocess.run(["scancel", cluster.wait_for_a_running_job()], check=True)
+    run, job = cluster.start_a_job("time.sleep(600)")
+    subprocess.run(["scancel", job], check=True)
     assert run.ended() == 0, run.said
     assert cluster.states() == ["CANCELLED", "COMPLETED"]
 
 
 def test_an_interrupt_cancels_what_runs_and_a_rerun_resumes(cluster: Cluster) -> None:
-    cluster.first_try("time.sleep(600)")
-    run = cluster.start(PROMPTS)
-    cluster.wait_for_a_running_job()
+    run, _ = cluster.start_a_job("time.sleep(600)")
     run.process.send_signal(signal.SIGINT)
     assert run.ended() != 0
     assert cluster.states() == ["CANCELLED"]
-    again = cluster.start(PROMPTS)
-    assert again.ended() == 0, again.said
+    cluster.succeeds(PROMPTS)
     assert cluster.states() == ["CANCELLED", "COMPLETED"]
 
 
 def test_a_killed_snakemake_is_taken_up_again(cluster: Cluster) -> None:
     """As docs/clusters.md says: cancel what it left in the queue, unlock, run again."""
-    cluster.first_try("time.sleep(600)")
-    run = cluster.start(PROMPTS)
-    job = cluster.wait_for_a_running_job()
+    run, job = cluster.start_a_job("time.sleep(600)")
     run.process.kill()
     run.ended()
     assert cluster.states() == ["RUNNING"]  # SLURM's jobs outlive it
     name = re.search(r"SLURM run ID: (\S+)", run.said)[1]
     subprocess.run(["scancel", "--name", name], check=True)
-    unlocking = cluster.start("--unlock")
-    assert unlocking.ended() == 0, unlocking.said
-    again = cluster.start(PROMPTS)
-    assert again.ended() == 0, again.said
+    cluster.succeeds("--unlock")
+    cluster.succeeds(PROMPTS)
     assert cluster.jobs()[0]["JobId"] == job
     assert cluster.states() == ["CANCELLED", "COMPLETED"]
 
 
-def test_a_job_over_its_time_gets_more(cluster: Cluster) -> None:
+@pytest.mark.parametrize(
+    ("code", "resources", "field", "asked", "ends"),
+    [
+        (
+            "time.sleep(600)",
+            "mem_mb=4000, runtime=1",
+            "TimeLimit",
+            ["00:01:00", "00:02:00"],
+            {"TIMEOUT"},
+        ),
+        (
+            "more = b'x' * 1_500_000_000; time.sleep(600)",
+            "mem_mb=1500, runtime=30",
+            "MinMemoryNode",
+            ["1500M", "3000M"],
+            {"FAILED", "OUT_OF_MEMORY"},  # the second with cgroups
+        ),
+    ],
+)
+def test_a_job_over_its_time_or_memory_gets_more(
+    cluster: Cluster, code: str, resources: str, field: str, asked: list[str], ends: set[str]
+) -> None:
     cluster.change(
-        "rules/samples.smk", "mem_mb=by_attempt(4000),\n        runtime=by_attempt(60)",
-        "mem_mb=by_attempt(4000),\n        runtime=by_attempt(1)",
-    )  # fmt: skip
-    cluster.first_try("time.sleep(600)")
-    run = cluster.start(PROMPTS)
+        "rules/samples.smk", "by_attempt(mem_mb=4000, runtime=60)", f"by_attempt({resources})"
+    )
+    run, _ = cluster.start_a_job(code)
     assert run.ended() == 0, run.said
-    jobs = cluster.jobs()
-    assert (jobs[0]["JobState"], jobs[0]["TimeLimit"]) == ("TIMEOUT", "00:01:00")
-    assert (jobs[1]["JobState"], jobs[1]["TimeLimit"]) == ("COMPLETED", "00:02:00")
-
-
-def test_a_job_over_its_memory_gets_more(cluster: Cluster) -> None:
-    cluster.change(
-        "rules/samples.smk", "mem_mb=by_attempt(4000),\n        runtime=by_attempt(60)",
-        "mem_mb=by_attempt(1500),\n        runtime=by_attempt(30)",
-    )  # fmt: skip
-    cluster.first_try("more = b'x' * 1_500_000_000; time.sleep(600)")
-    run = cluster.start(PROMPTS)
-    assert run.ended() == 0, run.said
-    jobs = cluster.jobs()
-    assert [job["MinMemoryNode"] for job in jobs] == ["1500M", "3000M"]
-    # Without cgroups SLURM says FAILED; with them OUT_OF_MEMORY.
-    assert jobs[0]["JobState"] in ("FAILED", "OUT_OF_MEMORY")
-    assert jobs[1]["JobState"] == "COMPLETED"
+    first, second = cluster.jobs()
+    assert [first[field], second[field]] == asked
+    assert first["JobState"] in ends
+    assert second["JobState"] == "COMPLETED"
 
 
 @pytest.mark.alone
 def test_a_controller_that_dies_loses_nothing(
     cluster: Cluster, kill_controller: Callable[[], None]
 ) -> None:
-    cluster.first_try("time.sleep(5)")
-    run = cluster.start(PROMPTS)
-    cluster.wait_for_a_running_job()
+    run, _ = cluster.start_a_job("time.sleep(5)")
     kill_controller()
     try:
         run.ended(within=120)
