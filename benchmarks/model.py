@@ -39,7 +39,6 @@ HEADS = [(layer, layer % 9) for layer in range(12, 28, 2)]  # which ones does no
 CONDITIONS, RESPONDED = 13, 50  # conditions of a job (baseline, 2 methods, 10 draws), prompts
 SHARING = 4  # conditions that share a batch beside other libraries' one
 ROUNDS, GENERATING = 5, 3  # of the cache, and of generation, which takes longer
-SETTINGS = {"max_new_tokens": STEPS, "temperature": 0.0, "top_p": 1.0, "samples": 1}
 
 
 def prompts(count: int) -> list[list[int]]:
@@ -87,18 +86,11 @@ def forward(decoder, tokenizer) -> None:
 def cache(decoder, tokenizer, folder: Path) -> Path:
     """Write the activation cache as cache_activations does; return its file."""
     rows = prompts(CACHED)
-    where = [slice(0, len(row)) for row in rows]
+    where = [list(range(len(row))) for row in rows]
     pooled = pooled_inputs(decoder, rows, where, tokenizer.pad_token_id, BATCH_TOKENS)
     path = folder / "activations.parquet"
-    names = [str(i) for i in range(CACHED)]
-    write_cache(path, pooled, names, "float32", {"heads": decoder.n_heads})
+    write_cache(path, pooled, list(map(str, range(CACHED))), "float32", {"heads": decoder.n_heads})
     return path
-
-
-def in_order(path: Path, layer: int) -> torch.Tensor:
-    """Return a layer's z (prompts x heads x head_dim) in the order of the prompts."""
-    names, z = read_layer(path, layer)
-    return torch.from_numpy(z[np.argsort([int(name) for name in names])])
 
 
 def pool(z: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -139,7 +131,7 @@ def cache_by_lens(model, tokenizer) -> list[tuple[list[int], torch.Tensor, dict]
 def cache_alone(what: str) -> dict[str, int]:
     """Do one kind of caching in this process; return its memory when loaded, and bytes to store."""
     decoder, tokenizer = ours()
-    stored, model = 0, None
+    stored = 0
     if what == "lens":
         del decoder
         model = lens()
@@ -167,7 +159,10 @@ def caching() -> list[dict]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         path = cache(decoder, tokenizer, folder)
-        stored = [in_order(path, layer) for layer in range(layers)]
+        stored = []  # each layer's z (prompts x heads x head_dim) in the order of the prompts
+        for layer in range(layers):
+            names, z = read_layer(path, layer)
+            stored.append(torch.from_numpy(z[np.argsort([int(name) for name in names])]))
         for own, theirs in zip(stored, cache_by_nnsight(tracer, tokenizer, layers), strict=True):
             torch.testing.assert_close(own.flatten(1), theirs, rtol=1e-4, atol=1e-4)
         for own, mask, kept in cache_by_lens(bridge, tokenizer):
@@ -221,37 +216,35 @@ def draws(count: int) -> dict[str, list[tuple[int, int]]]:
     }
 
 
-def respond(decoder, tokenizer, conditions, temperature: float, products=None) -> list[list[int]]:
+def asked(tokenizer) -> tuple[Tensor, Tensor]:
+    """Return the batch that is responded to: token ids and mask."""
+    return pad(prompts(GENERATED), tokenizer.pad_token_id, left=True, device="cpu")
+
+
+def sampler(tokenizer, **options) -> GumbelMax:
+    """Return what samples the responses at temperature 1, by the same random numbers each time."""
+    streams = [np.random.default_rng(row) for row in range(GENERATED)]
+    return GumbelMax(Noise(streams, len(tokenizer), **options), 1.0, 1.0)
+
+
+def respond(decoder, tokenizer, conditions, sampled: bool, products=None) -> list[list[int]]:
     """Generate by the workflow's code; return the first condition's new tokens of each prompt."""
-    rows = prompts(GENERATED)
     with fast_products(decoder, products):
-        ids, mask = pad(rows, tokenizer.pad_token_id, left=True, device="cpu")
+        ids, mask = asked(tokenizer)
         positions = (mask.cumsum(1) - 1).clamp_min(0)
-        noise = Noise(streams(), len(tokenizer))
-        found = reading.respond(
-            decoder,
-            {"input_ids": ids, "attention_mask": mask, "position_ids": positions},
-            conditions,
-            -1.0,
-            STEPS,
-            reading.end_tokens(decoder, tokenizer),
-            BATCH_TOKENS,
-            GumbelMax(noise, temperature, 1.0) if temperature else reading.greedy,
-        )
+        inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
+        stops = reading.end_tokens(decoder, tokenizer)
+        pick = sampler(tokenizer) if sampled else reading.greedy
+        found = reading.respond(decoder, inputs, conditions, -1.0, STEPS, stops, BATCH_TOKENS, pick)
     return [tokens for tokens, _ in next(iter(found.values()))]
 
 
-def streams() -> list[np.random.Generator]:
-    """Return the random numbers that sample the responses."""
-    return [np.random.default_rng(row) for row in range(GENERATED)]
-
-
 class Sampled(LogitsProcessor):
-    """Leaves the token possible that :class:`GumbelMax` takes."""
+    """Leaves the token possible that a sampler takes."""
 
-    def __init__(self, noise: Noise):
-        """Take the noise of the rows."""
-        self.pick, self.step = GumbelMax(noise, 1.0, 1.0), 0
+    def __init__(self, pick: GumbelMax):
+        """Take the sampler."""
+        self.pick, self.step = pick, 0
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Return scores (rows x vocabulary) that are -inf but for the sampled token."""
@@ -260,11 +253,10 @@ class Sampled(LogitsProcessor):
         return torch.full_like(scores, -torch.inf).scatter_(-1, token[:, None], 0.0)
 
 
-def respond_by_nnsight(model, tokenizer, stops, temperature: float, width: int) -> list[list[int]]:
+def respond_by_nnsight(model, tokenizer, stops, sampled: bool, width: int) -> list[list[int]]:
     """Generate by nnsight, with the heads inverted at every step."""
-    ids, mask = pad(prompts(GENERATED), tokenizer.pad_token_id, left=True, device="cpu")
-    noise = Noise(streams(), len(tokenizer), keep=0)
-    drawn = [Sampled(noise)] if temperature else []
+    ids, mask = asked(tokenizer)
+    drawn = [Sampled(sampler(tokenizer, keep=0))] if sampled else []
     options = {
         "max_new_tokens": STEPS, "do_sample": False, "eos_token_id": stops,
         "pad_token_id": tokenizer.pad_token_id, "logits_processor": drawn,
@@ -283,7 +275,7 @@ def respond_by_nnsight(model, tokenizer, stops, temperature: float, width: int) 
 
 def respond_by_lens(model, tokenizer, stops) -> list[list[int]]:
     """Generate greedily by TransformerLens, with the heads inverted by hooks."""
-    ids, mask = pad(prompts(GENERATED), tokenizer.pad_token_id, left=True, device="cpu")
+    ids, mask = asked(tokenizer)
 
     def invert(head: int):
         def hook(z, hook):
@@ -311,22 +303,23 @@ def generating() -> list[dict]:
     with fast_products(decoder, "bfloat16") as fast:
         pass  # it is only asked what it gives
     none, one, many = {"baseline": []}, draws(1), draws(SHARING)
-    for kind, temperature in (("greedy", 0.0), ("sampled", 1.0)):
-        expected = respond(decoder, tokenizer, one, temperature)
-        if expected == respond(decoder, tokenizer, none, temperature):
+    for sampled in (False, True):
+        kind = "sampled" if sampled else "greedy"
+        run = partial(respond, decoder, tokenizer, sampled=sampled)
+        expected = run(one)
+        if expected == run(none):
             raise SystemExit("The intervention changes no response.")
+        by_nnsight = (tracer, tokenizer, stops, sampled, decoder.head_dim)
         works = {
-            "plain": lambda t=temperature: respond(decoder, tokenizer, none, t),
-            "ours": lambda t=temperature: respond(decoder, tokenizer, one, t),
-            "shared": lambda t=temperature: respond(decoder, tokenizer, many, t),
-            "nnsight": lambda t=temperature: respond_by_nnsight(
-                tracer, tokenizer, stops, t, decoder.head_dim
-            ),
+            "plain": partial(run, none),
+            "ours": partial(run, one),
+            "shared": partial(run, many),
+            "nnsight": partial(respond_by_nnsight, *by_nnsight),
         }
         if fast == "bfloat16":  # else the processor lacks it
-            works[fast] = lambda t=temperature: respond(decoder, tokenizer, one, t, fast)
-        if kind == "greedy":  # TransformerLens draws numbers of its own
-            works["lens"] = lambda: respond_by_lens(bridge, tokenizer, stops)
+            works[fast] = partial(run, one, products=fast)
+        if not sampled:  # TransformerLens draws numbers of its own
+            works["lens"] = partial(respond_by_lens, bridge, tokenizer, stops)
         same = {
             name: sum(a == b for a, b in zip(expected, works[name](), strict=True))
             for name in set(works) & {"nnsight", "lens", "shared", "bfloat16"}
@@ -336,46 +329,34 @@ def generating() -> list[dict]:
                 raise SystemExit(f"{name}, {kind}: {count} of {len(expected)} responses are ours")
         seconds = timing.interleave(works, GENERATING)
         each = [whole / SHARING for whole in seconds["shared"]]
+        n = f"{GENERATED} prompts, {STEPS} tokens, one batch"
         name = f"{kind} generation, 8 heads inverted"
-        more = {"n": f"{GENERATED} prompts, {STEPS} tokens, one batch"}
+        compare = partial(timing.row, n=n, checked="all responses equal, token by token")
         rows.append(
-            timing.row(
+            compare(
                 name, "un-intervened, same code", "<= 1.02", seconds["ours"], seconds["plain"],
-                checked="the interventions change responses", **more,
+                checked="the interventions change responses",
             )
         )  # fmt: skip
+        shared = f"{name}, each of {SHARING} conditions of a job"
         rows += [
-            timing.row(
-                f"{name}{shared}", f"{title} with hooks, times faster", ">= 1.5", seconds[key], own,
-                checked="all responses equal, token by token", **more,
-            )
-            for shared, own in (
-                ("", seconds["ours"]), (f", each of {SHARING} conditions of a job", each)
-            )
+            compare(work, f"{title} with hooks, times faster", ">= 1.5", seconds[key], own)
+            for work, own in ((name, seconds["ours"]), (shared, each))
             for key, title in (("lens", "TransformerLens"), ("nnsight", "nnsight"))
             if key in seconds
-        ]  # fmt: skip
-        rows += [
-            timing.row(
-                name, "in bfloat16 (generation.products), times faster", None, seconds["ours"],
-                seconds[products],
-                checked=f"{same[products]} of {GENERATED} responses are float32's", **more,
-            )
-            for products in {"bfloat16"} & set(seconds)
-        ]  # fmt: skip
+        ]
+        if fast in seconds:
+            beside = "in bfloat16 (generation.products), times faster"
+            kept = f"{same[fast]} of {GENERATED} responses are float32's"
+            rows.append(compare(name, beside, None, seconds["ours"], seconds[fast], checked=kept))
     return rows
 
 
 def conditions_alone() -> dict[str, float]:
-    """Run a job of all conditions as `intervene` does, then each condition's generation.
-
-    Returns:
-        ``total``, the job's seconds from the start of its process, and ``pure``, the sum of those
-        of each condition's generation without the others.
-    """
+    """Return the seconds of a job of all conditions, process and all, and of each's generation."""
     decoder, tokenizer = ours()
     conditions = {"baseline": [], **draws(CONDITIONS - 1)}
-    settings = SETTINGS | {"max_new_tokens": 20, "temperature": 1.0}
+    settings = {"max_new_tokens": 20, "temperature": 1.0, "top_p": 1.0, "samples": 1}
     with tempfile.TemporaryDirectory() as folder:
         few = Path(folder) / "samples.parquet"
         pq.write_table(read_parquet(PROMPTS, ["sample_id", "token_ids"])[:RESPONDED], few)
