@@ -170,6 +170,7 @@ rule write_pages:
         provenance=[*map(source_record, used_sources(config))],
         words=every("<results>/words/{words}.csv", WORDED),
         labels=every("<results>/labels/{labels}.parquet", LABELLED),
+        summaries=every("<results>/labels/{labels}.summary.json", LABELLED),
     output:
         [
             report(

@@ -1,18 +1,16 @@
 """Make a table of what single heads write, and its figures."""
 
-import pandas as pd
 from headpursuit.publish.table1 import (
     display,
     notes,
     plot_atoms,
     plot_heads,
-    read_published_tokens,
     shown_heads,
     table1,
 )
 from headpursuit.run.files import parquet_metadata, read_parquet
 from headpursuit.run.rule import run_rule
-from headpursuit.run.tables import read_csv, save_figure, write_csv, write_latex, write_markdown
+from headpursuit.run.tables import lay_out, publish, read_csv, save_figure
 
 STEPS = ["layer", "head", "step"]
 
@@ -20,52 +18,33 @@ STEPS = ["layer", "head", "step"]
 def main(snakemake):
     """Write csv, Markdown and LaTeX, a heat map of all heads, and curves of those shown."""
     params, files, output = snakemake.params, snakemake.input, snakemake.output
-    name = snakemake.wildcards.heads_table
-    own = params.experiments
-    ranked = ["layer", "head", "rank", "explained", "coherence"]
-    specialists = dict(
-        zip(own, (read_csv(path, ranked) for path in files.specialists), strict=True)
-    )
-    atoms, lens, nulls = (
-        dict(zip(own, (read_parquet(path, columns).to_pandas() for path in paths), strict=True))
-        for paths, columns in (
-            (files.atoms, [*STEPS, "token", "explained"]),
-            (files.lens, ["layer", "head", "place", "token"]),
-            (files.nulls, [*STEPS, "mean", "low", "high"]),
-        )
-    )
-    shown = {
-        experiment: shown_heads(spec["vocabulary"], specialists[experiment])
-        for experiment, spec in own.items()
-    }
-    table = pd.concat(
-        [
-            table1(
-                experiment,
-                shown[experiment],
-                atoms[experiment],
-                lens[experiment],
-                specialists[experiment],
-                read_published_tokens(
-                    files.published, spec["samples"], params.models[spec["model"]]
-                ),
-                spec["vocabulary"]["tokens"],
-            )
-            for experiment, spec in own.items()
-        ],
-        ignore_index=True,
-    )
-    write_csv(output.csv, table)
-    counts = {
-        experiment: parquet_metadata(path) | {"heads": len(specialists[experiment])}
-        for experiment, path in zip(own, files.atoms, strict=True)
-    }
-    said = notes(counts, own, params.seed)
-    write_markdown(output.md, display(table), said)
-    write_latex(output.tex, display(table), said, f"tab:{name}")
-    values = {key: each.rename(columns={"explained": "value"}) for key, each in specialists.items()}
+    own, printed = params.experiments, read_csv(files.published)
+
+    def tables(paths, columns):
+        return {
+            name: read_parquet(path, columns).to_pandas()
+            for name, path in zip(own, paths, strict=True)
+        }
+
+    specialists = dict(zip(own, map(read_csv, files.specialists), strict=True))
+    facts = dict(zip(own, map(parquet_metadata, files.atoms), strict=True))
+    atoms = tables(files.atoms, [*STEPS, "token", "explained"])
+    lens = tables(files.lens, ["layer", "head", "place", "token"])
+    nulls = tables(files.nulls, [*STEPS, "mean", "low", "high"])
+    shown, rows = {}, []
+    for name, spec in own.items():
+        shown[name] = shown_heads(spec["vocabulary"], specialists[name])
+        # Heads of another model share nothing with these but their numbers.
+        alike = printed["model"] == params.models[spec["model"]]
+        published = printed[alike & (printed["dataset"] == spec["samples"])]
+        measured = (atoms[name], lens[name], specialists[name])
+        rows += table1(name, shown[name], *measured, published, spec["vocabulary"]["tokens"])
+    table = lay_out("tables/{table}.csv", rows)
+    said = notes(facts, specialists, own, params.seed)
+    publish(output, table, display(table), said, snakemake.wildcards.heads_table)
     tokens = next(iter(own.values()))["vocabulary"]["tokens"]
-    save_figure(plot_heads(values, shown, f"variance explained by {tokens} tokens"), output.heads)
+    label = f"variance explained by {tokens} tokens"
+    save_figure(plot_heads(specialists, "explained", shown, label), output.heads)
     save_figure(plot_atoms(atoms, nulls, shown, tokens, params.colours), output.atoms)
 
 

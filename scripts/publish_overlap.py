@@ -4,30 +4,22 @@ from headpursuit.method.heads import read_ranking, top_heads
 from headpursuit.publish.overlap import display, notes, overlaps
 from headpursuit.publish.table1 import plot_heads
 from headpursuit.run.rule import run_rule
-from headpursuit.run.tables import save_figure, write_csv, write_latex, write_markdown
+from headpursuit.run.tables import publish, save_figure
 
 
 def main(snakemake):
     """Write csv, Markdown, LaTeX and the figure."""
-    params, output = snakemake.params, snakemake.output
-    name = snakemake.wildcards.shared
+    own, layers = snakemake.params.experiments, snakemake.params.layers
     rankings = {
-        experiment: read_ranking(path, spec["methods"][0])
-        for (experiment, spec), path in zip(
-            params.experiments.items(), snakemake.input.rankings, strict=True
-        )
+        name: read_ranking(path, own[name]["methods"][0])
+        for name, path in zip(own, snakemake.input.rankings, strict=True)
     }
-    table = overlaps(rankings, params.experiments, params.layers)
-    write_csv(output.csv, table)
-    said = notes(params.experiments, params.layers)
-    write_markdown(output.md, display(table), said)
-    write_latex(output.tex, display(table), said, f"tab:{name}-overlap")
-    values = {key: own.rename(columns={"score": "value"}) for key, own in rankings.items()}
-    shown = {
-        key: top_heads(own, max(params.experiments[key]["k"]), *params.layers[key])
-        for key, own in rankings.items()
-    }
-    save_figure(plot_heads(values, shown, "score of the first method"), output.heads)
+    table = overlaps(rankings, own, layers)
+    label = f"{snakemake.wildcards.shared}-overlap"
+    publish(snakemake.output, table, display(table), notes(own, layers), label)
+    shown = {name: top_heads(rankings[name], max(own[name]["k"]), *layers[name]) for name in own}
+    figure = plot_heads(rankings, "score", shown, "score of the first method")
+    save_figure(figure, snakemake.output.heads)
 
 
 if __name__ == "__main__":

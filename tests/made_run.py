@@ -11,10 +11,11 @@ import yaml
 from headpursuit.method.score import score_answers, score_counts, score_expected
 from headpursuit.publish.overlap import overlaps
 from headpursuit.publish.published import compare
-from headpursuit.publish.ratio import Scores, put_published, ratio_rows, read_published
+from headpursuit.publish.ratio import put_published, ratio_rows
 from headpursuit.run.config import load_config
 from headpursuit.run.experiments import merge
 from headpursuit.run.files import write_parquet
+from headpursuit.run.tables import read_csv
 
 ROOT = Path(__file__).parents[1]
 WORDS = ["candle", "river", "stone", "paper", "glass"]
@@ -109,12 +110,11 @@ def make_run(run: Path) -> Path:
         for name, own in config["experiments"].items()
     }
     tables = {"rtp": make_prompts(run, config), "mnist": make_images(run)}
-    published = read_published(ROOT / "data/published.csv")
+    published = read_csv(ROOT / "data/published.csv")
     ratios = []
     for table, name in (("table2", "rtp"), ("figure1", "mnist")):
-        scored, own_facts = tables[name]
-        scores = Scores(scored, own_facts, name, {**config["score"], "resamples": 20}, 0)
-        rows, _ = ratio_rows({name: scores}, {name: facts[name]})
+        score = {**config["score"], "resamples": 20}
+        rows, _ = ratio_rows({name: tables[name]}, {name: facts[name]}, score, 0)
         ratios.append(put_published(rows, published, {K: 16}))
         write(run / f"tables/{table}.csv", ratios[-1])
     models = {name: name for name in config["models"]}

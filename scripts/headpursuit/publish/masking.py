@@ -43,6 +43,10 @@ def offensive_words(config: Mapping[str, Any], results: Path) -> set[str]:
     return words
 
 
+def _longest_first(words: Collection[str]) -> list[str]:
+    return sorted({normalise(word) for word in words}, key=len, reverse=True)
+
+
 class Cover:
     """Shows texts on one line, words and their inflections masked."""
 
@@ -52,7 +56,7 @@ class Cover:
 
     @cached_property
     def _patterns(self) -> list[tuple[str, regex.Pattern[str]]]:
-        longest = sorted({normalise(word) for word in self.words}, key=len, reverse=True)
+        longest = _longest_first(self.words)
         return [(word.split()[0], word_pattern(word, inflections=True)) for word in longest]
 
     def __call__(self, text: Any) -> str:
@@ -70,30 +74,22 @@ class Cover:
 
 
 def mask_rows(text: str, words: Collection[str]) -> str:
-    """Mask words in the rows of a Markdown table, and longer pieces that they begin with.
-
-    Args:
-        text: Markdown.
-        words: what is masked, in any case.
-    """
-    words = {normalise(word) for word in words}
-    starts = {word[:end] for word in words for end in range(TELLING, len(word) + 1)}
-    whole = [
-        regex.compile(word_pattern(word).pattern, regex.IGNORECASE)
-        for word in sorted(words, key=len, reverse=True)
-    ]
+    """Mask words, in any case, and longer pieces that they begin with in a Markdown table."""
+    longest = _longest_first(words)
+    starts = {word[:end] for word in longest for end in range(TELLING, len(word) + 1)}
+    patterns = [regex.compile(word_pattern(word).pattern, regex.IGNORECASE) for word in longest]
 
     def stars(match: regex.Match[str]) -> str:
         return mask(match.group()).replace("*", r"\*")
 
-    def piece(match: regex.Match[str]) -> str:
-        return stars(match) if normalise(match.group()) in starts else match.group()
+    def masked(line: str) -> str:
+        for pattern in patterns:
+            line = pattern.sub(stars, line)
+        return regex.sub(
+            rf"\w{{{TELLING},}}",
+            lambda piece: stars(piece) if normalise(piece.group()) in starts else piece.group(),
+            line,
+        )
 
-    lines = []
-    for line in text.splitlines():
-        if line.startswith("|"):
-            for pattern in whole:
-                line = pattern.sub(stars, line)
-            line = regex.sub(rf"\w{{{TELLING},}}", piece, line)
-        lines.append(line)
-    return "\n".join(lines)
+    lines = text.splitlines()
+    return "\n".join(masked(line) if line.startswith("|") else line for line in lines)

@@ -1,6 +1,6 @@
 """How many of their top heads two experiments share."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 from math import comb
 from typing import Any
@@ -8,8 +8,9 @@ from typing import Any
 import pandas as pd
 
 from headpursuit.method.heads import Head, top_heads
+from headpursuit.run.tables import lay_out
 
-COLUMNS = ["heads", "one", "other", "shared", "jaccard", "chance"]
+Experiments = Mapping[str, Mapping[str, Any]]
 
 
 def jaccard(a: Sequence[Head], b: Sequence[Head]) -> float:
@@ -25,58 +26,47 @@ def chance_jaccard(k: int, n: int) -> float:
 
 def overlaps(
     rankings: Mapping[str, pd.DataFrame],
-    experiments: Mapping[str, Mapping[str, Any]],
+    experiments: Experiments,
     layers: Mapping[str, tuple[int, int]],
 ) -> pd.DataFrame:
     """Compare the top heads of each two experiments (v2, figure 4), for each k that both have.
 
     Args:
         rankings: experiment to its ranking by its first method.
-        experiments: their model and k.
-        layers: their first and last candidate layer.
-
-    Returns:
-        Table with heads (k), one, other, shared, jaccard and chance (the expected index of two
-        random sets of k of the first one's candidate heads); experiments of different models have
-        no row.
+        experiments: their model and k; those of different models have no row.
+        layers: their first and last candidate layer; chance is reckoned from the first one's.
     """
     rows = []
     for one, other in combinations(rankings, 2):
-        if experiments[one]["model"] != experiments[other]["model"]:
-            continue
-        for k in experiments[one]["k"]:
-            if k in experiments[other]["k"]:
-                mine, theirs = (top_heads(rankings[e], k, *layers[e]) for e in (one, other))
-                n = int(rankings[one]["layer"].between(*layers[one]).sum())
-                shared = len(set(mine) & set(theirs))
-                chance = chance_jaccard(k, n)
-                rows.append((k, one, other, shared, jaccard(mine, theirs), chance))
-    table = pd.DataFrame(rows, columns=COLUMNS)
+        first, second = experiments[one], experiments[other]
+        shared_k = [k for k in first["k"] if k in second["k"] and first["model"] == second["model"]]
+        for k in shared_k:
+            mine, theirs = (top_heads(rankings[name], k, *layers[name]) for name in (one, other))
+            row = {"heads": k, "one": one, "other": other, "shared": len({*mine} & {*theirs})}
+            n = int(rankings[one]["layer"].between(*layers[one]).sum())
+            rows.append(row | {"jaccard": jaccard(mine, theirs), "chance": chance_jaccard(k, n)})
+    table = lay_out("tables/{table}.overlap.csv", rows)
     return table.sort_values("heads", kind="stable", ignore_index=True)
 
 
 def display(table: pd.DataFrame) -> pd.DataFrame:
     """Return the overlaps as text cells, a row for each k and pair of experiments."""
+    rows = list(table.itertuples())
     return pd.DataFrame(
         {
-            "heads": table["heads"].astype(str),
-            "experiments": table["one"] + ", " + table["other"],
-            "shared": table["shared"].astype(str),
-            "Jaccard (chance)": [
-                f"{own:.2f} ({chance:.2f})"
-                for own, chance in zip(table["jaccard"], table["chance"], strict=True)
-            ],
+            "heads": [str(row.heads) for row in rows],
+            "experiments": [f"{row.one}, {row.other}" for row in rows],
+            "shared": [str(row.shared) for row in rows],
+            "Jaccard (chance)": [f"{row.jaccard:.2f} ({row.chance:.2f})" for row in rows],
         }
     )
 
 
-def notes(
-    experiments: Mapping[str, Mapping[str, Any]], layers: Mapping[str, tuple[int, int]]
-) -> str:
-    """Return what a reader of the overlaps has to know."""
+def notes(experiments: Experiments, layers: Mapping[str, tuple[int, int]]) -> Iterator[str]:
+    """Yield what a reader of the overlaps has to know."""
     models = ", ".join(dict.fromkeys(own["model"] for own in experiments.values()))
     spans = ", ".join(dict.fromkeys(f"{first} to {last}" for first, last in layers.values()))
-    return (
+    yield (
         f"Model {models}. Top heads of layers {spans} by each experiment's first method; Jaccard: "
         "heads that both have over heads that either has, and in brackets what two random sets of "
         "as many heads would give on average."

@@ -5,15 +5,9 @@ from typing import Any
 
 import pandas as pd
 
-from headpursuit.publish.ratio import METHOD_NAMES, interval, number
+from headpursuit.publish.ratio import ARTEFACTS, METHOD_NAMES, interval, number
+from headpursuit.run.tables import lay_out
 
-# The artefacts of data/published.csv, and the measure that they print.
-ARTEFACTS = {
-    "table2": "count",
-    "table2_lexical": "count",
-    "table2_classifier": None,
-    "figure1": "strict",
-}
 # Both texts print the same measure for these.
 TWICE = {"table2": "table2_lexical", "table2_lexical": "table2"}
 # The paper's models, by the measure, and its labeller.
@@ -22,12 +16,6 @@ MODELS = {
     "strict": "llava-hf/llava-v1.6-mistral-7b-hf",
 }
 LABELLER = "ollama: llama3.3:70b"
-
-COLUMNS = [
-    *("artefact", "dataset", "method", "heads", "statistic", "published", "low", "high", "source"),
-    *("experiment", "own_heads", "own", "own_low", "own_high", "difference", "inside", "n"),
-    *("model", "labeller", "settings", "remarks"),
-]
 
 
 def compare(
@@ -38,7 +26,10 @@ def compare(
     settings: Mapping[str, Sequence[str]],
     published_heads: Mapping[int, int] | None,
 ) -> pd.DataFrame:
-    """Put this run's values beside the published ones.
+    """Put this run's values beside the published ones, a row for each of these, in their order.
+
+    Beside a published median over draws stand the run's median and quartiles over draws; otherwise
+    its ratio with the bootstrap's interval.
 
     Args:
         published: ``data/published.csv``.
@@ -47,37 +38,32 @@ def compare(
         labeller: what named the words that are counted.
         settings: of :func:`headpursuit.publish.settings.unlike_paper`, by experiment.
         published_heads: this run's k to the published k that stands beside it.
-
-    Returns:
-        A row for each published value, in their order: where this run has a counterpart its
-        experiment, its value and interval (of ``median_iqr`` the median and quartiles over draws,
-        otherwise the bootstrap's), the difference (own - published), whether the published value
-        lies in the own interval, n, what else differs, and remarks.
     """
     own_heads = {int(theirs): int(own) for own, theirs in (published_heads or {}).items()}
-    rows = []
+    rows, own_rows = [], ratios.to_dict("records")
     for value in published.to_dict("records"):
+        row = {**value, "published": value["value"]}
         measure = ARTEFACTS[value["artefact"]]
         remarks = list(_oddities(value, published))
-        row = {**value, "published": value["value"]}
-        own = None
+        k = own_heads.get(value["heads"], value["heads"])
+        own = _counterpart(own_rows, value["dataset"], value["method"], k, measure)
         if measure is None:
             remarks.append("this workflow has no classifier measure")
+        elif own is None:
+            remarks.append("not in this run")
         else:
-            k = own_heads.get(value["heads"], value["heads"])
-            own = _counterpart(ratios, value["dataset"], value["method"], k, measure)
-            if own is None:
-                remarks.append("not in this run")
-        if own is not None:
             row |= _beside(own, value) | {"own_heads": k, "model": models[own["model"]]}
             row["labeller"] = labeller if measure == "count" else None
             row["settings"] = " ".join(settings[own["experiment"]]) or None
-            remarks += _differences(row, MODELS[measure])
-            if isinstance(own["flag"], str) and own["flag"]:
-                remarks.append(own["flag"])
-        rows.append({**dict.fromkeys(COLUMNS), **row, "remarks": "; ".join(remarks)})
-    table = pd.DataFrame(rows)[COLUMNS]
-    return table.astype({"own_heads": "Int64", "n": "Int64"})
+            differs = {
+                "another model": row["model"] != MODELS[measure],
+                "words from elsewhere": row["labeller"] not in (None, LABELLER),
+                "other settings": row["settings"],
+            }
+            remarks += [said for said, true in differs.items() if true]
+            remarks += [own["flag"]] if isinstance(own["flag"], str) and own["flag"] else []
+        rows.append(row | {"remarks": "; ".join(remarks)})
+    return lay_out("tables/published.csv", rows)
 
 
 def _oddities(value: Mapping[str, Any], published: pd.DataFrame) -> Iterator[str]:
@@ -91,19 +77,15 @@ def _oddities(value: Mapping[str, Any], published: pd.DataFrame) -> Iterator[str
             yield f"{text.source} prints {text.value:.2f}"
 
 
-def _counterpart(
-    ratios: pd.DataFrame, samples: str, method: str, k: int, measure: str
-) -> dict[str, Any] | None:
-    """Return the row of the first experiment that is like a published one; one named so first."""
-    same = ratios[
-        (ratios["samples"] == samples)
-        & (ratios["method"] == method)
-        & (ratios["heads"] == k)
-        & (ratios["measure"] == measure)
-        & ratios["heads_from"].isna()
-    ]
-    same = same.sort_values("experiment", key=lambda names: names != samples, kind="stable")
-    return None if same.empty else same.iloc[0].to_dict()
+def _counterpart(ratios: Sequence[Mapping[str, Any]], *wanted: Any) -> Mapping[str, Any] | None:
+    """Return the first row with the samples, method, heads and measure of a published value.
+
+    The experiment that is named like its samples goes before the others.
+    """
+    keys = ("samples", "method", "heads", "measure")
+    same = [row for row in ratios if tuple(row[key] for key in keys) == wanted]
+    same = [row for row in same if pd.isna(row["heads_from"])]
+    return min(same, key=lambda row: row["experiment"] != row["samples"], default=None)
 
 
 def _beside(own: Mapping[str, Any], value: Mapping[str, Any]) -> dict[str, Any]:
@@ -121,68 +103,53 @@ def _beside(own: Mapping[str, Any], value: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _differences(row: Mapping[str, Any], model: str) -> Iterator[str]:
-    if row["model"] != model:
-        yield "another model"
-    if row["labeller"] not in (None, LABELLER):
-        yield "words from elsewhere"
-    if row["settings"]:
-        yield "other settings"
-
-
 def display(table: pd.DataFrame) -> pd.DataFrame:
     """Return the comparison as text cells for Markdown and LaTeX."""
 
-    def heads(row: pd.Series) -> str:
+    def cells(row: Mapping[str, Any]) -> dict[str, str]:
         same = pd.isna(row["own_heads"]) or row["own_heads"] == row["heads"]
-        return f"{row['heads']}" if same else f"{row['heads']} (here {row['own_heads']:g})"
-
-    rows = [row for _, row in table.iterrows()]
-    return pd.DataFrame(
-        {
-            "artefact": [row["artefact"] for row in rows],
-            "data set": [row["dataset"] for row in rows],
-            "heads": [heads(row) for row in rows],
-            "chosen by": [METHOD_NAMES[row["method"]] for row in rows],
-            "published": [interval(row, "published", "low", "high") for row in rows],
-            "source": [row["source"] for row in rows],
-            "this run": [interval(row, "own", "own_low", "own_high") for row in rows],
-            "difference": [number(row["difference"], "+.2f") for row in rows],
-            "inside": [
-                "" if pd.isna(row["own"]) else "yes" if row["inside"] else "no" for row in rows
-            ],
-            "n": ["" if pd.isna(row["n"]) else str(row["n"]) for row in rows],
-            "remarks": [row["remarks"] for row in rows],
+        here = "" if same else f" (here {row['own_heads']})"
+        return {
+            "artefact": row["artefact"],
+            "data set": row["dataset"],
+            "heads": f"{row['heads']}{here}",
+            "chosen by": METHOD_NAMES[row["method"]],
+            "published": interval(row, "published", "low", "high"),
+            "source": row["source"],
+            "this run": interval(row, "own", "own_low", "own_high"),
+            "difference": number(row["difference"], "+.2f"),
+            "inside": "" if pd.isna(row["own"]) else "yes" if row["inside"] else "no",
+            "n": number(row["n"], "d"),
+            "remarks": row["remarks"],
         }
-    )
+
+    return pd.DataFrame(list(map(cells, table.to_dict("records"))))
 
 
-def notes(table: pd.DataFrame, run: str) -> str:
-    """Return what a reader of the comparison has to know."""
+def notes(table: pd.DataFrame, run: str) -> Iterator[str]:
+    """Yield what a reader of the comparison has to know."""
     own = table[table["own"].notna()]
-    inside = own["inside"].eq(True).sum()
-    said = [f"Run {run}: {len(own)} of {len(table)} published values have a counterpart."]
+    yield f"Run {run}: {len(own)} of {len(table)} published values have a counterpart."
     if own.empty:
-        return said[0]
-    used = own.drop_duplicates(["artefact", "model"])
-    others = {row.model for row in used.itertuples() if row.model not in MODELS.values()}
+        return
+    others = set(own["model"]) - set(MODELS.values())
     if others:
-        said.append(
+        yield (
             f"This run is of another model than the paper ({', '.join(sorted(others))}, not "
             f"{' and '.join(MODELS.values())}): whether its values are near the published ones "
             "says nothing about the paper's numbers."
         )
-    said.append(
-        f"{inside} of the {len(own)} published values lie in this run's interval: bootstrap over "
-        "prompts or images; where the published value is a median over random draws, median and "
-        "quartiles over draws. The paper does not say how many prompts or images it used."
+    yield (
+        f"{own['inside'].eq(True).sum()} of the {len(own)} published values lie in this run's "
+        "interval: bootstrap over prompts or images; where the published value is a median over "
+        "random draws, median and quartiles over draws. The paper does not say how many prompts or "
+        "images it used."
     )
     for labeller in own["labeller"].dropna().unique():
-        said.append(f"The paper's words are Llama 3.3 70B's, this run's are of {labeller}.")
+        yield f"The paper's words are Llama 3.3 70B's, this run's are of {labeller}."
     for keys, experiments in own.groupby("settings")["experiment"].unique().items():
-        said.append(
+        yield (
             f"Other settings, {', '.join(experiments)}, than config.yaml, the paper's "
             "configuration (values in this run's config.yaml, reasons in docs/choices.md): "
             f"{', '.join(keys.split())}."
         )
-    return " ".join(said)

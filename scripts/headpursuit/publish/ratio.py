@@ -6,7 +6,6 @@ right answers about images.
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ import pandas as pd
 
 from headpursuit.run.experiments import condition_name
 from headpursuit.run.files import parquet_metadata, read_parquet, seed_for
-from headpursuit.run.tables import read_csv
+from headpursuit.run.tables import lay_out
 
 METHOD_NAMES = {
     "somp": "SOMP",
@@ -32,150 +31,117 @@ MEASURE_NAMES = {
 }
 # Right answers are shown as a share of the samples.
 ANSWERS = ("strict", "first_word")
-# The artefacts of data/published.csv that print a measure; the first that has a value counts.
-PUBLISHED = {"count": ("table2", "table2_lexical"), "strict": ("figure1",)}
+# The artefacts of data/published.csv, and the measure that each prints.
+ARTEFACTS = {
+    "table2": "count",
+    "table2_lexical": "count",
+    "table2_classifier": None,
+    "figure1": "strict",
+}
 
-SCORED = ["condition", "sample_id", "measure", "before", "after"]
-IDENTITY = ["experiment", "samples", "model", "alpha", "heads_from", "method", "heads", "measure"]
-DRAWS = ["experiment", "method", "heads", "measure", "draw", "value"]
-COLUMNS = [
-    *(*IDENTITY, "value", "sd", "median", "q25", "q75"),
-    *("ci_low", "ci_high", "draws", "before", "after", "n", "length_ratio"),
-    *("repetition_ratio", "nats_per_token", "coverage", "several", "none", "flag"),
-    *("published", "published_low", "published_high", "published_source"),
-]
+Experiments = Mapping[str, Mapping[str, Any]]
+Scores = Mapping[str, tuple[pd.DataFrame, Mapping[str, Any]]]
 
 
-class Scores:
-    """An experiment's scores, and the ratios of its conditions."""
-
-    def __init__(
-        self,
-        table: pd.DataFrame,
-        facts: Mapping[str, Any],
-        dataset: str,
-        score: Mapping[str, Any],
-        seed: int,
-    ) -> None:
-        """Take the scores.
-
-        Args:
-            table: of ``scores/``.
-            facts: the file's metadata: ``coverage`` (share of the measured words that `expected`
-                sees) and ``classes`` (how many an image may have).
-            dataset: name of the samples.
-            score: the config's ``score``.
-            seed: the config's seed, for the bootstrap.
-        """
-        self.facts, self.score = facts, score
-        self.seed = seed_for(seed, dataset, "bootstrap")
-        self.by_condition = dict(list(table.groupby(["condition", "measure"], sort=False)))
-
-    def ratio(
-        self, conditions: Sequence[str], measure: str
-    ) -> tuple[dict[str, Any], np.ndarray] | None:
-        """Return what a row says of a measure, and the ratio of each draw.
-
-        Args:
-            conditions: a set of heads, or random draws of it; those without the measure (a draw
-                that generates no responses) are left out.
-            measure: a key of :data:`MEASURE_NAMES`.
-
-        Returns:
-            None if no condition has the measure.
-        """
-        own = [name for name in conditions if (name, measure) in self.by_condition]
-        if not own:
-            return None
-        draws = [self.by_condition[name, measure] for name in own]
-        before = draws[0]["before"].to_numpy()
-        after = np.stack([table["after"].to_numpy() for table in draws])
-        summary, values = summarise_ratio(before, after, self.score, self.seed)
-        row = {
-            **summary,
-            "before": before.sum(),
-            "after": after.sum(axis=1).mean(),
-            "n": len(before),
-            "coverage": self.facts["coverage"] if measure == "expected" else 1.0,
-            "flag": self._flag(before, measure),
-            **self._beside(own, measure),
-        }
-        return row, values
-
-    def _flag(self, before: np.ndarray, measure: str) -> str:
-        if before.sum() == 0:
-            return "baseline is 0"
-        if measure == "count" and before.sum() < self.score["min_count"]:
-            return f"baseline count below {self.score['min_count']}"
-        if measure in ANSWERS and before.mean() <= 1 / self.facts["classes"]:
-            return "baseline no better than chance"
-        return ""
-
-    def _beside(self, conditions: Sequence[str], measure: str) -> dict[str, float]:
-        """Return what the other measures of the same conditions say."""
-
-        def total(name: str, when: str) -> float:
-            return pd.concat([self.by_condition[own, name][when] for own in conditions]).sum()
-
-        if measure == "expected":
-            change = total("nll", "after") - total("nll", "before")
-            return {"nats_per_token": over(change, total("positions", "before"))}
-        if measure in ANSWERS:
-            n = sum(len(self.by_condition[own, measure]) for own in conditions)
-            return {name: total(name, "after") / n for name in ("several", "none")}
-        tokens = [total("tokens", when) for when in ("after", "before")]
-        repeated = [total("repeated", when) for when in ("after", "before")]
-        # Repeated pairs for each token, not for each response.
-        per_token = [over(*own) for own in zip(repeated, tokens, strict=True)]
-        return {"length_ratio": over(*tokens), "repetition_ratio": over(*per_token)}
+def read_scores(paths: Sequence[str], experiments: Experiments) -> Scores:
+    """Read each experiment's scores and their file's metadata."""
+    columns = ["condition", "sample_id", "measure", "before", "after"]
+    return {
+        name: (read_parquet(path, columns).to_pandas(), parquet_metadata(path))
+        for name, path in zip(experiments, paths, strict=True)
+    }
 
 
-def read_scores(
-    paths: Sequence[str],
-    experiments: Mapping[str, Mapping[str, Any]],
+def ratio_rows(
+    scores: Scores, experiments: Experiments, score: Mapping[str, Any], seed: int
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return a row for each experiment, method, number of heads and measure, and the single draws.
+
+    Args:
+        scores: experiment to its scores and their metadata: ``coverage`` (share of the measured
+            words that `expected` sees) and ``classes`` (how many an image may have).
+        experiments: of each its samples, model, alpha, heads_from, methods, k and draws.
+        score: the config's ``score``.
+        seed: the config's seed, for the bootstrap.
+    """
+    rows, draws = [], []
+    for name, own in experiments.items():
+        table, facts = scores[name]
+        measured = dict(list(table.groupby(["condition", "measure"], sort=False)))
+        same = {key: own[key] for key in ("samples", "model", "alpha", "heads_from")}
+        own_seed = seed_for(seed, own["samples"], "bootstrap")
+        for method, k, measure in product([*own["methods"], "random"], own["k"], MEASURE_NAMES):
+            several = range(own["draws"]) if method == "random" else [None]
+            conditions = [condition_name(method, k, draw) for draw in several]
+            # Some draws write no responses.
+            if not (own_draws := [one for one in conditions if (one, measure) in measured]):
+                continue
+            key = {"experiment": name, "method": method, "heads": k, "measure": measure}
+            row, values = _ratio(measured, own_draws, measure, facts, score, own_seed)
+            rows.append(key | same | row)
+            draws += [{**key, "draw": draw, "value": value} for draw, value in enumerate(values)]
+    return lay_out("tables/{table}.csv", rows), lay_out("tables/{table}.draws.csv", draws)
+
+
+def _ratio(
+    measured: Mapping[tuple[str, str], pd.DataFrame],
+    conditions: Sequence[str],
+    measure: str,
+    facts: Mapping[str, Any],
     score: Mapping[str, Any],
     seed: int,
-) -> dict[str, Scores]:
-    """Read the scores of experiments, a file each."""
-    return {
-        name: Scores(
-            read_parquet(path, SCORED).to_pandas(),
-            parquet_metadata(path),
-            own["samples"],
-            score,
-            seed,
-        )
-        for (name, own), path in zip(experiments.items(), paths, strict=True)
+) -> tuple[dict[str, Any], np.ndarray]:
+    """Return what a row says of a set of heads, or of random draws of it, and each draw's ratio."""
+
+    def total(name: str, when: str) -> float:
+        return pd.concat([measured[condition, name][when] for condition in conditions]).sum()
+
+    draws = [measured[condition, measure] for condition in conditions]
+    before = draws[0]["before"].to_numpy()
+    after = np.stack([table["after"].to_numpy() for table in draws])
+    values, low, high = bootstrap_ratio(
+        before, after, score["resamples"], score["confidence"], seed
+    )
+    row = {
+        **{"value": values.mean(), "ci_low": low, "ci_high": high, "draws": len(values)},
+        **{"before": before.sum(), "after": after.sum(axis=1).mean(), "n": len(before)},
+        **{"coverage": 1.0, "flag": _flag(before, measure, facts, score)},
     }
+    if len(values) > 1:
+        q25, q75 = np.quantile(values, [0.25, 0.75])
+        row |= {"sd": values.std(ddof=1), "median": np.median(values), "q25": q25, "q75": q75}
+    if measure == "expected":
+        rise = total("nll", "after") - total("nll", "before")
+        row["nats_per_token"] = over(rise, total("positions", "before"))
+        row["coverage"] = facts["coverage"]
+    elif measure in ANSWERS:
+        n = sum(map(len, draws))
+        row |= {name: total(name, "after") / n for name in ("several", "none")}
+    else:
+        length, repeated = (
+            [total(name, when) for when in ("after", "before")] for name in ("tokens", "repeated")
+        )
+        row["length_ratio"] = over(*length)
+        # Repeated pairs for each token, not for each response.
+        row["repetition_ratio"] = over(*map(over, repeated, length))
+    return row, values
+
+
+def _flag(
+    before: np.ndarray, measure: str, facts: Mapping[str, Any], score: Mapping[str, Any]
+) -> str:
+    if before.sum() == 0:
+        return "baseline is 0"
+    if measure == "count" and before.sum() < score["min_count"]:
+        return f"baseline count below {score['min_count']}"
+    if measure in ANSWERS and before.mean() <= 1 / facts["classes"]:
+        return "baseline no better than chance"
+    return ""
 
 
 def over(after: float, before: float) -> float:
     """Return a ratio; missing where there is nothing before."""
     return after / before if before else np.nan
-
-
-def ratio_rows(
-    scores: Mapping[str, Scores], experiments: Mapping[str, Mapping[str, Any]]
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return a row for each experiment, method, number of heads and measure, and the single draws.
-
-    Args:
-        scores: experiment to its scores.
-        experiments: of each its samples, model, alpha, heads_from, methods, k and draws.
-    """
-    rows, draws = [], []
-    for name, own in experiments.items():
-        for method, k in product([*own["methods"], "random"], own["k"]):
-            several = range(own["draws"]) if method == "random" else [None]
-            names = [condition_name(method, k, draw) for draw in several]
-            for measure in MEASURE_NAMES:
-                if not (found := scores[name].ratio(names, measure)):
-                    continue
-                same = {key: own[key] for key in ("samples", "model", "alpha", "heads_from")}
-                identity = {"experiment": name, "method": method, "heads": k, "measure": measure}
-                rows.append(identity | same | found[0])
-                draws += [{**identity, "draw": n, "value": v} for n, v in enumerate(found[1])]
-    return pd.DataFrame(rows).reindex(columns=COLUMNS), pd.DataFrame(draws)[DRAWS]
 
 
 def bootstrap_ratio(
@@ -211,33 +177,6 @@ def bootstrap_ratio(
     return after.sum(axis=1) / total, float(low), float(high)
 
 
-def summarise_ratio(
-    before: np.ndarray, after: np.ndarray, score: Mapping[str, Any], seed: int
-) -> tuple[dict[str, Any], np.ndarray]:
-    """Summarise the ratios of draws as the tables show them.
-
-    Returns:
-        value (mean over draws), sd, median, q25 and q75 over draws (missing where there is one),
-        ci_low, ci_high and draws; and the ratio of each draw.
-    """
-    values, low, high = bootstrap_ratio(
-        before, after, score["resamples"], score["confidence"], seed
-    )
-    summary = {"value": values.mean(), "ci_low": low, "ci_high": high, "draws": len(values)}
-    if len(values) > 1:
-        q25, q75 = np.quantile(values, [0.25, 0.75])
-        summary |= {"sd": values.std(ddof=1), "median": np.median(values), "q25": q25, "q75": q75}
-    return summary, values
-
-
-# Published values
-
-
-def read_published(path: str | Path) -> pd.DataFrame:
-    """Read the published values, ``data/published.csv``."""
-    return read_csv(path, ["artefact", "dataset", "method", "heads", "value", "low", "high"])
-
-
 def put_published(
     table: pd.DataFrame, published: pd.DataFrame, published_heads: Mapping[Any, int] | None
 ) -> pd.DataFrame:
@@ -245,29 +184,25 @@ def put_published(
 
     Args:
         table: of :func:`ratio_rows`.
-        published: ``data/published.csv``.
+        published: ``data/published.csv``; of several artefacts that print a value the first counts.
         published_heads: which published k stands beside a k of this run.
     """
-    mapping = {int(k): theirs for k, theirs in (published_heads or {}).items()}
-    keys = ["artefact", "dataset", "method", "heads"]
-    values = {
-        tuple(row[key] for key in keys): row for row in reversed(published.to_dict("records"))
-    }
-
-    def of(row: Any) -> dict[str, Any]:
-        if pd.notna(row.heads_from):
-            return {}
-        k = mapping.get(row.heads, row.heads)
-        for artefact in PUBLISHED.get(row.measure, ()):
-            if found := values.get((artefact, row.samples, row.method, k)):
-                limits = {f"published_{end}": found[end] for end in ("low", "high")}
-                source = f"{found['source']}, {k} heads"
-                return {"published": found["value"], **limits, "published_source": source}
-        return {}
-
-    columns = COLUMNS[-4:]
-    found = pd.DataFrame([of(row) for row in table.itertuples()], columns=columns)
-    return table.assign(**{name: found[name].to_numpy() for name in columns})
+    theirs = {int(k): int(other) for k, other in (published_heads or {}).items()}
+    keys = ["measure", "dataset", "method", "heads"]
+    known = published.assign(
+        measure=published["artefact"].map(ARTEFACTS),
+        published=published["value"],
+        published_low=published["low"],
+        published_high=published["high"],
+        published_source=published["source"] + ", " + published["heads"].astype(str) + " heads",
+    ).drop_duplicates(keys)
+    # Heads that other samples chose have no counterpart.
+    own = table.assign(
+        dataset=table["samples"].where(table["heads_from"].isna()),
+        heads=[theirs.get(k, k) for k in table["heads"]],
+    )
+    found = own[keys].merge(known, how="left", on=keys)
+    return table.assign(**{name: found[name] for name in known if name.startswith("published")})
 
 
 # Texts
@@ -275,7 +210,7 @@ def put_published(
 
 def number(value: Any, form: str = ".2f") -> str:
     """Return a number as text; empty where it is missing."""
-    return "" if value is None or pd.isna(value) else format(value, form)
+    return "" if pd.isna(value) else format(value, form)
 
 
 def interval(row: Mapping[str, Any], centre: str, low: str, high: str) -> str:
@@ -286,79 +221,57 @@ def interval(row: Mapping[str, Any], centre: str, low: str, high: str) -> str:
 
 def display(table: pd.DataFrame, spread: str, confidence: float) -> pd.DataFrame:
     """Return the rows as text cells for Markdown and LaTeX; what no row has is left out."""
+    ratio = f"after / before [{100 * confidence:g}%]"
+    among_draws = "median [quartiles]" if spread == "iqr" else "sd of draws"
 
-    def among_draws(row: Mapping[str, Any]) -> str:
+    def cells(row: Mapping[str, Any]) -> dict[str, str]:
         if spread == "iqr":
-            return interval(row, "median", "q25", "q75")
-        return f"± {number(row['sd'])}" if pd.notna(row["sd"]) else ""
+            among = interval(row, "median", "q25", "q75")
+        else:
+            among = f"± {number(row['sd'])}" if pd.notna(row["sd"]) else ""
+        scale = row["n"] if row["measure"] in ANSWERS else 1
+        forms = (".0f", ".1f") if row["measure"] == "count" else (".2f", ".2f")
+        return {
+            "experiment": row["experiment"],
+            "measure": MEASURE_NAMES[row["measure"]],
+            "heads": str(row["heads"]),
+            "chosen by": METHOD_NAMES[row["method"]],
+            ratio: interval(row, "value", "ci_low", "ci_high") or "not defined",
+            "draws": str(row["draws"]),
+            among_draws: among,
+            "before": number(row["before"] / scale, forms[0]),
+            "after": number(row["after"] / scale, forms[1]),
+            "length": number(row["length_ratio"]),
+            "repetition": number(row["repetition_ratio"]),
+            "nats/token": number(row["nats_per_token"], "+.2f"),
+            "several classes": number(row["several"]),
+            "no class": number(row["none"]),
+            "published": interval(row, "published", "published_low", "published_high"),
+            "note": "" if pd.isna(row["flag"]) else row["flag"],
+        }
 
-    def amount(row: Mapping[str, Any], when: str) -> str:
-        if row["measure"] in ANSWERS:
-            return number(row[when] / row["n"])
-        form = {"before": ".0f", "after": ".1f"}[when] if row["measure"] == "count" else ".2f"
-        return number(row[when], form)
-
-    cells = {
-        "experiment": lambda row: row["experiment"],
-        "measure": lambda row: MEASURE_NAMES[row["measure"]],
-        "heads": lambda row: str(row["heads"]),
-        "chosen by": lambda row: METHOD_NAMES[row["method"]],
-        f"after / before [{100 * confidence:g}%]": lambda row: (
-            interval(row, "value", "ci_low", "ci_high") or "not defined"
-        ),
-        "draws": lambda row: str(row["draws"]),
-        "median [quartiles]" if spread == "iqr" else "sd of draws": among_draws,
-        "before": lambda row: amount(row, "before"),
-        "after": lambda row: amount(row, "after"),
-        "length": lambda row: number(row["length_ratio"]),
-        "repetition": lambda row: number(row["repetition_ratio"]),
-        "nats/token": lambda row: number(row["nats_per_token"], "+.2f"),
-        "several classes": lambda row: number(row["several"]),
-        "no class": lambda row: number(row["none"]),
-        "published": lambda row: interval(row, "published", "published_low", "published_high"),
-        "note": lambda row: "" if pd.isna(row["flag"]) else row["flag"],
-    }
-    rows = table.to_dict("records")
-    shown = pd.DataFrame({name: [cell(row) for row in rows] for name, cell in cells.items()})
-    optional = shown.columns[9:14]
+    shown = pd.DataFrame(list(map(cells, table.to_dict("records"))))
+    optional = ["length", "repetition", "nats/token", "several classes", "no class"]
     return shown.drop(columns=[name for name in optional if (shown[name] == "").all()])
 
 
 def notes(
     table: pd.DataFrame,
-    facts: Mapping[str, Mapping[str, Any]],
-    experiments: Mapping[str, Mapping[str, Any]],
-    score: Mapping[str, Any],
-    seed: int,
-) -> str:
-    """Return what a reader of the rows has to know.
-
-    Args:
-        table: of :func:`ratio_rows`.
-        facts: experiment to the metadata of its scores.
-        experiments: see :func:`ratio_rows`; and their iterations.
-        score: the config's ``score``.
-        seed: the config's seed.
-    """
-    return " ".join(_notes(table, facts, experiments, score, seed))
-
-
-def _notes(
-    table: pd.DataFrame,
-    facts: Mapping[str, Mapping[str, Any]],
-    experiments: Mapping[str, Mapping[str, Any]],
+    scores: Scores,
+    experiments: Experiments,
     score: Mapping[str, Any],
     seed: int,
 ) -> Iterator[str]:
-    has, images = set(table["measure"]), {name for name, own in facts.items() if "classes" in own}
-    sizes = []
-    for name in experiments:
-        n = table[table["experiment"] == name]["n"].iloc[0]
-        kind = f"images of {facts[name]['classes']} classes" if name in images else "prompts"
-        sizes.append(f"{n} {kind} ({name})")
+    """Yield what a reader of the rows has to know: see :func:`ratio_rows`, and iterations."""
+    has = set(table["measure"])
+    facts = {name: own for name, (_, own) in scores.items()}
+    classes = {name: own["classes"] for name, own in facts.items() if "classes" in own}
+    kinds = {name: f"images of {n} classes" for name, n in classes.items()}
+    n = table.groupby("experiment")["n"].first()
+    read = ", ".join(f"{n[name]} {kinds.get(name, 'prompts')} ({name})" for name in experiments)
     models = ", ".join(dict.fromkeys(own["model"] for own in experiments.values()))
     alphas = ", ".join(dict.fromkeys(f"{own['alpha']:g}" for own in experiments.values()))
-    yield f"Model {models}; heads' writes times {alphas}; {', '.join(sizes)}."
+    yield f"Model {models}; heads' writes times {alphas}; {read}."
     yield "Ratios are sums over all samples after the intervention over sums before it."
     if "count" in has:
         yield (
@@ -391,10 +304,83 @@ def _notes(
             "Controls: unrelated words are ranked by the same method over as many tokens of other "
             "words; size ranks by the size of the write alone."
         )
-    few = [name for name in images if facts[name]["classes"] <= experiments[name]["iterations"]]
+    few = [name for name in classes if classes[name] <= experiments[name]["iterations"]]
     if few:
         yield (
             f"With as many iterations as classes or more ({', '.join(sorted(few))}), SOMP takes "
             "all the class names' rows where each is one token: its score is a plain projection, "
             "and its selection of atoms decides nothing."
         )
+
+
+# The figure
+
+
+def plot(table: pd.DataFrame, draws: pd.DataFrame, colours: Mapping[str, str]):
+    """Draw the rows as bars, a row and a column of panels, a group of bars, a bar a method.
+
+    Right answers are comparable between experiments: a panel for each measure and k has a group for
+    each experiment. Otherwise a panel for each experiment and measure has a group for each k. Bars
+    are ratios with their bootstrap interval; dots are single random draws; a black mark is the
+    published value.
+
+    Returns:
+        A matplotlib figure.
+    """
+    from matplotlib.figure import Figure
+
+    answers = table["measure"].isin(ANSWERS).all()
+    keys = ["measure", "heads", "experiment"] if answers else ["experiment", "measure", "heads"]
+    down, across, groups = (_values(table, key) for key in keys)
+    size = (max(4.2, 1.5 * len(groups)) * len(across), 3.1 * len(down))
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(len(down), len(across), squeeze=False, sharey=bool(answers))
+    for axis, panel in zip(axes.flat, product(down, across), strict=True):
+        own = [part[(part[keys[:2]] == panel).all(axis=1)] for part in (table, draws)]
+        _bars(axis, *own, colours, keys[2])
+        title = [_label(key, value) for key, value in zip(keys, panel, strict=False)]
+        axis.set_title(": ".join(reversed(title) if answers else title), fontsize=10)
+    for axis in axes[:, 0]:
+        axis.set_ylabel(f"{'accuracy' if answers else 'words'}, after / before")
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    unique = dict(zip(labels, handles, strict=True))
+    figure.legend(
+        unique.values(), unique.keys(), loc="outside lower center", ncols=len(unique), fontsize=8
+    )
+    return figure
+
+
+def _values(table: pd.DataFrame, key: str) -> list:
+    values = list(dict.fromkeys(table[key]))
+    return sorted(values) if key == "heads" else values
+
+
+def _label(key: str, value: Any) -> str:
+    return {"measure": MEASURE_NAMES.get(value), "heads": f"{value} heads"}.get(key, str(value))
+
+
+def _bars(axis, table: pd.DataFrame, draws: pd.DataFrame, colours, group: str) -> None:
+    """Draw a group of bars, a bar a method, for each value of ``heads`` or ``experiment``."""
+    groups, methods = (_values(table, name) for name in (group, "method"))
+    width = 0.8 / len(methods)
+    for row in table.itertuples():
+        at = getattr(row, group)
+        x = groups.index(at) + (methods.index(row.method) - (len(methods) - 1) / 2) * width
+        name = METHOD_NAMES[row.method]
+        axis.bar(x, row.value, 0.9 * width, color=colours[row.method], label=name, zorder=1)
+        limits = [[max(row.value - row.ci_low, 0)], [max(row.ci_high - row.value, 0)]]
+        axis.errorbar(x, row.value, limits, color="black", lw=1, capsize=2, zorder=3)
+        if row.draws > 1:
+            own = draws[(draws["method"] == row.method) & (draws[group] == at)]["value"]
+            # Spread evenly from left to right, so that equal draws can be told apart.
+            spread = x + np.linspace(-0.3, 0.3, len(own)) * width
+            axis.plot(
+                spread, own, "o", ms=3, mfc="white", mec="black", mew=0.6, label="random draw"
+            )
+        if pd.notna(row.published):
+            mark = {"color": colours["published"], "marker": "D", "ms": 5, "ls": "none"}
+            axis.plot(x, row.published, **mark, mec="white", label="published", zorder=4)
+    axis.axhline(1, color="black", lw=0.8, ls=":")
+    axis.set_xticks(range(len(groups)), [_label(group, value) for value in groups])
+    axis.set_ylim(bottom=0)
+    axis.spines[["top", "right"]].set_visible(False)

@@ -16,6 +16,7 @@ PAPER = ROOT / "config.yaml"
 ELSEWHERE = {"model", "samples", "concept", "measures", "methods", "k", "heads_from"}
 ELSEWHERE |= {"backend", "second", "ollama.model", "lexicon.source"}
 MISSING = object()
+KeyPath = tuple[str, ...]
 
 
 @cache
@@ -31,32 +32,37 @@ def paper() -> dict[str, Any]:
 
 
 def leaves(
-    own: Mapping[str, Any], path: tuple[str, ...] = ()
-) -> Iterator[tuple[tuple[str, ...], Mapping[str, Any]]]:
+    own: Mapping[str, Any], path: KeyPath = ()
+) -> Iterator[tuple[KeyPath, Mapping[str, Any]]]:
     """Yield the path and the schema of every key that holds a value and no further keys.
 
     Entries of a catalogue (``models.<name>``) have the path part ``*``.
     """
     if "$ref" in own:
         own = {**schema()["$defs"][own["$ref"].rsplit("/", 1)[1]], **own}
-    inner = dict(own.get("properties", {}))
     entries = own.get("additionalProperties")
-    for kind in (entries.get("then"), entries.get("else")) if _either(entries) else [entries]:
-        if isinstance(kind, Mapping) and ("$ref" in kind or "properties" in kind):
-            yield from leaves(kind, (*path, "*"))
-            inner.setdefault("*", None)
+    kinds = [entries] if isinstance(entries, Mapping) else []
+    if kinds and "then" in entries:
+        kinds = [entries["then"], entries["else"]]
+    catalogue = [("*", kind) for kind in kinds if {"$ref", "properties"} & set(kind)]
+    inner = [*catalogue, *own.get("properties", {}).items()]
+    for name, each in inner:
+        yield from leaves(each, (*path, name))
     if not inner:
         yield path, own
-    for name, each in inner.items():
-        if each is not None:
-            yield from leaves(each, (*path, name))
 
 
-def _either(entries: Any) -> bool:
-    return isinstance(entries, Mapping) and "then" in entries
+def sections() -> dict[str, Mapping[str, Any]]:
+    """Return the schema of each section of the config that an expanded one has, too."""
+    return {name: own for name, own in schema()["properties"].items() if name != "defaults"}
 
 
-def value_at(config: Any, path: tuple[str, ...]) -> Any:
+def key_name(path: KeyPath) -> str:
+    """Return a key as a person writes it: ``models.<name>.dtype``."""
+    return ".".join("<name>" if part == "*" else part for part in path)
+
+
+def value_at(config: Any, path: KeyPath) -> Any:
     """Return the value at a path; :data:`MISSING` where the config does not set it."""
     for name in path:
         if not isinstance(config, Mapping) or name not in config:
@@ -73,50 +79,33 @@ def unlike_paper(config: Mapping[str, Any]) -> dict[str, list[str]]:
     with the paper's of that name, or else with the one that reads the same samples. It has no
     entry if the paper has neither.
     """
-    found: dict[str, list[str]] = {}
-    of_samples: dict[str, str] = {}
-    for name, own in paper()["experiments"].items():
-        of_samples.setdefault(own["samples"], name)
-    asked = labelled(config)
-    for name in running(config):
-        samples = config["experiments"][name]["samples"]
-        theirs = name if name in paper()["experiments"] else of_samples.get(samples)
-        if theirs is not None:
-            places = _compared(config, name, theirs, name in asked)
-            found[name] = [
-                f"{place}.{'.'.join(path)}"
-                for place, (definition, mine, other) in places.items()
-                for path, leaf in leaves(definition)
-                if _differs(path, leaf, mine, other)
-            ]
-    return found
+    theirs = {own["samples"]: name for name, own in reversed(paper()["experiments"].items())}
+    theirs |= {name: name for name in paper()["experiments"]}
+    names = {
+        name: theirs.get(name, theirs.get(config["experiments"][name]["samples"]))
+        for name in running(config)
+    }
+    return {name: list(_differences(config, name, other)) for name, other in names.items() if other}
 
 
-def _compared(
-    config: Mapping[str, Any], name: str, theirs: str, asked: bool
-) -> dict[str, tuple[Mapping[str, Any], Any, Any]]:
-    """Return what is compared of an experiment: key to its schema, this run's, the paper's."""
+def _differences(config: Mapping[str, Any], name: str, theirs: str) -> Iterator[str]:
     own, other = config["experiments"][name], paper()["experiments"][theirs]
-    definitions = schema()["$defs"]
-    places = {f"experiments.{name}": (definitions["experiment"], own, other)}
+    defined = schema()["$defs"]
+    compared = [(("experiments", name), ("experiments", theirs), defined["experiment"])]
     kind = "images" if of_images(config["samples"][own["samples"]]) else "prompts"
     for key, catalogue, definition in (
         ("samples", "samples", kind),
         ("concept", "concepts", "concept"),
     ):
         if own[key] is not None and own[key] == other[key]:
-            both = (each[catalogue][own[key]] for each in (config, paper()))
-            places[f"{catalogue}.{own[key]}"] = (definitions[definition], *both)
-    if asked:
-        both = (each["labeller"] for each in (config, paper()))
-        places["labeller"] = (schema()["properties"]["labeller"], *both)
-    return places
-
-
-def _differs(path: tuple[str, ...], leaf: Mapping[str, Any], own: Any, theirs: Any) -> bool:
-    if "paper" not in leaf or ".".join(path) in ELSEWHERE:
-        return False
-    return value_at(own, path) != value_at(theirs, path)
+            compared.append((*[(catalogue, own[key])] * 2, defined[definition]))
+    if name in labelled(config):
+        compared.append((("labeller",), ("labeller",), schema()["properties"]["labeller"]))
+    for at, paper_at, definition in compared:
+        for path, leaf in leaves(definition):
+            both = value_at(config, (*at, *path)), value_at(paper(), (*paper_at, *path))
+            if "paper" in leaf and ".".join(path) not in ELSEWHERE and both[0] != both[1]:
+                yield ".".join((*at, *path))
 
 
 def labeller_name(config: Mapping[str, Any]) -> str:

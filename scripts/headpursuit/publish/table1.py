@@ -1,17 +1,19 @@
 """Table 1: what single heads write, by SOMP and by the logit lens, beside the paper's tokens."""
 
 import math
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
 from headpursuit.method.heads import Head
 from headpursuit.run.experiments import head_of
-from headpursuit.run.tables import read_csv
 
 METHODS = {"somp": "SOMP", "logit_lens": "logit lens"}
+MEASURED = [
+    *("rank", "score", "explained", "explained_null", "explained_high"),
+    *("coherence", "coherence_null", "coherence_high", "coherence_p"),
+]
 
 
 def head_name(layer: int, head: int) -> str:
@@ -25,19 +27,6 @@ def shown_heads(vocabulary: Mapping[str, Any], specialists: pd.DataFrame) -> lis
         return [head_of(name) for name in vocabulary["heads"]]
     best = specialists.sort_values("rank").head(vocabulary["top"])
     return list(zip(best["layer"].tolist(), best["head"].tolist(), strict=True))
-
-
-def read_published_tokens(path: str | Path, dataset: str, model: str | None) -> pd.DataFrame:
-    """Read the published tokens of samples and model, ``data/published_tokens.csv``.
-
-    Args:
-        path: the file.
-        dataset: name of the samples.
-        model: the model's id on the Hub; heads of another model share nothing but their numbers.
-    """
-    columns = ["dataset", "model", "layer", "head", "method", "tokens", "source"]
-    table = read_csv(path, columns)
-    return table[(table["dataset"] == dataset) & (table["model"] == model)]
 
 
 def overlap(own: str, published: str) -> int:
@@ -56,8 +45,8 @@ def table1(
     specialists: pd.DataFrame,
     published: pd.DataFrame,
     tokens: int,
-) -> pd.DataFrame:
-    """Put an experiment's heads into table 1.
+) -> list[dict[str, Any]]:
+    """Return an experiment's rows of table 1.
 
     Args:
         experiment: its name.
@@ -65,54 +54,30 @@ def table1(
         atoms: ``decompositions/{experiment}.parquet``.
         lens: ``lens/{experiment}.parquet``.
         specialists: ``specialists/{experiment}.csv``.
-        published: of :func:`read_published_tokens`.
+        published: rows of ``data/published_tokens.csv``, of these samples and this model.
         tokens: how many tokens of each kind are shown.
 
     Returns:
-        A row for each head, method and text that published tokens (one without, where none did):
-        experiment, layer, head, method, tokens, the columns of the specialists, published,
-        published_source and overlap.
+        One for each head, method and text that published tokens (one without, where none did).
     """
     rows = []
     for layer, head in heads:
-        found = {
-            "somp": _tokens(atoms, layer, head, "step", tokens),
-            "logit_lens": _tokens(lens, layer, head, "place", tokens),
-        }
-        measured = _head(specialists, layer, head).iloc[0][MEASURED].to_dict()
-        for method, own in found.items():
+        measured = _head(specialists, layer, head)[MEASURED].to_dict("records")[0]
+        for method, table, order in (("somp", atoms, "step"), ("logit_lens", lens, "place")):
+            own = " ".join(_head(table, layer, head).sort_values(order)["token"].head(tokens))
             row = {"experiment": experiment, "layer": layer, "head": head, "method": method}
             row |= {"tokens": own, **(measured if method == "somp" else {})}
-            printed = _head(published[published["method"] == method], layer, head)
-            rows += [
-                row
-                | {
-                    "published": text.tokens,
-                    "published_source": text.source,
-                    "overlap": overlap(own, text.tokens),
-                }
-                for text in printed.itertuples()
-            ] or [row]
-    table = pd.DataFrame(rows).reindex(columns=COLUMNS)
-    return table.astype({"rank": "Int64", "overlap": "Int64"})
-
-
-MEASURED = [
-    *("rank", "score", "explained", "explained_null", "explained_high"),
-    *("coherence", "coherence_null", "coherence_high", "coherence_p"),
-]
-COLUMNS = [
-    *("experiment", "layer", "head", "method", "tokens"),
-    *(*MEASURED, "published", "published_source", "overlap"),
-]
+            texts = _head(published[published["method"] == method], layer, head)
+            printed = [
+                {"published": tokens, "published_source": source, "overlap": overlap(own, tokens)}
+                for tokens, source in zip(texts["tokens"], texts["source"], strict=True)
+            ]
+            rows += [row | text for text in printed or [{}]]
+    return rows
 
 
 def _head(table: pd.DataFrame, layer: int, head: int) -> pd.DataFrame:
     return table[(table["layer"] == layer) & (table["head"] == head)]
-
-
-def _tokens(table: pd.DataFrame, layer: int, head: int, order: str, n: int) -> str:
-    return " ".join(_head(table, layer, head).sort_values(order)["token"].head(n))
 
 
 def display(table: pd.DataFrame) -> pd.DataFrame:
@@ -121,13 +86,10 @@ def display(table: pd.DataFrame) -> pd.DataFrame:
     keys = ["experiment", "layer", "head"]
     for (experiment, layer, head), own in table.groupby(keys, sort=False):
         somp = own[own["method"] == "somp"].iloc[0]
-        cells = {
-            "data": experiment,
-            "head": head_name(layer, head),
-            "rank": str(somp["rank"]),
-            "explained (random)": _pair(somp, "explained"),
-            "coherence (random)": _pair(somp, "coherence"),
-        }
+        cells = {"data": experiment, "head": head_name(layer, head), "rank": str(somp["rank"])}
+        for name in ("explained", "coherence"):
+            both = f"{somp[name]:.2f} ({somp[f'{name}_null']:.2f})"
+            cells[f"{name} (random)"] = "" if pd.isna(somp[name]) else both
         for method, name in METHODS.items():
             printed = own[own["method"] == method]
             cells[name] = printed["tokens"].iloc[0]
@@ -138,52 +100,60 @@ def display(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows).fillna("")
 
 
-def _pair(row: pd.Series, name: str) -> str:
-    if pd.isna(row[name]):
-        return ""
-    return f"{row[name]:.2f} ({row[f'{name}_null']:.2f})"
-
-
 def notes(
-    counts: Mapping[str, Mapping[str, Any]], experiments: Mapping[str, Mapping[str, Any]], seed: int
-) -> str:
-    """Return what a reader of table 1 has to know.
+    facts: Mapping[str, Mapping[str, Any]],
+    specialists: Mapping[str, pd.DataFrame],
+    experiments: Mapping[str, Mapping[str, Any]],
+    seed: int,
+) -> Iterator[str]:
+    """Yield what a reader of table 1 has to know.
 
     Args:
-        counts: for each experiment samples, positions and heads (the number ranked).
+        facts: experiment to the metadata of its decomposition: samples and positions.
+        specialists: experiment to its ranked heads.
         experiments: their model and vocabulary; of the latter the first one's is told.
         seed: the config's seed.
     """
     models = ", ".join(dict.fromkeys(own["model"] for own in experiments.values()))
     spec = next(iter(experiments.values()))["vocabulary"]
+    k = spec["tokens"]
     read = "; ".join(
         f"{name}: {own['samples']} prompts, mean over the positions: {own['positions']}"
-        for name, own in counts.items()
+        for name, own in facts.items()
     )
-    ranked = ", ".join(sorted({str(own["heads"]) for own in counts.values()}))
-    k = spec["tokens"]
-    return (
-        f"Model {models}. {read}. SOMP: the first {k} atoms out of the whole vocabulary. Logit "
-        f"lens: the {k} tokens that are most often among a sample's {spec['per_sample']} of "
+    ranked = ", ".join(sorted({str(len(own)) for own in specialists.values()}))
+    yield f"Model {models}. {read}. SOMP: the first {k} atoms out of the whole vocabulary."
+    yield (
+        f"Logit lens: the {k} tokens that are most often among a sample's {spec['per_sample']} of "
         f"highest logit. Explained: share of the head's variance explained by its {k} atoms, and "
         f"in brackets the mean of {spec['draws']} random sets of {k} tokens of about the same "
-        f"norms (seed {seed}). Coherence: mean cosine between the {k} atoms' unembedding rows, "
-        f"centred over the vocabulary, and the mean of the same random sets. The {k} atoms are "
-        f"the best of the vocabulary and the random sets are not chosen, so nearly every head is "
-        f"above its random sets; what tells is by how much. Rank: of {ranked} heads, by the "
-        f"geometric mean of both excesses. Published tokens, where the heads are of the paper's "
-        f"model, stand with how many of them agree, spaces around tokens apart. {_SIGNS}"
+        f"norms (seed {seed})."
+    )
+    yield (
+        f"Coherence: mean cosine between the {k} atoms' unembedding rows, centred over the "
+        f"vocabulary, and the mean of the same random sets. The {k} atoms are the best of the "
+        "vocabulary and the random sets are not chosen, so nearly every head is above its random "
+        f"sets; what tells is by how much. Rank: of {ranked} heads, by the geometric mean of both "
+        "excesses."
+    )
+    yield (
+        "Published tokens, where the heads are of the paper's model, stand with how many of them "
+        "agree, spaces around tokens apart. Signs: ␣ is a space, \\n a line end, \\xe2 a byte that "
+        "is no letter by itself."
     )
 
 
-_SIGNS = "Signs: ␣ is a space, \\n a line end, \\xe2 a byte that is no letter by itself."
-
-
-def plot_heads(values: Mapping[str, pd.DataFrame], shown: Mapping[str, Sequence[Head]], label: str):
+def plot_heads(
+    tables: Mapping[str, pd.DataFrame],
+    value: str,
+    shown: Mapping[str, Sequence[Head]],
+    label: str,
+):
     """Draw a value of every head as a heat map, layers x heads, a panel for each experiment.
 
     Args:
-        values: experiment to a table with layer, head and value.
+        tables: experiment to a table with layer, head and the value.
+        value: its column.
         shown: experiment to the heads that are framed.
         label: what the value is.
 
@@ -193,16 +163,13 @@ def plot_heads(values: Mapping[str, pd.DataFrame], shown: Mapping[str, Sequence[
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
 
-    grids = {
-        name: table.pivot(index="layer", columns="head", values="value")
-        for name, table in values.items()
-    }
-    top = max(grid.max(axis=None) for grid in grids.values())
-    height, width = next(iter(grids.values())).shape
+    grids = [own.pivot(index="layer", columns="head", values=value) for own in tables.values()]
+    top = max(grid.max(axis=None) for grid in grids)
+    height, width = grids[0].shape
     size = (len(grids) * (1.6 + 0.2 * width), 1.4 + 0.17 * height)
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots(1, len(grids), squeeze=False)[0]
-    for axis, (name, grid) in zip(axes, grids.items(), strict=True):
+    for axis, name, grid in zip(axes, tables, grids, strict=True):
         image = axis.imshow(grid, origin="lower", vmin=0, vmax=top, cmap="viridis", aspect="auto")
         for layer, head in shown[name]:
             frame = Rectangle((head - 0.5, layer - 0.5), 1, 1, fill=False, ec="red", lw=1.2)
@@ -243,14 +210,8 @@ def plot_atoms(
     for axis, (name, layer, head) in zip(axes.flat, panels, strict=False):
         own = _head(atoms[name], layer, head).sort_values("step")
         null = _head(nulls[name], layer, head).sort_values("step")
-        axis.fill_between(
-            null["step"],
-            null["low"],
-            null["high"],
-            color=colours["random"],
-            lw=0,
-            label="95 % of random sets",
-        )
+        band = {"color": colours["random"], "lw": 0, "label": "95 % of random sets"}
+        axis.fill_between(null["step"], null["low"], null["high"], **band)
         axis.plot(null["step"], null["mean"], color="black", lw=0.6, ls=":", label="their mean")
         axis.plot(own["step"], own["explained"], "o-", ms=2.5, color=colours["somp"], label="SOMP")
         said = latin(" ".join(own["token"].head(tokens)))

@@ -15,7 +15,8 @@ import yaml
 
 from headpursuit.run.files import ROOT
 
-SCHEMA = ROOT / "schemas" / "tables.yaml"
+# How CSV cells of a column's type are read; others are text.
+TYPES = {"integer": pa.int64(), "number": pa.float64(), "boolean": pa.bool_()}
 
 # How far rounding may carry a sum past its end; a run is not lost to that.
 SLACK = 1e-6
@@ -28,21 +29,21 @@ _IS = {
     "binary": pa.types.is_binary,
     "array": lambda kind: pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind),
 }
-_CAST = {"integer": pa.int64(), "number": pa.float64(), "boolean": pa.bool_()}
-_NAMES = {"integer": "a whole number", "boolean": "True or False"}
+_NAMES = {"integer": "a whole number", "number": "a number", "boolean": "True or False"}
 
 
 @cache
 def contracts() -> list[Mapping[str, Any]]:
-    """Return every kind of table: its files, columns and key."""
-    return yaml.safe_load(SCHEMA.read_text(encoding="utf-8"))["tables"]
+    """Return every kind of table, of ``schemas/tables.yaml``: its files, columns and key."""
+    text = (ROOT / "schemas/tables.yaml").read_text(encoding="utf-8")
+    return yaml.safe_load(text)["tables"]
 
 
 def contract_of(path: str | Path, columns: Collection[str]) -> Mapping[str, Any] | None:
     """Return the contract of a run's table; None for other files.
 
     Args:
-        path: of the table, whose end counts.
+        path: of the table, whose end counts; or a template of the contracts.
         columns: its columns: of two kinds of tables under one name, the likelier is taken.
     """
     found = [
@@ -73,68 +74,57 @@ def violations(path: str | Path, table: pa.Table) -> list[str]:
         return []
     wanted, there = list(contract["columns"]), table.column_names
     if wanted != there:
-        how = _other_columns(wanted, there)
+        missing = [name for name in wanted if name not in there]
+        how = f"it lacks {', '.join(missing)}" if missing else "it has further columns"
+        if sorted(wanted) == sorted(there):
+            how = "its columns are in another order"
         return [f"{how}; it has {', '.join(there)} and should have {', '.join(wanted)}"]
-    broken = []
-    columns = {}
-    for name, column in contract["columns"].items():
-        values = table[name].combine_chunks()
-        complaint, columns[name] = _check_column(values, column)
-        broken += [f"column {name}{complaint}"] if complaint else []
-    if not broken and (repeated := _repeated(columns, contract.get("key"))):
+    found = {name: _complaint(table[name], own) for name, own in contract["columns"].items()}
+    broken = [f"column {name}{said}" for name, said in found.items() if said]
+    if not broken and "key" in contract and (repeated := _repeated(table, contract["key"])):
         broken.append(repeated)
     return broken
 
 
-def _other_columns(wanted: list[str], there: list[str]) -> str:
-    if sorted(wanted) == sorted(there):
-        return "its columns are in another order"
-    missing = [name for name in wanted if name not in there]
-    return f"it lacks {', '.join(missing)}" if missing else "it has further columns"
+def _complaint(column: pa.ChunkedArray, contract: Mapping[str, Any]) -> str | None:
+    values = column.combine_chunks()
+    said = _check(values, contract)
+    if not said and _IS["array"](values.type):
+        rows = pc.list_parent_indices(values)
+        said = _check(pc.list_flatten(values), contract["items"], rows)
+    return said
 
 
-def _check_column(
-    values: pa.Array, column: Mapping[str, Any], rows: pa.Array | None = None
-) -> tuple[str, pa.Array]:
-    """Return what is wrong with a column (nothing: empty), and its values in their type.
+def _check(
+    values: pa.Array, contract: Mapping[str, Any], rows: pa.Array | None = None
+) -> str | None:
+    """Return what is wrong with the first wrong value; of items of lists ``rows`` has the rows."""
+    kind, wanted = values.type, contract["type"]
 
-    Args:
-        values: the column, or the items of all its lists.
-        column: its contract.
-        rows: of items, the row that each is in.
-    """
-    kind, wanted = values.type, column["type"]
-
-    def at(place: int, complaint: str) -> tuple[str, pa.Array]:
-        row = place if rows is None else rows[place].as_py()
+    def at(place: int, complaint: str) -> str:
         # repr: the value may be anything, control characters included.
         value = f"{values[place].as_py()!r:.60}" if values[place].is_valid else "it"
-        return f", row {row + 1}: {value} {complaint}", values
+        row = place if rows is None else rows[place].as_py()
+        return f", row {row + 1}: {value} {complaint}"
 
     if pa.types.is_null(kind):  # every cell is empty
-        lacks = len(values) and column.get("required", True)
-        return at(0, "is empty") if lacks else ("", values)
-    if _IS["string"](kind) and wanted in _CAST:
+        values = values.cast(TYPES.get(wanted, pa.string()))
+    elif _IS["string"](kind) and wanted in TYPES:
         try:
-            values = values.cast(_CAST[wanted])
+            values = values.cast(TYPES[wanted])
         except pa.ArrowInvalid:
-            place = next(i for i, cell in enumerate(values) if not _casts(cell, _CAST[wanted]))
-            return at(place, f"is not {_NAMES.get(wanted, f'a {wanted}')}")
+            place = next(n for n, cell in enumerate(values) if not _reads(cell, TYPES[wanted]))
+            return at(place, f"is not {_NAMES[wanted]}")
     elif not _IS[wanted](kind):
-        return f": its type is {kind}, which is no {wanted}", values
-    if wanted == "array":
-        items, parents = pc.list_flatten(values), pc.list_parent_indices(values)
-        complaint = _check_column(items, column["items"], parents)[0]
-        if complaint:
-            return complaint, values
-    for refused, complaint in _refusals(values, column):
+        return f": its type is {kind}, which is no {wanted}"
+    for refused, complaint in _refusals(values, contract):
         place = pc.index(refused, True).as_py()
         if place >= 0:
             return at(place, complaint)
-    return "", values
+    return None
 
 
-def _casts(cell: pa.Scalar, kind: pa.DataType) -> bool:
+def _reads(cell: pa.Scalar, kind: pa.DataType) -> bool:
     try:
         cell.cast(kind)
     except pa.ArrowInvalid:
@@ -161,17 +151,14 @@ def _refusals(values: pa.Array, column: Mapping[str, Any]) -> Iterator[tuple[pa.
         yield pc.invert(known), f"is not one of {', '.join(column['enum'])}"
 
 
-def _repeated(columns: Mapping[str, pa.Array], key: list[str] | None) -> str | None:
-    if not key:
-        return None
-    counts = (
-        pa.table({name: columns[name] for name in key}).group_by(key).aggregate([([], "count_all")])
-    )
+def _repeated(table: pa.Table, key: list[str]) -> str | None:
+    counts = table.group_by(key).aggregate([([], "count_all")])
     twice = counts.filter(pc.greater(counts["count_all"], 1))
     if not len(twice):
         return None
-    first = ", ".join(f"{name} {twice[name][0].as_py()!r:.60}" for name in key)
-    return f"{first} stands in {twice['count_all'][0].as_py()} rows, and should in one"
+    row = twice.slice(0, 1).to_pylist()[0]
+    first = ", ".join(f"{name} {row[name]!r:.60}" for name in key)
+    return f"{first} stands in {row['count_all']} rows, and should in one"
 
 
 # The documentation

@@ -2,7 +2,7 @@
 
 import csv
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from html import escape as escape_html
 from io import StringIO
 from pathlib import Path
@@ -12,12 +12,9 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from headpursuit.run.contracts import contract_of
+from headpursuit.run.contracts import TYPES, contract_of
 from headpursuit.run.files import UserError, atomic, check_table, plain, write_text
 
-# How CSV cells of a contract's type are read; others are text. It stands here, since results depend
-# on it, and contracts.py enters no hash.
-TYPES = {"integer": pa.int64(), "number": pa.float64(), "boolean": pa.bool_()}
 # Text that a spreadsheet would take for a formula, and text that looks as if guarded against it.
 _FORMULA = r"'*[=+\-@]"
 _LATEX = str.maketrans(
@@ -33,6 +30,18 @@ _LATEX = str.maketrans(
         "␣": r"\textvisiblespace{}",
     }
 )
+
+
+def lay_out(path: str, rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+    """Return rows as a table with its contract's columns, empty where a row lacks them."""
+    table = pd.DataFrame(list(rows))
+    columns = contract_of(path, table.columns)["columns"]
+    optional = [name for name, own in columns.items() if not own.get("required", True)]
+    integers = {name: "Int64" for name in optional if columns[name]["type"] == "integer"}
+    return table.reindex(columns=list(columns)).astype(integers)
+
+
+# CSV
 
 
 def write_csv(path: str | Path, table: pd.DataFrame) -> None:
@@ -60,46 +69,61 @@ def _guard(cell: Any) -> Any:
 def read_cells(source: str | Path | StringIO) -> pa.Table:
     """Read a CSV file of :func:`write_csv` with every cell as text, None where it is empty."""
     cells = pd.read_csv(source, dtype=str, keep_default_na=False, na_values=[""], index_col=False)
+    texts = {name: pa.array(column, pa.string()) for name, column in cells.items()}
+    guarded = f"^'({_FORMULA})"
     return pa.table(
-        {
-            name: pc.replace_substring_regex(
-                pa.array(column, pa.string()), f"^'({_FORMULA})", r"\1"
-            )
-            for name, column in cells.items()
-        }
+        {name: pc.replace_substring_regex(own, guarded, r"\1") for name, own in texts.items()}
     )
 
 
-def _typed(path: str | Path, cells: pa.Table) -> pa.Table:
-    """Return a CSV file's cells, all text, in the types of the table's contract."""
-    columns = (contract_of(path, cells.column_names) or {"columns": {}})["columns"]
-    kinds = {name: TYPES.get(own["type"], pa.string()) for name, own in columns.items()}
-    return cells.cast(
-        pa.schema([(name, kinds.get(name, pa.string())) for name in cells.column_names])
-    )
-
-
-def read_csv(path: str | Path, columns: list[str]) -> pd.DataFrame:
+def read_csv(path: str | Path, columns: Collection[str] | None = None) -> pd.DataFrame:
     """Read a CSV file; its columns have the types of the table's contract, text where it has none.
 
     Empty cells are missing, an empty text among them; text such as "nan", "1" or "true" is text.
+
+    Args:
+        path: the file.
+        columns: those that have to be there; None for all of the contract.
 
     Raises:
         UserError: if the file is empty, unreadable or lacks one of the columns.
     """
     try:
-        table = _typed(path, read_cells(path)).to_pandas()
+        cells = read_cells(path)
+        known = (contract_of(path, cells.column_names) or {"columns": {}})["columns"]
+        kinds = {name: TYPES.get(own["type"], pa.string()) for name, own in known.items()}
+        types = [(name, kinds.get(name, pa.string())) for name in cells.column_names]
+        table = cells.cast(pa.schema(types)).to_pandas()
     except ValueError as error:
         raise UserError(
             f"{path}: not a readable table ({error}). Delete it and run again."
         ) from error
-    missing = [name for name in columns if name not in table]
-    if missing:
+    wanted = known if columns is None else columns
+    if missing := [name for name in wanted if name not in table]:
         raise UserError(
             f"{path}: no column {', '.join(missing)}; it has {', '.join(table)}. "
             "Delete it and run again."
         )
     return table
+
+
+# Markdown, LaTeX, figures
+
+
+def publish(files: Any, table: pd.DataFrame, shown: pd.DataFrame, notes: str, name: str) -> None:
+    """Write a table as CSV, and its text cells with notes as Markdown and LaTeX.
+
+    Args:
+        files: a rule's output: csv, md and tex.
+        table: the rows.
+        shown: the rows as text cells.
+        notes: sentences below the table in Markdown, its caption in LaTeX.
+        name: LaTeX's label, after ``tab:``.
+    """
+    said = " ".join(notes)
+    write_csv(files.csv, table)
+    write_markdown(files.md, shown, said)
+    write_latex(files.tex, shown, said, f"tab:{name}")
 
 
 def write_markdown(path: str | Path, table: pd.DataFrame, notes: str) -> None:
