@@ -15,9 +15,6 @@ import yaml
 
 from headpursuit.run.files import ROOT
 
-# How CSV cells of a column's type are read; others are text.
-TYPES = {"integer": pa.int64(), "number": pa.float64(), "boolean": pa.bool_()}
-
 # How far rounding may carry a sum past its end; a run is not lost to that.
 SLACK = 1e-6
 
@@ -29,6 +26,7 @@ _IS = {
     "binary": pa.types.is_binary,
     "array": lambda kind: pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind),
 }
+_CAST = {"integer": pa.int64(), "number": pa.float64(), "boolean": pa.bool_()}
 _NAMES = {"integer": "a whole number", "number": "a number", "boolean": "True or False"}
 
 
@@ -108,12 +106,12 @@ def _check(
         return f", row {row + 1}: {value} {complaint}"
 
     if pa.types.is_null(kind):  # every cell is empty
-        values = values.cast(TYPES.get(wanted, pa.string()))
-    elif _IS["string"](kind) and wanted in TYPES:
+        values = values.cast(_CAST.get(wanted, pa.string()))
+    elif _IS["string"](kind) and wanted in _CAST:
         try:
-            values = values.cast(TYPES[wanted])
+            values = values.cast(_CAST[wanted])
         except pa.ArrowInvalid:
-            place = next(n for n, cell in enumerate(values) if not _reads(cell, TYPES[wanted]))
+            place = next(n for n, cell in enumerate(values) if not _reads(cell, _CAST[wanted]))
             return at(place, f"is not {_NAMES[wanted]}")
     elif not _IS[wanted](kind):
         return f": its type is {kind}, which is no {wanted}"

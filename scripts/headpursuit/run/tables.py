@@ -12,9 +12,12 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from headpursuit.run.contracts import TYPES, contract_of
+from headpursuit.run.contracts import contract_of
 from headpursuit.run.files import UserError, atomic, check_table, plain, write_text
 
+# How CSV cells of a contract's type are read; others are text. It stands here, since results depend
+# on it, and contracts.py enters no hash.
+TYPES = {"integer": pa.int64(), "number": pa.float64(), "boolean": pa.bool_()}
 # Text that a spreadsheet would take for a formula, and text that looks as if guarded against it.
 _FORMULA = r"'*[=+\-@]"
 _LATEX = str.maketrans(
