@@ -11,7 +11,7 @@ import pytest
 import replica_models
 import replica_sources
 import yaml
-from checkout import Checkout, copy_workflow
+from checkout import Preloaded, copy_workflow
 from fake_ollama import FakeOllama
 from hub_server import Hub, Repo, serve
 
@@ -41,7 +41,7 @@ def name_words(text: str, attempt: int) -> str:
 
 
 @dataclass
-class Rehearsal(Checkout):
+class Rehearsal(Preloaded):
     """A checkout of the shipped workflow with the replicas it downloads from."""
 
     usual = "machine"

@@ -5,7 +5,8 @@ All weights are random but for the unembedding, which is fitted by least squares
 layers leave (:func:`fit_unembedding`): else greedy responses repeat one token, and no answer about
 an image is ever right, so that ratios would not be defined. As in real models, the heads that
 speak of words are in the upper layers: below :data:`UPPER`, heads write to the first quarter of the
-residual stream, which the fitted rows do not read.
+residual stream, which the fitted rows do not read; nor do LLaVA's other rows, so that no head of
+these layers is chosen and a condition reads few layers anew.
 """
 
 import io
@@ -262,6 +263,7 @@ def llava_next(
     model = AutoModelForImageTextToText.from_config(config, dtype=torch.float32).eval()
     randomise(model, 2, gain=0.5)
     fit_unembedding(model.lm_head, _answers(model.bfloat16(), processor), first=2)
+    model.lm_head.weight.data[:, :LOWER] = 0
     weights = {_old_name(name): values.half() for name, values in model.state_dict().items()}
     generation = {"_from_model_config": True, "bos_token_id": 1, "eos_token_id": 2}
     generation |= {"pad_token_id": 32001, "transformers_version": "4.39.0.dev0"}
