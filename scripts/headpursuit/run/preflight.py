@@ -9,8 +9,10 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import httpx
+import ollama
 import psutil
 
 from headpursuit.data.download import bytes_to_come
@@ -26,27 +28,33 @@ LARGE = 1e9  # parameters; from here on a run without a GPU takes days
 GIB = 2**30
 
 
+class Told(NamedTuple):
+    """What ends the run, and what is only written down."""
+
+    lacks: list[str]
+    notes: list[str]
+
+
 def preflight(config: Config, resources: Path, results: Path) -> dict[str, Any]:
     """Check that a run can succeed here, and return what was found.
 
     Raises:
         UserError: if something is lacking: one message with all of it, each with its way out.
     """
-    lacks: list[str] = []
-    notes: list[str] = []
-    device = _check_device(config, lacks, notes)
-    sources = _check_sources(config, resources, lacks)
+    told = Told([], [])
+    device = _check_device(config, told)
+    sources = _check_sources(config, resources, told)
     to_come = sum(found["bytes_to_come"] or 0 for found in sources.values())
     report = {
         "run": config["run"],
         "device": device,
         "sources": sources,
-        "disk": _check_disk({resources: to_come, results: sum(file_bytes(config).values())}, lacks),
-        "labeller": _check_labeller(config, lacks, notes),
-        "notes": notes,
+        "disk": _check_disk({resources: to_come, results: sum(file_bytes(config).values())}, told),
+        "labeller": _check_labeller(config, told),
+        "notes": told.notes,
     }
-    if lacks:
-        listed = "\n".join(f"  {number}. {lack}" for number, lack in enumerate(lacks, start=1))
+    if told.lacks:
+        listed = "\n".join(f"  {number}. {lack}" for number, lack in enumerate(told.lacks, start=1))
         raise UserError(f"The run {config['run']!r} cannot start here yet:\n{listed}")
     return report
 
@@ -54,14 +62,14 @@ def preflight(config: Config, resources: Path, results: Path) -> dict[str, Any]:
 # Device and memory
 
 
-def _check_device(config: Config, lacks: list[str], notes: list[str]) -> dict[str, Any]:
+def _check_device(config: Config, told: Told) -> dict[str, Any]:
     compute = config["compute"]
     if not compute["check_device"]:
-        notes.append("compute.check_device is false: neither device nor memory were looked at")
+        told.notes.append("compute.check_device is false: neither device nor memory were looked at")
         return {"checked": False}
-    device = {"kind": "none"} if compute["device"] == "cpu" else _find_gpu(notes)
+    device = {"kind": "none"} if compute["device"] == "cpu" else _find_gpu(told)
     if device["kind"] == "none" and compute["device"] == "cuda":
-        lacks.append(
+        told.lacks.append(
             "compute.device is cuda, but no CUDA GPU is visible here. "
             "Check nvidia-smi and CUDA_VISIBLE_DEVICES, or set compute.device: auto."
         )
@@ -71,85 +79,72 @@ def _check_device(config: Config, lacks: list[str], notes: list[str]) -> dict[st
         device = {"kind": "cpu", "name": "this machine", "free_bytes": memory}
     found = models(config)
     for name, needs in found.items():
-        _check_model(config, name, needs, device, memory, lacks, notes)
+        _check_model(config, name, needs, device, told)
+        if device["kind"] == "cuda" and memory < needs["weight_bytes"]:
+            told.lacks.append(
+                f"{name} (experiments.{needs['experiment']}.model) takes "
+                f"{needs['weight_bytes'] / GIB:.1f} GiB of this machine's own memory while "
+                f"extract_weights reads it, and {memory / GIB:.1f} GiB are free. Free some."
+            )
     needed = max((needs["work_bytes"] for needs in found.values()), default=0)
     return {"checked": True, "needed_bytes": needed, **device}
 
 
-def _check_model(
-    config: Config,
-    name: str,
-    needs: dict[str, Any],
-    device: dict[str, Any],
-    memory: int,
-    lacks: list[str],
-    notes: list[str],
-) -> None:
+def _check_model(config: Config, name: str, needs: dict, device: dict, told: Told) -> None:
     compute, dtype = config["compute"], config["models"][name]["dtype"]
-    key, free = f"experiments.{needs['experiment']}.model", device.get("free_bytes")
+    key, size = f"experiments.{needs['experiment']}.model", needs["parameters"]
     if device["kind"] == "cpu":
-        if compute["device"] == "auto" and needs["parameters"] > LARGE and not compute["allow_cpu"]:
-            lacks.append(
-                f"There is no GPU here, and {name} ({key}) has {needs['parameters'] / 1e9:.1f} "
-                "billion parameters. Run the demo: make demo; or insist: set "
-                "compute.allow_cpu: true in the config."
+        if compute["device"] == "auto" and size > LARGE and not compute["allow_cpu"]:
+            told.lacks.append(
+                f"There is no GPU here, and {name} ({key}) has {size / 1e9:.1f} billion "
+                "parameters. Run the demo: make demo; or insist: set compute.allow_cpu: true in "
+                "the config. Where nvidia-smi shows a GPU, torch is a build without CUDA, or newer "
+                "than the driver."
             )
         if dtype != "float32":
-            notes.append(f"{name}: {dtype} is slow on most CPUs; float32 takes more memory")
+            told.notes.append(f"{name}: {dtype} is slow on most CPUs; float32 takes more memory")
+    free = device["free_bytes"]
     if free is not None and free < needs["work_bytes"]:
         halve = f"models.{name}.dtype: bfloat16 (half of it), " if dtype == "float32" else ""
-        lacks.append(
+        told.lacks.append(
             f"{name} ({key}) needs about {needs['work_bytes'] / GIB:.1f} GiB of memory and "
             f"{device['name']} has {free / GIB:.1f} GiB free. Free some, take a larger machine, or "
             f"set {halve}a smaller {needs['batch']} or a smaller {key}."
         )
-    if device["kind"] == "cuda" and memory < needs["weight_bytes"]:
-        lacks.append(
-            f"{name} ({key}) takes {needs['weight_bytes'] / GIB:.1f} GiB of this machine's own "
-            f"memory while extract_weights reads it, and {memory / GIB:.1f} GiB are free. "
-            "Free some, or take a larger machine."
-        )
 
 
-def _find_gpu(notes: list[str]) -> dict[str, Any]:
+def _find_gpu(told: Told) -> dict[str, Any]:
     """Look for a GPU with torch, or with nvidia-smi where there is no torch."""
     try:
         import torch
-    except (ImportError, OSError):  # OSError: a torch whose libraries don't load
-        notes.append("torch is not in this environment: nvidia-smi was asked for the GPU")
+    except (ImportError, OSError):  # OSError: a torch whose libraries do not load
+        told.notes.append("torch is not in this environment: nvidia-smi was asked for the GPU")
         return _ask_nvidia_smi()
-    if torch.cuda.is_available():
-        free, _ = torch.cuda.mem_get_info()
-        return {"kind": "cuda", "name": torch.cuda.get_device_name(), "free_bytes": free}
-    if _ask_nvidia_smi()["kind"] != "none":
-        notes.append(
-            f"nvidia-smi is here, but torch {torch.__version__} sees no GPU: "
-            "is it a build without CUDA, or one newer than the driver?"
-        )
-    return {"kind": "none"}
+    if not torch.cuda.is_available():
+        return {"kind": "none"}
+    free, _ = torch.cuda.mem_get_info()
+    return {"kind": "cuda", "name": torch.cuda.get_device_name(), "free_bytes": free}
 
 
 def _ask_nvidia_smi() -> dict[str, Any]:
-    program = shutil.which("nvidia-smi")
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if program is None or visible in ("", "-1"):
+    if visible in ("", "-1"):
         return {"kind": "none"}
-    command = [program, "--query-gpu=memory.free,name", "--format=csv,noheader,nounits"]
+    command = ["nvidia-smi", "--query-gpu=memory.free,name", "--format=csv,noheader,nounits"]
+    command += ["-i", visible] if visible else []
     try:
-        command += ["-i", visible] if visible else []
         said = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
         free, name = said.stdout.splitlines()[0].split(", ", maxsplit=1)
     except (OSError, subprocess.SubprocessError, IndexError, ValueError):
-        return {"kind": "unknown", "name": "a GPU that nvidia-smi can't describe"}
-    # MIG slices give [N/A].
-    free_bytes = int(free) * 2**20 if free.isdigit() else None
+        return {"kind": "none"}
+    free_bytes = int(free) * 2**20 if free.isdigit() else None  # slices of a GPU give [N/A]
     return {"kind": "cuda", "name": name, "free_bytes": free_bytes}
 
 
 # Disk and sources
 
 
-def _check_disk(needs: dict[Path, int], lacks: list[str]) -> list[dict[str, Any]]:
+def _check_disk(needs: dict[Path, int], told: Told) -> list[dict[str, Any]]:
     """Compare what is to be written with what is free, file system by file system."""
     shared: dict[int, dict[str, Any]] = {}
     for folder, needed in needs.items():
@@ -161,7 +156,7 @@ def _check_disk(needs: dict[Path, int], lacks: list[str]) -> list[dict[str, Any]
     for own in shared.values():
         needed, free = own["needed_bytes"], own["free_bytes"]
         if free < needed * 1.05:  # file systems slow down or fail before the last byte
-            lacks.append(
+            told.lacks.append(
                 f"{' and '.join(own['folders'])} need about {needed / GIB:.1f} GiB of disk and "
                 f"{free / GIB:.1f} GiB are free. Free some, or put the folder on another disk "
                 "(a symbolic link will do)."
@@ -169,53 +164,49 @@ def _check_disk(needs: dict[Path, int], lacks: list[str]) -> list[dict[str, Any]
     return list(shared.values())
 
 
-def _check_sources(config: Config, resources: Path, lacks: list[str]) -> dict[str, dict]:
-    """Check that each source of the run is there or may be fetched; None bytes: nobody can tell."""
+def _check_sources(config: Config, resources: Path, told: Told) -> dict[str, dict]:
+    """Check that each source of the run is there or may be fetched.
+
+    bytes_to_come are None where only the download itself can tell.
+    """
     report = {}
     for name, spec in used_sources(config).items():
-        report[name] = {"kind": spec["kind"], "bytes_to_come": None}
-        provenance = resources / name / "provenance.json"
+        to_come, provenance = None, resources / name / "provenance.json"
         try:
-            # The config's check has seen the user's own; a changed one is recorded anew.
-            if spec["kind"] == "local" or provenance.exists():
-                report[name]["bytes_to_come"] = 0
-            if spec["kind"] != "local" and provenance.exists():
+            if (
+                spec["kind"] == "local"
+            ):  # the config's check has seen it; a changed one is read anew
+                to_come = 0
+            elif provenance.exists():
                 source_files(provenance, "**")
+                to_come = 0
             elif spec["kind"] == "hub":
-                report[name]["bytes_to_come"] = bytes_to_come(name, spec, resources / name)
+                to_come = bytes_to_come(name, spec, resources / name)
         except UserError as error:
-            lacks.append(str(error))
+            told.lacks.append(str(error))
+        report[name] = {"kind": spec["kind"], "bytes_to_come": to_come}
     return report
 
 
 # Labeller
 
 
-def _check_labeller(config: Config, lacks: list[str], notes: list[str]) -> dict[str, Any]:
+def _check_labeller(config: Config, told: Told) -> dict[str, Any]:
     """Check that each labeller's prompt can be read, and its server asked."""
-    labeller, used = config["labeller"], run_labellers(config)
-    if set(used) & {"ollama", "openai"}:
+    labeller, found = config["labeller"], []
+    for backend in run_labellers(config):
+        asked = {"ollama": _ask_ollama, "openai": _ask_openai}.get(backend)
+        found.append({"backend": backend, **(asked(labeller[backend], told) if asked else {})})
+    if any(own["backend"] != "lexicon" for own in found):
         try:
             load_prompt(labeller["prompt"])
         except UserError as error:
-            lacks.append(str(error))
-    asked = {"ollama": _ask_ollama, "openai": _ask_openai}
-    found = [
-        {"backend": name, **(asked[name](labeller[name], lacks, notes) if name in asked else {})}
-        for name in used
-    ]
+            told.lacks.append(str(error))
     report = found[0] if found else {"backend": None}
     return {**report, "second": found[1]} if len(found) > 1 else report
 
 
-def _ask_ollama(wanted: dict, lacks: list[str], notes: list[str]) -> dict[str, Any]:
-    try:
-        import ollama
-    except ImportError:
-        notes.append("the ollama client is not in this environment: the server was not asked")
-        return {"checked": False}
-    import httpx
-
+def _ask_ollama(wanted: dict, told: Told) -> dict[str, Any]:
     client = ollama.Client(host=wanted["host"], timeout=10)
     where = bare_url(wanted["host"] or os.environ.get("OLLAMA_HOST") or "127.0.0.1:11434")
     try:
@@ -224,9 +215,9 @@ def _ask_ollama(wanted: dict, lacks: list[str], notes: list[str]) -> dict[str, A
         here = not wanted["host"] and client._client.base_url.host in LOOPBACK
         in_conda = (Path(sys.prefix) / "conda-meta").is_dir()  # the job's environment brings one
         if here and (shutil.which("ollama") or in_conda):
-            notes.append("no Ollama server runs here: the labelling job starts one")
+            told.notes.append("no Ollama server runs here: the labelling job starts one")
         else:
-            lacks.append(
+            told.lacks.append(
                 f"No Ollama server answers at {where} ({type(error).__name__}). Install Ollama "
                 "(https://ollama.com/download) and start one (ollama serve, then ollama pull "
                 f"{wanted['model']}), set labeller.ollama.host or OLLAMA_HOST to another, or "
@@ -234,39 +225,36 @@ def _ask_ollama(wanted: dict, lacks: list[str], notes: list[str]) -> dict[str, A
             )
         return {"host": where}
     if not {wanted["model"], f"{wanted['model']}:latest"} & set(there):
-        lack = f"The Ollama server at {where} lacks {wanted['model']} (it has "
-        lack += f"{', '.join(there) or 'none'})"
+        has = ", ".join(there) or "none"
+        lack = f"The Ollama server at {where} lacks {wanted['model']} (it has {has})"
         if wanted["pull"]:
-            notes.append(f"{lack}: it is pulled before the first label.")
+            told.notes.append(f"{lack}: it is pulled before the first label.")
         else:
-            lacks.append(
+            told.lacks.append(
                 f"{lack}. Fetch it: ollama pull {wanted['model']}; or name another in "
                 "labeller.ollama.model, or set labeller.ollama.pull: true."
             )
     return {"host": where, "models": there}
 
 
-def _ask_openai(wanted: dict, lacks: list[str], notes: list[str]) -> dict[str, Any]:
-    import httpx
-
+def _ask_openai(wanted: dict, told: Told) -> dict[str, Any]:
     address, variable = wanted["base_url"].rstrip("/"), wanted["key_variable"]
-    where = bare_url(address)
-    key = os.environ.get(variable, "").strip()
+    where, key = bare_url(address), os.environ.get(variable, "").strip()
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     proxied = httpx.URL(address).host not in LOOPBACK
     try:
-        status = httpx.get(
-            f"{address}/models", headers=headers, timeout=10, trust_env=proxied
-        ).status_code
+        said = httpx.get(f"{address}/models", headers=headers, timeout=10, trust_env=proxied)
     except httpx.HTTPError as error:
-        lacks.append(
+        told.lacks.append(
             f"Nothing answers at {where} ({type(error).__name__}). Start the server, or correct "
             "labeller.openai.base_url."
         )
         return {"host": where}
-    if status in (401, 403):
+    if said.status_code in (401, 403):
         known = "was refused" if key else "is not set"
-        lacks.append(f"{where}: HTTP {status}; the key in ${variable} {known}.")
-    elif status >= 300:
-        notes.append(f"{where}/models answers HTTP {status}: the model was not looked for")
+        told.lacks.append(f"{where}: HTTP {said.status_code}; the key in ${variable} {known}.")
+    elif said.status_code >= 300:
+        told.notes.append(
+            f"{where}/models answers HTTP {said.status_code}: no model was looked for"
+        )
     return {"host": where}
