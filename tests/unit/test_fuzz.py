@@ -1,7 +1,8 @@
-"""Whatever comes in: each property is tried on a few hundred cases, in `make fuzz` on 10,000."""
+"""Whatever comes in: each property is tried on some cases, in `make fuzz` on 10,000."""
 
 import copy
 import html
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -26,42 +27,23 @@ from headpursuit.run.config import load_config
 from headpursuit.run.experiments import candidate_layers, conditions, running
 from headpursuit.run.files import UserError, plain, visible
 from headpursuit.run.tables import escape_latex, escape_markdown
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from snakemake.utils import update_config
 from test_tables import typeset
 
 ROOT = Path(__file__).parents[2]
+few = settings(max_examples=int(os.environ.get("FUZZ_CASES", 60)))
 
 # Text with more of what parsers act on than chance would give.
-SCRAPS = [
-    "<answer>",
-    "</answer>",
-    "< /ANSWER >",
-    '{"words":',
-    '["',
-    "```json\n",
-    "None",
-    "- ",
-    "1. ",
-]
-SCRAPS += ["**", "<b>", "&lt;", *"|\\$`{}~^#%=+-@'\",;、", "\n", "\r\n", "\t", "\x00", "\x1b[31m"]
+SCRAPS = ["<answer>", "</answer>", "< /ANSWER >", '{"words":', '["', "```json\n", "None", "- "]
+SCRAPS += ["1. ", "**", "<b>", "&lt;", "\r\n", "\x1b[31m", "é", "e\u0301", "कि", "日本", "مرحبا"]
 SCRAPS += [
-    "\u2028",
-    "\u202e",
-    "\ufeff",
-    "\u200d",
-    "’",
-    "é",
-    "e\u0301",
-    "İ",
-    "ı",
-    "ß",
-    "ǰ",
-    "क",
-    "कि",
+    "👩‍👩‍👧",
+    "word",
+    "WORD",
+    *"|\\$`{}~^#%=+-@'\",;、\n\t\x00\u2028\u202e\ufeff\u200d’İıßǰक _",
 ]
-SCRAPS += ["日本", "مرحبا", "👩‍👩‍👧", " ", "word", "WORD", "_"]
 texts = st.lists(st.sampled_from(SCRAPS) | st.text(max_size=6), max_size=12).map("".join)
 phrases = texts.map(tidy_word).filter(bool)
 
@@ -77,16 +59,11 @@ def paths(value: Any, at: tuple = ()) -> Iterator[tuple]:
             yield from paths(own, (*at, key))
 
 
-def shipped(*files: str) -> dict[str, Any]:
-    config: dict[str, Any] = {}
-    for file in files:
-        update_config(config, yaml.safe_load((ROOT / file).read_text(encoding="utf-8")))
-    return config
-
-
-BASES = [shipped("config.yaml"), shipped("config.yaml", "configs/demo.yaml")]
-PATHS = sorted({path for base in BASES for path in paths(base)}, key=str)
-keys = st.one_of(texts, st.integers(), st.booleans(), st.none(), st.sampled_from(list(BASES[0])))
+BASE: dict[str, Any] = {}
+for file in ("config.yaml", "configs/demo.yaml"):
+    update_config(BASE, yaml.safe_load((ROOT / file).read_text(encoding="utf-8")))
+PATHS = sorted(paths(BASE), key=str)
+keys = st.one_of(texts, st.integers(), st.booleans(), st.none(), st.sampled_from(list(BASE)))
 scalars = st.one_of(
     *(st.none(), st.booleans(), st.integers(), st.integers(-2, 40), st.floats(), texts, st.dates()),
     st.sampled_from(["rtp", "mistral", "smollm2", "demo", "garak", "L1.H1", "lexicon", "data"]),
@@ -100,12 +77,14 @@ mutations = st.lists(
 )
 
 
-@given(st.sampled_from([0, 1]), mutations)
-@example(0, [(("experiments", "months", "concept"), "put", None, "rtp")])
-@example(0, [(("experiments", "countries"), "put", None, [True])])
-@example(0, [(("experiments", "colours", "like"), "put", None, [])])
-def test_any_config_passes_or_is_refused_with_reasons(base: int, changes: list[tuple]) -> None:
-    config = copy.deepcopy(BASES[base])
+@few
+@given(mutations)
+@example([(("experiments", "months", "concept"), "put", None, "rtp")])
+@example([(("experiments", "countries"), "put", None, [True])])
+@example([(("experiments", "countries"), "put", None, None)])
+@example([(("experiments", "colours", "like"), "put", None, [])])
+def test_any_config_passes_or_is_refused_with_reasons(changes: list[tuple]) -> None:
+    config = copy.deepcopy(BASE)
     for path, how, key, value in changes:
         inner: Any = config
         try:
@@ -144,6 +123,7 @@ def test_any_config_passes_or_is_refused_with_reasons(base: int, changes: list[t
 # Replies
 
 
+@few
 @given(texts, st.sampled_from(["tags", "json"]), texts)
 def test_any_reply_is_read_or_not(reply: str, mode: str, response: str) -> None:
     found = parse_reply(reply, mode)
@@ -159,6 +139,7 @@ def test_any_reply_is_read_or_not(reply: str, mode: str, response: str) -> None:
 # Words
 
 
+@few
 @given(st.lists(texts, max_size=4), st.lists(phrases, min_size=1, max_size=3), st.booleans())
 def test_counts_are_those_of_the_pattern(inside: list[str], words: list[str], cased: bool) -> None:
     counts = count_words(inside, words, cased)
@@ -170,6 +151,7 @@ def test_counts_are_those_of_the_pattern(inside: list[str], words: list[str], ca
     assert (together >= 0).all() and (counts.sum(0) <= together + len(inside)).all()
 
 
+@few
 @given(phrases)
 def test_a_word_is_found_where_it_stands_alone(word: str) -> None:
     assert count_words([word], [word])[0, 0] >= 1
@@ -180,6 +162,7 @@ def test_a_word_is_found_where_it_stands_alone(word: str) -> None:
 # Splits, samples and controls
 
 
+@few
 @given(
     st.lists(st.lists(phrases, max_size=6), max_size=12),
     st.integers(10, 40),
@@ -202,6 +185,7 @@ def test_any_labels_are_split_or_refused(labels, top, share, seed, dataset) -> N
     assert table.equals(split_words(again, share, seed, dataset))
 
 
+@few
 @given(st.lists(texts, max_size=20), st.none() | st.integers(1, 20), st.integers(0, 2**64))
 def test_any_prompts_are_drawn_or_refused(prompts, sample, seed) -> None:
     table = unique_prompts([(f"a:{n}", text) for n, text in enumerate(prompts)], "x")
@@ -216,6 +200,7 @@ def test_any_prompts_are_drawn_or_refused(prompts, sample, seed) -> None:
     assert ids == sorted(set(ids)) and set(ids) <= set(table["sample_id"].to_pylist())
 
 
+@few
 @given(st.data(), st.integers(1, 12), st.integers(1, 6), st.integers(0, 2**64))
 def test_controls_match_by_layer_and_are_disjoint(data, heads, layers, seed) -> None:
     every = [(layer, head) for layer in range(layers) for head in range(heads)]
@@ -235,6 +220,7 @@ def test_controls_match_by_layer_and_are_disjoint(data, heads, layers, seed) -> 
 # Files
 
 
+@few
 @given(texts)
 def test_escaped_text_is_shown_as_it_is(text: str) -> None:
     assert typeset(escape_latex(text)) == plain(text)
@@ -246,6 +232,7 @@ def test_escaped_text_is_shown_as_it_is(text: str) -> None:
 lines = st.lists(st.binary(max_size=30) | texts.map(str.encode), max_size=5).map(b"\n".join)
 
 
+@few
 @given(lines, st.sampled_from([".txt", ".csv", ".jsonl", ".json", ".parquet"]))
 def test_any_file_is_read_or_refused_by_its_name(content: bytes, suffix: str) -> None:
     with TemporaryDirectory() as folder:

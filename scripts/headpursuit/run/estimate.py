@@ -40,32 +40,24 @@ ASSUMED = {
     "seconds until a job's model is loaded": (5, 120),  # and its checksums are compared
     # Reading takes many tokens at once; writing, one after the other, is limited by memory. An
     # A100 peaks at 312e12 in bfloat16.
-    "operations a second reading, GPU (an A100)": (1.6e14, 5e13),
-    "operations a second writing, GPU (an A100)": (3e13, 3e12),
-    "operations a second reading, CPU core": (6e11, 2e10),
-    "operations a second writing, CPU core": (8e10, 8e9),
+    "operations a second that a GPU reads with": (1.6e14, 5e13),
+    "operations a second that a GPU writes with": (3e13, 3e12),
+    "operations a second that a core reads with": (6e11, 2e10),
+    "operations a second that a core writes with": (8e10, 8e9),
 }
 LOW, HIGH = ({what: own[end] for what, own in ASSUMED.items()} for end in (0, 1))
-DEVICES = {"GPU": "GPU (an A100)", "core": "CPU core"}
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 VOCABULARY = 100_000  # rows of an unembedding; 32,000 to 262,000
 # Rules that run a model over tokens, and the stage whose files each makes.
-RULES = {
-    "respond": "baseline",
-    "cache_activations": "activations",
-    "label_responses": "labels",
-    "label_second": "labels",
-    "intervene": "scaled",
-    "measure_expected": "expected",
-}
+RULES = {"respond": "baseline", "cache_activations": "activations", "label_responses": "labels"}
+RULES |= {"label_second": "labels", "intervene": "scaled", "measure_expected": "expected"}
 IN_PARTS = ("respond", "intervene", "measure_expected")  # compute.parts jobs a file
 
 
 def estimate(config: Config, benchmarks: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a run takes: by rule, files by kind, and models.
+    """Return what a run takes: rules (:func:`work` and what :func:`measured` found), files, models.
 
-    Jobs, tokens and hours are those of the rules in :data:`RULES`; ``benchmarks`` are what
-    :func:`measured` found, of any rule.
+    Of tokens and hours both ends are given.
     """
     low, high = work(config, LOW), work(config, HIGH)
     rules = {
@@ -120,9 +112,10 @@ def size_of(config: Config, name: str, given: Mapping[str, float]) -> Size:
 
 def work(config: Config, given: Mapping[str, float]) -> dict[str, Counter]:
     """Return jobs, tokens that are read and written, and hours of each rule in :data:`RULES`."""
-    device = DEVICES[_device(config)]
-    reading = given[f"operations a second reading, {device}"]
-    writing = given[f"operations a second writing, {device}"]
+    device = _device(config)
+    reading, writing = (
+        given[f"operations a second that a {device} {does} with"] for does in ("reads", "writes")
+    )
     labellers = dict(zip(("label_responses", "label_second"), run_labellers(config), strict=False))
     stages, found = stage_owners(config), {}
     for rule, stage in RULES.items():
@@ -193,15 +186,11 @@ def models(config: Config) -> dict[str, dict[str, Any]]:
             batch, key = max((batch, key), (images, "compute.batch_images"))
         # Keys and values of one batch, where four query heads share each.
         kept = batch * 2 * model["layers"] * _width(model) * BYTES[model["dtype"]] / 4
-        needs = {
-            "parameters": model["parameters"],
-            "weight_bytes": _weights(model),
-            "work_bytes": int(_weights(model) * 1.2 + kept),
-            "batch": key,
-            "experiment": name,
-        }
-        others = found.get(own["model"], needs)
-        found[own["model"]] = max(others, needs, key=lambda each: each["work_bytes"])
+        work_bytes = int(_weights(model) * 1.2 + kept)
+        if work_bytes > found.get(own["model"], {"work_bytes": 0})["work_bytes"]:
+            sizes = {"parameters": model["parameters"], "weight_bytes": _weights(model)}
+            sizes["work_bytes"] = work_bytes
+            found[own["model"]] = {**sizes, "batch": key, "experiment": name}
     return found
 
 
