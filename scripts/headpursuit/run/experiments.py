@@ -51,10 +51,10 @@ def expand(config: Config) -> dict[str, Any]:
 
 def running(config: Config) -> list[str]:
     """Return the experiments of a run: those of its tables, and those whose heads they use."""
-    names = dict.fromkeys(name for own in config["tables"].values() for name in own)
-    for name in list(names):
-        names |= dict.fromkeys(_back(config, name))
-    return list(names)
+    in_tables = dict.fromkeys(name for own in config["tables"].values() for name in own)
+    there = [name for name in in_tables if name in config["experiments"]]
+    behind = [own for name in there for own in _back(config, name)]
+    return list(dict.fromkeys([*there, *behind]))
 
 
 def of_images(samples: Mapping[str, Any]) -> bool:
