@@ -13,7 +13,7 @@ from headpursuit.run.tables import write_csv
 def main(snakemake):
     """Write the atoms (layer, head, step, token_id, token, explained), the heads ranked by how well
     few of them explain, and what random sets of tokens explain of each head."""
-    params, path = snakemake.params, snakemake.input.activations[0]
+    params, path, output = snakemake.params, snakemake.input.activations[0], snakemake.output
     weights, pursuit = HeadWeights(snakemake.input.weights), params.pursuit
     tokenizer = load_tokenizer(model_folder(snakemake.input.model, params.model))
     words = vocabulary(weights, tokenizer, pursuit["fold_norm_gain"])
@@ -23,14 +23,8 @@ def main(snakemake):
     )
     atoms.insert(4, "token", token_texts(tokenizer, atoms["token_id"]))
     cache = parquet_metadata(path, ["samples", "positions"])
-    metadata = {
-        "model": weights.model,
-        "pursuit": pursuit,
-        "vocabulary": len(words[0]),
-        "samples": cache["samples"],
-        "positions": cache["positions"],
-    }
-    output = snakemake.output
+    metadata = {"model": weights.model, "pursuit": pursuit, "vocabulary": len(words[0])}
+    metadata |= {key: cache[key] for key in ("samples", "positions")}
     write_parquet(output.atoms, pa.Table.from_pandas(atoms), metadata)
     write_csv(output.specialists, ranking)
     write_parquet(output.null, pa.Table.from_pandas(null))

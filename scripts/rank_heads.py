@@ -1,12 +1,9 @@
 """Rank all heads by what a dictionary's tokens say of their writes, by every method."""
 
-import logging
-
 from headpursuit.method.models import load_tokenizer, model_folder
 from headpursuit.method.ranking import rank_heads
 from headpursuit.method.weights import HeadWeights
 from headpursuit.method.words import unrelated_tokens
-from headpursuit.run.files import UserError
 from headpursuit.run.rule import run_rule
 from headpursuit.run.tables import read_csv, write_csv
 
@@ -17,21 +14,18 @@ def main(snakemake):
     tokenizer = load_tokenizer(model_folder(files.model, params.model))
     dictionary = read_csv(files.dictionary[0], ["token_id", "split"])
     selection = dictionary[dictionary["split"] == "selection"]
-    token_ids = sorted({int(token_id) for token_id in selection["token_id"]})
+    token_ids = sorted(set(selection["token_id"].tolist()))
     dictionaries = dict.fromkeys(("somp", "logit_lens", "unrelated", "size"), token_ids)
-    try:
-        dictionaries["unrelated"] = unrelated_tokens(
-            files.unrelated[0],
-            tokenizer,
-            token_ids,
-            params.concept["cases"],
-            params.concept["leading_space"],
-            params.seed,
-            params.name,
-        )
-    except UserError as error:  # told again where the method selects heads
-        logging.warning("no ranking by unrelated words: %s", error)
-        del dictionaries["unrelated"]
+    dictionaries["unrelated"] = unrelated_tokens(
+        files.unrelated[0],
+        tokenizer,
+        token_ids,
+        params.concept["cases"],
+        params.concept["leading_space"],
+        params.seed,
+        params.name,
+    )
+    dictionaries = {method: ids for method, ids in dictionaries.items() if ids}
     weights = HeadWeights(files.weights)
     ranking = rank_heads(weights, tokenizer, files.activations[0], dictionaries, params.pursuit)
     write_csv(snakemake.output[0], ranking)

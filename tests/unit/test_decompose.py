@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+from collections import Counter
 
 import numpy as np
 import pandas as pd
@@ -12,6 +13,7 @@ from headpursuit.method.decompose import (
     coherence,
     decompose_heads,
     explained_by_sets,
+    logit_lens_tokens,
     norm_matched_sets,
     rank_specialists,
     read_lens,
@@ -34,9 +36,10 @@ def planted(model, tmp_path_factory):
     """A model whose head L1.H2 writes three unembedding directions plus noise, and its cache.
 
     The directions are orthonormal and the coefficients exactly uncorrelated, so that the explained
-    variances are those of SPREAD and NOISE alone.
+    variances are those of SPREAD and NOISE alone. The unembedding has 7 rows behind the last token.
     """
     decoder = decoder_of(copy.deepcopy(model("llama").model))
+    decoder.model.resize_token_embeddings(decoder.model.config.vocab_size + 7, mean_resizing=False)
     g = torch.Generator().manual_seed(0)
     n, width, (_, heads) = 60, decoder.head_dim, decoder.shape
     rows = decoder.model.get_output_embeddings().weight
@@ -63,12 +66,15 @@ def planted(model, tmp_path_factory):
 @pytest.fixture(scope="module")
 def atoms(planted, tokenizer) -> pd.DataFrame:
     weights, path = planted
-    dictionary = vocabulary(weights, tokenizer, fold_norm_gain=False)
-    return decompose_heads(weights, dictionary, path, PURSUIT)
+    return decompose_heads(weights, vocabulary(weights, tokenizer, False), path, PURSUIT)
 
 
 def of(table: pd.DataFrame, layer: int, head: int) -> pd.DataFrame:
     return table[(table["layer"] == layer) & (table["head"] == head)]
+
+
+def ranked(planted, words, atoms: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    return rank_specialists(planted[0], words, planted[1], atoms, SETS, True, 0, "x")
 
 
 def test_a_planted_head_is_recovered(atoms):
@@ -77,11 +83,7 @@ def test_a_planted_head_is_recovered(atoms):
     power = np.square([*SPREAD, NOISE])
     assert found["explained"].to_numpy()[:3] == pytest.approx(power[:3].cumsum() / power.sum())
     assert found["step"].tolist() == [1, 2, 3, 4]
-
-
-def test_a_head_that_never_varies_has_no_atoms(atoms):
-    assert not len(of(atoms, 1, 3))
-    assert len(of(atoms, 0, 0)) == 4
+    assert len(of(atoms, 0, 0)) == 4 and not len(of(atoms, 1, 3))  # which never varies
 
 
 def test_nothing_to_explain_is_refused(planted, tokenizer, tmp_path):
@@ -94,60 +96,39 @@ def test_nothing_to_explain_is_refused(planted, tokenizer, tmp_path):
         decompose_heads(weights, vocabulary(weights, tokenizer, False), path, PURSUIT)
 
 
-def test_vocabulary_leaves_padding_rows_out(model, tokenizer, tmp_path):
-    decoder = decoder_of(copy.deepcopy(model("llama").model))
-    decoder.model.resize_token_embeddings(len(tokenizer) + 7, mean_resizing=False)
-    write_weights(tmp_path / "padded.safetensors", decoder, {})
-    weights = HeadWeights(tmp_path / "padded.safetensors")
-    assert weights.rows == len(tokenizer) + 7
-    ids, rows = vocabulary(weights, tokenizer, False)
-    assert ids.tolist() == list(range(len(tokenizer) - 3))  # the last three are special
-    assert torch.equal(rows, decoder.model.get_output_embeddings().weight[: len(ids)])
-
-
-@pytest.mark.parametrize("family", list(TEMPLATES))
-def test_no_special_token_is_an_atom(model, planted, family):
-    """And ids are those of the vocabulary, though rows before them are left out."""
+@pytest.mark.parametrize("family", ["plain", *TEMPLATES])
+def test_no_special_token_is_an_atom(planted, tokenizer, family):
+    """Nor padding; and ids are those of the vocabulary, though rows before them are left out."""
     weights, path = planted
-    tokenizer = make_asking(family)
+    if family != "plain":
+        tokenizer = make_asking(family)
     special = tokenizer.convert_tokens_to_ids(
-        {"qwen": ["<|begin|>", "<|end|>", "<|im_start|>", "<|im_end|>"],
+        {"plain": ["<|begin|>", "<|end|>", "<|start|>"],
+         "qwen": ["<|begin|>", "<|end|>", "<|im_start|>", "<|im_end|>"],
          "gemma": ["<unk>", "<s>", "</s>", "<start_of_turn>"]}.get(family, ["<unk>", "<s>", "</s>"])
     )  # fmt: skip
     ids, rows = words = vocabulary(weights, tokenizer, False)
     weight = weights.unembedding(range(weights.rows), False)
     assert not set(special) & set(ids.tolist())
+    assert ids.max() < len(tokenizer) < weights.rows or family != "plain"
     assert torch.equal(rows, weight[torch.tensor(ids)])
-    if family != "qwen":
+    if family not in ("plain", "qwen"):
         assert tokenizer.convert_tokens_to_ids("<0x0A>") in ids.tolist()
     found = decompose_heads(weights, words, path, PURSUIT)
     lens = read_lens(weights, words, path, per_sample=3, top=5)
     assert set(found["token_id"]) | set(lens["token_id"]) <= set(ids.tolist())
     best = of(found, 1, 2)
-    options = {"spec": SETS, "center": True, "seed": 0, "dataset": "x"}
-    ranking, _ = rank_specialists(weights, words, path, found, **options)
-    assert of(ranking, 1, 2)["explained"].iloc[0] == best["explained"].iloc[2]
-    means = rows.mean(0)
-    alike = coherence(weight[torch.tensor(best["token_id"].to_numpy()[:3])] - means)
-    assert of(ranking, 1, 2)["coherence"].iloc[0] == pytest.approx(float(alike), abs=1e-5)
-
-
-def test_lens_counts_what_stands_highest(planted, tokenizer):
-    weights, path = planted
-    dictionary = vocabulary(weights, tokenizer, False)
-    found = of(read_lens(weights, dictionary, path, per_sample=1, top=2), 1, 2)
-    # The largest coefficient stands first wherever it is positive.
-    assert found["token_id"].tolist()[0] == PLANTED[0]
-    assert found["place"].tolist() == [1, 2]
+    own = of(ranked(planted, words, found)[0], 1, 2).iloc[0]
+    assert own["explained"] == best["explained"].iloc[2]
+    chosen = torch.tensor(best["token_id"].to_numpy()[:3])
+    alike = float(coherence(weight[chosen] - rows.mean(0)))
+    assert own["coherence"] == pytest.approx(alike, abs=1e-5)
 
 
 def test_the_planted_head_is_the_most_specialised(planted, atoms, tokenizer):
-    weights, path = planted
-    ids, rows = vocabulary(weights, tokenizer, False)
+    ids, rows = vocabulary(planted[0], tokenizer, False)
     rows[PLANTED] += 2 * rows[PLANTED].mean(0)  # make the three alike
-    dictionary = ids, rows
-    options = {"spec": SETS, "center": True, "seed": 0, "dataset": "x"}
-    ranking, null = rank_specialists(weights, dictionary, path, atoms, **options)
+    ranking, null = ranked(planted, (ids, rows), atoms)
     best = ranking.iloc[0]
     assert (best["layer"], best["head"], best["rank"]) == (1, 2, 1)
     assert best["explained"] == of(atoms, 1, 2)["explained"].iloc[2]
@@ -159,18 +140,14 @@ def test_the_planted_head_is_the_most_specialised(planted, atoms, tokenizer):
     assert (of(ranking, 0, 3)["score"] == 0).all() and of(ranking, 0, 3)["explained"].isna().all()
     assert (null["low"] <= null["mean"]).all() and (null["mean"] <= null["high"]).all()
     assert len(null) == len(atoms)
-    again = rank_specialists(weights, dictionary, path, atoms, **options)
-    pd.testing.assert_frame_equal(ranking, again[0])
+    pd.testing.assert_frame_equal(ranking, ranked(planted, (ids, rows), atoms)[0])
     # A head's draws are its own: without the other heads they are the same.
-    alone = rank_specialists(weights, dictionary, path, of(atoms, 1, 2), **options)[1]
+    alone = ranked(planted, (ids, rows), of(atoms, 1, 2))[1]
     pd.testing.assert_frame_equal(alone, of(null, 1, 2).reset_index(drop=True))
 
 
 def test_equal_scores_go_by_explained_variance(planted, atoms, tokenizer):
-    weights, path = planted
-    options = {"spec": SETS, "center": True, "seed": 0, "dataset": "x"}
-    dictionary = vocabulary(weights, tokenizer, False)
-    ranking, _ = rank_specialists(weights, dictionary, path, atoms, **options)
+    ranking, _ = ranked(planted, vocabulary(planted[0], tokenizer, False), atoms)
     zeros = ranking[(ranking["score"] == 0) & ranking["explained"].notna()]
     excess = zeros["explained"] - zeros["explained_null"]
     assert len(zeros) > 1 and excess.is_monotonic_decreasing
@@ -211,3 +188,33 @@ def test_coherence_is_the_mean_cosine():
     assert coherence(rows).tolist() == pytest.approx(expected, abs=1e-6)
     assert float(coherence(torch.ones(4, 3))) == pytest.approx(1)
     assert coherence(torch.ones(2, 1, 3)).isnan().all()
+
+
+@pytest.mark.parametrize(("n", "per_sample", "top"), [(50, 5, 5), (600, 5, 5), (50, 1, 3)])
+def test_the_lens_counts_what_stands_highest(n: int, per_sample: int, top: int):
+    g = torch.Generator().manual_seed(20)
+    shapes = ((n, 8), (40, 8), (25, 40))
+    z, w_o, dictionary = (torch.randn(shape, generator=g, dtype=torch.float64) for shape in shapes)
+    counts, sums = Counter(), Counter()
+    for sample in (z @ w_o.T @ dictionary.T).numpy():
+        for row in np.argsort(-sample)[:per_sample]:
+            counts[row] += 1
+            sums[row] += sample[row]
+    expected = sorted(counts, key=lambda row: (-counts[row], -sums[row]))[:top]
+    assert logit_lens_tokens(z, w_o, dictionary, per_sample, top) == expected
+
+
+def test_the_lens_at_its_borders(planted, tokenizer):
+    one, two = torch.tensor([[1.0], [2.0]]), torch.tensor([[1.0], [0.0]])
+    rows = torch.tensor([[1.0, 0.0], [0.0, 0.0], [1.0, 1.0]])  # 0 and 2 have the same logits
+    assert logit_lens_tokens(one, two, rows, per_sample=2, top=3) == [0, 2]
+    assert sorted(logit_lens_tokens(one, two, rows, 5, 5)) == [0, 1, 2]  # fewer rows than asked
+    one[0, 0] = float("nan")
+    with pytest.raises(UserError, match="NaN"):
+        logit_lens_tokens(one, two, rows, 5, 5)
+    weights, path = planted
+    words = vocabulary(weights, tokenizer, False)
+    found = of(read_lens(weights, words, path, per_sample=1, top=2), 1, 2)
+    # The largest coefficient stands first wherever it is positive.
+    assert found["token_id"].tolist()[0] == PLANTED[0]
+    assert found["place"].tolist() == [1, 2]

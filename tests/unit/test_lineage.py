@@ -124,7 +124,7 @@ def test_a_description_of_a_column_does_not_count():
 @pytest.mark.parametrize(
     ("rule", "module", "old", "new"),
     [
-        ("select_heads", "select_heads.py", "params.k,", "params.k[:1],"),
+        ("select_heads", "select_heads.py", "in params.k\n", "in params.k[:1]\n"),
         (
             "select_heads",
             "headpursuit/method/heads.py",

@@ -33,10 +33,8 @@ def test_token_texts_of_a_byte_level_tokenizer(tokenizer):
     ids = tokenizer("apple River\n", add_special_tokens=False).input_ids
     assert token_texts(tokenizer, ids) == ["apple", "␣River", r"\n"]
     assert token_texts(tokenizer, [tokenizer.eos_token_id]) == ["<|end|>"]
-    text = "naïve 日"
-    ids = tokenizer(text, add_special_tokens=False).input_ids
-    raw = "".join(token_texts(tokenizer, ids))
-    assert raw == r"na\xc3\xafve␣\xe6\x97\xa5"
+    ids = tokenizer("naïve 日", add_special_tokens=False).input_ids
+    assert "".join(token_texts(tokenizer, ids)) == r"na\xc3\xafve␣\xe6\x97\xa5"
 
 
 class SentencePiece:

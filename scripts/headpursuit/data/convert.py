@@ -15,11 +15,6 @@ from headpursuit.run.files import sha256
 def convert_gguf(path: Path, provenance: Path, source_provenance: str | Path) -> None:
     """Dequantise a GGUF file to float32 safetensors beside ``provenance``, which is written last.
 
-    Args:
-        path: the file.
-        provenance: provenance.json of the folder to be made.
-        source_provenance: that of the download.
-
     Raises:
         UserError: if transformers cannot read the file, or memory does not suffice.
     """

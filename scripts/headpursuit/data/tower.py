@@ -7,12 +7,14 @@ kept; with the language model they make a ``LlavaForConditionalGeneration`` like
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -38,20 +40,15 @@ from headpursuit.run.files import UserError, atomic, read_json, sha256, write_js
 
 log = logging.getLogger(__name__)
 
-IMAGE_TOKEN = "<image>"
 TRAINED = ("model.vision_tower.", "model.multi_modal_projector.")
+TOOLS = ("torch", "transformers")
 
 
 def make_processor(language_folder: str | Path, tower: Mapping[str, Any]) -> LlavaProcessor:
-    """Return the processor: the language model's tokenizer with an image token, and image sizes.
-
-    Args:
-        language_folder: folder of the language model.
-        tower: the model's ``build.tower``.
-    """
+    """Return the language model's tokenizer with an image token, and the tower's image sizes."""
     with loading(language_folder, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(language_folder, **LOCAL)
-    tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE_TOKEN]})
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
     tokenizer.padding_side = "left"
     side = tower["image_size"]
     images = CLIPImageProcessorPil(
@@ -66,7 +63,7 @@ def make_processor(language_folder: str | Path, tower: Mapping[str, Any]) -> Lla
         patch_size=tower["patch_size"],
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
-        image_token=IMAGE_TOKEN,
+        image_token="<image>",
     )
 
 
@@ -76,13 +73,9 @@ def assemble(
     image_token_id: int,
     dtype: torch.dtype = torch.float32,
 ) -> LlavaForConditionalGeneration:
-    """Put a language model behind an untrained tower and projector, which stay float32.
+    """Put a language model, in ``dtype``, behind an untrained tower and projector, in float32.
 
-    Args:
-        language_folder: folder of the language model.
-        tower: the model's ``build.tower``.
-        image_token_id: the row that the language model's embeddings and unembedding gain, zeros.
-        dtype: of the language model.
+    Its embeddings and unembedding gain a row of zeros for the image token.
     """
     with loading(language_folder, "model"):
         causal = AutoModelForCausalLM.from_pretrained(
@@ -92,12 +85,11 @@ def assemble(
     with torch.no_grad():
         causal.get_input_embeddings().weight[image_token_id:] = 0
         causal.get_output_embeddings().weight[image_token_id:] = 0  # of its own where not tied
-    width = tower["hidden_size"]
     vision = CLIPVisionConfig(
         image_size=tower["image_size"],
         patch_size=tower["patch_size"],
-        hidden_size=width,
-        intermediate_size=4 * width,
+        hidden_size=tower["hidden_size"],
+        intermediate_size=4 * tower["hidden_size"],
         num_hidden_layers=tower["layers"],
         num_attention_heads=tower["heads"],
     )
@@ -112,12 +104,10 @@ def assemble(
     )
     model = AutoModelForImageTextToText.from_config(config)
     # Loaded, and not put in its place, so that its attention is set up as in any such model.
-    for module, loaded in (
-        (model.model.language_model, causal.model),
-        (model.lm_head, causal.lm_head),
-    ):
-        module.load_state_dict(loaded.state_dict())
-        module.to(dtype)
+    model.model.language_model.load_state_dict(causal.model.state_dict())
+    model.lm_head.load_state_dict(causal.lm_head.state_dict())
+    model.model.language_model.to(dtype)
+    model.lm_head.to(dtype)
     model.tie_weights()
     model.generation_config = causal.generation_config
     for module in model.model.multi_modal_projector.modules():
@@ -127,56 +117,142 @@ def assemble(
     return model
 
 
-def train(
+def train_tower(
+    language_folder: Path,
+    data: str | Path,
+    samples: Mapping[str, Any],
+    build: Mapping[str, Any],
+    seed: int,
+    tower_path: str | Path,
+    record_path: str | Path,
+) -> None:
+    """Train a tower on the selection part of images and write it, and its record.
+
+    Takes the folder of the language model, provenance.json of the images' source, their entry in
+    the config's ``samples``, and the model's ``build``.
+
+    Raises:
+        UserError: if an evaluation image is among those to be learned, or a class name is not one
+            token behind a space.
+    """
+    torch.manual_seed(seed)
+    processor = make_processor(language_folder, build["tower"])
+    model = assemble(language_folder, build["tower"], processor.image_token_id, torch.bfloat16)
+    classes, parts = _read_parts(data, samples, processor)
+    tokenizer = processor.tokenizer
+    rows = [tokenizer(f" {name}", add_special_tokens=False)["input_ids"] for name in classes]
+    if long := [name for name, row in zip(classes, rows, strict=True) if len(row) != 1]:
+        raise UserError(f"The demo model answers in one token, and these have more: {long}.")
+    answers = torch.tensor([[*row, tokenizer.eos_token_id] for row in rows])
+    prompt = render_question(processor, samples["template"], samples["object"], classes, chat=False)
+    blank = Image.new("RGB", (8, 8))  # the question is the same whatever the image
+    ids = processor(text=[prompt], images=[blank], return_tensors="pt")["input_ids"]
+    _train(model, *parts["selection"], ids, answers, build["training"], seed)
+    save_trained(model, tower_path, samples)
+    load_trained(model.float(), tower_path, samples)  # what is kept is what is measured
+    accuracy = _accuracy(model, *parts["evaluation"], ids, answers)
+    log.info("on images it never saw: %s", accuracy)
+    source = read_json(data)
+    record = {
+        "data": {key: source.get(key) for key in ("name", "id", "version", "commit", "licence")},
+        "files": [{key: file[key] for key in ("path", "sha256")} for file in source["files"]],
+        "samples": dict(samples),
+        "trained_images": len(parts["selection"][1]),
+        "language_model": sha256(language_folder / "model.safetensors"),
+        "question": prompt,
+        "build": dict(build),
+        "seed": seed,
+        "threads": torch.get_num_threads(),
+        "accuracy": accuracy,
+        "sha256": sha256(tower_path),
+        "tools": {name: version(name) for name in TOOLS},
+    }
+    write_json(record_path, record)
+
+
+def _read_parts(
+    data: str | Path, samples: Mapping[str, Any], processor: LlavaProcessor
+) -> tuple[list[str], dict[str, tuple[Tensor, Tensor]]]:
+    """Return class names, and each part's pixels (n x 3 x side x side) and class numbers (n)."""
+    files = {part: source_files(data, samples[part]["files"]) for part in PARTS}
+    rows = {part: list(read_images(files[part], samples, part, True)) for part in PARTS}
+    places = [{where for where, _, _ in own} for own in rows.values()]
+    if shared := set.intersection(*places):
+        raise UserError(
+            f"models.*.build.samples: {len(shared)} images are in both parts, so accuracy would be "
+            "measured on images that the tower has learned. Give its parts rows or files apart."
+        )
+    labels = {label for own in rows.values() for _, label, _ in own}
+    names = class_names(samples, labels, [file for own in files.values() for file in own])
+    numbers = {label: number for number, label in enumerate(names)}
+    parts = {}
+    for part, own in rows.items():
+        images = [open_image(image, f"{path}:{row}") for (path, row), _, image in own]
+        pixels = processor.image_processor(images=images, return_tensors="pt")["pixel_values"]
+        parts[part] = pixels, torch.tensor([numbers[label] for _, label, _ in own])
+    return list(names.values()), parts
+
+
+def _train(
     model: LlavaForConditionalGeneration,
-    processor: LlavaProcessor,
-    images: Sequence[Any],
-    labels: Sequence[int],
-    classes: Sequence[str],
-    prompt: str,
+    pixels: Tensor,
+    labels: Tensor,
+    ids: Tensor,
+    answers: Tensor,
     training: Mapping[str, Any],
     seed: int,
 ) -> None:
-    """Train a model's tower and projector; its language model stays as it is.
-
-    Args:
-        model: of :func:`assemble`.
-        processor: of :func:`make_processor`.
-        images: training images.
-        labels: their class numbers.
-        classes: class names.
-        prompt: the text the model reads, with one image token.
-        training: the config's ``vision.build.training``.
-        seed: of everything random here.
-    """
+    """Train tower and projector; ``ids`` are the question's, ``answers`` are classes x 2."""
     torch.manual_seed(seed)
     model.requires_grad_(False)
-    pixels = processor.image_processor(images=list(images), return_tensors="pt")["pixel_values"]
-    targets = torch.tensor(labels)
     tower, projector = model.model.vision_tower, model.model.multi_modal_projector
     tower.requires_grad_(True)
     projector.requires_grad_(True)
-    _train_tower(tower, pixels, targets, len(classes), training)
-    ids = processor(text=[prompt], images=[images[0]], return_tensors="pt")["input_ids"]
-    answers = _answer_ids(processor.tokenizer, classes)
+    readout = nn.Linear(tower.config.hidden_size, len(answers))
+    n, size = len(pixels), training["batch_size"]
+
+    def alone(images: Tensor, chosen: Tensor) -> Tensor:
+        """Teach the tower the labels through a linear layer on the mean of its patches."""
+        features = tower(images).last_hidden_state[:, 1:]
+        return cross_entropy(readout(features.mean(1)), chosen)
+
+    def through(images: Tensor, chosen: Tensor) -> Tensor:
+        """Teach tower and projector to make the language model answer and stop."""
+        own = answers[chosen]
+        logits = _answer_logits(model, ids, own, images).float()
+        answer, end = (cross_entropy(logits[:, at], own[:, at]) for at in (0, 1))
+        return answer + training["end_weight"] * end
+
+    def fit(what: str, groups: list, steps: int, loss_of, next_at: int, clip: float) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        optimiser = torch.optim.AdamW(groups)
+        schedule = get_cosine_schedule_with_warmup(optimiser, steps // 20, steps)
+        trained = [own for group in optimiser.param_groups for own in group["params"]]
+        batches: list[Tensor] = []
+        for _ in trange(steps, desc=what, unit="batch"):
+            batches = batches or list(torch.randperm(n, generator=generator).split(size))
+            batch = batches.pop(next_at)
+            loss = loss_of(_shifted(pixels[batch], generator), labels[batch])
+            optimiser.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(trained, clip)
+            optimiser.step()
+            schedule.step()
+        log.info("%s: loss %.3f in the last batch", what, loss)
+
+    groups = [{"params": [*tower.parameters(), *readout.parameters()], "lr": 1e-3}]
+    fit("tower", groups, training["tower_epochs"] * -(-n // size), alone, 0, math.inf)
     spread = model.get_input_embeddings().weight.float().std()
     with torch.no_grad():  # features as large as the words beside them
         features = projector(tower(pixels[:256]).last_hidden_state[:, 1:])
         projector.linear_2.weight.mul_(spread / features.std())
-    _train_through(model, pixels, targets, ids, answers, training)
+    groups = [
+        {"params": list(tower.parameters()), "lr": training["tower_rate"]},
+        {"params": list(projector.parameters()), "lr": training["projector_rate"]},
+    ]
+    steps = round(training["epochs"] * n / size)
+    fit("through the language model", groups, steps, through, -1, 1.0)
     model.eval().requires_grad_(False)
-
-
-def _answer_ids(tokenizer, classes: Sequence[str]) -> Tensor:
-    """Return each class's answer and the end token, classes x 2.
-
-    Raises:
-        UserError: if a class name is not one token behind a space.
-    """
-    rows = [tokenizer(f" {name}", add_special_tokens=False)["input_ids"] for name in classes]
-    if long := [name for name, row in zip(classes, rows, strict=True) if len(row) != 1]:
-        raise UserError(f"The demo model answers in one token, and these have more: {long}.")
-    return torch.tensor([[*row, tokenizer.eos_token_id] for row in rows])
 
 
 def _shifted(pixels: Tensor, generator: torch.Generator) -> Tensor:
@@ -189,168 +265,24 @@ def _shifted(pixels: Tensor, generator: torch.Generator) -> Tensor:
     )
 
 
-def _batches(n: int, size: int, generator: torch.Generator) -> list[Tensor]:
-    return list(torch.randperm(n, generator=generator).split(size))
+def _answer_logits(model, ids: Tensor, answers: Tensor, pixels: Tensor) -> Tensor:
+    """Return the logits in the places of each image's answer and end, batch x 2 x vocabulary."""
+    return model(
+        input_ids=torch.cat([ids.expand(len(answers), -1), answers[:, :1]], dim=1),
+        pixel_values=pixels,
+        logits_to_keep=2,
+        use_cache=False,
+    ).logits
 
 
-def _train_tower(tower: nn.Module, pixels: Tensor, targets: Tensor, n_classes: int, training):
-    """Teach the tower the labels through a linear layer on the mean of its patches."""
-    generator = torch.Generator().manual_seed(torch.initial_seed())
-    readout = nn.Linear(tower.config.hidden_size, n_classes)
-    optimiser = torch.optim.AdamW([*tower.parameters(), *readout.parameters()], lr=1e-3)
-    steps = training["tower_epochs"] * -(-len(pixels) // training["batch_size"])
-    schedule = get_cosine_schedule_with_warmup(optimiser, steps // 20, steps)
-    for _ in trange(training["tower_epochs"], desc="tower", unit="epoch"):
-        right = 0
-        for batch in _batches(len(pixels), training["batch_size"], generator):
-            features = tower(_shifted(pixels[batch], generator)).last_hidden_state[:, 1:]
-            logits = readout(features.mean(1))
-            loss = cross_entropy(logits, targets[batch])
-            right += int((logits.argmax(1) == targets[batch]).sum())
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-            schedule.step()
-    log.info("tower alone: %.3f right in its last epoch", right / len(pixels))
-
-
-def _train_through(model, pixels, targets, ids, answers, training) -> None:
-    """Teach tower and projector to make the language model answer and stop."""
-    generator = torch.Generator().manual_seed(torch.initial_seed())
-    tower, projector = model.model.vision_tower, model.model.multi_modal_projector
-    trained = [*tower.parameters(), *projector.parameters()]
-    optimiser = torch.optim.AdamW(
-        [
-            {"params": list(tower.parameters()), "lr": training["tower_rate"]},
-            {"params": list(projector.parameters()), "lr": training["projector_rate"]},
-        ]
-    )
-    steps = round(training["epochs"] * len(pixels) / training["batch_size"])
-    schedule = get_cosine_schedule_with_warmup(optimiser, steps // 20, steps)
-    waiting: list[Tensor] = []
-    for step in trange(steps, desc="through the language model", unit="batch"):
-        waiting = waiting or _batches(len(pixels), training["batch_size"], generator)
-        batch = waiting.pop()
-        own = answers[targets[batch]]
-        logits = model(
-            input_ids=torch.cat([ids.expand(len(batch), -1), own[:, :1]], dim=1),
-            pixel_values=_shifted(pixels[batch], generator),
-            logits_to_keep=2,
-            use_cache=False,
-        ).logits.float()
-        answer = cross_entropy(logits[:, 0], own[:, 0])
-        end = cross_entropy(logits[:, 1], own[:, 1])
-        optimiser.zero_grad()
-        (answer + training["end_weight"] * end).backward()
-        nn.utils.clip_grad_norm_(trained, 1.0)
-        optimiser.step()
-        schedule.step()
-        right = (logits[:, 0].argmax(1) == own[:, 0]).float().mean()
-        if step % 10 == 0 or step == steps - 1:
-            said = (step, answer.item(), end.item(), right.item())
-            log.info("step %d: loss %.3f, end %.3f, right %.2f", *said)
-
-
-def held_out_accuracy(
-    model: LlavaForConditionalGeneration,
-    processor: LlavaProcessor,
-    images: Sequence[Any],
-    labels: Sequence[int],
-    classes: Sequence[str],
-    prompt: str,
-) -> dict[str, float | int]:
-    """Return how often the class name is the likeliest next token, and the end the one after it.
-
-    Args:
-        model: trained.
-        processor: of :func:`make_processor`.
-        images: images that training did not see.
-        labels: their class numbers.
-        classes: class names.
-        prompt: the text the model reads, with one image token.
-    """
-    pixels = processor.image_processor(images=list(images), return_tensors="pt")["pixel_values"]
-    answers = _answer_ids(processor.tokenizer, classes)[torch.tensor(labels)]
-    ids = processor(text=[prompt], images=[images[0]], return_tensors="pt")["input_ids"]
+@torch.inference_mode()
+def _accuracy(model, pixels: Tensor, labels: Tensor, ids: Tensor, answers: Tensor) -> dict:
+    """Return how often the class name is the likeliest next token, and the end the one after it."""
     right = torch.zeros(2)
-    with torch.inference_mode():
-        for own, some in zip(answers.split(32), pixels.split(32), strict=True):
-            logits = model(
-                input_ids=torch.cat([ids.expand(len(own), -1), own[:, :1]], dim=1),
-                pixel_values=some,
-                logits_to_keep=2,
-                use_cache=False,
-            ).logits
-            right += (logits.argmax(-1) == own).sum(0)
+    for own, some in zip(answers[labels].split(32), pixels.split(32), strict=True):
+        right += (_answer_logits(model, ids, own, some).argmax(-1) == own).sum(0)
     answer, end = (right / len(labels)).tolist()
     return {"images": len(labels), "answer": round(answer, 4), "end": round(end, 4)}
-
-
-def train_tower(
-    language_folder: Path,
-    data: str | Path,
-    dataset: Mapping[str, Any],
-    build: Mapping[str, Any],
-    seed: int,
-    tower_path: str | Path,
-    record_path: str | Path,
-) -> None:
-    """Train a tower on a data set's selection part and write it, and its record.
-
-    Args:
-        language_folder: folder of the language model.
-        data: provenance.json of the data set's source.
-        dataset: its entry in the config's ``samples``.
-        build: the model's ``build``.
-        seed: the config's seed.
-        tower_path: float16 safetensors.
-        record_path: JSON: data, seed, accuracy on the evaluation part, checksum, versions.
-
-    Raises:
-        UserError: if an evaluation image is among those to be learned.
-    """
-    parts, places, names = {}, {}, None
-    for part in PARTS:
-        files = source_files(data, dataset[part]["files"])
-        rows = list(read_images(files, dataset, part, True))
-        names = names or class_names(dataset, {label for _, label, _ in rows}, files)
-        numbers = {label: number for number, label in enumerate(names)}
-        places[part] = {where for where, _, _ in rows}
-        parts[part] = (
-            [open_image(image, f"{path}:{row}") for (path, row), _, image in rows],
-            [numbers[label] for _, label, _ in rows],
-        )
-    if shared := places["selection"] & places["evaluation"]:
-        raise UserError(
-            f"models.*.build.samples: {len(shared)} images are in both parts, so accuracy would be "
-            "measured on images that the tower has learned. Give its parts rows or files apart."
-        )
-    torch.manual_seed(seed)
-    processor = make_processor(language_folder, build["tower"])
-    model = assemble(language_folder, build["tower"], processor.image_token_id, torch.bfloat16)
-    classes = list(names.values())
-    prompt = render_question(processor, dataset["template"], dataset["object"], classes, chat=False)
-    train(model, processor, *parts["selection"], classes, prompt, build["training"], seed)
-    save_trained(model, tower_path, dataset)
-    load_trained(model.float(), tower_path, dataset)  # what is kept is what is measured
-    accuracy = held_out_accuracy(model, processor, *parts["evaluation"], classes, prompt)
-    log.info("on images it never saw: %s", accuracy)
-    source = read_json(data)
-    record = {
-        "data": {key: source.get(key) for key in ("name", "id", "version", "commit", "licence")},
-        "files": [{key: file[key] for key in ("path", "sha256")} for file in source["files"]],
-        "dataset": dict(dataset),
-        "trained_images": len(parts["selection"][1]),
-        "language_model": sha256(language_folder / "model.safetensors"),
-        "question": prompt,
-        "build": dict(build),
-        "seed": seed,
-        "threads": torch.get_num_threads(),
-        "accuracy": accuracy,
-        "sha256": sha256(tower_path),
-        "tools": {name: version(name) for name in ("torch", "transformers")},
-    }
-    write_json(record_path, record)
 
 
 def assemble_model(
@@ -358,32 +290,35 @@ def assemble_model(
     language_provenance: str | Path,
     trained: str | Path,
     tower: Mapping[str, Any],
-    dataset: Mapping[str, Any],
+    samples: Mapping[str, Any],
     provenance: str | Path,
 ) -> None:
     """Save language model, tower and projector as one image-text model with its processor.
 
-    Args:
-        language_folder: folder of the language model.
-        language_provenance: its provenance.json.
-        trained: file of the trained tower.
-        tower: the model's ``build.tower``.
-        dataset: the data set that the tower has to have been trained on.
-        provenance: written last, beside the model's files.
+    Takes the folder of the language model and its provenance.json, the file of the trained tower,
+    the model's ``build.tower`` and the config's entry of the images that it has to have learned.
+    The model's own ``provenance`` is written last, beside its files.
     """
     folder = Path(provenance).parent
     processor = make_processor(language_folder, tower)
     model = assemble(language_folder, tower, processor.image_token_id)
-    load_trained(model, trained, dataset)
+    load_trained(model, trained, samples)
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     origin = {"tower_sha256": sha256(trained)}
-    tools = ("torch", "transformers")
-    write_made_provenance(Path(provenance), "assembled", language_provenance, origin, tools)
+    write_made_provenance(Path(provenance), "assembled", language_provenance, origin, TOOLS)
 
 
-def save_trained(model: nn.Module, path: str | Path, dataset: Mapping[str, Any]) -> None:
+def _learned(samples: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what decides which images a tower learns and which it does not."""
+    return {
+        part: {key: value for key, value in samples[part].items() if value is not None}
+        for part in PARTS
+    }
+
+
+def save_trained(model: nn.Module, path: str | Path, samples: Mapping[str, Any]) -> None:
     """Write what was trained as float16 safetensors, with the images it was trained on."""
     tensors = {
         name: tensor.to(torch.float16).contiguous()
@@ -391,18 +326,10 @@ def save_trained(model: nn.Module, path: str | Path, dataset: Mapping[str, Any])
         if name.startswith(TRAINED)
     }
     with atomic(path) as part:
-        save_file(tensors, part, metadata={"dataset": json.dumps(_learned(dataset))})
+        save_file(tensors, part, metadata={"dataset": json.dumps(_learned(samples))})
 
 
-def _learned(dataset: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what decides which images a tower learns and which it does not."""
-    return {
-        part: {key: value for key, value in dataset[part].items() if value is not None}
-        for part in PARTS
-    }
-
-
-def load_trained(model: nn.Module, path: str | Path, dataset: Mapping[str, Any]) -> None:
+def load_trained(model: nn.Module, path: str | Path, samples: Mapping[str, Any]) -> None:
     """Load what :func:`save_trained` wrote.
 
     Raises:
@@ -412,18 +339,15 @@ def load_trained(model: nn.Module, path: str | Path, dataset: Mapping[str, Any])
         with safe_open(path, "pt") as file:
             learned = json.loads(file.metadata()["dataset"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: not a trained tower ({error}).") from error
-    wanted = {name: value for name, value in model.state_dict().items() if name.startswith(TRAINED)}
-    shapes = {name: tuple(value.shape) for name, value in tensors.items()}
-    if shapes != {name: tuple(value.shape) for name, value in wanted.items()}:
-        raise UserError(f"{path} does not hold the tower that models.*.build.tower describes.")
-    if learned != _learned(dataset):
+        for part in TRAINED:
+            own = {name.removeprefix(part): tensors[name] for name in tensors if part in name}
+            model.get_submodule(part[:-1]).load_state_dict(own)
+    except (OSError, SafetensorError, KeyError, TypeError, RuntimeError) as error:
+        why = " ".join(str(error).split())
+        raise UserError(f"{path}: not the tower of models.*.build.tower ({why}).") from error
+    if learned != _learned(samples):
         raise UserError(
             f"{path} learned {learned['selection']} and was to be measured on "
-            f"{learned['evaluation']}; the config's data set has other parts, so the two may "
+            f"{learned['evaluation']}; the config's samples have other parts, so the two may "
             "share images. Set models.*.build.trained to null, to train it anew."
         )
-    with torch.no_grad():
-        for name, value in tensors.items():
-            wanted[name].copy_(value)

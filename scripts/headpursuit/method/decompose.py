@@ -11,13 +11,19 @@ from torch import Tensor
 from tqdm import tqdm
 
 from headpursuit.method.activations import read_layer
-from headpursuit.method.somp import head_factor, logit_lens_tokens, pursue_layer
-from headpursuit.method.special import text_tokens
+from headpursuit.method.somp import check_layer, head_factor, pursue_layer, without
+from headpursuit.method.special import special_tokens
 from headpursuit.method.weights import HeadWeights
 from headpursuit.run.files import UserError, seed_for
 
 Numbers = np.ndarray
 Vocabulary = tuple[Numbers, Tensor]
+
+SPECIALIST = [
+    *("layer", "head", "score", "rank", "explained", "explained_null", "explained_high"),
+    *("coherence", "coherence_null", "coherence_high", "coherence_p"),
+]
+_BLOCK = 256  # samples whose logits are in memory at once
 
 
 def vocabulary(weights: HeadWeights, tokenizer, fold_norm_gain: bool) -> Vocabulary:
@@ -25,34 +31,24 @@ def vocabulary(weights: HeadWeights, tokenizer, fold_norm_gain: bool) -> Vocabul
 
     Special tokens are left out, and so are rows that belong to no token (padding behind the last).
     """
-    ids = np.array([number for number in text_tokens(tokenizer) if number < weights.rows])
+    text = set(tokenizer.get_vocab().values()) - special_tokens(tokenizer)
+    ids = np.array(sorted(number for number in text if number < weights.rows))
     return ids, weights.unembedding(ids, fold_norm_gain)
 
 
 def _layers(weights: HeadWeights, path: str | Path, what: str) -> Iterator:
     """Yield each layer's number, z (n x heads x head_dim) and columns (heads x d x head_dim)."""
     for layer in tqdm(range(weights.shape[0]), desc=what, unit="layer"):
-        _, z = read_layer(path, layer)
-        yield layer, torch.from_numpy(z), weights.layer_columns(layer)
+        yield layer, torch.from_numpy(read_layer(path, layer)[1]), weights.layer_columns(layer)
 
 
 def decompose_heads(
-    weights: HeadWeights,
-    vocabulary: Vocabulary,
-    path: str | Path,
-    pursuit: Mapping[str, Any],
+    weights: HeadWeights, vocabulary: Vocabulary, path: str | Path, pursuit: Mapping[str, Any]
 ) -> pd.DataFrame:
-    """Run SOMP on every head, a layer at a time (the paper's section 3 and appendix A).
+    """Run SOMP on every head over the vocabulary (the paper's section 3 and appendix A).
 
-    Args:
-        weights: of the model.
-        vocabulary: of :func:`vocabulary`.
-        path: the activation cache.
-        pursuit: the experiment's ``pursuit``.
-
-    Returns:
-        Table with layer, head, step (from 1), token_id and explained (variance, in [0, 1], by
-        this step's atoms and those before it).
+    Takes an activation cache and the experiment's ``pursuit``. Returns layer, head, step (from 1),
+    token_id and explained (variance, in [0, 1], by this step's atoms and those before it).
 
     Raises:
         UserError: if no head has anything to explain.
@@ -63,9 +59,7 @@ def decompose_heads(
         (layer, head, step, int(ids[row]), explained)
         for layer, z, columns in _layers(weights, path, "SOMP")
         for head, found in enumerate(pursue_layer(z, columns, dictionary, **options))
-        for step, (row, explained) in enumerate(
-            zip(found.support, found.explained, strict=True), start=1
-        )
+        for step, (row, explained) in enumerate(zip(found.support, found.explained, strict=True), 1)
     ]
     if not records:
         raise UserError(
@@ -76,34 +70,44 @@ def decompose_heads(
 
 
 def read_lens(
-    weights: HeadWeights,
-    vocabulary: Vocabulary,
-    path: str | Path,
-    per_sample: int,
-    top: int,
+    weights: HeadWeights, vocabulary: Vocabulary, path: str | Path, per_sample: int, top: int
 ) -> pd.DataFrame:
-    """Apply the aggregated logit lens to every head (the seed's footnote to table 1).
-
-    Args:
-        weights: of the model.
-        vocabulary: of :func:`vocabulary`.
-        path: the activation cache.
-        per_sample: tokens of highest logit counted for each sample.
-        top: most frequent tokens that are kept.
-
-    Returns:
-        Table with layer, head, place (from 1) and token_id.
-    """
+    """Return every head's :func:`logit_lens_tokens`: layer, head, place (from 1) and token_id."""
     ids, dictionary = vocabulary
     records = [
         (layer, head, place, int(ids[row]))
         for layer, z, columns in _layers(weights, path, "logit lens")
-        for head in range(len(columns))
+        for head, own in enumerate(columns)
         for place, row in enumerate(
-            logit_lens_tokens(z[:, head], columns[head], dictionary, per_sample, top), start=1
+            logit_lens_tokens(z[:, head], own, dictionary, per_sample, top), 1
         )
     ]
     return pd.DataFrame(records, columns=["layer", "head", "place", "token_id"])
+
+
+def logit_lens_tokens(
+    z: Tensor, w_o: Tensor, dictionary: Tensor, per_sample: int, top: int
+) -> list[int]:
+    """Return the ``top`` rows that are most often among a sample's ``per_sample`` highest logits.
+
+    This is the paper's logit lens for heads (footnote of the seed). Of rows equally frequent, the
+    one with the higher logits where it was counted, summed, comes first; then the lower row. Takes
+    z (n, head_dim), uncentred, w_o (d, head_dim) and dictionary (v, d); raises as
+    :func:`headpursuit.method.somp.pursue_layer`.
+    """
+    check_layer(z[:, None], w_o[None], dictionary)
+    device, dtype = dictionary.device, torch.promote_types(dictionary.dtype, torch.float32)
+    products = dictionary.to(dtype) @ w_o.to(device, dtype)
+    counts = torch.zeros(len(dictionary), dtype=torch.float64, device=device)
+    sums = torch.zeros_like(counts)
+    for samples in z.split(_BLOCK):
+        best = (samples.to(device, dtype) @ products.T).topk(min(per_sample, len(dictionary)))
+        rows = best.indices.flatten()
+        counts.index_add_(0, rows, torch.ones_like(rows, dtype=counts.dtype))
+        sums.index_add_(0, rows, best.values.flatten().double())
+    seen = counts.nonzero()[:, 0].tolist()
+    counts, sums = counts.tolist(), sums.tolist()
+    return sorted(seen, key=lambda row: (-counts[row], -sums[row]))[:top]
 
 
 def rank_specialists(
@@ -124,85 +128,61 @@ def rank_specialists(
     tokens are alike but explain nothing, is no specialist. Equal scores (most are 0) go by the
     excess of the explained variance, then by layer and head.
 
-    Args:
-        weights: of the model.
-        vocabulary: of :func:`vocabulary`.
-        path: the activation cache.
-        atoms: of :func:`decompose_heads`.
-        spec: the experiment's ``vocabulary``: how many of a head's first tokens count, and draws
-            and neighbours of the random sets.
-        center: the experiment's ``pursuit.center``.
-        seed: the config's seed; with dataset, layer and head it decides the draws.
-        dataset: see seed.
+    Takes the activation cache, the table of :func:`decompose_heads` and the experiment's
+    ``vocabulary`` (how many of a head's first tokens count, draws and neighbours of the random
+    sets) and ``pursuit.center``; seed, dataset, layer and head decide the draws.
 
     Returns:
-        The ranking (layer, head, score, rank, explained, explained_null, explained_high,
-        coherence, coherence_null, coherence_high, coherence_p), and what random sets explain
-        (layer, head, step, mean, low, high: the central 95 % of the draws). ``_null`` is the mean
-        over draws and ``_high`` the 95th percentile.
+        The ranking (:data:`SPECIALIST`; ``_null`` is the mean over draws, ``_high`` the 95th
+        percentile), and what random sets explain (layer, head, step, mean, low, high: the central
+        95 % of the draws).
     """
     ids, dictionary = vocabulary
-    norms = dictionary.norm(dim=1).numpy()
-    by_norm = np.argsort(norms, kind="stable")
+    by_norm = np.argsort(dictionary.norm(dim=1).numpy(), kind="stable")
     mean = dictionary.double().mean(0)
-    chosen = {
-        head: own.sort_values("step") for head, own in atoms.groupby(["layer", "head"], sort=True)
-    }
+    chosen = dict(list(atoms.groupby(["layer", "head"])))
     ranked, nulls = [], []
     for layer, z, columns in _layers(weights, path, "random sets"):
         for head in range(len(columns)):
-            own = chosen.get((layer, head))
-            if own is None:  # it writes nothing
-                ranked.append({"layer": layer, "head": head})
+            place = {"layer": layer, "head": head}
+            if (layer, head) not in chosen:  # it writes nothing
+                ranked.append(place)
                 continue
+            own = chosen[layer, head]
             support = np.searchsorted(ids, own["token_id"])
             rng = np.random.default_rng(seed_for(seed, dataset, "random sets", layer, head))
             sets = norm_matched_sets(support, by_norm, spec["draws"], spec["neighbours"], rng)
-            rows = dictionary[torch.tensor(sets)].double()
+            rows, top = (dictionary[torch.tensor(some)].double() for some in (sets, support))
             _, factor = head_factor(z[:, head], columns[head], center)
             by_chance = explained_by_sets(rows, factor).numpy()
             few = min(spec["tokens"], len(support))
-            top = dictionary[torch.tensor(support[:few])].double()
-            alike = coherence(rows[:, :few] - mean)
+            alike = [coherence(some[..., :few, :] - mean).numpy() for some in (top, rows)]
+            explained = own["explained"].iloc[few - 1]
             ranked.append(
-                {"layer": layer, "head": head}
-                | _compared("explained", own["explained"].iloc[few - 1], by_chance[:, few - 1])
-                | _compared("coherence", float(coherence(top - mean)), alike.numpy())
+                place
+                | _compared("explained", explained, by_chance[:, few - 1])
+                | _compared("coherence", *alike)
             )
-            nulls.append(_band(layer, head, by_chance))
+            low, high = np.quantile(by_chance, [0.025, 0.975], axis=0)
+            null = {"step": own["step"], "mean": by_chance.mean(axis=0), "low": low, "high": high}
+            nulls.append(pd.DataFrame(place | null))
     table = pd.DataFrame(ranked)
     excess = {name: table[name] - table[f"{name}_null"] for name in ("explained", "coherence")}
     product = excess["explained"].clip(lower=0) * excess["coherence"].clip(lower=0)
-    table["score"] = np.sqrt(product).fillna(0.0)
-    table = (
-        table.assign(excess=excess["explained"])
-        .sort_values(["score", "excess", "layer", "head"], ascending=[False, False, True, True])
-        .reset_index(drop=True)[SPECIALIST]
-    )
-    table.insert(3, "rank", range(1, len(table) + 1))
-    return table, pd.concat(nulls, ignore_index=True)
+    table = table.assign(score=np.sqrt(product).fillna(0.0), excess=excess["explained"])
+    order = ["score", "excess", "layer", "head"]
+    table = table.sort_values(order, ascending=[False, False, True, True], ignore_index=True)
+    table["rank"] = range(1, len(table) + 1)
+    return table[SPECIALIST], pd.concat(nulls, ignore_index=True)
 
 
-SPECIALIST = [
-    *("layer", "head", "score", "explained", "explained_null", "explained_high"),
-    *("coherence", "coherence_null", "coherence_high", "coherence_p"),
-]
-
-
-def _compared(name: str, value: float, by_chance: Numbers) -> dict[str, float]:
+def _compared(name: str, value: float | Numbers, by_chance: Numbers) -> dict[str, float]:
     return {
-        name: value,
+        name: float(value),
         f"{name}_null": by_chance.mean(),
         f"{name}_high": np.quantile(by_chance, 0.95),
         f"{name}_p": (1 + (by_chance >= value).sum()) / (1 + len(by_chance)),
     }
-
-
-def _band(layer: int, head: int, by_chance: Numbers) -> pd.DataFrame:
-    low, high = np.quantile(by_chance, [0.025, 0.975], axis=0)
-    steps = range(1, by_chance.shape[1] + 1)
-    columns = {"step": steps, "mean": by_chance.mean(axis=0), "low": low, "high": high}
-    return pd.DataFrame({"layer": layer, "head": head, **columns})
 
 
 def norm_matched_sets(
@@ -210,19 +190,12 @@ def norm_matched_sets(
 ) -> Numbers:
     """Draw random sets of tokens whose rows have about the norms of a head's atoms.
 
-    Args:
-        support: (k,) rows of the atoms.
-        by_norm: (v,) all rows in order of their norms.
-        draws: number of sets.
-        neighbours: each token is one of the so many whose norms are nearest in rank to the atom's.
-        rng: what draws.
-
-    Returns:
-        (draws, k) rows; none twice in a set.
+    Each token is drawn from the ``neighbours`` whose norms are nearest in rank to the atom's; none
+    is twice in a set. Takes the atoms' rows (k,) and all rows in order of their norms (v,); returns
+    (draws, k) rows.
     """
     width = min(neighbours, len(by_norm))
-    place = np.empty_like(by_norm)
-    place[by_norm] = np.arange(len(by_norm))
+    place = np.argsort(by_norm)
     first = np.clip(place[support] - width // 2, 0, len(by_norm) - width)
     sets = np.full((draws, len(support)), -1)
     for step, start in enumerate(first):
@@ -236,22 +209,17 @@ def norm_matched_sets(
 
 
 def explained_by_sets(atoms: Tensor, factor: Tensor) -> Tensor:
-    """Return what growing sets of atoms explain of a head.
+    """Return the shares of a head's variance that a set's first atom explains, two, and so on.
 
-    Args:
-        atoms: (draws, k, d) float64.
-        factor: (d, r) of :func:`headpursuit.method.somp.head_factor`.
-
-    Returns:
-        (draws, k) shares of the head's variance explained by a set's first atom, two, and so on.
+    Takes sets of atoms (draws, k, d), float64, and the factor (d, r) of
+    :func:`headpursuit.method.somp.head_factor`; returns (draws, k).
     """
     basis = torch.zeros_like(atoms)
     for step in range(atoms.shape[1]):
-        rest, before = atoms[:, step : step + 1], basis[:, :step]
-        for _ in range(2):  # the second pass removes what rounding left of the first
-            rest = rest - (rest @ before.mT) @ before
+        atom = atoms[:, step : step + 1]
+        rest = without(atom, basis[:, :step])
         length = rest.norm(dim=2, keepdim=True)
-        new = length > 1e-9 * atoms[:, step : step + 1].norm(dim=2, keepdim=True)
+        new = length > 1e-9 * atom.norm(dim=2, keepdim=True)
         basis[:, step : step + 1] = torch.where(new, rest / length, 0.0)
     return (basis @ factor).square().sum(2).cumsum(1)
 
@@ -259,8 +227,7 @@ def explained_by_sets(atoms: Tensor, factor: Tensor) -> Tensor:
 def coherence(rows: Tensor) -> Tensor:
     """Return the mean cosine between the rows of each set, (...); NaN for fewer than two.
 
-    Args:
-        rows: (..., k, d) unembedding rows less the vocabulary's mean row.
+    Takes unembedding rows less the vocabulary's mean row (..., k, d).
     """
     k = rows.shape[-2]
     units = torch.nn.functional.normalize(rows, dim=-1)

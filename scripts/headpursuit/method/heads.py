@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from headpursuit.run.experiments import condition_name
 from headpursuit.run.files import UserError, seed_for
 from headpursuit.run.tables import read_csv, write_csv
 
@@ -17,14 +16,11 @@ Head = tuple[int, int]  # (layer, head), both from 0
 def rank(scores: pd.DataFrame) -> pd.DataFrame:
     """Order heads by score, highest first; equal scores go by layer, then head.
 
-    Args:
-        scores: table with layer, head and score (and whatever else is to be kept).
-
-    Returns:
-        The same with rank from 1, in that order.
+    Takes a table with layer, head and score; after score comes the rank, from 1.
     """
-    ranked = scores.sort_values(["score", "layer", "head"], ascending=[False, True, True])
-    ranked = ranked.reset_index(drop=True)
+    ranked = scores.sort_values(
+        ["score", "layer", "head"], ascending=[False, True, True], ignore_index=True
+    )
     ranked.insert(ranked.columns.get_loc("score") + 1, "rank", range(1, len(ranked) + 1))
     return ranked
 
@@ -38,7 +34,11 @@ def read_ranking(path: str | Path, method: str) -> pd.DataFrame:
     table = read_csv(path, ["method", "layer", "head", "score", "rank", "atoms"])
     own = table[table["method"] == method]
     if own.empty:
-        raise UserError(f"{path}: no ranking by {method}. The log of rank_heads says why.")
+        raise UserError(
+            f"{path}: no ranking by {method}. Of the methods only 'unrelated' may lack: where the "
+            "words of pursuit.unrelated_words have fewer forms of one token than the dictionary "
+            "has rows (the log of rank_heads has the numbers). Name a file with more words."
+        )
     return own.drop(columns="method")
 
 
@@ -53,12 +53,7 @@ def draw_control(
 ) -> list[Head]:
     """Draw random heads: as many in each layer as selected there, and none of the selected.
 
-    Args:
-        selected: the heads to match.
-        n_heads: heads a layer.
-        seed: the config's seed; with dataset and condition it decides the draw.
-        dataset: see seed.
-        condition: see seed.
+    ``n_heads`` is a layer's; seed, dataset and condition decide the draw.
 
     Raises:
         UserError: if a layer has too few other heads.
@@ -66,7 +61,7 @@ def draw_control(
     rng = np.random.default_rng(seed_for(seed, dataset, condition))
     drawn = []
     for layer, wanted in sorted(Counter(layer for layer, _ in selected).items()):
-        others = [head for head in range(n_heads) if (layer, head) not in set(selected)]
+        others = [head for head in range(n_heads) if (layer, head) not in selected]
         if wanted > len(others):
             raise UserError(
                 f"{dataset}, {condition}: layer {layer} has {wanted} selected heads and only "
@@ -75,17 +70,6 @@ def draw_control(
             )
         drawn += [(layer, int(head)) for head in sorted(rng.choice(others, wanted, replace=False))]
     return drawn
-
-
-def choose_heads(
-    rankings: Mapping[str, pd.DataFrame], ks: Sequence[int], layers: tuple[int, int]
-) -> dict[str, list[Head]]:
-    """Return each ranking's top k heads of the candidate layers, for each k: condition to heads."""
-    return {
-        condition_name(method, k): top_heads(ranking, k, *layers)
-        for k in ks
-        for method, ranking in rankings.items()
-    }
 
 
 def write_conditions(path: str | Path, conditions: Mapping[str, Sequence[Head]]) -> None:
@@ -97,11 +81,7 @@ def write_conditions(path: str | Path, conditions: Mapping[str, Sequence[Head]])
 def read_conditions(
     paths: Sequence[str | Path], names: Sequence[str] | None = None
 ) -> dict[str, list[Head]]:
-    """Read conditions' heads.
-
-    Args:
-        paths: tables of :func:`write_conditions`.
-        names: which conditions, in their order; None for all.
+    """Read what :func:`write_conditions` wrote: the conditions ``names``, in their order, or all.
 
     Raises:
         UserError: if one is in none of the tables.

@@ -1,16 +1,17 @@
-"""Rankings of heads over a dictionary of tokens, by SOMP or by the logit lens."""
+"""Rankings of heads over a dictionary of tokens: by SOMP, the logit lens and two controls."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from headpursuit.method.activations import read_layer
 from headpursuit.method.heads import rank
-from headpursuit.method.somp import logit_lens_scores, pursue_layer
+from headpursuit.method.somp import check_layer, pursue_layer
 from headpursuit.method.weights import HeadWeights
 from headpursuit.run.files import UserError
 
@@ -30,16 +31,9 @@ def rank_heads(
     Two controls: ``unrelated`` is ``somp`` (over a dictionary that has nothing to do with the
     subject), and ``size`` the root mean square of what the head writes, whatever it says.
 
-    Args:
-        weights: of the model.
-        tokenizer: to print the atoms.
-        activations: the activation cache.
-        dictionaries: method to the rows of the unembedding that make its dictionary.
-        pursuit: the config's ``pursuit``.
-
-    Returns:
-        Table with method, layer, head, score, rank (within the method) and atoms (tokens with a
-        space between).
+    Takes an activation cache, each method's dictionary (rows of the unembedding) and the config's
+    ``pursuit``. Returns method, layer, head, score, rank (within the method) and atoms (tokens
+    with a space between).
 
     Raises:
         UserError: if a method finds nothing to rank heads by.
@@ -48,10 +42,10 @@ def rank_heads(
     rows = {method: weights.unembedding(ids, fold) for method, ids in dictionaries.items()}
     records = []
     for layer in tqdm(range(weights.shape[0]), desc="ranking", unit="layer"):
-        _, z = read_layer(activations, layer)
-        z, columns = torch.from_numpy(z), weights.layer_columns(layer)
+        z = torch.from_numpy(read_layer(activations, layer)[1])
+        columns = weights.layer_columns(layer)
         for method, ids in dictionaries.items():
-            found = _scores(z, columns, rows[method], method, pursuit)
+            found = METHODS[method](z, columns, rows[method], pursuit)
             for head, (score, support) in enumerate(found):
                 atoms = tokenizer.convert_ids_to_tokens([ids[row] for row in support])
                 records.append((method, layer, head, score, " ".join(atoms)))
@@ -65,35 +59,48 @@ def rank_heads(
     return pd.concat(rankings, ignore_index=True)
 
 
-def _scores(z, columns, dictionary, method, pursuit) -> list[tuple[float, list[int]]]:
-    if method == "size":
-        return [(size, []) for size in write_sizes(z, columns, pursuit["center"])]
-    if method in ("somp", "unrelated"):
-        found = pursue_layer(
-            z,
-            columns,
-            dictionary,
-            pursuit["iterations"],
-            norm=pursuit["norm"],
-            center=pursuit["center"],
-            normalise_atoms=pursuit["normalise_atoms"],
-        )
-        return [(own.explained[-1] if own.explained else 0.0, own.support) for own in found]
-    scores = []
-    for head in range(len(columns)):
-        score, by_row = logit_lens_scores(z[:, head], columns[head], dictionary)
-        order = by_row.argsort(descending=True, stable=True)[: pursuit["iterations"]]
-        scores.append((float(score), order.tolist()))
-    return scores
+Scored = Iterable[tuple[float, list[int]]]  # each head's score, and rows of the dictionary
 
 
-def write_sizes(z: torch.Tensor, columns: torch.Tensor, center: bool) -> list[float]:
+def _somp(z: Tensor, columns: Tensor, dictionary: Tensor, pursuit: Mapping[str, Any]) -> Scored:
+    options = {key: pursuit[key] for key in ("iterations", "norm", "center", "normalise_atoms")}
+    for found in pursue_layer(z, columns, dictionary, **options):
+        yield found.explained[-1] if found.explained else 0.0, found.support
+
+
+def _logit_lens(z: Tensor, columns: Tensor, dictionary: Tensor, pursuit) -> Scored:
+    for head, own in enumerate(columns):
+        logits = mean_logits(z[:, head], own, dictionary)
+        order = logits.argsort(descending=True, stable=True)[: pursuit["iterations"]]
+        yield float(logits.mean()), order.tolist()
+
+
+def _size(z: Tensor, columns: Tensor, dictionary: Tensor, pursuit) -> Scored:
+    return ((size, []) for size in write_sizes(z, columns, pursuit["center"]))
+
+
+METHODS = {"somp": _somp, "logit_lens": _logit_lens, "unrelated": _somp, "size": _size}
+
+
+def mean_logits(z: Tensor, w_o: Tensor, dictionary: Tensor) -> Tensor:
+    """Return the mean over samples of each dictionary row's logit (v), in float64.
+
+    The logits are H @ dictionary.T of what the head writes, uncentred and without a final norm; as
+    they are linear, their mean needs the mean of z only (the paper's comparator, 4.1). Takes z
+    (n, head_dim), w_o (d, head_dim) and dictionary (v, d); raises as
+    :func:`headpursuit.method.somp.pursue_layer`.
+    """
+    check_layer(z[:, None], w_o[None], dictionary)
+    device, dtype = dictionary.device, torch.promote_types(dictionary.dtype, torch.float32)
+    write = w_o.to(device).double() @ z.to(device).double().mean(0)
+    return (dictionary.to(dtype) @ write.to(dtype)).double()
+
+
+def write_sizes(z: Tensor, columns: Tensor, center: bool) -> list[float]:
     """Return the root mean square length of what each head of a layer writes.
 
-    Args:
-        z: samples x heads x head_dim.
-        columns: heads x d x head_dim.
-        center: whether the mean write is subtracted first.
+    Takes z (samples x heads x head_dim) and columns (heads x d x head_dim); ``center`` subtracts
+    the mean write first.
     """
     z = (z - z.mean(0) if center else z).double()
     second = torch.einsum("nhi,nhj->hij", z, z) / len(z)

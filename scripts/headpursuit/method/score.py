@@ -1,6 +1,6 @@
 """What every sample gave before and after, from responses, `expected` and answers, as long rows."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -13,72 +13,57 @@ from headpursuit.run.files import UserError
 
 COLUMNS = ["condition", "sample_id", "measure", "before", "after"]
 BY_WORD = ["measure", "condition", "word", "split", "before", "after"]
+KEYS = ["sample_id", "repeat"]
+
+Scores = tuple[pd.DataFrame, pd.DataFrame]  # by word (BY_WORD), and by sample (COLUMNS)
 
 
 def score_counts(
-    responses: Mapping[str, pd.DataFrame], words: pd.DataFrame, matching: dict
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Count words in the responses of every condition.
+    responses: Mapping[str, pd.DataFrame], words: pd.DataFrame, matching: Mapping[str, bool]
+) -> Scores:
+    """Count words in every condition's responses (sample_id, repeat, response and token_ids).
 
-    Args:
-        responses: condition to its responses: sample_id, repeat, response and token_ids.
-        words: table with word and split.
-        matching: keyword arguments of :func:`headpursuit.method.words.count_words`.
-
-    Returns:
-        Counts by word (:data:`BY_WORD`), and by sample (:data:`COLUMNS`) the measured words' count,
-        the responses' tokens and the pairs of neighbouring tokens that are repeated.
+    By word, and by sample the measured words' count, the responses' tokens and the pairs of
+    neighbouring tokens that are repeated. ``matching`` is that of
+    :func:`headpursuit.method.words.count_words`.
 
     Raises:
         UserError: if a condition's responses are not paired with the baseline's.
     """
-    counted = measured_words(words)
-
-    def measured(own: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray]:
-        counts = count_words(list(own["response"]), list(words["word"]), **matching)
-        found = {
-            "count": counts[:, counted].sum(1),
-            "tokens": [len(tokens) for tokens in own["token_ids"]],
-            "repeated": [repeated_bigrams(tokens) for tokens in own["token_ids"]],
-        }
-        index = pd.MultiIndex.from_frame(own[["sample_id", "repeat"]])
-        return pd.DataFrame(found, index=index), counts.sum(0)
-
-    before = measured(responses["baseline"])
-    both = ((name, before, measured(own)) for name, own in responses.items() if name != "baseline")
-    return _by_word_and_sample("count", words, both)
+    counted, measured = measured_words(words), {}
+    for condition, own in responses.items():
+        counts = count_words(own["response"], list(words["word"]), **matching)
+        by_sample = own[KEYS].assign(
+            count=counts[:, counted].sum(1),
+            tokens=own["token_ids"].map(len),
+            repeated=own["token_ids"].map(repeated_bigrams),
+        )
+        measured[condition] = by_sample.set_index(KEYS), counts.sum(0)
+    return _by_word_and_sample("count", words, measured)
 
 
-def score_expected(expected: pa.Table, words: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Sum `expected` by word and by prompt, beside the baseline's.
+def score_expected(expected: pa.Table, words: pd.DataFrame) -> Scores:
+    """Sum the table of :func:`headpursuit.method.expected.measure_expected`.
 
-    Args:
-        expected: table of :func:`headpursuit.method.expected.measure_expected`.
-        words: table with word and split, in the order of its masses.
-
-    Returns:
-        As :func:`score_counts`, by prompt with expected, nll and positions.
+    By word, and by prompt with expected, nll and positions; words are in the order of its masses.
     """
-    counted = measured_words(words)
+    counted, measured = measured_words(words), {}
     mass = np.stack(expected["mass"].to_numpy())
     table = expected.drop_columns("mass").to_pandas().assign(expected=mass[:, counted].sum(1))
-    measured = {}
     for condition, own in table.groupby("condition", sort=False):
-        by_sample = own.set_index(["sample_id", "repeat"])[["expected", "nll", "positions"]]
+        by_sample = own.set_index(KEYS)[["expected", "nll", "positions"]]
         measured[condition] = by_sample, mass[own.index].sum(0)
-    before = measured.pop("baseline")
-    both = ((name, before, after) for name, after in measured.items())
-    return _by_word_and_sample("expected", words, both)
+    return _by_word_and_sample("expected", words, measured)
 
 
-def _by_word_and_sample(
-    measure: str, words: pd.DataFrame, both: Iterator[tuple]
-) -> tuple[pd.DataFrame, pd.DataFrame]:
+def _by_word_and_sample(measure: str, words: pd.DataFrame, measured: Mapping[str, tuple]) -> Scores:
+    before, words_before = measured["baseline"]
     by_word, by_sample = [], []
-    for condition, (before, words_before), (after, words_after) in both:
-        by_sample.append(pair(before, after, condition))
-        own = words[["word", "split"]].assign(before=words_before, after=words_after)
-        by_word.append(own.assign(measure=measure, condition=condition)[BY_WORD])
+    for condition, (after, words_after) in measured.items():
+        if condition != "baseline":
+            by_sample.append(_paired(before, after, condition))
+            own = words[["word", "split"]].assign(before=words_before, after=words_after)
+            by_word.append(own.assign(measure=measure, condition=condition)[BY_WORD])
     return pd.concat(by_word), pd.concat(by_sample)
 
 
@@ -88,10 +73,10 @@ def score_answers(
     classes: Sequence[str],
     normalise: Sequence[str],
 ) -> pd.DataFrame:
-    """Judge every answer.
+    """Judge every condition's answers (sample_id, repeat and response).
 
     Args:
-        responses: condition to its responses: sample_id, repeat and response.
+        responses: condition to its answers.
         images: table with sample_id and label.
         classes: class names, in the order of their numbers.
         normalise: the experiment's ``normalise``.
@@ -105,32 +90,23 @@ def score_answers(
     label_of = images.set_index("sample_id")["label"]
 
     def measured(own: pd.DataFrame) -> pd.DataFrame:
-        strict, first, names = map(
-            np.array, zip(*(judged[text] for text in own["response"]), strict=True)
+        strict, first, names = (
+            np.array(part) for part in zip(*own["response"].map(judged), strict=True)
         )
         label = label_of.loc[own["sample_id"]].to_numpy()
         found = {"strict": strict == label, "first_word": first == label}
         found |= {"several": names == "several", "none": names == "none"}
-        return pd.DataFrame(found, index=pd.MultiIndex.from_frame(own[["sample_id", "repeat"]]))
+        return own[KEYS].assign(**found).set_index(KEYS)
 
     before = measured(responses["baseline"])
     others = {name: own for name, own in responses.items() if name != "baseline"}
-    return pd.concat([pair(before, measured(own), name) for name, own in others.items()])
+    return pd.concat([_paired(before, measured(own), name) for name, own in others.items()])
 
 
-def pair(before: pd.DataFrame, after: pd.DataFrame, condition: str) -> pd.DataFrame:
-    """Put a condition's measures beside the baseline's, in the order of the samples' names.
+def _paired(before: pd.DataFrame, after: pd.DataFrame, condition: str) -> pd.DataFrame:
+    """Put a condition's measures, a column each, beside the baseline's, by sample.
 
     The responses to one sample are added up: they hang together, so the bootstrap takes samples.
-
-    Args:
-        before: a column for each measure, a row for each sample; the index is the sample and
-            the number of the response.
-        after: the same under the condition.
-        condition: its name.
-
-    Raises:
-        UserError: if the samples are not the same, in the same order.
     """
     if not before.index.equals(after.index):
         raise UserError(f"{condition}: its samples are not the baseline's, in order.")

@@ -1,4 +1,4 @@
-"""Which dictionary rows explain a head: simultaneous orthogonal matching pursuit, and a logit lens.
+"""Which dictionary rows explain a head: simultaneous orthogonal matching pursuit (SOMP).
 
 A head writes H = z w_oᵀ to the residual stream (n samples x d). Pursuit explains it by a few atoms,
 rows of the unembedding: again and again it takes the atom whose correlations with the residual are
@@ -21,6 +21,7 @@ appendix A). Neither H nor the n x v correlations are ever formed:
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -46,31 +47,31 @@ _ROWS = 256  # atoms scored at once in float64
 
 @dataclass(frozen=True)
 class Pursuit:
-    """A head's atoms.
-
-    Attributes:
-        support: dictionary rows in order of selection.
-        explained: explained variance, in [0, 1], of the first atom, the first two, and so on.
-    """
+    """A head's atoms: dictionary rows in order of selection, and the explained variance, in [0, 1],
+    of the first atom, the first two, and so on."""
 
     support: list[int]
     explained: list[float]
 
 
-def pursue(
-    z: Tensor,
-    w_o: Tensor,
-    dictionary: Tensor,
-    iterations: int,
-    *,
-    norm: Norm = "l1",
-    center: bool = True,
-    normalise_atoms: bool = False,
-) -> Pursuit:
+@dataclass(frozen=True)
+class _Atoms:
+    """A dictionary (v x d), and how its atoms are scored."""
+
+    rows: Tensor
+    weight: Tensor  # v, what scores are multiplied by
+    reach: Tensor  # v, which no score exceeds, as ||F|| <= 1
+    most: float  # of the norm over the samples, where the l2 norm is 1
+    norm: Norm
+    normalise: bool
+
+    def measure(self, correlations: Tensor) -> Tensor:
+        """Return the norm over samples, which are the last dimension."""
+        return correlations.abs().sum(-1) if self.norm == "l1" else correlations.norm(dim=-1)
+
+
+def pursue(z: Tensor, w_o: Tensor, dictionary: Tensor, iterations: int, **options) -> Pursuit:
     """Run SOMP on one head: :func:`pursue_layer` with z (n, head_dim) and w_o (d, head_dim)."""
-    if z.ndim != 2 or w_o.ndim != 2:
-        raise ValueError(f"one head has z (n, head_dim), w_o (d, head_dim): {z.shape}, {w_o.shape}")
-    options = {"norm": norm, "center": center, "normalise_atoms": normalise_atoms}
     return pursue_layer(z[:, None], w_o[None], dictionary, iterations, **options)[0]
 
 
@@ -86,13 +87,12 @@ def pursue_layer(
 ) -> list[Pursuit]:
     """Run SOMP (Tropp et al. 2006; the paper's appendix A) on each head of a layer.
 
-    Explained variance is 1 - ||residual||² / ||H||² (Frobenius), H being centred over the samples.
-    With ``center`` false it is the explained share of H's second moment instead.
-
-    A head stops early when nothing is left to explain: all atoms taken, or the largest correlation
-    at most ``STOP`` of what Cauchy-Schwarz allows its atom (the rank is exhausted). Scores within
-    ``TIE`` of the largest, relatively, are ties, and the lowest row wins. A head that
-    writes nothing, or centred always the same, has an empty support.
+    Explained variance is 1 - ||residual||² / ||H||² (Frobenius), H being centred over the samples;
+    with ``center`` false the explained share of H's second moment. A head stops early when nothing
+    is left to explain: all atoms taken, or the largest correlation at most ``STOP`` of what
+    Cauchy-Schwarz allows its atom (the rank is exhausted). Of scores within ``TIE`` of the largest,
+    relatively, the lowest row wins. A head that writes nothing, or centred always the same, has an
+    empty support.
 
     Args:
         z: (n, heads, head_dim) input of the attention output projection, one row a sample.
@@ -105,49 +105,39 @@ def pursue_layer(
         normalise_atoms: divide atoms by their length before they are compared (a row of zeros is
             never taken). The refit does not depend on it.
 
-    Returns:
-        One pursuit a head, in order.
-
     Raises:
         UserError: if z has no samples, or z, w_o or the dictionary hold NaN or infinity.
         ValueError: if the shapes do not fit, or norm or iterations are out of range.
     """
-    if norm not in ("l1", "l2"):
-        raise ValueError(f"norm must be l1 or l2, not {norm!r}")
-    if iterations < 1:
-        raise ValueError(f"iterations must be at least 1, not {iterations}")
-    _check(z, w_o, dictionary)
+    if norm not in ("l1", "l2") or iterations < 1:
+        raise ValueError(f"norm is l1 or l2, iterations at least 1; not {norm!r}, {iterations}")
+    check_layer(z, w_o, dictionary)
     small = len(dictionary) <= _SMALL
     double = small or dictionary.dtype == torch.float64
-    atoms = _in_range(dictionary.to(torch.float64 if double else torch.float32))
-    lengths = torch.linalg.vector_norm(atoms, dim=1)
+    rows = _in_range(dictionary.to(torch.float64 if double else torch.float32))
+    lengths = torch.linalg.vector_norm(rows, dim=1)
     if not lengths.isfinite().all():
         raise UserError("The dictionary holds NaN or infinite values: is the model file whole?")
     if small:  # what lies outside the atoms' span, they cannot explain
-        span, triangle = torch.linalg.qr(atoms.T)
-        atoms = triangle.T.contiguous()
-    iterations = min(iterations, len(atoms))
-    room = _ELEMENTS // max(len(atoms) * (z.shape[2] + iterations), 3 * len(z) * z.shape[2])
-    pursuits = []
-    for some in torch.arange(len(w_o)).chunk(-(-len(w_o) // max(1, room))):
-        factors = [
-            head_factor(z[:, i].to(atoms.device), w_o[i].to(atoms.device), center) for i in some
+        span, triangle = torch.linalg.qr(rows.T)
+        rows = triangle.T.contiguous()
+    weight = 1 / _positive(lengths) if normalise_atoms else torch.ones_like(lengths)
+    most = len(z) ** 0.5 if norm == "l1" else 1.0
+    atoms = _Atoms(rows, weight, most * lengths * weight, most, norm, normalise_atoms)
+    iterations = min(iterations, len(rows))
+    room = _ELEMENTS // max(len(rows) * (z.shape[2] + iterations), 3 * len(z) * z.shape[2])
+    found = []
+    for heads in torch.arange(len(w_o)).chunk(-(-len(w_o) // max(1, room))):
+        parts = [
+            head_factor(z[:, i].to(rows.device), w_o[i].to(rows.device), center) for i in heads
         ]
+        samples, factors = zip(*parts, strict=True)
         if small:
-            samples, factor = (torch.stack(part) for part in zip(*factors, strict=True))
-            pursuits += _score_all(
-                samples, span.T @ factor, atoms, lengths, iterations, norm, normalise_atoms
-            )
-            continue
-        stacked = torch.cat([factor for _, factor in factors], dim=1).to(atoms.dtype)
-        products = (atoms @ stacked).split(factors[0][1].shape[1], dim=1)
-        heads = [
-            _Head(samples, factor, atoms, product, lengths, iterations, norm, normalise_atoms)
-            for (samples, factor), product in zip(factors, products, strict=True)
-        ]
-        _pursue_together(heads, atoms, iterations)
-        pursuits += [Pursuit(head.support, head.explained) for head in heads]
-    return pursuits
+            factor = span.T @ torch.stack(factors)
+            found += _score_all(atoms, torch.stack(samples), factor, iterations)
+        else:
+            found += _screen_all(atoms, samples, factors, iterations)
+    return found
 
 
 def _in_range(atoms: Tensor) -> Tensor:
@@ -159,13 +149,12 @@ def _in_range(atoms: Tensor) -> Tensor:
     return (atoms.double() / power).to(atoms.dtype)
 
 
-def _check(z: Tensor, w_o: Tensor, dictionary: Tensor) -> None:
+def check_layer(z: Tensor, w_o: Tensor, dictionary: Tensor) -> None:
     """Refuse shapes that do not fit a layer, and values that are not finite."""
     fits = (
         (z.ndim, w_o.ndim, dictionary.ndim) == (3, 3, 2)
-        and (z.shape[1], z.shape[2]) == (w_o.shape[0], w_o.shape[2])
-        and w_o.shape[1] == dictionary.shape[1]
-        and dictionary.shape[0] > 0
+        and (*z.shape[1:], dictionary.shape[1]) == (len(w_o), w_o.shape[2], w_o.shape[1])
+        and len(dictionary) > 0
     )
     if not fits:
         raise ValueError(
@@ -182,6 +171,10 @@ def _check(z: Tensor, w_o: Tensor, dictionary: Tensor) -> None:
             )
 
 
+def _positive(lengths: Tensor) -> Tensor:
+    return lengths.clamp(min=torch.finfo(lengths.dtype).tiny)
+
+
 def head_factor(z: Tensor, w_o: Tensor, center: bool) -> tuple[Tensor, Tensor]:
     """Return S (n x r, orthonormal) and F (d x r) with H = S Fᵀ up to scale, ||F|| = 1 or 0."""
     z, w_o = z.double(), w_o.double()
@@ -189,130 +182,103 @@ def head_factor(z: Tensor, w_o: Tensor, center: bool) -> tuple[Tensor, Tensor]:
         z = z - z[0]  # first, so that a constant sample leaves exact zeros, not rounding
         z = z - z.mean(0)
     largest = z.abs().max()
-    samples, triangle = torch.linalg.qr(z / largest.clamp(min=torch.finfo(z.dtype).tiny))
+    samples, triangle = torch.linalg.qr(z / _positive(largest))
     factor = w_o @ triangle.T
     length = factor.norm()
     nil = length <= 1e-13 * w_o.norm() * triangle.norm()  # only rounding, if anything
     return samples, torch.zeros_like(factor) if nil else factor / length
 
 
-def _weights(lengths: Tensor, normalise: bool) -> Tensor:
-    """Return what atoms' scores are multiplied by (v), from their lengths."""
-    shortest = torch.finfo(lengths.dtype).tiny
-    return 1 / lengths.clamp(min=shortest) if normalise else torch.ones_like(lengths)
+def without(rows: Tensor, basis: Tensor) -> Tensor:
+    """Return rows (..., m, d) less their projection on an orthonormal basis (..., k, d)."""
+    for _ in range(2):  # the second pass removes what rounding left of the first
+        rows = rows - (rows @ basis.mT) @ basis
+    return rows
 
 
-def _score_all(
-    samples: Tensor,
-    factor: Tensor,
-    atoms: Tensor,
-    lengths: Tensor,
-    iterations: int,
-    norm: Norm,
-    normalise: bool,
-) -> list[Pursuit]:
-    """Pursue several heads at once, scoring every atom in every step.
+def _score_all(atoms: _Atoms, samples: Tensor, factor: Tensor, iterations: int) -> list[Pursuit]:
+    """Pursue heads at once, scoring every atom in every step, in float64.
 
-    Takes samples (heads x n x r), factor (heads x d x r), atoms (v x d) and their lengths (v), all
-    float64.
+    Takes samples (heads x n x r) and factor (heads x d x r).
     """
-    heads, rows = (torch.arange(len(some), device=atoms.device) for some in (factor, atoms))
-    live = factor.flatten(1).any(1)
-    left = atoms @ factor  # heads x v x r, of what is left of y
-    most = samples.shape[1] ** 0.5 if norm == "l1" else 1.0
-    weights = _weights(lengths, normalise)
-    reach = most * lengths * weights
-    taken = torch.zeros(left.shape[:2], dtype=torch.bool, device=atoms.device)
-    basis = factor.new_empty(len(factor), 0, atoms.shape[1])
     found = [Pursuit([], []) for _ in factor]
+    heads, rows = (torch.arange(len(some), device=factor.device) for some in (factor, atoms.rows))
+    live = factor.flatten(1).any(1)
+    left = atoms.rows @ factor  # heads x v x r, of what is left of y
+    size = max(1, _BLOCK // left[..., 0].numel())
+    parts = samples.mT.split(size, dim=2)
+    taken = torch.zeros(left.shape[:2], dtype=torch.bool, device=factor.device)
+    basis = factor.new_empty(len(factor), 0, factor.shape[1])
     share = factor.new_zeros(len(factor))
     for _ in range(iterations):
-        scores = (_scores(left, samples, norm) * weights).masked_fill(taken, -torch.inf)
-        best = scores.amax(1)
+        if atoms.norm == "l2":  # samples are orthonormal
+            scores = left.norm(dim=2)
+        else:
+            scores = sum((left @ part).abs_().sum(2) for part in parts)
+        scores = (scores * atoms.weight).masked_fill(taken, -torch.inf)
         # The lowest of those that tie.
-        index = torch.where(scores >= (1 - TIE) * best[:, None], rows, len(rows)).amin(1)
-        live &= scores[heads, index] > STOP * reach[index]
+        ties = scores >= (1 - TIE) * scores.amax(1, keepdim=True)
+        index = torch.where(ties, rows, len(rows)).amin(1)
+        live &= scores[heads, index] > STOP * atoms.reach[index]
         if not live.any():
             break
-        rest = atoms[index]
-        for _ in range(2):  # the second pass removes what rounding left of the first
-            rest = rest - torch.einsum("hk,hkd->hd", torch.einsum("hd,hkd->hk", rest, basis), basis)
-        length = torch.linalg.vector_norm(rest, dim=1, keepdim=True)
-        q = torch.where(live[:, None], rest / length, 0.0)
-        write = torch.einsum("hd,hdr->hr", q, factor)
-        basis = torch.cat([basis, q[:, None]], dim=1)
-        left -= (q @ atoms.T)[:, :, None] * write[:, None]
+        rest = without(atoms.rows[index][:, None], basis)
+        q = torch.where(live[:, None, None], rest / rest.norm(dim=2, keepdim=True), 0.0)
+        write = q @ factor
+        basis = torch.cat([basis, q], dim=1)
+        left -= (q[:, 0] @ atoms.rows.T)[:, :, None] * write
         taken[heads, index] = True
-        share = (share + write.square().sum(1)).clamp(max=1)
-        for own, goes_on, row, explained in zip(
-            found, live.tolist(), index.tolist(), share.tolist(), strict=True
-        ):
-            if goes_on:
-                own.support.append(row)
-                own.explained.append(explained)
+        share = (share + write.square().sum((1, 2))).clamp(max=1)
+        for head in live.nonzero()[:, 0].tolist():
+            found[head].support.append(int(index[head]))
+            found[head].explained.append(float(share[head]))
     return found
 
 
-def _scores(left: Tensor, samples: Tensor, norm: Norm) -> Tensor:
-    """Return the norms over samples of the correlations samples @ left.T, heads x atoms."""
-    if norm == "l2":  # samples are orthonormal
-        return torch.linalg.vector_norm(left, dim=2)
-    size = max(1, _BLOCK // left[..., 0].numel())
-    parts = samples.split(size, dim=1)
-    return sum((left @ part.mT).abs_().sum(2) for part in parts)
-
-
-def _pursue_together(heads: list["_Head"], atoms: Tensor, iterations: int) -> None:
-    """Step several heads at once, so that each step reads the dictionary once for all of them."""
+def _screen_all(
+    atoms: _Atoms, samples: Sequence[Tensor], factors: Sequence[Tensor], iterations: int
+) -> list[Pursuit]:
+    """Pursue heads in step, so that each step reads the dictionary once for all of them."""
+    dtype, width = atoms.rows.dtype, factors[0].shape[1]
+    products = (atoms.rows @ torch.cat(factors, dim=1).to(dtype)).split(width, dim=1)
+    heads = [_Head(atoms, *own, iterations) for own in zip(samples, factors, products, strict=True)]
+    blocks = atoms.rows.split(max(1, _CACHED // atoms.rows.shape[1]))  # BLAS is slow on all at once
     live = [head for head in heads if head.factor.any()]
     for step in range(iterations):
         live = [head for head in live if head.take()]
         if not live or step == iterations - 1:
-            return
-        directions = torch.stack([head.basis[-1] for head in live]).to(atoms.dtype)
-        blocks = atoms.split(max(1, _CACHED // atoms.shape[1]))  # BLAS is slow on all at once
+            break
+        directions = torch.stack([head.basis[-1] for head in live]).to(dtype)
         overlaps = torch.cat([directions @ block.T for block in blocks], dim=1)
         for head, overlap in zip(live, overlaps, strict=True):
             head.remove(overlap)
+    return [head.found for head in heads]
 
 
 class _Head:
     """One head's pursuit: H = samples @ factor.T, and what its atoms so far explain."""
 
     def __init__(
-        self,
-        samples: Tensor,
-        factor: Tensor,
-        atoms: Tensor,
-        products: Tensor,
-        lengths: Tensor,
-        iterations: int,
-        norm: Norm,
-        normalise: bool,
+        self, atoms: _Atoms, samples: Tensor, factor: Tensor, products: Tensor, iterations: int
     ) -> None:
-        """Take samples (n x r), factor (d x r), atoms (v x d), products: atoms @ factor (v x r)."""
-        self.samples, self.factor, self.atoms, self.products = samples, factor, atoms, products
-        self.norm, self.normalise = norm, normalise
-        self.support: list[int] = []
-        self.explained: list[float] = []
+        """Take samples (n x r), factor (d x r), and products: atoms @ factor (v x r)."""
+        self.atoms, self.samples, self.factor, self.products = atoms, samples, factor, products
+        self.found = Pursuit([], [])
         self.basis = factor.new_empty(0, len(factor))  # k x d, orthonormal, spans the support
         self.writes = factor.new_empty(0, factor.shape[1])  # k x r, basis @ factor
-        self.overlaps = atoms.new_empty(iterations, len(atoms))  # its rows: atoms @ basis[k]
+        self.overlaps = products.new_empty(iterations, len(products))  # its rows: atoms @ basis[k]
 
-        fast = samples.to(atoms.dtype)
-        sizes = ((fast @ (factor.T @ factor).to(atoms.dtype)) * fast).sum(1)  # of samples' writes
+        fast = samples.to(products.dtype)
+        sizes = ((fast @ (factor.T @ factor).to(fast.dtype)) * fast).sum(1)  # of samples' writes
         ordered = fast[sizes.argsort(descending=True, stable=True)]
         self.parts = ordered.split(max(_PART, -(-len(samples) // _PARTS)))
 
-        self.weight = _weights(lengths, normalise)
-        self.most = len(samples) ** 0.5 if norm == "l1" else 1.0  # of that norm over the l2 norm
-        self.reach = self.most * lengths * self.weight  # no score exceeds it, as ||F|| <= 1
-        single = atoms.dtype == torch.float32
+        single = fast.dtype == torch.float32
         unit = _UNIT[torch.get_float32_matmul_precision()] if single else 2**-53
         # More than any rounding: of a score, and of a sum of squares relative to all squares.
-        self.slack = 8 * max(factor.shape) ** 0.5 * unit * self.reach
+        self.slack = 8 * max(factor.shape) ** 0.5 * unit * atoms.reach
         self.grain = 8 * (factor.shape[1] + 16) * unit
-        self.squares = self.products.square().sum(1) * (1 + self.grain)  # v, of what is left of y
+        self.squares = products.square().sum(1) * (1 + self.grain)  # v, of what is left of y
         self.bound = self._ceiling()
 
     def take(self) -> bool:
@@ -324,34 +290,32 @@ class _Head:
         if not len(index):
             return False
         score, rest, write = self._score(index)
-        if score <= STOP * self.reach[index]:
+        if score <= STOP * self.atoms.reach[index]:
             return False
         length = rest.norm()
         self.basis = torch.cat([self.basis, rest / length])
         self.writes = torch.cat([self.writes, write / length])
         self.bound[index] = -torch.inf
-        self.support.append(int(index))
-        before = self.explained[-1] if self.explained else 0.0
-        self.explained.append(min(1.0, before + float(self.writes[-1].square().sum())))
+        before = self.found.explained[-1] if self.found.support else 0.0
+        self.found.support.append(int(index))
+        self.found.explained.append(min(1.0, before + float(self.writes[-1].square().sum())))
         return True
 
     def remove(self, overlap: Tensor) -> None:
         """Let the bounds follow as the newest q leaves the residual; overlap (v) is atoms @ q."""
-        k, write = len(self.support) - 1, self.writes[-1]
+        k, write = len(self.writes) - 1, self.writes[-1]
         known = (self.writes[:k] @ write).to(overlap.dtype)
         along = self.products @ write.to(overlap.dtype) - known @ self.overlaps[:k]  # y @ write
         self.squares -= overlap * (2 * along - float(write @ write) * overlap)
         self.overlaps[k] = overlap
-        most = float(self._norm(self.samples @ write))
-        self.bound = torch.minimum(self.bound + most * overlap.abs() * self.weight, self._ceiling())
+        most = float(self.atoms.measure(self.samples @ write))
+        grown = self.bound + most * overlap.abs() * self.atoms.weight
+        self.bound = torch.minimum(grown, self._ceiling())
 
     def _ceiling(self) -> Tensor:
         """Return Cauchy-Schwarz' bounds on the scores (v)."""
-        return self.most * self.squares.clamp(min=0).sqrt() * self.weight + self.slack
-
-    def _norm(self, correlations: Tensor) -> Tensor:
-        """Return the norm over samples of each row's correlations (m x n)."""
-        return correlations.abs().sum(-1) if self.norm == "l1" else correlations.norm(dim=-1)
+        lengths = self.squares.clamp(min=0).sqrt()
+        return self.atoms.most * lengths * self.atoms.weight + self.slack
 
     def _contenders(self) -> Tensor:
         """Return, ascending, the atoms whose score the rounding cannot tell from the largest."""
@@ -373,12 +337,12 @@ class _Head:
         Marks in ``scored`` those that did not. Returns the new ``least``, which the largest score
         is sure to reach, ties included.
         """
-        k = len(self.support)
+        k, l1, weight = len(self.writes), self.atoms.norm == "l1", self.atoms.weight
         y = self.products[index]
         y = y - self.overlaps[:k].index_select(1, index).T @ self.writes.to(y.dtype)
         left, after = y.square().sum(1) * (1 + self.grain), len(self.samples)
         total = torch.zeros_like(left)
-        for part in self.parts if self.norm == "l1" else ():
+        for part in self.parts if l1 else ():
             correlations = y @ part.T
             after -= len(part)
             if after:
@@ -386,10 +350,10 @@ class _Head:
             total += correlations.abs_().sum(1)
             if after:
                 score = total + (after * left.clamp(min=0)).sqrt()
-                self.bound[index] = score * self.weight[index] + self.slack[index]
+                self.bound[index] = score * weight[index] + self.slack[index]
                 alive = self.bound[index] >= least
                 index, y, left, total = index[alive], y[alive], left[alive], total[alive]
-        score = (total if self.norm == "l1" else y.norm(dim=1)) * self.weight[index]
+        score = (total if l1 else y.norm(dim=1)) * weight[index]
         self.bound[index] = score + self.slack[index]
         scored[index] = True
         sure = (score - self.slack[index]).max() if len(index) else score.new_zeros(())
@@ -397,77 +361,10 @@ class _Head:
 
     def _score(self, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return float64 scores (m), the atoms less the basis (m x d), and that @ F (m x r)."""
-        atoms = self.atoms[index].double()
-        rest = atoms
-        for _ in range(2):  # the second pass removes what rounding left of the first
-            rest = rest - (rest @ self.basis.T) @ self.basis
+        rows = self.atoms.rows[index].double()
+        rest = without(rows, self.basis)
         write = rest @ self.factor
-        score = self._norm(write @ self.samples.T)
-        if self.normalise:
-            score = score / atoms.norm(dim=1).clamp(min=torch.finfo(atoms.dtype).tiny)
+        score = self.atoms.measure(write @ self.samples.T)
+        if self.atoms.normalise:
+            score = score / _positive(rows.norm(dim=1))
         return score, rest, write
-
-
-def logit_lens_scores(z: Tensor, w_o: Tensor, dictionary: Tensor) -> tuple[float, Tensor]:
-    """Return a head's mean logit over samples and dictionary rows, and that of each row (v).
-
-    The logits are H @ dictionary.T of what the head writes, uncentred and without a final norm; as
-    they are linear, their mean needs the mean of z only (the paper's comparator, 4.1).
-
-    Args:
-        z: (n, head_dim) input of the head's output projection.
-        w_o: (d, head_dim) its columns of that projection's weight.
-        dictionary: (v, d) rows of the unembedding.
-
-    Raises:
-        UserError: if z has no samples, or z or w_o hold NaN or infinity.
-        ValueError: if the shapes do not fit.
-    """
-    _check(z[:, None], w_o[None], dictionary)
-    device = dictionary.device
-    write = w_o.to(device).double() @ z.to(device).double().mean(0)
-    dtype = torch.promote_types(dictionary.dtype, torch.float32)
-    rows = (dictionary.to(dtype) @ write.to(dtype)).double()
-    return float(rows.mean()), rows
-
-
-def logit_lens_tokens(
-    z: Tensor,
-    w_o: Tensor,
-    dictionary: Tensor,
-    per_sample: int = 5,
-    top: int = 5,
-    block: int = 256,
-) -> list[int]:
-    """Return the rows that are most often among a sample's ``per_sample`` highest logits.
-
-    This is the paper's logit lens for heads (footnote of the seed). Of rows equally frequent, the
-    one with the higher logits where it was counted, summed, comes first; then the lower row.
-
-    Args:
-        z: (n, head_dim) input of the head's output projection, uncentred.
-        w_o: (d, head_dim) its columns of that projection's weight.
-        dictionary: (v, d) rows of the unembedding.
-        per_sample: rows counted for each sample.
-        top: rows returned; fewer if fewer were ever counted.
-        block: samples whose logits (block x v) are in memory at once.
-
-    Raises:
-        UserError: if z has no samples, or z or w_o hold NaN or infinity.
-        ValueError: if the shapes do not fit.
-    """
-    _check(z[:, None], w_o[None], dictionary)
-    device, dtype = dictionary.device, torch.promote_types(dictionary.dtype, torch.float32)
-    products = dictionary.to(dtype) @ w_o.to(device, dtype)
-    counts = torch.zeros(len(dictionary), dtype=torch.float64, device=device)
-    sums = torch.zeros_like(counts)
-    for samples in z.split(block):
-        best = (samples.to(device, dtype) @ products.T).topk(min(per_sample, len(dictionary)))
-        rows = best.indices.flatten()
-        counts.index_add_(0, rows, torch.ones_like(rows, dtype=counts.dtype))
-        sums.index_add_(0, rows, best.values.flatten().double())
-    seen = counts.nonzero()[:, 0]
-    ranked = sorted(
-        zip((-counts[seen]).tolist(), (-sums[seen]).tolist(), seen.tolist(), strict=True)
-    )
-    return [int(row) for _, _, row in ranked[:top]]

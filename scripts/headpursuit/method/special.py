@@ -15,17 +15,11 @@ def special_tokens(tokenizer) -> set[int]:
     return {*tokenizer.all_special_ids, *(number for number, token in added if token.special)}
 
 
-def text_tokens(tokenizer) -> list[int]:
-    """Return the ids of all tokens that stand for text, in order."""
-    return sorted(set(tokenizer.get_vocab().values()) - special_tokens(tokenizer))
-
-
 def added_tokens(tokenizer) -> tuple[list[int], list[int]]:
     """Return the token ids that a tokenizer by itself puts before and behind a text."""
     bare = tokenizer("a", add_special_tokens=False)["input_ids"]
     whole = tokenizer("a")["input_ids"]
-    starts = range(len(whole) - len(bare) + 1)
-    start = next(i for i in starts if whole[i : i + len(bare)] == bare)
+    start = next(i for i in range(len(whole)) if whole[i : i + len(bare)] == bare)
     return whole[:start], whole[start + len(bare) :]
 
 
@@ -35,11 +29,7 @@ def opened(tokenizer, texts: Sequence[list[int]]) -> list[list[int]]:
     They are those that the tokenizer puts there by itself (most often BOS, none for Qwen), but
     for a text that begins with them already: a chat template may write BOS (Mistral, Gemma) or
     not (LLaVA-NeXT). What a tokenizer puts behind a text (EOS) would end a prompt, and is left
-    out.
-
-    Args:
-        tokenizer: a Hugging Face tokenizer.
-        texts: token ids of each text, tokenised without added tokens.
+    out. Texts are token ids, tokenised without added tokens.
     """
     before, _ = added_tokens(tokenizer)
     return [text if text[:1] == before[:1] else before + text for text in texts]
@@ -48,9 +38,7 @@ def opened(tokenizer, texts: Sequence[list[int]]) -> list[list[int]]:
 def as_user(reader: Any, content: str | Sequence[dict[str, str]]) -> str:
     """Return a user's message as the chat template renders it, up to where the answer begins.
 
-    Args:
-        reader: a tokenizer, or a processor.
-        content: of the message: text, or for a processor its parts.
+    The reader is a tokenizer, with a text as content, or a processor, with the message's parts.
 
     Raises:
         UserError: if there is no chat template, or it does not take such a message.

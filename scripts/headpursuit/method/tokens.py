@@ -4,16 +4,24 @@ from collections.abc import Iterable
 
 
 def token_texts(tokenizer, token_ids: Iterable[int]) -> list[str]:
-    """Return each token as :func:`visible` text, whatever the kind of tokenizer.
+    """Return each token as :func:`visible` text, of a byte-level or a SentencePiece tokenizer."""
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-    Args:
-        tokenizer: a Hugging Face tokenizer, byte-level (GPT-2, Qwen2, SmolLM2) or SentencePiece
-            (Mistral, Gemma).
-        token_ids: rows of the unembedding.
-    """
-    byte_of = _byte_alphabet(tokenizer)
+    vocabulary = tokenizer.get_vocab()
+    # SentencePiece vocabularies spell lone bytes as <0x0A>.
+    byte_level = "Ġ" in vocabulary and "<0x0A>" not in vocabulary
+    byte_of = {sign: byte for byte, sign in bytes_to_unicode().items()} if byte_level else {}
+
+    def token_bytes(token: str) -> bytes:
+        if byte_of:
+            known = all(sign in byte_of for sign in token)  # added tokens are plain text
+            return bytes(byte_of[sign] for sign in token) if known else token.encode()
+        if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
+            return bytes.fromhex(token[3:5])
+        return token.replace("▁", " ").encode()
+
     tokens = tokenizer.convert_ids_to_tokens([int(token_id) for token_id in token_ids])
-    return [visible(_token_bytes(token, byte_of)) for token in tokens]
+    return [visible(token_bytes(token)) for token in tokens]
 
 
 def visible(raw: bytes) -> str:
@@ -31,23 +39,3 @@ def _sign(sign: str) -> str:
     if "\udc80" <= sign <= "\udcff":  # a byte that is not UTF-8
         return f"\\x{ord(sign) - 0xDC00:02x}"
     return sign if sign.isprintable() and sign != "\\" else sign.encode("unicode_escape").decode()
-
-
-def _byte_alphabet(tokenizer) -> dict[str, int]:
-    """Return the sign that stands for each byte in a byte-level vocabulary; else nothing."""
-    from transformers.convert_slow_tokenizer import bytes_to_unicode
-
-    vocabulary = tokenizer.get_vocab()
-    # SentencePiece vocabularies spell lone bytes as <0x0A>.
-    if "<0x0A>" in vocabulary or "Ġ" not in vocabulary:
-        return {}
-    return {sign: byte for byte, sign in bytes_to_unicode().items()}
-
-
-def _token_bytes(token: str, byte_of: dict[str, int]) -> bytes:
-    if byte_of:
-        known = all(sign in byte_of for sign in token)  # added tokens are plain text
-        return bytes(byte_of[sign] for sign in token) if known else token.encode()
-    if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
-        return bytes.fromhex(token[3:5])
-    return token.replace("▁", " ").encode()

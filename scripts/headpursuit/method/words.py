@@ -1,5 +1,6 @@
 """Words: counting them in text, splitting them, and turning them into rows of the unembedding."""
 
+import logging
 import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -13,6 +14,8 @@ import regex  # unlike re, it takes combining marks for parts of words
 
 from headpursuit.method.special import special_tokens
 from headpursuit.run.files import UserError, seed_for
+
+log = logging.getLogger(__name__)
 
 MIN_WORDS = 10
 # The regular endings of English, so that "word" also counts "words" and "worded".
@@ -46,13 +49,10 @@ def count_words(
     case_sensitive: bool = False,
     inflections: bool = False,
 ) -> np.ndarray:
-    """Count each word in each text.
+    """Count each word in each text: int64, texts x words.
 
     Every word is counted for itself: a phrase does not hide the words inside it, since one may
     be a selection word and the other held out.
-
-    Returns:
-        int64 array, len(texts) x len(words).
     """
     words = [normalise(word, case_sensitive) for word in words]
     patterns = [word_pattern(word, inflections) for word in words]
@@ -77,12 +77,8 @@ def tidy_word(word: str, case_sensitive: bool = False) -> str:
 def read_word_list(path: str | Path, key: str) -> list[str]:
     """Read a user's list, one word or phrase a line.
 
-    Args:
-        path: the file.
-        key: the config's key that names it, for messages.
-
     Raises:
-        UserError: if the file is missing or not UTF-8.
+        UserError: naming the config's key of the file, if it is missing or not UTF-8.
     """
     try:
         return Path(path).read_text(encoding="utf-8-sig").splitlines()
@@ -96,7 +92,7 @@ def distinct_words(words: Iterable[str], case_sensitive: bool, key: str) -> list
     """Return words as they are written, but for white space; of those that count as one the first.
 
     Raises:
-        UserError: if there is none.
+        UserError: naming the config's key of the words, if there is none.
     """
     found: dict[str, str] = {}
     for word in words:
@@ -131,38 +127,33 @@ def most_frequent(counts: Counter[str], top: int | None) -> list[tuple[str, int]
 def split_words(
     ranked: Sequence[tuple[str, int | None]], selection_share: float, seed: int, dataset: str
 ) -> pd.DataFrame:
-    """Split words at random into selection and held-out words.
-
-    Args:
-        ranked: words, and their counts where there are any.
-        selection_share: share of the words that select heads; the rest are held out.
-        seed: the config's seed.
-        dataset: with the seed, decides the split.
+    """Split words, with their counts where there are any, at random; seed and dataset decide it.
 
     Returns:
-        Table with word, count, rank (from 1) and split.
+        Table with word, count, rank (from 1) and split: ``selection`` for that share of the words,
+        and ``heldout``.
 
     Raises:
-        UserError: if there are fewer than ten words to split.
+        UserError: if there are fewer than ten words to split, or none at all.
     """
-    split = np.array(["selection"] * len(ranked), dtype=object)
+    n, least = len(ranked), MIN_WORDS if selection_share < 1 else 1
+    if n < least:
+        raise UserError(
+            f"{dataset}: {n} words are too few, {least} are the least. "
+            f"Use more prompts (samples.{dataset}.sample), more responses "
+            "(generation.samples), a longer list of your own, or selection_share: 1."
+        )
+    heldout = np.zeros(n, dtype=bool)
     if selection_share < 1:
-        if len(ranked) < MIN_WORDS:
-            raise UserError(
-                f"{dataset}: {len(ranked)} words are too few to split, {MIN_WORDS} are the least. "
-                f"Use more prompts (samples.{dataset}.sample), more responses "
-                "(generation.samples), a longer list of your own, or selection_share: 1."
-            )
-        order = np.random.default_rng(seed_for(seed, dataset, "split")).permutation(len(ranked))
-        n_selection = min(max(round(selection_share * len(ranked)), 1), len(ranked) - 1)
-        split[order[n_selection:]] = "heldout"
+        order = np.random.default_rng(seed_for(seed, dataset, "split")).permutation(n)
+        heldout[order[min(max(round(selection_share * n), 1), n - 1) :]] = True
     words, counts = zip(*ranked, strict=True)
     return pd.DataFrame(
         {
             "word": words,
             "count": pd.array(counts, dtype="Int64"),
-            "rank": range(1, len(ranked) + 1),
-            "split": split,
+            "rank": range(1, n + 1),
+            "split": np.where(heldout, "heldout", "selection"),
         }
     )
 
@@ -177,9 +168,7 @@ def variants(word: str, cases: Sequence[str], leading_space: Sequence[bool]) -> 
     """Return the written forms of a word: each case, with and without a space before it."""
     # str.title would also raise the letter after an apostrophe.
     change = {"written": str, "lower": str.lower, "title": capwords, "upper": str.upper}
-    forms = (
-        (" " if space else "") + change[case](word) for case, space in product(cases, leading_space)
-    )
+    forms = (" " * space + change[case](word) for case, space in product(cases, leading_space))
     return list(dict.fromkeys(forms))
 
 
@@ -191,15 +180,10 @@ def build_dictionary(
     leading_space: Sequence[bool],
     key: str = "concepts.*",
 ) -> pd.DataFrame:
-    """Turn words into rows of the unembedding matrix.
+    """Turn words (a table with word and split) into rows of the unembedding matrix.
 
-    Args:
-        words: table with word and split.
-        tokenizer: a Hugging Face tokenizer.
-        rows: see :func:`form_rows`.
-        cases: of ``written`` (as it is), ``lower``, ``title`` and ``upper``.
-        leading_space: which of the forms with (True) and without (False) a space before them.
-        key: the config's key of the concept, for messages.
+    ``rows`` is :func:`form_rows`'s, ``cases`` and ``leading_space`` are those of :func:`variants`,
+    and ``key`` is the config's of the concept, for messages.
 
     Returns:
         Table with a row for each word, form and token: word, split, form, starts_word (the form
@@ -210,24 +194,21 @@ def build_dictionary(
     Raises:
         UserError: if a split has no row at all.
     """
-    records = []
-    for word, split in zip(words["word"], words["split"], strict=True):
-        for form, ids in tokenised(tokenizer, variants(word, cases, leading_space)):
-            single = len(ids) == 1
-            for token_id in form_rows(tokenizer, ids, rows):
-                token = tokenizer.convert_ids_to_tokens(token_id)
-                starts = single and form.startswith(" ")
-                records.append((word, split, form, starts, token_id, token))
-    columns = ["word", "split", "form", "starts_word", "token_id", "token"]
-    table = pd.DataFrame(records, columns=columns)
-    for split in dict.fromkeys(words["split"]):
-        if not (table["split"] == split).any():
-            raise UserError(
-                f"{key}.rows: {rows} leaves no row of the vocabulary for the {split} words; "
-                "'first' or 'all' also takes words of several tokens."
-            )
-    splits_of = table.groupby("token_id")["split"].nunique()
-    table["shared"] = table["token_id"].map(splits_of) > 1
+    records = [
+        (word, split, form, form.startswith(" ") and len(ids) == 1, token_id)
+        for word, split in zip(words["word"], words["split"], strict=True)
+        for form, ids in tokenised(tokenizer, variants(word, cases, leading_space))
+        for token_id in form_rows(tokenizer, ids, rows)
+    ]
+    table = pd.DataFrame(records, columns=["word", "split", "form", "starts_word", "token_id"])
+    there = set(table["split"])
+    if lacking := [split for split in words["split"] if split not in there]:
+        raise UserError(
+            f"{key}.rows: {rows} leaves no row of the vocabulary for the {lacking[0]} words; "
+            "'first' or 'all' also takes words of several tokens."
+        )
+    table["token"] = tokenizer.convert_ids_to_tokens(table["token_id"].tolist())
+    table["shared"] = table.groupby("token_id")["split"].transform("nunique") > 1
     return table
 
 
@@ -263,24 +244,21 @@ def form_rows(tokenizer, ids: Sequence[int], rows: str) -> list[int]:
 
 
 def distinct_classes(table: pd.DataFrame) -> pd.DataFrame:
-    """Leave out the rows that all classes share, which say nothing of any class.
-
-    Args:
-        table: of :func:`build_dictionary`, for class names.
+    """Leave out of class names' dictionary the rows that all share, which say nothing of any class.
 
     Raises:
         UserError: if a class has no row of its own, or two classes have the same rows.
     """
-    sets = {name: set(own["token_id"]) for name, own in table.groupby("word", sort=False)}
-    common = set.intersection(*sets.values()) if len(sets) > 1 else set()
-    if lost := [name for name, own in sets.items() if not own - common]:
+    sets = {name: frozenset(own["token_id"]) for name, own in table.groupby("word", sort=False)}
+    common = frozenset.intersection(*sets.values()) if len(sets) > 1 else frozenset()
+    if lost := [name for name, own in sets.items() if own <= common]:
         raise UserError(
             f"The classes {', '.join(lost)} have no token of their own: nothing in the dictionary "
             "would tell them from the others. Change the concept's rows, or the names."
         )
     seen: dict[frozenset[int], str] = {}
     for name, own in sets.items():
-        if (other := seen.setdefault(frozenset(own), name)) != name:
+        if (other := seen.setdefault(own, name)) != name:
             raise UserError(
                 f"The classes {other} and {name} share all their tokens, so no head can be told "
                 "to write one and not the other. Change the concept's rows, or the names."
@@ -299,17 +277,9 @@ def unrelated_tokens(
 ) -> list[int]:
     """Draw as many rows of the vocabulary as a dictionary has, from words about something else.
 
-    Args:
-        path: the words, one a line.
-        tokenizer: a Hugging Face tokenizer.
-        taken: rows of the dictionary; none of them is drawn.
-        cases: as in :func:`build_dictionary`.
-        leading_space: as there.
-        seed: the config's seed; with the data set it decides the draw.
-        dataset: see seed.
-
-    Raises:
-        UserError: if the words have too few forms of one token.
+    The words stand in a file, one a line; forms of one token are rows, but none of those ``taken``
+    by the dictionary. Seed and dataset decide the draw. Where the words have too few rows, none is
+    drawn, and the log says so.
     """
     words = distinct_words(read_word_list(path, "unrelated_words"), True, "unrelated_words")
     rng = np.random.default_rng(seed_for(seed, dataset, "unrelated"))
@@ -318,9 +288,10 @@ def unrelated_tokens(
         for _, ids in tokenised(tokenizer, variants(words[index], cases, leading_space)):
             if len(ids) == 1 and ids[0] not in taken:
                 drawn[ids[0]] = None
-    if len(drawn) < len(taken):
-        raise UserError(
-            f"{path}: its words have {len(drawn)} forms of one token, and the dictionary of "
-            f"{dataset} has {len(taken)}: a list of unrelated words as large needs more words."
-        )
-    return sorted(list(drawn)[: len(taken)])
+    if len(drawn) >= len(taken):
+        return sorted(list(drawn)[: len(taken)])
+    log.warning(
+        "No ranking by unrelated words: those of %s have %d forms of one token, the dictionary of "
+        "%s has %d.", path, len(drawn), dataset, len(taken),
+    )  # fmt: skip
+    return []
