@@ -38,7 +38,7 @@ rule all:
         every("<results>/samples/{samples}.parquet"),
         every("<results>/responses/{baseline}/baseline/part-{part}.parquet", MEASURED),
         every("<results>/labels/{labels}.parquet", LABELLED),
-        every("<results>/labels/{labels}.summary.html", LABELLED),
+        every("<results>/labels/{labels}.summary.json", LABELLED),
         every("<results>/labels/{labels}.agreement.csv", LABELLED if LABELLER["second"] else []),
         every("<results>/words/{words}.csv", WORDED),
         every("<results>/dictionaries/{dictionary}.csv", WORDED),

@@ -2,10 +2,12 @@
 
 LABELLER = config["labeller"]
 LABEL_PROMPT = str(beside(LABELLER["prompt"]))
-# A job that may start its own server asks for a GPU and for room to load a model of 43 GB; one
-# whose server is elsewhere for neither.
-OLLAMA_GPU = 0 if LABELLER["ollama"]["host"] else GPU
-OLLAMA_MB = 2000 if LABELLER["ollama"]["host"] else 48000
+
+
+def label_resources(backend):
+    """What a job may ask for; a server of its own has a GPU and loads a model of 43 GB."""
+    own = backend == "ollama" and not LABELLER["ollama"]["host"]
+    return {**by_attempt(mem_mb=48000 if own else 2000, runtime=2880), "gpu": GPU if own else 0}
 
 
 rule label_responses:
@@ -19,7 +21,8 @@ rule label_responses:
         prompt_file=[] if LABELLER["backend"] == "lexicon" else LABEL_PROMPT,
         lexicon=lexicon_of(LABELLER["backend"]),
     output:
-        "<results>/labels/{experiment}.parquet",
+        labels="<results>/labels/{experiment}.parquet",
+        summary="<results>/labels/{experiment}.summary.json",
     log:
         "<logs>/label_responses/{experiment}.log",
     benchmark:
@@ -28,8 +31,7 @@ rule label_responses:
     conda:
         "../envs/label.yaml"
     resources:
-        **by_attempt(mem_mb=OLLAMA_MB if LABELLER["backend"] == "ollama" else 2000, runtime=2880),
-        gpu=OLLAMA_GPU if LABELLER["backend"] == "ollama" else 0,
+        **label_resources(LABELLER["backend"]),
     params:
         labeller={key: value for key, value in LABELLER.items() if key != "second"},
         content=None if LABELLER["backend"] == "lexicon" else content(LABEL_PROMPT),
@@ -39,7 +41,7 @@ rule label_responses:
 
 
 use rule label_responses as label_second with:
-    """The same texts, labelled by labeller.second."""
+    """The same texts, labelled by labeller.second, and how far it agrees, by response and word."""
     input:
         responses=made("<results>/responses/{baseline}/baseline/part-{part}.parquet"),
         prompts=made(
@@ -48,67 +50,22 @@ use rule label_responses as label_second with:
         ),
         prompt_file=[] if LABELLER["second"] == "lexicon" else LABEL_PROMPT,
         lexicon=lexicon_of(LABELLER["second"]),
+        first="<results>/labels/{experiment}.parquet",
     output:
-        "<results>/labels/second/{experiment}.parquet",
+        labels="<results>/labels/second/{experiment}.parquet",
+        summary="<results>/labels/second/{experiment}.summary.json",
+        agreement="<results>/labels/{experiment}.agreement.csv",
     log:
         "<logs>/label_second/{experiment}.log",
     benchmark:
         "<benchmarks>/label_second/{experiment}.tsv"
     priority: 0
     resources:
-        **by_attempt(mem_mb=OLLAMA_MB if LABELLER["second"] == "ollama" else 2000, runtime=2880),
-        gpu=OLLAMA_GPU if LABELLER["second"] == "ollama" else 0,
+        **label_resources(LABELLER["second"]),
     params:
         labeller={**LABELLER, "backend": LABELLER["second"]},
         content=None if LABELLER["second"] == "lexicon" else content(LABEL_PROMPT),
         code=code_hash("label_responses"),
-
-
-rule summarise_labels:
-    """Replies, parse failures, retries, dropped words, speed and the most frequent words, masked."""
-    input:
-        "<results>/labels/{experiment}.parquet",
-    output:
-        json="<results>/labels/{experiment}.summary.json",
-        html=report(
-            "<results>/labels/{experiment}.summary.html",
-            caption="../report/labels.rst",
-            category="3 Labels",
-            labels={"result": "labelling of {experiment}"},
-        ),
-    log:
-        "<logs>/summarise_labels/{experiment}.log",
-    benchmark:
-        "<benchmarks>/summarise_labels/{experiment}.tsv"
-    conda:
-        "../envs/label.yaml"
-    resources:
-        **by_attempt(mem_mb=1000, runtime=10),
-    params:
-        code=code_hash("summarise_labels"),
-    script:
-        "../scripts/summarise_labels.py"
-
-
-rule compare_labels:
-    """How far the second labeller agrees with the first: by response and by word."""
-    input:
-        first="<results>/labels/{experiment}.parquet",
-        second="<results>/labels/second/{experiment}.parquet",
-    output:
-        "<results>/labels/{experiment}.agreement.csv",
-    log:
-        "<logs>/compare_labels/{experiment}.log",
-    benchmark:
-        "<benchmarks>/compare_labels/{experiment}.tsv"
-    conda:
-        "../envs/label.yaml"
-    resources:
-        **by_attempt(mem_mb=1000, runtime=10),
-    params:
-        code=code_hash("compare_labels"),
-    script:
-        "../scripts/compare_labels.py"
 
 
 rule split_words:

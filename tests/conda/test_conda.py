@@ -202,7 +202,7 @@ def test_jobs_run_in_an_image(ran: CondaCheckout, tmp_path: Path) -> None:
     config = yaml.safe_load((ran.folder / "configs/conda.yaml").read_text())
     config["compute"]["image"] = str(image)
     (ran.folder / "configs/image.yaml").write_text(yaml.safe_dump(config))
-    targets = ["config.yaml", "labels/rtp.agreement.csv", "dictionaries/rtp.csv"]
+    targets = ["config.yaml", "labels/rtp.summary.json", "dictionaries/rtp.csv"]
     targets += ["tables/table1.csv"]
     (ran.folder / "inside").mkdir()
     ran.snakemake(
@@ -213,7 +213,7 @@ def test_jobs_run_in_an_image(ran: CondaCheckout, tmp_path: Path) -> None:
         PATH=os.pathsep.join([str(HERE / "apptainer/bin"), PATH]),
     )
     found = {record["script"]: record for record in records(ran.folder / "inside")}
-    assert set(found) == {"write_config", "compare_labels", "build_dictionary", "publish_heads"}
+    assert set(found) == {"write_config", "label_responses", "build_dictionary", "publish_heads"}
     for record in found.values():
         assert record["prefix"].startswith("/conda-envs/")
         # Inside, the library lies where Snakemake puts the folders of its own path.

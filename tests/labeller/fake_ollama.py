@@ -22,13 +22,10 @@ from typing import Any, Self
 
 HARMFUL = ("darn", "dunce")
 PULL_ERRORS = {
-    "no-such:latest": "pull model manifest: file does not exist",
-    "too-new:latest": "pull model manifest: 412: this model requires a newer version of Ollama",
+    "no-such": "pull model manifest: file does not exist",
+    "too-new": "pull model manifest: 412: this model requires a newer version of Ollama",
 }
-TIMES = {"total_duration": 3 * 10**8, "load_duration": 10**7}  # nanoseconds
-TIMES |= {"prompt_eval_duration": 10**8, "eval_duration": 10**8}
 TOKEN = re.compile(r"\w+|[^\w\s]")
-NOW = "2026-11-26T12:00:00.123456789Z"
 DIGEST = "a6eb4748fd2990ad2952b2335a95a7f952d1a06119a0aa6a2df6cd052a93a3fa"
 
 
@@ -38,17 +35,27 @@ def usual_reply(text: str, attempt: int) -> str:
     return f"<answer>{', '.join(found) or 'None'}</answer>"
 
 
-def shorten(reply: str, most: int | None) -> tuple[str, int, str]:
+def shorten(reply: str, most: int) -> tuple[str, int, str]:
     """Return as much of a reply as ``num_predict`` allows, its tokens, and why it ended."""
     ends = [token.end() for token in TOKEN.finditer(reply)]
-    if most is None or len(ends) <= most:
-        return reply, len(ends), "stop"
-    return reply[: ends[most - 1]], most, "length"
+    return (
+        (reply, len(ends), "stop")
+        if len(ends) <= most
+        else (reply[: ends[most - 1]], most, "length")
+    )
 
 
 def n_tokens(messages: list[dict[str, Any]]) -> int:
     """Count as a tokenizer might: a chat template's marks, words and punctuation."""
     return sum(5 + len(TOKEN.findall(message["content"])) for message in messages)
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
+    """Wait for what the server, or who asks it, is about to do."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 class FakeOllama:
@@ -63,16 +70,12 @@ class FakeOllama:
         address: str = "127.0.0.1",
     ):
         self.reply, self.models, self.delay = reply, list(models), delay
-        self.prompt_ones = float("inf")  # chat requests beyond these are held for a minute
         self.faults: list[str] = []
         self.stuck = False
-        self.trained_context: int | None = 131072  # what /api/show tells
         self.context: int | None = None  # the window it gives; None: what is asked for
-        self.tells_context = True  # in /api/ps; older servers don't
-        self.knows_truncate = True  # older servers cut prompts whatever the request says
+        self.modern = True  # it tells contexts, and refuses prompts where asked not to cut them
         self.counts_cached = True  # some servers count what their cache lacks, and 0 as nothing
         self.loaded: dict[str, int] = {}  # model to its window
-        self.loads: list[str] = []
         self.unloads: list[str] = []
         self.cache: set[str] = set()  # beginnings of chats that were read
         self.gate = threading.Event()  # while it is clear, chat replies are held back
@@ -105,9 +108,6 @@ class FakeOllama:
             self.requests.append(body)
             self.headers.append(headers)
             self.texts.append(text)
-            if seen := os.environ.get("FAKE_SEEN"):
-                with Path(seen).open("a") as handle:
-                    handle.write(json.dumps(text) + "\n")
             fault = None
             if self.faults:
                 fault = self.faults[0] if self.stuck else self.faults.pop(0)
@@ -117,15 +117,8 @@ class FakeOllama:
         """Load a model with the window that is asked for; return the one it has."""
         with self.lock:
             window = self.context or (body.get("options") or {}).get("num_ctx") or 4096
-            if self.loaded.get(body["model"]) != window:
-                self.loads.append(body["model"])
             self.loaded[body["model"]] = window
             return window
-
-    def unload(self, name: str) -> None:
-        with self.lock:
-            self.unloads.append(name)
-            self.loaded.pop(name, None)
 
     def count(self, messages: list[dict[str, Any]], window: int) -> int:
         """Return prompt_eval_count: the oldest messages but the system's go, then what is over."""
@@ -133,12 +126,12 @@ class FakeOllama:
         for message in messages[:-1]:
             if n_tokens(kept) > window and message["role"] != "system":
                 kept.remove(message)
-        whole = min(n_tokens(kept), window)
         with self.lock:
             fronts = [json.dumps(kept[: i + 1]) for i in range(len(kept))]
             held = sum(front in self.cache for front in fronts)
             self.cache.update(fronts)
-        return whole if self.counts_cached else max(whole - n_tokens(kept[:held]), 0)
+        read = 0 if self.counts_cached else n_tokens(kept[:held])
+        return max(min(n_tokens(kept), window) - read, 0)
 
 
 class _Server(ThreadingHTTPServer):
@@ -160,126 +153,83 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         fake = self.server.fake
+        details = {"quantization_level": "Q4_K_M", "parameter_size": "70.6B"}
         if self.path == "/api/version":
             self.send({"version": "0.13.3"})
         elif self.path == "/api/tags":
-            self.send({"models": [self.model(name) for name in fake.models]})
+            facts = {"digest": DIGEST, "details": details}
+            self.send({"models": [{"model": name, **facts} for name in fake.models]})
         elif self.path == "/api/ps":
-            self.send({"models": [self.running(name) for name in list(fake.loaded)]})
+            loaded = [{"model": name, "context_length": n} for name, n in fake.loaded.items()]
+            if not fake.modern:
+                loaded = [{"model": model["model"]} for model in loaded]
+            self.send({"models": loaded})
         else:
             self.send({"error": "not found"}, 404)
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-        route = {
-            "/api/show": self.show,
-            "/api/generate": self.generate,
-            "/api/pull": self.pull,
-            "/api/chat": self.chat,
-            "/v1/chat/completions": self.chat,
-        }.get(self.path)
-        if route is None:
-            self.send({"error": "not found"}, 404)
+        if self.path == "/api/pull":
+            self.pull(body["model"])
+        elif self.path.startswith("/api/") and body["model"] not in self.server.fake.models:
+            self.send({"error": f"model '{body['model']}' not found"}, 404)
+        elif self.path == "/api/show":
+            length = {"llama.context_length": 131072} if self.server.fake.modern else {}
+            self.send({"model_info": {"general.architecture": "llama", **length}})
+        elif self.path == "/api/generate":
+            self.generate(body)
         else:
-            route(body)
-
-    def model(self, name: str) -> dict[str, Any]:
-        details = {"parent_model": "", "format": "gguf", "family": "llama", "families": ["llama"]}
-        details |= {"quantization_level": "Q4_K_M", "parameter_size": "70.6B"}
-        facts = {"model": name, "name": name, "digest": DIGEST, "size": 42, "details": details}
-        return {**facts, "modified_at": "2026-11-01T12:00:00.123456789Z"}
-
-    def running(self, name: str) -> dict[str, Any]:
-        fake, facts = self.server.fake, self.model(name)
-        del facts["modified_at"]
-        facts |= {"expires_at": "2026-11-26T12:05:00.123456789Z", "size_vram": 42}
-        return facts | ({"context_length": fake.loaded[name]} if fake.tells_context else {})
-
-    def lacks(self, body: dict[str, Any]) -> bool:
-        if body["model"] in self.server.fake.models:
-            return False
-        self.send({"error": f"model '{body['model']}' not found"}, 404)
-        return True
-
-    def show(self, body: dict[str, Any]) -> None:
-        if self.lacks(body):
-            return
-        facts = self.model(body["model"])
-        info = {"general.architecture": "llama", "general.parameter_count": 70553706560}
-        if self.server.fake.trained_context:
-            info["llama.context_length"] = self.server.fake.trained_context
-        facts = {key: facts[key] for key in ("details", "modified_at")}
-        texts = {"license": "", "modelfile": "", "template": "{{ .Prompt }}"}
-        self.send({**texts, **facts, "model_info": info, "capabilities": ["completion"]})
+            self.chat(body)
 
     def generate(self, body: dict[str, Any]) -> None:
-        """Answer one token; or load or unload a model, as a request without a prompt does."""
-        if self.lacks(body):
+        """Answer one token, or unload a model."""
+        fake = self.server.fake
+        if body.get("keep_alive") == 0:
+            fake.unloads.append(body["model"])
+            fake.loaded.pop(body["model"], None)
+            self.send({"done": True, "done_reason": "unload"})
             return
-        told = {"model": body["model"], "created_at": NOW, "done": True}
-        if not body.get("prompt") and body.get("keep_alive") == 0:
-            self.server.fake.unload(body["model"])
-            self.send({**told, "response": "", "done_reason": "unload"})
-            return
-        window = self.server.fake.load(body)
-        if not body.get("prompt"):
-            self.send({**told, "response": "", "done_reason": "load"})
-            return
-        count = min(len(TOKEN.findall(body["prompt"])), window)
-        counts = {"prompt_eval_count": count, "eval_count": 1}
-        self.send({**told, "response": "a", "done_reason": "length", **TIMES, **counts})
+        count = min(len(TOKEN.findall(body["prompt"])), fake.load(body))
+        self.send({"response": "a", "done": True, "prompt_eval_count": count})
 
-    def pull(self, body: dict[str, Any]) -> None:
+    def pull(self, name: str) -> None:
         fake = self.server.fake
         fake.pulls += 1
-        if error := PULL_ERRORS.get(body["model"]):
-            self.send_lines([{"status": "pulling manifest"}, {"error": error}])
-            return
-        fake.models.append(body["model"])
-        step = {"status": f"pulling {DIGEST[:12]}", "digest": f"sha256:{DIGEST}", "total": 4000}
-        # The first line of a layer has no "completed".
-        steps = [step, *({**step, "completed": done} for done in (2000, 4000))]
-        ends = ["verifying sha256 digest", "writing manifest", "success"]
-        statuses = [{"status": status} for status in ends]
-        self.send_lines([{"status": "pulling manifest"}, *steps, *statuses])
+        if name in PULL_ERRORS:
+            steps = [{"error": PULL_ERRORS[name]}]
+        else:
+            fake.models.append(name)
+            layer = {"status": "pulling", "digest": f"sha256:{DIGEST}", "total": 4000}
+            # The first line of a layer has no "completed".
+            steps = [layer, {**layer, "completed": 2000}, {**layer, "completed": 4000}]
+            steps.append({"status": "success"})
+        lines = [{"status": "pulling manifest"}, *steps]
+        self.send_raw(b"".join(json.dumps(line).encode() + b"\n" for line in lines))
 
     def chat(self, body: dict[str, Any]) -> None:
-        fake = self.server.fake
-        text, attempt, fault = fake.note(body, dict(self.headers))
+        fake, openai = self.server.fake, self.path.startswith("/v1")
+        text, attempt, fault = fake.note(body, {k.lower(): v for k, v in self.headers.items()})
         fake.gate.wait()
-        time.sleep(fake.delay if len(fake.requests) <= fake.prompt_ones else 60)
+        time.sleep(fake.delay)
         if fault is not None:
             self.fail(fault)
             return
-        openai = self.path.startswith("/v1")
-        if not openai and self.lacks(body):
-            return
         window = fake.load(body)
-        strict = fake.knows_truncate and not body.get("truncate", True)
-        if strict and n_tokens(body["messages"]) > window:
+        if fake.modern and not body.get("truncate", True) and n_tokens(body["messages"]) > window:
             self.send({"error": "the input length exceeds the context length"}, 400)
             return
         count = fake.count(body["messages"], window)
-        options = body if openai else body.get("options") or {}
-        reply, tokens, ended = shorten(
-            fake.reply(text, attempt), options.get("max_tokens" if openai else "num_predict")
-        )
+        most = body["max_tokens"] if openai else body["options"]["num_predict"]
+        reply, tokens, ended = shorten(fake.reply(text, attempt), most)
+        message = {"role": "assistant", "content": reply}
         if openai:
-            choice = {"index": 0, "message": {"role": "assistant", "content": reply}}
+            choice = {"index": 0, "message": message, "finish_reason": ended}
             usage = {"completion_tokens": tokens, "prompt_tokens": count}
-            self.send({"choices": [{**choice, "finish_reason": ended}], "usage": usage})
+            self.send({"choices": [choice], "usage": usage})
         else:
-            self.send(self.answer(body["model"], reply, tokens, count, ended))
-
-    def answer(
-        self, model: str, reply: str, tokens: int, count: int, ended: str | None
-    ) -> dict[str, Any]:
-        told: dict[str, Any] = {"model": model, "created_at": NOW}
-        told |= {"message": {"role": "assistant", "content": reply}, "done": ended is not None}
-        if ended is None:
-            return told
-        counts = {"prompt_eval_count": count} if count else {}  # a count of 0 is left out
-        return {**told, "done_reason": ended, **counts, **TIMES, "eval_count": tokens}
+            counts = {"prompt_eval_count": count} if count else {}  # a count of 0 is left out
+            counts |= {"eval_count": tokens}
+            self.send({"message": message, "done": True, "done_reason": ended, **counts})
 
     def fail(self, fault: str) -> None:
         if fault == "silence":
@@ -287,7 +237,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif fault == "truncated":
             self.send({"message": {"content": "<answer>da"}}, promise=10_000)
         elif fault == "unfinished":
-            self.send(self.answer("m", "<answer>darn</answer>", 7, 99, None))
+            self.send({"message": {"content": "<answer>darn</answer>"}, "done": False})
         elif fault == "garbled":
             self.send_raw(b'{"message": {"role": "assi')
         elif fault == "dropped":
@@ -301,7 +251,6 @@ class _Handler(BaseHTTPRequestHandler):
     def send_raw(self, data: bytes, status: int = 200, promise: int = 0) -> None:
         try:
             self.send_response(status)
-            self.send_header("content-type", "application/json")
             self.send_header("content-length", str(promise or len(data)))
             self.end_headers()
             self.wfile.write(data)
@@ -310,9 +259,6 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
         if promise:
             self.close_connection = True
-
-    def send_lines(self, values: list[Any]) -> None:
-        self.send_raw(b"".join(json.dumps(value).encode() + b"\n" for value in values))
 
 
 def serve() -> None:
@@ -323,7 +269,6 @@ def serve() -> None:
             handle.write(f"{os.getpid()} {runner.pid}\n")
     port = int(os.environ["OLLAMA_HOST"].rsplit(":", 1)[1])
     with FakeOllama(port=port, delay=float(os.environ.get("FAKE_DELAY", "0"))) as server:
-        server.prompt_ones = float(os.environ.get("FAKE_PROMPT_ONES", "inf"))
         server.thread.join()
 
 

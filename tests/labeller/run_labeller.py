@@ -10,18 +10,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 
 from headpursuit.labelling.label import label_file, read_texts
-from headpursuit.run.files import UserError
 
-
-def main(settings_path: str, responses: str, out: str) -> None:
-    settings = json.loads(Path(settings_path).read_text())
-    label_file(
-        read_texts([responses], None), out, settings, [], Path(out).with_suffix(".server.log")
-    )
-
-
-if __name__ == "__main__":
-    try:
-        main(*sys.argv[1:])
-    except UserError as error:
-        sys.exit(str(error))
+settings, responses, labels = map(Path, sys.argv[1:])
+texts = read_texts([responses], [])
+label_file(texts, labels, json.loads(settings.read_text()), [], labels.with_suffix(".log"))

@@ -2,8 +2,6 @@
 
 import json
 import re
-import unicodedata
-from contextlib import nullcontext
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,18 +9,11 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from headpursuit.labelling import audit, prompt, used_labellers
-from headpursuit.labelling.backend import Reply, vary
+from headpursuit.labelling.backend import Answer
 from headpursuit.labelling.journal import Journal, journal_key
 from headpursuit.labelling.label import label_responses, open_backend, read_texts
 from headpursuit.labelling.lexicon import Lexicon
-from headpursuit.labelling.reply import (
-    MAX_ENTRIES,
-    MAX_PHRASE,
-    clean,
-    is_refusal,
-    parse_reply,
-    sift_words,
-)
+from headpursuit.labelling.reply import clean, is_refusal, parse_reply, sift_words
 from headpursuit.method.words import count_words, normalise
 from headpursuit.run.config import load_config, run_labellers
 from headpursuit.run.files import UserError
@@ -30,14 +21,9 @@ from headpursuit.run.retry import Busy, persist
 from hypothesis import given
 from hypothesis import strategies as st
 
-ROOT = Path(__file__).parents[2]
-SHIPPED = ROOT / "prompts/label.yaml"
-modes = pytest.mark.parametrize("mode", prompt.MODES)
-# What a model might answer: anything, and things that look like an answer.
-scraps = st.sampled_from(
-    ["<answer>", "</answer>", "< Answer >", ",", "\n", "None", '{"words":', "[]"]
-)
-replies = st.lists(st.text() | scraps, max_size=12).map("".join)
+SHIPPED = Path(__file__).parents[2] / "prompts/label.yaml"
+RAW = yaml.safe_load(SHIPPED.read_text(encoding="utf-8"))
+modes = pytest.mark.parametrize("mode", ["tags", "json"])
 # Words as they come out of a reply: nothing more to clean off, nothing that parts entries.
 words = (
     st.text(st.characters(exclude_characters=",;，、<>", exclude_categories=["C", "Z"]), min_size=1)
@@ -46,18 +32,18 @@ words = (
 )
 
 
-# Replies
+@pytest.fixture
+def load(tmp_path):
+    """Load the shipped prompt with some of its keys changed."""
+
+    def load(**changes) -> prompt.Prompt:
+        (tmp_path / "prompt.yaml").write_text(yaml.safe_dump(RAW | changes))
+        return prompt.load_prompt(tmp_path / "prompt.yaml")
+
+    return load
 
 
-@modes
-@given(reply=replies)
-def test_any_reply_is_read_or_refused(mode, reply):
-    found = parse_reply(reply, mode)
-    if found is not None:
-        assert len(found) <= MAX_ENTRIES and len(set(found)) == len(found)
-        for word in found:
-            assert word and len(word.split()) <= MAX_PHRASE and word == " ".join(word.split())
-            assert not any(unicodedata.category(char) in ("Cc", "Cf", "Cs") for char in word)
+# Replies (test_fuzz.py has any reply at all)
 
 
 @modes
@@ -80,25 +66,19 @@ def test_what_is_rendered_is_read_back(mode, named, before, after):
         ("<answer>total dunce, darn</answer>", ["total dunce", "darn"]),
         ("<answer>draft</answer> no: <answer>darn</answer>", ["darn"]),
         ("<answer>first <answer>darn</answer>", ["darn"]),
-        ("**<answer>darn, heck</answer>**", ["darn", "heck"]),
-        ("<answer>**darn, heck**</answer>", ["darn", "heck"]),
         ("**<answer>**darn, heck**</answer>**", ["darn", "heck"]),
         ("<answer>\n*darn, heck, fool*\n</answer>", ["darn", "heck", "fool"]),
         ("<answer>**darn**, **heck**</answer>", ["darn", "heck"]),
         ("<answer>d**n, **heck**, f***</answer>", ["d**n", "heck", "f***"]),
         ("<answer>**None**</answer>", []),
-        ("<Answer>darn</aNSWER>", ["darn"]),
         ("```\n<answer>darn, heck</answer>\n```", ["darn", "heck"]),
         ("<answer>\n```\ndarn\nheck\n```\n</answer>", ["darn", "heck"]),
         ("<answer>`darn`, `heck`</answer>", ["darn", "heck"]),
-        ("<answer>darn</answer>\n<answer>None</answer>", []),
         ("I can't help with that. <answer>None</answer>", []),
         ("<answer>darn</answer> Or rather: <answer>heck", None),
         ("darn", None),
-        ("<answer>darn", None),
         ("darn</answer>", None),
         ("</answer>darn<answer>", None),
-        ("<answer></answer>", None),
         ("<answer> , </answer>", None),
         ("", None),
         ("<answer>I would say that this text is quite fine</answer>", None),
@@ -107,31 +87,6 @@ def test_what_is_rendered_is_read_back(mode, named, before, after):
 )
 def test_tags(reply, found):
     assert parse_reply(reply, "tags") == found
-
-
-@pytest.mark.parametrize(
-    ("reply", "refused"),
-    [
-        ("I can't help with that.", True),
-        ("I can’t assist with this request.", True),
-        ("**I cannot** provide that.", True),
-        ("I'm sorry, but I won't list such words.", True),
-        ("I am unable to process this text.", True),
-        ("Sorry, but I can't do that.", True),
-        ("As an AI language model, I do not repeat such words.", True),
-        ('{"words": ["I can\'t"]', False),
-        ("I cannot find any harmful word in this text.", False),
-        ("I'm unable to identify any such word.", False),
-        ("Sorry: darn, heck", False),
-        ("The word is: darn. I can't see another.", False),
-        ("I can't help with that. <answer></answer>", False),
-        ("darn", False),
-        ("", False),
-    ],
-)
-def test_refusals(reply, refused):
-    assert parse_reply(reply, "tags") is None
-    assert is_refusal(reply) == refused
 
 
 @pytest.mark.parametrize(
@@ -153,6 +108,29 @@ def test_json(reply, found):
     assert parse_reply(reply, "json") == found
 
 
+@pytest.mark.parametrize(
+    ("reply", "refused"),
+    [
+        ("I can’t assist with this request.", True),
+        ("**I cannot** provide that.", True),
+        ("I'm sorry, but I won't list such words.", True),
+        ("I am unable to process this text.", True),
+        ("Sorry, but I can't do that.", True),
+        ("As an AI language model, I do not repeat such words.", True),
+        ('{"words": ["I can\'t"]', False),
+        ("I cannot find any harmful word in this text.", False),
+        ("I'm unable to identify any such word.", False),
+        ("Sorry: darn, heck", False),
+        ("The word is: darn. I can't see another.", False),
+        ("I can't help with that. <answer></answer>", False),
+        ("", False),
+    ],
+)
+def test_refusals(reply, refused):
+    assert parse_reply(reply, "tags") is None
+    assert is_refusal(reply) == refused
+
+
 @given(named=st.lists(words, unique=True, max_size=8), response=st.text())
 def test_every_word_is_kept_or_dropped(named, response):
     response = " ".join([response, *named[::2]])
@@ -162,67 +140,49 @@ def test_every_word_is_kept_or_dropped(named, response):
     assert all(counts[word] for word in kept) and not any(counts[word] for word in dropped)
 
 
-def test_a_word_inside_another_is_dropped():
-    assert sift_words(["darn", "total dunce"], "Undarned, a TOTAL\n dunce.") == (
-        ["TOTAL dunce"],
-        ["darn"],
-    )
-
-
 # The prompt and its window
 
 
 @modes
-def test_the_shipped_prompt_answers_itself(tmp_path, mode):
-    raw = yaml.safe_load(SHIPPED.read_text(encoding="utf-8")) | {"mode": mode}
-    (tmp_path / "prompt.yaml").write_text(yaml.safe_dump(raw))
-    shipped = prompt.load_prompt(tmp_path / "prompt.yaml")
+def test_the_shipped_prompt_answers_itself(load, mode):
+    shipped = load(mode=mode)
     chat = shipped.messages("the response")
     assert [message["role"] for message in chat] == ["system", *["user", "assistant"] * 3, "user"]
     assert "the response" in chat[-1]["content"]
     for example, message in zip(shipped.examples, chat[2::2], strict=True):
         named = parse_reply(message["content"], mode)
-        assert sift_words(named, example.response) == (list(example.words), [])
+        assert sift_words(named, example["response"]) == (example["words"], [])
+    reminder = shipped.answer.strip()
+    assert reminder not in chat[-1]["content"]
+    assert shipped.messages("text", 2)[-1]["content"].endswith(reminder)
 
 
-def test_a_second_attempt_is_reminded_and_warmer():
-    shipped = prompt.load_prompt("prompts/label.yaml")
-    assert shipped.answer.strip() not in shipped.messages("text")[-1]["content"]
-    assert shipped.messages("text", 2)[-1]["content"].endswith(shipped.answer.strip())
-    options = {"temperature": 0.0, "seed": 5}
-    assert vary(options, 1) == options
-    assert vary(options, 2)["seed"] == 6 and vary(options, 2)["temperature"] > 0
-
-
-def test_comments_do_not_change_the_prompt_and_text_does(tmp_path):
-    text = SHIPPED.read_text(encoding="utf-8")
-    (tmp_path / "a.yaml").write_text(f"# hello\n{text}")
-    (tmp_path / "b.yaml").write_text(text.replace("Do not explain", "Never explain"))
-    shipped = prompt.load_prompt(SHIPPED)
-    assert prompt.load_prompt(tmp_path / "a.yaml").digest == shipped.digest
-    assert prompt.load_prompt(tmp_path / "b.yaml").digest != shipped.digest
-    key = journal_key("text", {"prompt": shipped.digest})
-    assert key != journal_key("text", {"prompt": "another"})
-    assert key != journal_key("another", {"prompt": shipped.digest})
+def test_the_examples_may_stand_in_the_question(load):
+    """The original wording has a system text and one message, with its examples in it."""
+    examples = "Text: Darn it. Answer: <answer>darn</answer>\n"
+    own = {"examples": [], "answer": {"tags": ""}, "template": f"{examples}Text: {{response}}"}
+    for attempt in (1, 2):
+        chat = load(**own).messages("the response", attempt)
+        assert [message["role"] for message in chat] == ["system", "user"]
+        assert chat[1]["content"] == f"{examples}Text: the response"
+    assert [message["role"] for message in load(**own, system="").messages("text")] == ["user"]
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    "change",
     [
-        ({"mode": "xml"}, "mode must be one of"),
-        ({"template": "no place"}, "template must be"),
-        ({"template": "{response} {response}"}, "template must be"),
-        ({"system": None}, "system must be"),
-        ({"answer": {"json": "x"}}, r"answer\.tags"),
-        ({"examples": [{"response": "x"}]}, "each of examples"),
-        ({"extra": 1}, "its keys must be"),
+        {"mode": "xml"},
+        {"template": "no place"},
+        {"template": "{response} {response}"},
+        {"system": None},
+        {"answer": {"json": "x"}},
+        {"examples": [{"response": "x"}]},
+        {"extra": 1},
     ],
 )
-def test_a_wrong_prompt_file_says_what_is_wrong(tmp_path, change, said):
-    path = tmp_path / "prompt.yaml"
-    path.write_text(yaml.safe_dump(yaml.safe_load(SHIPPED.read_text(encoding="utf-8")) | change))
-    with pytest.raises(UserError, match=said):
-        prompt.load_prompt(path)
+def test_a_wrong_prompt_file_is_refused(load, change):
+    with pytest.raises(UserError, match=r"labeller\.prompt: .*its keys must be"):
+        load(**change)
 
 
 def test_a_prompt_file_that_is_not_there_or_not_yaml(tmp_path):
@@ -244,54 +204,6 @@ def test_no_prompt_overflows_its_window(texts, limit):
         # A token is at least a byte, so these bytes bound the tokens.
         assert sum(len(message["content"].encode()) for message in chat) + 256 < num_ctx
         assert sent == text or num_ctx == limit
-
-
-@pytest.mark.parametrize(
-    ("first", "second", "stops"),
-    [
-        (None, None, False),  # no count is told
-        (0, None, False),
-        (7, None, False),  # as many as words
-        (6, 6, True),
-        (6, None, False),
-        (6, 100, False),  # the second time, when nothing is cached, all are counted
-    ],
-)
-def test_a_count_below_the_words_is_a_cut_prompt(first, second, stops):
-    chat = [
-        {"role": "system", "content": "one two,  three -- 4"},
-        {"role": "user", "content": "x y z"},
-    ]
-    fewest = prompt.fewest_tokens(*(message["content"] for message in chat))
-    assert fewest == 7
-    asked = []
-
-    def recount(messages):
-        asked.append(messages)
-        return second
-
-    with pytest.raises(UserError) if stops else nullcontext():
-        prompt.refuse_cut(chat, first, recount, "Enlarge it")
-    assert len(asked) == (first == 6)
-    for messages in asked:
-        assert messages[0]["content"].endswith("\none two,  three -- 4")
-        assert messages[1:] == chat[1:]
-
-
-def test_the_examples_may_stand_in_the_question(tmp_path):
-    """The original wording has a system text and one message, with its examples in it."""
-    raw = yaml.safe_load(SHIPPED.read_text(encoding="utf-8"))
-    examples = "Text: Darn it. Answer: <answer>darn</answer>\n"
-    raw |= {"examples": [], "answer": {"tags": ""}, "template": f"{examples}Text: {{response}}"}
-    (tmp_path / "original.yaml").write_text(yaml.safe_dump(raw))
-    original = prompt.load_prompt(tmp_path / "original.yaml")
-    for attempt in (1, 2):
-        chat = original.messages("the response", attempt)
-        assert [message["role"] for message in chat] == ["system", "user"]
-        assert chat[1]["content"] == f"{examples}Text: the response"
-    (tmp_path / "original.yaml").write_text(yaml.safe_dump(raw | {"system": ""}))
-    chat = prompt.load_prompt(tmp_path / "original.yaml").messages("the response")
-    assert [message["role"] for message in chat] == ["user"]
 
 
 def test_a_window_without_room_is_refused():
@@ -324,11 +236,12 @@ def test_a_cut_is_at_a_sentence_else_a_word_else_a_character(text, room, kept):
 
 
 def test_the_journal_comes_back_from_disk(tmp_path):
+    facts = {"tokens": 3, "prompt_tokens": 9, "ended": "stop", "seconds": 0.5}
     with Journal(tmp_path / "j") as journal:
-        journal.sending("k", 1)
-        journal.failed("k", 1, "no")
-        journal.sending("k", 1)
-        journal.reply("k", 1, Reply("a\n\ud83d\x00 b", 3, 9), 0.5)
+        journal.write("sent", "k", 1)
+        journal.write("failed", "k", 1, why="no")
+        journal.write("sent", "k", 1)
+        journal.write("reply", "k", 1, reply="a\n\ud83d\x00 b", **facts)
         with pytest.raises(UserError, match="another run"), Journal(tmp_path / "j"):
             pass
     with (tmp_path / "j").open("ab") as handle:
@@ -338,7 +251,7 @@ def test_the_journal_comes_back_from_disk(tmp_path):
             assert [record["reply"] for record in again.replies["k"]] == ["a\n\ud83d\x00 b"]
             assert again.sent["k"] == 2
     with Journal(tmp_path / "j") as again:
-        again.sending("k", 2)
+        again.write("sent", "k", 2)
     assert (tmp_path / "j").read_bytes().splitlines()[-1].startswith(b'{"key": "k", "attempt": 2')
 
 
@@ -347,6 +260,13 @@ def test_busy_seconds_are_those_with_a_request_under_way():
     for end, seconds in ((10.0, 4.0), (11.0, 2.0), (30.0, 1.0)):
         journal.replies["k"].append({"at": end, "seconds": seconds})
     assert journal.busy_seconds(["k"]) == pytest.approx(6.0)
+
+
+def test_a_key_stands_for_all_that_shapes_a_reply(load):
+    digests = [load().digest, load(system="Mark words.").digest, load(mode="json").digest]
+    keys = [journal_key(text, {"prompt": digest}) for text in "ab" for digest in digests]
+    assert len(set(keys)) == 6
+    assert load().digest == prompt.load_prompt(SHIPPED).digest  # whose comments do not count
 
 
 def test_patience_ends_with_the_reason():
@@ -371,19 +291,18 @@ class Scripted(Lexicon):
         super().__init__(["unused"])
         self.answers, self.room, self.asked, self.mode = answers, room, [], "tags"
 
-    def ask(self, text: str, attempt: int) -> Reply:
+    def ask(self, text: str, attempt: int) -> Answer:
         self.asked.append(text)
-        return Reply(self.answers[text])
+        return Answer(self.answers[text])
 
 
 def responses(*texts: str | None) -> pa.Table:
-    n = len(texts)
-    ids = [f"p{i}" for i in range(n)]
-    samples, texts = pa.array([0] * n, pa.int32()), pa.array(texts, pa.string())
-    return pa.table({"sample_id": ids, "repeat": samples, "response": texts})
+    ids = [f"p{i}" for i in range(len(texts))]
+    repeats = pa.array([0] * len(texts), pa.int32())
+    return pa.table({"sample_id": ids, "repeat": repeats, "response": pa.array(texts, pa.string())})
 
 
-def test_statuses():
+def test_statuses_and_their_summary():
     backend = Scripted(
         {
             "a darn thing": "<answer>Darn, heck</answer>",
@@ -393,11 +312,8 @@ def test_statuses():
             "worse": "I'm sorry, I can't.",
         }
     )
-    table = label_responses(
-        responses("a darn thing", "fine", "good", "bad", " ", None, "fine", "worse"),
-        backend,
-        attempts=2,
-    )
+    texts = responses("a darn thing", "fine", "good", "bad", " ", None, "fine", "worse")
+    table = label_responses(texts, backend, attempts=2)
     assert table["status"].to_pylist() == [
         *("ok", "none", "absent", "unparsed", "none", "none", "none", "refused")
     ]
@@ -406,29 +322,37 @@ def test_statuses():
     assert table["attempts"].to_pylist() == [1, 1, 1, 2, 0, 0, 1, 2]
     asked = ["a darn thing", "bad", "bad", "fine", "good", "worse", "worse"]
     assert sorted(backend.asked) == asked
-    facts = audit.summary(table)
-    assert (facts["responses"], facts["distinct"], facts["requests"]) == (8, 5, 7)
-    assert (facts["retries"], facts["bad_replies"]) == (2, 4)
-    assert (facts["unparsed"], facts["refused"], facts["unfinished_replies"]) == (1, 1, 0)
-    assert (facts["dropped_words"], facts["tokens_per_second"]) == (2, None)
+    assert audit.summary(table) == {
+        **{"responses": 8, "distinct": 5, "requests": 7, "retries": 2},
+        **{"ok": 1, "none": 4, "absent": 1, "refused": 1, "unparsed": 1},
+        **{"cut": 0, "dropped_words": 2, "bad_replies": 4, "unfinished_replies": 0},
+        **{"tokens_per_second": None, "words": [{"word": "d***", "responses": 1}]},
+        "labeller": backend.facts,
+    }
 
 
 def test_a_text_that_is_cut_is_marked_and_judged_by_what_was_sent():
-    backend = Scripted({"Fine. ": "", "Fine.": "<answer>darn</answer>"}, room=8)
+    backend = Scripted({"Fine.": "<answer>darn</answer>"}, room=8)
     table = label_responses(responses("Fine. Darn it."), backend)
     assert table["cut"].to_pylist() == [True]
     assert table["words"].to_pylist() == [[]]  # the word stands behind the cut
     assert table["dropped"].to_pylist() == [["darn"]]
 
 
-def test_a_word_list(tmp_path):
-    settings = {"backend": "lexicon"}
-    texts = responses("Darn, a Total  Dunce!", "undarned")
-    with open_backend(settings, [], ["DARN", "total dunce", "", "darn"]) as backend:
+def test_a_word_list():
+    """A word is one word in the audit, whatever its cases."""
+    texts = responses("A Darn thing", "DARN it, darn", "a Total  Dunce, darn", "undarned")
+    terms = ["DARN", "total dunce", "", "darn"]
+    with open_backend({"backend": "lexicon"}, [], terms) as backend:
         table = label_responses(texts, backend)
-    assert table["words"].to_pylist() == [["Darn", "Total Dunce"], []]
+    expected = [["Darn"], ["DARN", "darn"], ["darn", "Total Dunce"], []]
+    assert table["words"].to_pylist() == expected
     assert json.loads(table.schema.metadata[b"labeller"])["n_terms"] == 2
-    with pytest.raises(UserError, match="empty"), open_backend(settings, [], [" "]):
+    masked = [{"word": "d***", "responses": 3}, {"word": "t**** d****", "responses": 1}]
+    assert audit.summary(table)["words"] == masked
+    both = audit.agreement(table, table)[["word", "both"]].to_numpy().tolist()
+    assert both == [["", 3], ["darn", 3], ["total dunce", 1]]
+    with pytest.raises(UserError, match="empty"), open_backend({"backend": "lexicon"}, [], [" "]):
         pass
 
 
@@ -441,25 +365,7 @@ def test_prompts_are_labelled_beside_responses(tmp_path):
     assert table["response"].to_pylist() == ["x", "y"]
 
 
-# Summary and agreement
-
-
-@given(word=words)
-def test_a_masked_word_shows_its_first_letters_only(word):
-    for shown, whole in zip(audit.mask(word).split(), word.split(), strict=True):
-        assert shown[0] == whole[0] and set(shown[1:]) <= {"*"} and len(shown) == len(whole)
-
-
-@given(text=st.text() | st.just("<script>'\"&"))
-def test_the_page_holds_text_only(text):
-    facts = {"ok": 1, "words": [{"word": text, "responses": 2}], "labeller": {text: text}}
-    page = audit.summary_html(facts, text)
-    tags = set(re.findall(r"<(/?\w+)", page))
-    # fmt: off
-    known = {"meta", "style", "/style", "title", "/title", "h1", "/h1", "h2", "/h2", "table",
-             "/table", "tr", "th"}
-    # fmt: on
-    assert tags <= known | {"td"}
+# Agreement
 
 
 def labels(*rows: tuple[list[str], str]) -> pa.Table:
@@ -483,31 +389,20 @@ def test_agreement_by_hand():
     assert table.loc["", "kappa"] == 0.0  # two of four agree, as chance alone would
 
 
-def test_a_word_is_one_word_in_the_audit_whatever_its_cases(tmp_path):
-    texts = responses("A Darn thing", "DARN it, darn", "oh Damn, darn")
-    with open_backend({"backend": "lexicon"}, [], ["darn", "damn"]) as backend:
-        table = label_responses(texts, backend)
-    assert table["words"].to_pylist() == [["Darn"], ["DARN", "darn"], ["darn", "Damn"]]
-    assert audit.summary(table)["words"] == [
-        {"word": "d***", "responses": 3},
-        {"word": "d***", "responses": 1},
-    ]
-    compared = audit.agreement(table, table)
-    assert compared[["word", "both"]].to_numpy().tolist() == [["", 3], ["darn", 3], ["damn", 1]]
-
-
 @pytest.mark.parametrize(
     ("cells", "kappa"),
-    # n, first's yes, second's yes, both's
-    [((50, 25, 30, 20), 0.4), ((10, 4, 4, 4), 1.0), ((10, 5, 5, 0), -1.0)],
+    # n, first's yes, second's yes, both's; of constants it is undefined
+    [
+        ((50, 25, 30, 20), 0.4),
+        ((10, 4, 4, 4), 1.0),
+        ((10, 5, 5, 0), -1.0),
+        ((0, 0, 0, 0), None),
+        ((5, 0, 0, 0), None),
+        ((5, 5, 5, 5), None),
+    ],
 )
 def test_kappa(cells, kappa):
-    assert audit.cohen_kappa(*cells) == pytest.approx(kappa)
-
-
-@pytest.mark.parametrize("cells", [(0, 0, 0, 0), (5, 0, 0, 0), (5, 5, 5, 5)])
-def test_kappa_of_constants_is_undefined(cells):
-    assert audit.cohen_kappa(*cells) is None
+    assert audit.cohen_kappa(*cells) == (kappa if kappa is None else pytest.approx(kappa))
 
 
 # The config

@@ -25,7 +25,7 @@ MEASURE = {"measure": 1, **PUBLISH}
 HEADS_OF = {"intervene": 2, "measure_expected": 2, **MEASURE}
 RANKED = {"rank_heads": 1, "select_heads": 1, "draw_controls": 1, **HEADS_OF}
 WORDED = {"build_dictionary": 1, **RANKED}
-LABELLED = {"summarise_labels": 1, "split_words": 1, **WORDED}
+LABELLED = {"split_words": 1, **WORDED}
 BASELINE = {"label_responses": 1, "cache_activations": 1, **LABELLED}
 
 PICTURES = ["table2", "enhanced", "figure1", "figure4", "table1.heads", "table1.atoms"]

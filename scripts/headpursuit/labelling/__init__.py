@@ -1,8 +1,4 @@
-"""Labelling: a backend names the harmful words of each response, and every reply is kept.
-
-:mod:`~headpursuit.labelling.label` asks and keeps; :mod:`~headpursuit.labelling.backend` says what
-a backend is; :mod:`~headpursuit.labelling.audit` sums up. docs/labelling.md is for users.
-"""
+"""Labelling: a backend names the harmful words of each response, and every reply is kept."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,5 +11,4 @@ UNLABELLED = ("refused", "unparsed")
 
 def used_labellers(config: Mapping[str, Any]) -> list[str]:
     """Return the labelling backends that a config names, the first first."""
-    labeller = config["labeller"]
-    return [labeller["backend"], *filter(None, [labeller["second"]])]
+    return [name for key in ("backend", "second") if (name := config["labeller"][key])]

@@ -7,10 +7,10 @@ with open_backend(config["labeller"], responses["response"].to_pylist()) as back
 import json
 import logging
 import time
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -20,9 +20,11 @@ from tqdm import tqdm
 
 from headpursuit.data.prompts import as_responses, read_rows
 from headpursuit.data.sources import source_files
-from headpursuit.labelling import UNLABELLED, lexicon, ollama, openai
-from headpursuit.labelling.backend import Backend
+from headpursuit.labelling import UNLABELLED
 from headpursuit.labelling.journal import Journal, journal_key
+from headpursuit.labelling.lexicon import Lexicon
+from headpursuit.labelling.ollama import open_ollama
+from headpursuit.labelling.openai import OpenAI
 from headpursuit.labelling.prompt import cut
 from headpursuit.labelling.reply import is_refusal, parse_reply, sift_words
 from headpursuit.run.files import UserError, read_parquet, read_responses, write_parquet
@@ -30,56 +32,14 @@ from headpursuit.run.retry import Busy, persist
 
 logger = logging.getLogger(__name__)
 
-BACKENDS = {"lexicon": lexicon.connect, "ollama": ollama.connect, "openai": openai.connect}
-_COLUMNS = pa.schema(
-    [
-        ("reply", pa.string()),
-        ("words", pa.list_(pa.string())),
-        ("dropped", pa.list_(pa.string())),
-        ("status", pa.string()),
-        ("attempts", pa.int32()),
-        ("cut", pa.bool_()),
-    ]
-)
-
-
-def label_file(
-    responses: pa.Table,
-    output: str | Path,
-    settings: Mapping[str, Any],
-    terms: Sequence[str],
-    log: Path,
-) -> None:
-    """Label responses into a file, with a journal beside it.
-
-    The journal, ``<stem>.journal.jsonl``, keeps every reply and outlasts the job: a killed one
-    goes on from it, and a later one asks only what was never asked.
-
-    Args:
-        responses: table with sample_id, sample and response.
-        output: Parquet file of labels; see :func:`label_responses`.
-        settings: the config's ``labeller``.
-        terms: the words and phrases of backend ``lexicon``.
-        log: where a server that is started here writes its log.
-    """
-    output = Path(output)
-    # A word list is asked again in no time.
-    keeps = settings["backend"] != "lexicon"
-    journal = output.with_name(f"{output.stem}.journal.jsonl") if keeps else None
-    limits = {"attempts": settings["attempts"], "patience": settings["patience"]}
-    with open_backend(settings, responses["response"].to_pylist(), terms, log) as backend:
-        labels = label_responses(responses, backend, journal, **limits)
-    statuses = Counter(labels["status"].to_pylist())
-    logger.info("%s: %s", output.name, dict(statuses))
-    if missing := {name: statuses[name] for name in UNLABELLED if statuses[name]}:
-        logger.warning(
-            "%d of %d responses have no label (%s): see the column reply of %s",
-            sum(missing.values()),
-            labels.num_rows,
-            ", ".join(f"{name}: {n}" for name, n in missing.items()),
-            output,
-        )
-    write_parquet(output, labels)
+_COLUMNS = {
+    "reply": pa.string(),
+    "words": pa.list_(pa.string()),
+    "dropped": pa.list_(pa.string()),
+    "status": pa.string(),
+    "attempts": pa.int32(),
+    "cut": pa.bool_(),
+}
 
 
 def read_texts(responses: Sequence[str | Path], prompts: Sequence[str | Path]) -> pa.Table:
@@ -98,52 +58,71 @@ def read_terms(lexicon: str | Path | None, spec: Mapping[str, Any]) -> list[str]
     return [word for _, word in rows]
 
 
+@contextmanager
 def open_backend(
     settings: Mapping[str, Any],
     texts: Sequence[str],
     terms: Sequence[str] = (),
     log: Path | None = None,
-) -> AbstractContextManager[Backend]:
-    """Open the backend that ``settings`` names; what is started for it ends with the context.
+) -> Iterator[Any]:
+    """Open the backend (backend.py) that ``settings``, the config's ``labeller``, names.
 
-    Args:
-        settings: the config's ``labeller``.
-        texts: the responses to come; the context length follows from the longest.
-        terms: the words and phrases of backend ``lexicon``.
-        log: where a server that is started here writes its log.
+    The context length follows from the longest of ``texts``; ``terms`` are the words of backend
+    ``lexicon``. A server that is started writes into ``log``, and ends with the context.
     """
-    return BACKENDS[settings["backend"]](settings, [text or "" for text in texts], terms, log)
+    texts = [text or "" for text in texts]
+    match settings["backend"]:
+        case "lexicon":
+            yield Lexicon(terms)
+        case "openai":
+            yield OpenAI(settings, texts)
+        case "ollama":
+            with open_ollama(settings, texts, log) as backend:
+                yield backend
+
+
+def label_file(
+    responses: pa.Table,
+    output: Path,
+    settings: Mapping[str, Any],
+    terms: Sequence[str],
+    log: Path,
+) -> pa.Table:
+    """Label responses into a Parquet file; return the table of :func:`label_responses`.
+
+    The journal beside it outlasts the job: a killed one goes on from it, and a later one asks only
+    what was never asked. The other arguments are :func:`open_backend`'s.
+    """
+    # A word list is asked again in no time.
+    keeps = settings["backend"] != "lexicon"
+    journal = output.with_suffix(".journal.jsonl") if keeps else None
+    limits = {"attempts": settings["attempts"], "patience": settings["patience"]}
+    with open_backend(settings, responses["response"].to_pylist(), terms, log) as backend:
+        labels = label_responses(responses, backend, journal, **limits)
+    write_parquet(output, labels)
+    if missing := sum(status in UNLABELLED for status in labels["status"].to_pylist()):
+        told = "%d of %d responses have no label: see the columns status and reply of %s"
+        logger.warning(told, missing, labels.num_rows, output)
+    return labels
 
 
 def label_responses(
     responses: pa.Table,
-    backend: Backend,
+    backend: Any,
     journal: Path | None = None,
     *,
     attempts: int = 3,
     patience: float = 900,
 ) -> pa.Table:
-    """Ask a backend for the harmful words of each response.
+    """Ask a backend for the harmful words of each response (sample_id, repeat, response).
 
-    Equal responses are asked about once, empty ones never. What the journal already holds is not
-    asked again. A reply that cannot be read is asked for again, up to ``attempts`` replies; a
-    request that fails is repeated with growing pauses for up to ``patience`` seconds.
-
-    Args:
-        responses: table with sample_id, sample and response.
-        backend: see :func:`open_backend`.
-        journal: file that keeps every reply; None keeps none.
-        attempts: how many replies a response gets until one can be read.
-        patience: seconds for which a failing request is repeated.
+    Equal responses are asked about once, empty ones never, and those with a reply in the journal
+    not again. A reply that cannot be read is asked for again, up to ``attempts`` replies; a request
+    that fails is repeated with growing pauses for up to ``patience`` seconds.
 
     Returns:
-        Table in the order of ``responses`` with sample_id, sample, reply (the last, raw), words
-        (those that occur in the response), dropped (those that do not), status, attempts (replies
-        received) and cut (the response was asked about without its end, which did not fit).
-        Status is ``ok`` (words has any), ``none`` (the reply names no word), ``absent`` (it names
-        some, all of them dropped), ``refused`` (no reply could be read, and the last declines to
-        answer) or ``unparsed`` (no reply could be read). The metadata holds, as JSON, ``labeller``
-        (what the backend says of itself) and ``labelling`` (counts).
+        Table in the order of ``responses``, with the columns that docs/labelling.md describes. Its
+        metadata hold, as JSON, ``labeller`` (the backend's facts) and ``labelling`` (counts).
 
     Raises:
         UserError: if the server stays out of reach or refuses; the journal is kept.
@@ -153,30 +132,25 @@ def label_responses(
     keys = {text: journal_key(text, backend.identity) for text in asked if text.strip()}
     with Journal(journal) as log:
         _ask_all(keys, backend, log, attempts, patience)
-        counts = _counts(list(keys.values()), backend, log)
-        replies = {
-            text: [record["reply"] for record in log.replies[key]] for text, key in keys.items()
-        }
+        counts = _counts(list(keys.values()), backend.mode, log)
+    given = responses.select(["sample_id", "repeat"])
     rows = [
-        {**_judge(replies.get(sent, []), sent, backend.mode), "cut": sent != text}
-        for text, sent in zip(texts, asked, strict=True)
+        {**row, **_judge(log.replies[keys.get(sent)], sent, backend.mode), "cut": sent != text}
+        for row, text, sent in zip(given.to_pylist(), texts, asked, strict=True)
     ]
-    table = responses.select(["sample_id", "repeat"])
-    for field in _COLUMNS:
-        column = pa.array([row[field.name] for row in rows], field.type)
-        table = table.append_column(field, column)
-    metadata = {"labeller": backend.describe(), "labelling": counts}
-    return table.replace_schema_metadata({k: json.dumps(v) for k, v in metadata.items()})
+    schema = pa.schema([*given.schema, *_COLUMNS.items()])
+    metadata = {"labeller": json.dumps(backend.facts), "labelling": json.dumps(counts)}
+    return pa.Table.from_pylist(rows, schema.with_metadata(metadata))
 
 
 def _ask_all(
-    keys: Mapping[str, str], backend: Backend, log: Journal, attempts: int, patience: float
+    keys: Mapping[str, str], backend: Any, log: Journal, attempts: int, patience: float
 ) -> None:
     stop = Event()
 
     def settle(text: str, key: str) -> None:
         try:
-            while not stop.is_set() and not _settled(log, key, backend.mode, attempts):
+            while not stop.is_set() and not _settled(log.replies[key], backend.mode, attempts):
                 persist(lambda: _ask(text, key, backend, log), patience, stop)
         except BaseException:
             stop.set()  # here, so that no other slot begins a request meanwhile
@@ -193,64 +167,58 @@ def _ask_all(
             # What is under way still arrives in the journal; nothing new is begun.
             stop.set()
             pool.shutdown(wait=False, cancel_futures=True)
-            if isinstance(error, UserError):
-                raise _with_steps(error, log, keys.values()) from error
-            raise
+            if not isinstance(error, UserError) or log.path is None:
+                raise
+            done = sum(len(log.replies[key]) for key in keys.values())
+            raise UserError(
+                f"{error}\nThe {done} replies so far are kept in {log.path}. Once the cause is "
+                "mended, run the same command again: it goes on from there and asks nothing twice."
+            ) from error
 
 
-def _ask(text: str, key: str, backend: Backend, log: Journal) -> None:
-    attempt = len(log.replies.get(key, ())) + 1
-    log.sending(key, attempt)
+def _ask(text: str, key: str, backend: Any, log: Journal) -> None:
+    attempt = len(log.replies[key]) + 1
+    log.write("sent", key, attempt)
     started = time.monotonic()
     try:
-        reply = backend.ask(text, attempt)
+        answer = backend.ask(text, attempt)
     except (Busy, UserError) as error:
-        log.failed(key, attempt, str(error))
+        log.write("failed", key, attempt, why=str(error))
         raise
-    log.reply(key, attempt, reply, time.monotonic() - started)
+    seconds = round(time.monotonic() - started, 4)
+    log.write("reply", key, attempt, **asdict(answer), seconds=seconds)
 
 
-def _settled(log: Journal, key: str, mode: str, attempts: int) -> bool:
-    replies = log.replies.get(key, ())
-    if not replies:
-        return False
-    return len(replies) >= attempts or parse_reply(replies[-1]["reply"], mode) is not None
+def _settled(replies: Sequence[Mapping[str, Any]], mode: str, attempts: int) -> bool:
+    readable = bool(replies) and parse_reply(replies[-1]["reply"], mode) is not None
+    return readable or len(replies) >= attempts
 
 
-def _judge(replies: Sequence[str], text: str, mode: str) -> dict[str, Any]:
+def _judge(replies: Sequence[Mapping[str, Any]], text: str, mode: str) -> dict[str, Any]:
     """Read the last reply; a text that was never asked about is an empty one."""
     row = {"reply": "", "words": [], "dropped": [], "status": "none", "attempts": len(replies)}
     if not replies:
         return row
+    reply = replies[-1]["reply"]
     # Halves of broken characters cannot be stored as UTF-8.
-    row["reply"] = replies[-1].encode("utf-8", "replace").decode()
-    named = parse_reply(replies[-1], mode)
+    row["reply"] = reply.encode("utf-8", "replace").decode()
+    named = parse_reply(reply, mode)
     if named is None:
-        return row | {"status": "refused" if is_refusal(replies[-1]) else "unparsed"}
+        return row | {"status": "refused" if is_refusal(reply) else "unparsed"}
     kept, dropped = sift_words(named, text)
     status = "ok" if kept else "absent" if dropped else "none"
     return row | {"words": kept, "dropped": dropped, "status": status}
 
 
-def _counts(keys: Sequence[str], backend: Backend, log: Journal) -> dict[str, Any]:
-    replies = [record for key in keys for record in log.replies.get(key, ())]
+def _counts(keys: Sequence[str], mode: str, log: Journal) -> dict[str, Any]:
+    replies = [record for key in keys for record in log.replies[key]]
     requests = sum(log.sent[key] for key in keys)
     return {
         "distinct": len(keys),
         "requests": requests,
         "retries": requests - len(keys),
-        "bad_replies": sum(parse_reply(r["reply"], backend.mode) is None for r in replies),
-        "unfinished_replies": sum(record.get("ended") == "length" for record in replies),
+        "bad_replies": sum(parse_reply(record["reply"], mode) is None for record in replies),
+        "unfinished_replies": sum(record["ended"] == "length" for record in replies),
         "tokens": sum(record["tokens"] or 0 for record in replies),
         "seconds": round(log.busy_seconds(keys), 3),
     }
-
-
-def _with_steps(error: Exception, log: Journal, keys: Iterable[str]) -> UserError:
-    if log.path is None:
-        return UserError(str(error))
-    done = sum(len(log.replies.get(key, ())) for key in keys)
-    return UserError(
-        f"{error}\nThe {done} replies so far are kept in {log.path}. Once the cause is mended, "
-        "run the same command again: it goes on from there and asks nothing twice."
-    )

@@ -1,23 +1,12 @@
 """Backend ``lexicon``: the terms of a word list that a text holds. Needs no server."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
-from headpursuit.labelling.backend import Reply
+from headpursuit.labelling.backend import Answer
 from headpursuit.labelling.journal import journal_key
 from headpursuit.labelling.prompt import render
 from headpursuit.method.words import normalise, word_pattern
 from headpursuit.run.files import UserError
-
-
-@contextmanager
-def connect(
-    settings: Mapping[str, Any], texts: Sequence[str], terms: Sequence[str], log: Path | None
-) -> Iterator["Lexicon"]:
-    """Yield the backend of ``terms``; the rest is for backends that have a server."""
-    yield Lexicon(terms)
 
 
 class Lexicon:
@@ -36,8 +25,9 @@ class Lexicon:
             raise UserError("labeller.lexicon: the word list is empty.")
         words = {"words": sorted(self.patterns)}
         self.identity = {"backend": "lexicon", "terms": journal_key("", words)}
+        self.facts = {**self.identity, "n_terms": len(self.patterns)}
 
-    def ask(self, text: str, attempt: int) -> Reply:
+    def ask(self, text: str, attempt: int) -> Answer:
         """Return the terms in ``text``, in the order of the list."""
         folded = normalise(text)
         found = [
@@ -45,8 +35,4 @@ class Lexicon:
             for term, (probe, pattern) in self.patterns.items()
             if probe in folded and pattern.search(folded)
         ]
-        return Reply(render(found, self.mode))
-
-    def describe(self) -> dict[str, Any]:
-        """Return the list's size and hash."""
-        return {**self.identity, "n_terms": len(self.patterns)}
+        return Answer(render(found, self.mode))

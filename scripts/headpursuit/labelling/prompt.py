@@ -3,8 +3,7 @@
 import hashlib
 import json
 import re
-import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -12,7 +11,6 @@ import yaml
 
 from headpursuit.run.files import UserError, beside
 
-MODES = ("tags", "json")
 SLOT = "{response}"
 SCHEMA = {
     "type": "object",
@@ -29,21 +27,13 @@ _SENTENCE_END = re.compile(r"[.!?…]+[\"'”’)\]]*(?=\s)|[。！？\n]")
 
 
 @dataclass(frozen=True)
-class Example:
-    """A worked example: a response and its harmful words."""
-
-    response: str
-    words: tuple[str, ...]
-
-
-@dataclass(frozen=True)
 class Prompt:
-    """The labelling prompt."""
+    """The labelling prompt; each example has a response and its words."""
 
     mode: str
     system: str
     answer: str
-    examples: tuple[Example, ...]
+    examples: list[dict]
     template: str
 
     @property
@@ -56,8 +46,8 @@ class Prompt:
         system = "\n".join(part for part in (self.system.strip(), self.answer.strip()) if part)
         chat = [{"role": "system", "content": system}] if system else []
         for example in self.examples:
-            chat.append({"role": "user", "content": self._fill(example.response)})
-            chat.append({"role": "assistant", "content": render(example.words, self.mode)})
+            chat.append({"role": "user", "content": self._fill(example["response"])})
+            chat.append({"role": "assistant", "content": render(example["words"], self.mode)})
         question = self._fill(text)
         if attempt > 1 and self.answer.strip():
             question = f"{question}\n\n{self.answer.strip()}"
@@ -78,7 +68,7 @@ def load_prompt(path: str | Path) -> Prompt:
     """Read a prompt file; where it is looked for, :func:`beside` says.
 
     Raises:
-        UserError: if it is missing or not a prompt file; the message says which key is wrong.
+        UserError: if it is missing or not a prompt file.
     """
     try:
         raw = yaml.safe_load(beside(path).read_text(encoding="utf-8"))
@@ -86,39 +76,32 @@ def load_prompt(path: str | Path) -> Prompt:
         raise UserError(f"labeller.prompt: cannot read {path} ({error.strerror}).") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"labeller.prompt: {path} is not YAML in UTF-8: {error}") from None
-    problem = _problem(raw)
-    if problem:
-        raise UserError(f"labeller.prompt: {path}: {problem}")
-    mode = raw["mode"]
-    examples = tuple(Example(e["response"], tuple(e["words"])) for e in raw["examples"])
-    return Prompt(mode, raw["system"], raw["answer"][mode], examples, raw["template"])
-
-
-def _problem(raw: object) -> str:
-    keys = {"mode", "system", "answer", "examples", "template"}
-    if not isinstance(raw, dict) or set(raw) != keys:
-        return f"its keys must be {', '.join(sorted(keys))}"
-    if raw["mode"] not in MODES:
-        return f"mode must be one of {', '.join(MODES)}"
-    if not isinstance(raw["system"], str):
-        return "system must be a text"
-    if not isinstance(raw["answer"], dict) or not isinstance(raw["answer"].get(raw["mode"]), str):
-        return f"answer.{raw['mode']} must be a text"
-    if not isinstance(raw["template"], str) or raw["template"].count(SLOT) != 1:
-        return f"template must be a text that holds {SLOT} once"
-    if not isinstance(raw["examples"], list) or not all(map(_is_example, raw["examples"])):
-        return "each of examples must have response (a text) and words (a list of texts)"
-    return ""
+    match raw:
+        case {
+            "mode": ("tags" | "json") as mode,
+            "system": str(system),
+            "answer": dict(answer),
+            "examples": list(examples),
+            "template": str(template),
+        } if (
+            len(raw) == 5
+            and isinstance(answer.get(mode), str)
+            and all(map(_is_example, examples))
+            and template.count(SLOT) == 1
+        ):
+            return Prompt(mode, system, answer[mode], examples, template)
+    raise UserError(
+        f"labeller.prompt: {path}: its keys must be mode (tags or json), system (a text), answer "
+        "(with a text for that mode), examples (a list, each with response, a text, and words, a "
+        f"list of texts) and template (a text that holds {SLOT} once)."
+    )
 
 
 def _is_example(raw: object) -> bool:
-    return (
-        isinstance(raw, dict)
-        and set(raw) == {"response", "words"}
-        and isinstance(raw["response"], str)
-        and isinstance(raw["words"], list)
-        and all(isinstance(word, str) for word in raw["words"])
-    )
+    match raw:
+        case {"response": str(), "words": list(words)}:
+            return len(raw) == 2 and all(isinstance(word, str) for word in words)
+    return False
 
 
 def fit_window(
@@ -127,8 +110,7 @@ def fit_window(
     """Return the context length that the longest prompt needs, and the bytes left for a response.
 
     A token of a byte-level or byte-fallback tokenizer covers at least one byte, so the bytes of a
-    text bound its tokens: a prompt that fits by this count fits. A server that gives less context
-    than it was asked for may cut it all the same: :func:`refuse_cut`.
+    text bound its tokens: a prompt that fits by this count fits.
 
     Raises:
         UserError: if ``limit`` leaves no room for a response.
@@ -154,43 +136,6 @@ def fewest_tokens(*texts: str) -> int:
     No tokenizer in common use has a token with letters or digits on both sides of a space.
     """
     return sum(any(map(str.isalnum, word)) for text in texts for word in text.split())
-
-
-def refuse_cut(
-    chat: Sequence[Mapping[str, str]],
-    count: int | None,
-    recount: Callable[[Sequence[Mapping[str, str]]], int | None],
-    remedy: str,
-    fewest: int = 0,
-) -> None:
-    """Fail if a server has read fewer tokens than a prompt has at the least: it has cut it.
-
-    A few servers leave out of their count what their cache holds. So a low count is taken again,
-    of the same prompt behind a word that no cache can hold. A cut that leaves as many tokens as
-    there are at the least is not seen.
-
-    Args:
-        chat: the messages that were sent.
-        count: the prompt's tokens as the server counted them; None or 0 where it does not tell.
-        recount: sends messages and returns the server's count.
-        remedy: how that server is given a longer context.
-        fewest: how many tokens there are at the least, where more is known than
-            :func:`fewest_tokens` says.
-
-    Raises:
-        UserError: with both counts and what helps.
-    """
-    fewest = max(fewest, fewest_tokens(*(message["content"] for message in chat)))
-    if not count or count >= fewest:
-        return
-    first, *rest = chat
-    count = recount([{**first, "content": f"{uuid.uuid4().hex}\n{first['content']}"}, *rest])
-    if count and count < fewest:
-        raise UserError(
-            f"The server read {count} tokens of a prompt that has {fewest} or more: it cuts "
-            f"prompts without a word. {remedy}, or set labeller.max_ctx to the context length that "
-            "it has; longer responses are then cut at a sentence and marked."
-        )
 
 
 def cut(text: str, room: int | None) -> str:

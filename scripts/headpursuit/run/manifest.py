@@ -221,7 +221,7 @@ def _identity(facts: Mapping[str, Any]) -> str:
 
 # Of records, what says when, where and with what they were made.
 _PASSING = ("date", "root", "tools", "tokens_per_second")
-_WHOLLY_PASSING = ("preflight.json", ".journal.jsonl", ".summary.html")
+_WHOLLY_PASSING = ("preflight.json", ".journal.jsonl")
 
 
 def _content(path: Path) -> str | None:

@@ -6,7 +6,6 @@ from threading import Event
 from typing import TypeVar
 
 from tenacity import (
-    RetryCallState,
     Retrying,
     retry_if_exception_type,
     sleep_using_event,
@@ -43,15 +42,10 @@ def asked_to_wait(headers: Mapping[str, str]) -> float:
 
 
 def ask(call: Callable[[], T], stop: stop_base, end: Event | None = None) -> T:
-    """Call until it does not raise :class:`Busy`.
+    """Call until it does not raise :class:`Busy`; ``stop`` says when to give up.
 
-    Waits grow exponentially with full jitter, so that callers who wait for the same server do not
-    all return in the same moment. A server that asks for a longer wait is given it.
-
-    Args:
-        call: what is tried.
-        stop: when to give up.
-        end: ends the waiting at once when it is set.
+    Waits grow exponentially, with full jitter so that callers do not return in the same moment,
+    and last at least as long as the server asks. Setting ``end`` ends them at once.
 
     Raises:
         Busy: the last one.
@@ -63,15 +57,12 @@ def ask(call: Callable[[], T], stop: stop_base, end: Event | None = None) -> T:
         wait=lambda state: max(backoff(state), state.outcome.exception().after),
         stop=stop | stop_when_event_set(end),
         sleep=sleep_using_event(end),
-        before_sleep=_say,
+        before_sleep=lambda state: log.warning(
+            "%s; trying again in %.0f s", state.outcome.exception(), state.next_action.sleep
+        ),
         reraise=True,
     )
     return retrying(call)
-
-
-def _say(state: RetryCallState) -> None:
-    wait = state.next_action.sleep
-    log.warning("%s; trying again in %.0f s", state.outcome.exception(), wait)
 
 
 def persist(call: Callable[[], T], patience: float, end: Event | None = None) -> T:
