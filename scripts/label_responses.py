@@ -1,25 +1,53 @@
 """Name the harmful words of each baseline response (and prompt, where the concept says so)."""
 
+import logging
 from pathlib import Path
 
+import pyarrow as pa
+from headpursuit.data.prompts import as_responses, read_rows
+from headpursuit.data.sources import source_files
 from headpursuit.labelling.audit import agreement, summary
-from headpursuit.labelling.label import label_file, read_terms, read_texts
-from headpursuit.run.files import read_parquet, write_json
+from headpursuit.labelling.label import label_responses, open_backend
+from headpursuit.run.files import read_parquet, read_responses, write_json, write_parquet
 from headpursuit.run.rule import run_rule
 from headpursuit.run.tables import write_csv
 
 
 def main(snakemake):
     """Write the labels, their summary and, of a second labeller, how far it agrees."""
-    settings, given, made = snakemake.params.labeller, snakemake.input, snakemake.output
-    texts = read_texts(given.responses, given.prompts)
-    terms = read_terms(given.lexicon, settings["lexicon"])
-    server_log = Path(snakemake.log[0]).with_suffix(".server.log")
-    labels = label_file(texts, Path(made.labels), settings, terms, server_log)
-    write_json(made.summary, summary(labels))
-    if first := given.get("first"):
+    given, made = snakemake.input, snakemake.output
+    prompts = [read_parquet(path, ["sample_id", "text"]) for path in given.prompts]
+    texts = [read_responses(given.responses, ["response"]), *map(as_responses, prompts)]
+    labels = label(pa.concat_tables(texts), snakemake)
+    write_parquet(made.labels, labels)
+    facts = summary(labels)
+    write_json(made.summary, facts)
+    if missing := facts["refused"] + facts["unparsed"]:
+        told = "%d of %d responses have no label: see status and reply in %s"
+        logging.warning(told, missing, facts["responses"], made.labels)
+    if first := getattr(given, "first", None):
         columns = ["sample_id", "repeat", "words", "status"]
         write_csv(made.agreement, agreement(read_parquet(first, columns), labels))
+
+
+def label(texts, snakemake):
+    """Ask the backend; the journal beside the labels outlasts the job, which goes on from it."""
+    settings, path = snakemake.params.labeller, Path(snakemake.output.labels)
+    server_log = Path(snakemake.log[0]).with_suffix(".server.log")
+    # A word list is asked again in no time.
+    journal = None if settings["backend"] == "lexicon" else path.with_suffix(".journal.jsonl")
+    limits = {"attempts": settings["attempts"], "patience": settings["patience"]}
+    terms = read_terms(snakemake.input.lexicon, settings["lexicon"])
+    with open_backend(settings, texts["response"].to_pylist(), terms, server_log) as backend:
+        return label_responses(texts, backend, journal, **limits)
+
+
+def read_terms(lexicon, spec):
+    """Read a word list out of a source (its provenance.json); without one there are no terms."""
+    if not lexicon:
+        return []
+    files = source_files(str(lexicon), spec["files"])
+    return [word for _, word in read_rows(files, spec["text"], spec["where"], "labeller.lexicon")]
 
 
 if __name__ == "__main__":

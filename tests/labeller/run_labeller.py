@@ -6,11 +6,16 @@ python run_labeller.py SETTINGS.json RESPONSES.parquet LABELS.parquet
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 
-from headpursuit.labelling.label import label_file, read_texts
+import label_responses
 
 settings, responses, labels = map(Path, sys.argv[1:])
-texts = read_texts([responses], [])
-label_file(texts, labels, json.loads(settings.read_text()), [], labels.with_suffix(".log"))
+params = SimpleNamespace(labeller=json.loads(settings.read_text()))
+given = SimpleNamespace(responses=[responses], prompts=[], lexicon=[])
+made = SimpleNamespace(labels=labels)
+label_responses.main(
+    SimpleNamespace(params=params, input=given, output=made, log=[f"{labels}.log"])
+)

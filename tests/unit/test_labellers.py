@@ -3,7 +3,10 @@
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
+import label_responses as label_responses_script
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -11,12 +14,12 @@ import yaml
 from headpursuit.labelling import audit, prompt, used_labellers
 from headpursuit.labelling.backend import Answer
 from headpursuit.labelling.journal import Journal, journal_key
-from headpursuit.labelling.label import label_responses, open_backend, read_texts
+from headpursuit.labelling.label import label_responses, open_backend
 from headpursuit.labelling.lexicon import Lexicon
 from headpursuit.labelling.reply import clean, is_refusal, parse_reply, sift_words
 from headpursuit.method.words import count_words, normalise
 from headpursuit.run.config import load_config, run_labellers
-from headpursuit.run.files import UserError
+from headpursuit.run.files import UserError, write_json
 from headpursuit.run.retry import Busy, persist
 from hypothesis import given
 from hypothesis import strategies as st
@@ -356,13 +359,29 @@ def test_a_word_list():
         pass
 
 
-def test_prompts_are_labelled_beside_responses(tmp_path):
-    pq.write_table(responses("x"), tmp_path / "r.parquet")
-    prompts = pa.table({"sample_id": ["p0"], "text": ["y"]})
+def test_prompts_are_labelled_beside_responses_and_compared(tmp_path):
+    (tmp_path / "terms.csv").write_text("text\ndarn\n")
+    record = {"kind": "local", "root": str(tmp_path), "files": [{"path": "terms.csv", "size": 10}]}
+    write_json(tmp_path / "provenance.json", record)
+    pq.write_table(responses("darn"), tmp_path / "r.parquet")
+    prompts = pa.table({"sample_id": ["p0"], "text": ["fine"]})
     pq.write_table(prompts, tmp_path / "p.parquet")
-    table = read_texts([tmp_path / "r.parquet"], [tmp_path / "p.parquet"])
+    lexicon = {"files": "terms.csv", "text": "text", "where": None}
+    settings = {"backend": "lexicon", "attempts": 1, "patience": 1, "lexicon": lexicon}
+    job = SimpleNamespace(params=SimpleNamespace(labeller=settings), log=[tmp_path / "log"])
+    job.input = SimpleNamespace(
+        responses=[tmp_path / "r.parquet"], prompts=[tmp_path / "p.parquet"]
+    )
+    job.input.lexicon = tmp_path / "provenance.json"
+    job.output = SimpleNamespace(labels=tmp_path / "l.parquet", summary=tmp_path / "s.json")
+    label_responses_script.main(job)
+    table = pq.read_table(tmp_path / "l.parquet")
     assert table["repeat"].to_pylist() == [0, -1]
-    assert table["response"].to_pylist() == ["x", "y"]
+    assert table["words"].to_pylist() == [["darn"], []]
+    assert json.loads((tmp_path / "s.json").read_text()) == audit.summary(table)
+    job.input.first, job.output.agreement = tmp_path / "l.parquet", tmp_path / "a.csv"
+    label_responses_script.main(job)
+    assert pd.read_csv(tmp_path / "a.csv")["both"].tolist() == [1, 1]
 
 
 # Agreement

@@ -14,7 +14,7 @@ of the config's ``labeller``. It has
 
 import os
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -58,7 +58,7 @@ class Server:
     def call(
         self,
         path: str,
-        body: Mapping[str, Any] | None = None,
+        body: dict | None = None,
         read: Callable[[Any], Any] = lambda answer: answer,
         timeout: float | None = None,
     ) -> Any:
@@ -74,7 +74,7 @@ class Server:
 
     @contextmanager
     def request(
-        self, path: str, body: Mapping[str, Any] | None = None, timeout: float | None = None
+        self, path: str, body: dict | None = None, timeout: float | None = None
     ) -> Iterator[httpx.Response]:
         """Yield the answer before its body has come; it fails as :meth:`call` does."""
         method = "POST" if body else "GET"
@@ -94,8 +94,8 @@ class Server:
         if response.status_code in (401, 403):  # such bodies may quote a part of the key
             known = "was refused" if self.key else "is not set"
             raise UserError(f"{reason}; the key in ${self.key_variable} {known}.")
-        body = response.read().decode(errors="replace")[:300]
-        reason = f"{reason}: {body.replace(self.key, '***') if self.key else body}"
+        body = response.read().decode(errors="replace")
+        reason = f"{reason}: {(body.replace(self.key, '***') if self.key else body)[:300]}"
         if response.status_code in TRANSIENT:
             raise Busy(reason, after=asked_to_wait(response.headers))
         raise UserError(reason)
@@ -112,14 +112,7 @@ class ChatBackend:
     longest: str
     frame_tokens = 0  # those of the prompt without a text, at the least
 
-    def __init__(
-        self,
-        server: Server,
-        settings: Mapping[str, Any],
-        texts: Sequence[str],
-        model: Mapping[str, Any],
-        limit: int,
-    ):
+    def __init__(self, server: Server, settings: dict, texts: list[str], model: dict, limit: int):
         """Ask for the context that the longest of ``texts`` needs, at most ``limit`` tokens.
 
         ``model`` is the model's ``model``, its name, and what else tells it from others.
@@ -172,7 +165,7 @@ class ChatBackend:
                 )
         return answer
 
-    def _chat(self, chat: list[dict[str, str]], options: Mapping[str, Any]) -> Answer:
+    def _chat(self, chat: list[dict], options: dict) -> Answer:
         try:
             answer = self.server.call(self.path, self._body(chat, options), self._read)
         except UserError as error:

@@ -1,13 +1,8 @@
-"""Asking a backend about every response, once each, and keeping every reply.
-
-with open_backend(config["labeller"], responses["response"].to_pylist()) as backend:
-    labels = label_responses(responses, backend, journal)
-"""
+"""Asking a backend about every response, once each, and keeping every reply."""
 
 import json
-import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -18,19 +13,14 @@ from typing import Any
 import pyarrow as pa
 from tqdm import tqdm
 
-from headpursuit.data.prompts import as_responses, read_rows
-from headpursuit.data.sources import source_files
-from headpursuit.labelling import UNLABELLED
 from headpursuit.labelling.journal import Journal, journal_key
 from headpursuit.labelling.lexicon import Lexicon
 from headpursuit.labelling.ollama import open_ollama
 from headpursuit.labelling.openai import OpenAI
 from headpursuit.labelling.prompt import cut
 from headpursuit.labelling.reply import is_refusal, parse_reply, sift_words
-from headpursuit.run.files import UserError, read_parquet, read_responses, write_parquet
+from headpursuit.run.files import UserError
 from headpursuit.run.retry import Busy, persist
-
-logger = logging.getLogger(__name__)
 
 _COLUMNS = {
     "reply": pa.string(),
@@ -42,33 +32,14 @@ _COLUMNS = {
 }
 
 
-def read_texts(responses: Sequence[str | Path], prompts: Sequence[str | Path]) -> pa.Table:
-    """Read what is labelled: the responses and, where given, the prompts (repeat -1)."""
-    table = read_responses(responses, ["response"])
-    texts = [as_responses(read_parquet(path, ["sample_id", "text"])) for path in prompts or ()]
-    return pa.concat_tables([table, *texts])
-
-
-def read_terms(lexicon: str | Path | None, spec: Mapping[str, Any]) -> list[str]:
-    """Read a word list out of a source (its provenance.json); without one there are no terms."""
-    if not lexicon:
-        return []
-    files = source_files(str(lexicon), spec["files"])
-    rows = read_rows(files, spec["text"], spec["where"], "labeller.lexicon")
-    return [word for _, word in rows]
-
-
 @contextmanager
 def open_backend(
-    settings: Mapping[str, Any],
-    texts: Sequence[str],
-    terms: Sequence[str] = (),
-    log: Path | None = None,
+    settings: dict, texts: list[str], terms: Iterable[str] = (), log: Path | None = None
 ) -> Iterator[Any]:
-    """Open the backend (backend.py) that ``settings``, the config's ``labeller``, names.
+    """Open the backend that ``settings``, the config's ``labeller``, names; see backend.py.
 
-    The context length follows from the longest of ``texts``; ``terms`` are the words of backend
-    ``lexicon``. A server that is started writes into ``log``, and ends with the context.
+    It gets the context length that the longest of ``texts`` needs. ``terms`` are the words of
+    backend ``lexicon``. A server that is started here writes into ``log``, and ends with the block.
     """
     texts = [text or "" for text in texts]
     match settings["backend"]:
@@ -79,31 +50,6 @@ def open_backend(
         case "ollama":
             with open_ollama(settings, texts, log) as backend:
                 yield backend
-
-
-def label_file(
-    responses: pa.Table,
-    output: Path,
-    settings: Mapping[str, Any],
-    terms: Sequence[str],
-    log: Path,
-) -> pa.Table:
-    """Label responses into a Parquet file; return the table of :func:`label_responses`.
-
-    The journal beside it outlasts the job: a killed one goes on from it, and a later one asks only
-    what was never asked. The other arguments are :func:`open_backend`'s.
-    """
-    # A word list is asked again in no time.
-    keeps = settings["backend"] != "lexicon"
-    journal = output.with_suffix(".journal.jsonl") if keeps else None
-    limits = {"attempts": settings["attempts"], "patience": settings["patience"]}
-    with open_backend(settings, responses["response"].to_pylist(), terms, log) as backend:
-        labels = label_responses(responses, backend, journal, **limits)
-    write_parquet(output, labels)
-    if missing := sum(status in UNLABELLED for status in labels["status"].to_pylist()):
-        told = "%d of %d responses have no label: see the columns status and reply of %s"
-        logger.warning(told, missing, labels.num_rows, output)
-    return labels
 
 
 def label_responses(
@@ -143,9 +89,7 @@ def label_responses(
     return pa.Table.from_pylist(rows, schema.with_metadata(metadata))
 
 
-def _ask_all(
-    keys: Mapping[str, str], backend: Any, log: Journal, attempts: int, patience: float
-) -> None:
+def _ask_all(keys: dict, backend: Any, log: Journal, attempts: int, patience: float) -> None:
     stop = Event()
 
     def settle(text: str, key: str) -> None:
@@ -189,12 +133,12 @@ def _ask(text: str, key: str, backend: Any, log: Journal) -> None:
     log.write("reply", key, attempt, **asdict(answer), seconds=seconds)
 
 
-def _settled(replies: Sequence[Mapping[str, Any]], mode: str, attempts: int) -> bool:
+def _settled(replies: list[dict], mode: str, attempts: int) -> bool:
     readable = bool(replies) and parse_reply(replies[-1]["reply"], mode) is not None
     return readable or len(replies) >= attempts
 
 
-def _judge(replies: Sequence[Mapping[str, Any]], text: str, mode: str) -> dict[str, Any]:
+def _judge(replies: list[dict], text: str, mode: str) -> dict:
     """Read the last reply; a text that was never asked about is an empty one."""
     row = {"reply": "", "words": [], "dropped": [], "status": "none", "attempts": len(replies)}
     if not replies:
@@ -210,7 +154,7 @@ def _judge(replies: Sequence[Mapping[str, Any]], text: str, mode: str) -> dict[s
     return row | {"words": kept, "dropped": dropped, "status": status}
 
 
-def _counts(keys: Sequence[str], mode: str, log: Journal) -> dict[str, Any]:
+def _counts(keys: list[str], mode: str, log: Journal) -> dict:
     replies = [record for key in keys for record in log.replies[key]]
     requests = sum(log.sent[key] for key in keys)
     return {

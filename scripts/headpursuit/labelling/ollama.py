@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from itertools import groupby
 from pathlib import Path
@@ -32,9 +32,7 @@ while :; do ollama serve & wait; sleep 1; done
 
 
 @contextmanager
-def open_ollama(
-    settings: Mapping[str, Any], texts: Sequence[str], log: Path | None
-) -> Iterator["Ollama"]:
+def open_ollama(settings: dict, texts: list[str], log: Path | None) -> Iterator["Ollama"]:
     """Yield the backend; a server that is started for it writes into ``log``.
 
     At the end the model is unloaded: it takes 43 GB of a GPU that the next job needs.
@@ -54,9 +52,7 @@ class Ollama(ChatBackend):
     path = "api/chat"
     longest = "num_predict"
 
-    def __init__(
-        self, server: Server, settings: Mapping[str, Any], texts: Sequence[str], model: dict
-    ):
+    def __init__(self, server: Server, settings: dict, texts: list[str], model: dict):
         """Load the model with the context length that the longest of ``texts`` needs."""
         limit = min(settings["max_ctx"], model["context_length"] or settings["max_ctx"])
         named = {key: model[key] for key in ("model", "digest")}
@@ -65,7 +61,7 @@ class Ollama(ChatBackend):
         loaded = persist(lambda: self._load(patience), patience)
         self.facts |= {**model, "num_ctx": self.num_ctx, "num_ctx_loaded": loaded}
 
-    def _body(self, chat: list[dict[str, str]], options: Mapping[str, Any]) -> dict[str, Any]:
+    def _body(self, chat: list[dict], options: dict) -> dict:
         return {
             "model": self.model,
             "messages": chat,
@@ -101,7 +97,7 @@ class Ollama(ChatBackend):
         return context
 
 
-def prepare_model(server: Server, settings: Mapping[str, Any]) -> dict[str, Any]:
+def prepare_model(server: Server, settings: dict) -> dict:
     """Pull the model unless the server has it, and return what the server says of it.
 
     Raises:
@@ -131,7 +127,7 @@ def prepare_model(server: Server, settings: Mapping[str, Any]) -> dict[str, Any]
     }
 
 
-def _by_name(answer: Any) -> dict[str, dict[str, Any]]:
+def _by_name(answer: Any) -> dict[str, dict]:
     return {model["model"].removesuffix(":latest"): model for model in answer["models"]}
 
 
@@ -151,7 +147,7 @@ def _pull(server: Server, name: str, patience: float) -> None:
 
 
 @contextmanager
-def find_server(settings: Mapping[str, Any], log: Path | None) -> Iterator[tuple[Server, bool]]:
+def find_server(settings: dict, log: Path | None) -> Iterator[tuple[Server, bool]]:
     """Yield a server and whether it was started here.
 
     One that the config names, or OLLAMA_HOST on another machine, is waited for. Otherwise that of
@@ -173,7 +169,7 @@ def find_server(settings: Mapping[str, Any], log: Path | None) -> Iterator[tuple
 
 
 @contextmanager
-def own_server(settings: Mapping[str, Any], log: Path | None) -> Iterator[Server]:
+def own_server(settings: dict, log: Path | None) -> Iterator[Server]:
     """Run ``ollama serve`` on a free loopback port until the block, or this process, ends.
 
     Raises:

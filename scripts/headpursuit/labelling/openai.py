@@ -1,6 +1,5 @@
 """Backend ``openai``: any server with OpenAI's chat API (vLLM, llama.cpp, a hosted model)."""
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 from headpursuit.labelling.backend import Answer, ChatBackend, Server
@@ -13,14 +12,14 @@ class OpenAI(ChatBackend):
     path = "chat/completions"
     longest = "max_tokens"
 
-    def __init__(self, settings: Mapping[str, Any], texts: Sequence[str]):
+    def __init__(self, settings: dict, texts: list[str]):
         """Take the server and model that ``settings`` (the config's ``labeller``) names."""
         own = settings["openai"]
         server = Server(own["base_url"], own["key_variable"], settings["timeout"])
         super().__init__(server, settings, texts, {"model": own["model"]}, settings["max_ctx"])
         self.facts["server"] = server.name
 
-    def _body(self, chat: list[dict[str, str]], options: Mapping[str, Any]) -> dict[str, Any]:
+    def _body(self, chat: list[dict], options: dict) -> dict:
         body = {"model": self.model, "messages": chat, **options}
         if self.mode == "json":
             schema = {"name": "words", "schema": SCHEMA, "strict": True}
