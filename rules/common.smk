@@ -262,6 +262,12 @@ def model_mb(wildcards):
     return 3000 + int(model["parameters"] * bytes_each * 1.5 / 1e6)
 
 
+def label_resources(backend):
+    """What a labeller may need: its own Ollama server takes a GPU, and loads a model of 43 GB."""
+    own = backend == "ollama" and not LABELLER["ollama"]["host"]
+    return {**by_attempt(mem_mb=48000 if own else 2000, runtime=2880), "gpu": GPU if own else 0}
+
+
 # An older Snakemake, which does not know this keyword, has to read the Snakefile up to min_version.
 pathvars:
     results=f"results/{config['run']}",

@@ -4,12 +4,6 @@ LABELLER = config["labeller"]
 LABEL_PROMPT = str(beside(LABELLER["prompt"]))
 
 
-def label_resources(backend):
-    """What a job may ask for; a server of its own has a GPU and loads a model of 43 GB."""
-    own = backend == "ollama" and not LABELLER["ollama"]["host"]
-    return {**by_attempt(mem_mb=48000 if own else 2000, runtime=2880), "gpu": GPU if own else 0}
-
-
 rule label_responses:
     """Name the harmful words of each baseline response (and prompt, where the concept says so)."""
     input:
