@@ -11,6 +11,7 @@ It also answers OpenAI's /v1/chat/completions, with the same replies and faults.
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import threading
@@ -48,6 +49,12 @@ def shorten(reply: str, most: int) -> tuple[str, int, str]:
 def n_tokens(messages: list[dict[str, Any]]) -> int:
     """Count as a tokenizer might: a chat template's marks, words and punctuation."""
     return sum(5 + len(TOKEN.findall(message["content"])) for message in messages)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:

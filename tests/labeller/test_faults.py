@@ -4,7 +4,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -14,17 +13,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from fake_ollama import DIGEST, FakeOllama, usual_reply, wait_until
+from fake_ollama import DIGEST, FakeOllama, free_port, usual_reply, wait_until
 from headpursuit.labelling.audit import summary
 from headpursuit.run.files import UserError
 
 HERE = Path(__file__).parent
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def journalled(tmp_path: Path) -> list[dict]:
@@ -381,10 +374,16 @@ def hosted(settings, monkeypatch):
 
 
 def test_openai(hosted, responses, label, tmp_path):
+    def answer(text: str, attempt: int) -> str:
+        return "darn " * 999 if text.startswith("Response 0") else usual_reply(text, attempt)
+
     hosted.faults += ["429", "truncated", "garbled"]
+    hosted.reply = answer
     table = label(responses(6))
     assert table["words"].to_pylist() == [[], ["darn"]] * 3
-    assert summary(table)["requests"] == 9 == len(hosted.requests)
+    facts = summary(table)
+    assert facts["requests"] == 11 == len(hosted.requests)  # three faults, three long replies
+    assert (facts["unparsed"], facts["unfinished_replies"]) == (1, 3)
     assert {headers["authorization"] for headers in hosted.headers} == {"Bearer sk-very-secret"}
     assert b"sk-very-secret" not in b"".join(table.schema.metadata.values())
     assert "sk-very-secret" not in (tmp_path / "journal").read_text()
@@ -403,9 +402,3 @@ def test_openai_prompt_cut_without_a_word(hosted, responses, label):
     hosted.context = 160
     with pytest.raises(UserError, match=r"cuts prompts without a word.*--max-model-len"):
         label(responses(2))
-
-
-def test_openai_reply_cut_by_its_length(hosted, responses, label):
-    hosted.reply = lambda text, attempt: "darn " * 999
-    facts = summary(label(responses(2)))
-    assert (facts["unparsed"], facts["unfinished_replies"]) == (2, 6)

@@ -8,16 +8,15 @@ the responses and the labels works on replies that nobody wrote for the test.
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
-import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
 import pyarrow.parquet as pq
 import pytest
+from fake_ollama import free_port, wait_until
 from headpursuit.method.words import normalise
 from test_rule import ROOT, Run
 
@@ -26,28 +25,21 @@ MODEL = "demo/smollm2"
 STATUSES = {"ok", "none", "absent", "refused", "unparsed"}
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 @contextmanager
 def process(command, url: str, log: Path, cwd: Path | None = None, **env: str):
     """Run a server until the block ends; begin when `url` answers."""
     with log.open("w") as handle:
-        server = subprocess.Popen(
-            command, stdout=handle, stderr=handle, cwd=cwd, env={**os.environ, **env}
-        )
+        env = {**os.environ, **env}
+        server = subprocess.Popen(command, stdout=handle, stderr=handle, cwd=cwd, env=env)
+
+    def answers() -> bool:
+        assert server.poll() is None, log.read_text()
+        with suppress(httpx.HTTPError):
+            return httpx.get(url, trust_env=False, timeout=5) is not None
+        return False
+
     try:
-        deadline = time.monotonic() + 120
-        while True:
-            assert server.poll() is None and time.monotonic() < deadline, log.read_text()
-            try:
-                httpx.get(url, trust_env=False, timeout=5)
-                break
-            except httpx.HTTPError:
-                time.sleep(0.2)
+        wait_until(answers, 120)
         yield
     finally:
         server.terminate()
