@@ -17,8 +17,8 @@ PAGES = [
         (table, "table", f"2 {table}", "table")
         for table in dict.fromkeys([*RATIOS, *HEADS, *SHARED])
     ),
-    ("choices", "choices", "4 Choices", "choices in force"),
-    ("run", "run", "5 Time, memory, software", "time, memory, software, sources"),
+    ("choices", "choices", "3 Choices", "choices in force"),
+    ("run", "run", "4 Time, memory, software", "time, memory, software, sources"),
 ]
 
 

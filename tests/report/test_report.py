@@ -60,7 +60,7 @@ ATTRIBUTES = {"lang", "charset", "http-equiv", "content", "class", "alt", "src",
 CATEGORIES = [
     "1 Published against reproduced",
     *("2 concepts", "2 figure1", "2 table1", "2 table2"),
-    *("3 Labels", "4 Choices", "5 Time, memory, software"),
+    *("3 Choices", "4 Time, memory, software"),
 ]
 
 
@@ -238,7 +238,7 @@ def test_hostile_texts_change_nothing(seen: dict[str, Any]) -> None:
 def test_words_are_masked(ran: Checkout, seen: dict[str, Any]) -> None:
     words = set(pd.read_csv(ran.path("words/rtp.csv"))["word"]) & set(WORDS)
     assert len(words) > 5
-    for name in ("2 table1 / table", "3 Labels / labelling of rtp"):
+    for name in ("2 table1 / table", "4 Time, memory, software / time, memory, software, sources"):
         shown = set(pages(seen)[name]["text"].casefold().replace("␣", " ").split())
         assert not words & shown, name
         assert "***" in pages(seen)[name]["text"], name
@@ -257,11 +257,11 @@ def test_pages_say_what_they_must(ran: Checkout, seen: dict[str, Any]) -> None:
         assert f"{row.value:.2f}\xa0[{row.ci_low:.2f},\xa0{row.ci_high:.2f}]" in shown["2 table2"]
         command = f"table2.csv {row.experiment} {row.method} {row.heads} {row.measure}"
         assert f"trace results/tiny/tables/{command}" in shown["2 table2"]
-    assert "experiments.<name>.k\t2\t16, 32\t" in shown["4 Choices"]
-    assert "experiments.<name>.pursuit.iterations\tasked: 6; " in shown["4 Choices"]
+    assert "experiments.<name>.k\t2\t16, 32\t" in shown["3 Choices"]
+    assert "experiments.<name>.pursuit.iterations\tasked: 6; " in shown["3 Choices"]
     used = pd.read_csv(ran.path("benchmarks/measure_expected/rtp/part-1.tsv"), sep="\t").iloc[0]
     line = f"measure_expected\t1\t{used['s']:,.0f}\t{used['s']:,.0f}\t{used['cpu_time']:,.0f}"
-    assert f"{line}\t{used['max_rss']:,.0f}" in shown["5 Time, memory, software"]
+    assert f"{line}\t{used['max_rss']:,.0f}" in shown["4 Time, memory, software"]
 
 
 def test_captions_quote_what_was_in_force(seen: dict[str, Any]) -> None:
