@@ -111,5 +111,4 @@ bench: .venv-bench/complete
 	@touch $@
 
 docs: env
-	PYTHONPATH=scripts .venv/bin/python -m headpursuit.run.choices > docs/choices.md
-	PYTHONPATH=scripts .venv/bin/python -m headpursuit.run.contracts > docs/columns.md
+	PYTHONPATH=scripts .venv/bin/python -m headpursuit.publish.docs

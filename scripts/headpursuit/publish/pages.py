@@ -6,7 +6,7 @@ that the run labelled are masked.
 
 import os
 from base64 import b64encode
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -22,23 +22,22 @@ from headpursuit.publish.masking import TELLING, mask_rows, offensive_words
 from headpursuit.publish.ratio import number
 from headpursuit.publish.settings import (
     MISSING,
-    KeyPath,
+    in_force,
     key_name,
     labeller_name,
     leaves,
     paper,
     sections,
-    value_at,
+    shown,
 )
 from headpursuit.run.config import used_models, used_samples
-from headpursuit.run.experiments import kind_of, of_images, running, tables_of
+from headpursuit.run.experiments import Config, kind_of, of_images, positions_of, running, tables_of
 from headpursuit.run.files import ROOT, read_json, sha256
 from headpursuit.run.finished import row_names
 from headpursuit.run.manifest import describe_workflow
 from headpursuit.run.rule import describe_host
 from headpursuit.run.tables import read_csv
 
-Config = Mapping[str, Any]
 # What a table holds, by its kind; and its parts on a page, by the end of the file's name.
 KINDS = {
     "ratios": "measures after over before",
@@ -207,27 +206,24 @@ def overview(files: Any, config: Config) -> Iterator[Section]:
     )
 
 
-# What is said of each model, samples and experiment.
-DESCRIBED = {
-    "models": ("layers", "heads", "dtype"),
-    "samples": ("sample", "per_class"),
-    "experiments": (
-        *("model", "samples", "concept", "positions", "heads_from", "methods", "k"),
-        *("alpha", "draws", "measures"),
-    ),
-}
-
-
 def _described(config: Config) -> dict[str, str]:
     """Return each model, samples and experiment in a line, and what all have."""
-    used = {"models": used_models, "samples": used_samples, "experiments": running}
+
+    def of(own: Config, *keys: str) -> dict[str, Any]:
+        return {key: own[key] for key in keys if own.get(key) not in (None, [])}
+
     said = {}
-    for section, keys in DESCRIBED.items():
-        for name in used[section](config):
-            own = {key: config[section][name].get(key) for key in keys}
-            first = {"from": model_name(config, name)} if section == "models" else {}
-            shown = {key: value for key, value in (first | own).items() if value not in (None, [])}
-            said[f"{section.rstrip('s')} {name}"] = _text(shown)
+    for name in used_models(config):
+        shape = of(config["models"][name], "layers", "heads", "dtype")
+        said[f"model {name}"] = shown({"from": model_name(config, name)} | shape)
+    for name in used_samples(config):
+        said[f"samples {name}"] = shown(of(config["samples"][name], "sample", "per_class")) or "all"
+    for name in running(config):
+        own = config["experiments"][name]
+        facts = of(own, "samples", "model", "concept") | {"positions": positions_of(config, own)}
+        if own["measures"]:
+            facts |= of(own, "heads_from", "methods", "k", "alpha", "draws", "measures")
+        said[f"experiment {name}"] = shown(facts)
     score = config["score"]
     intervals = f"{100 * score['confidence']:g} %, {score['resamples']} resamples"
     said |= {"words labelled by": labeller_name(config), "intervals": intervals}
@@ -256,45 +252,12 @@ def choices(config: Config) -> Iterator[Section]:
 def choices_in_force(config: Config) -> Iterator[list[str]]:
     """Yield each choice: key, value in force, config.yaml's, the paper's word, and what it is."""
     for path, leaf in leaves({"properties": sections()}):
-        value, default = _in_force(config, path), _in_force(paper(), path)
+        value, default = in_force(config, path), in_force(paper(), path)
         if "paper" not in leaf or value is MISSING:
             continue
         what = f"{leaf['description']} {leaf['reason']}"
         what += f" Demo: {leaf['demo']}" if "demo" in leaf else ""
-        yield [key_name(path), _text(value), _text(default), leaf["paper"], what]
-
-
-def _in_force(config: Config, path: KeyPath) -> Any:
-    """Return a key's value; of a catalogue's key, those of the entries that the run uses.
-
-    Where all these have the same, it is that value alone.
-    """
-    if "*" not in path:
-        return value_at(config, path)
-    experiments = running(config)
-    names = {
-        "experiments": experiments,
-        "models": used_models(config),
-        "samples": used_samples(config),
-        "concepts": {config["experiments"][name]["concept"]: None for name in experiments},
-    }.get(path[0], ())
-    values = {name: value_at(config, (path[0], name, *path[2:])) for name in names}
-    values = {name: value for name, value in values.items() if value is not MISSING}
-    first = next(iter(values.values()), MISSING)
-    return first if all(value == first for value in values.values()) else values
-
-
-def _text(value: Any) -> str:
-    """Return a config's value as a person would write it."""
-    if value is MISSING:
-        return ""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, Mapping):
-        return "; ".join(f"{name}: {_text(own)}" for name, own in value.items())
-    if isinstance(value, list):
-        return ", ".join(map(_text, value))
-    return yaml.safe_dump(value).splitlines()[0]
+        yield [key_name(path), shown(value), shown(default), leaf["paper"], what]
 
 
 # What it took
@@ -329,7 +292,7 @@ def cost(files: Any) -> Iterator[Section]:
         facts, name = read_json(path), Path(path).name.removesuffix(".summary.json")
         words = [f"{own['word']} ({own['responses']})" for own in facts.pop("words")]
         facts = {**facts.pop("labeller"), **facts, "most frequent words": words}
-        rows = [[key, _text(value)] for key, value in facts.items()]
+        rows = [[key, shown(value)] for key, value in facts.items()]
         yield Section(f"Labels of {name}", "Words are masked.", columns=("", ""), rows=rows)
 
 

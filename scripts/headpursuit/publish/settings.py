@@ -6,12 +6,11 @@ from typing import Any
 
 import yaml
 
-from headpursuit.run.config import labelled, load_config, running
-from headpursuit.run.experiments import of_images
+from headpursuit.run.config import labelled, load_config, used_models, used_samples
+from headpursuit.run.experiments import Config, of_images, running
 from headpursuit.run.files import ROOT
 from headpursuit.run.schema import SCHEMA
 
-PAPER = ROOT / "config.yaml"
 # Said of a run in its own words (its model, samples, concept, heads and labeller).
 ELSEWHERE = {"model", "samples", "concept", "measures", "methods", "k", "heads_from"}
 ELSEWHERE |= {"backend", "second", "ollama.model", "lexicon.source"}
@@ -28,7 +27,13 @@ def schema() -> dict[str, Any]:
 @cache
 def paper() -> dict[str, Any]:
     """Return the paper's config, with all its keys."""
-    return load_config(yaml.safe_load(PAPER.read_text(encoding="utf-8")))
+    return load_config(shipped("config.yaml"))
+
+
+@cache
+def shipped(name: str) -> dict[str, Any]:
+    """Return one of the configs that the workflow carries, as it is written."""
+    return yaml.safe_load((ROOT / name).read_text(encoding="utf-8"))
 
 
 def leaves(
@@ -71,7 +76,40 @@ def value_at(config: Any, path: KeyPath) -> Any:
     return config
 
 
-def unlike_paper(config: Mapping[str, Any]) -> dict[str, list[str]]:
+def in_force(config: Config, path: KeyPath) -> Any:
+    """Return a key's value; of a catalogue's key, those of the entries that the run uses.
+
+    Where all these have the same, it is that value alone.
+    """
+    if "*" not in path:
+        return value_at(config, path)
+    experiments = running(config)
+    names = {
+        "experiments": experiments,
+        "models": used_models(config),
+        "samples": used_samples(config),
+        "concepts": {config["experiments"][name]["concept"]: None for name in experiments},
+    }.get(path[0], ())
+    values = {name: value_at(config, (path[0], name, *path[2:])) for name in names}
+    values = {name: value for name, value in values.items() if value is not MISSING}
+    first = next(iter(values.values()), MISSING)
+    return first if all(value == first for value in values.values()) else values
+
+
+def shown(value: Any) -> str:
+    """Return a config's value as a person would write it."""
+    if value is MISSING:
+        return ""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, Mapping):
+        return "; ".join(f"{name}: {shown(own)}" for name, own in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(shown, value))
+    return yaml.safe_dump(value).splitlines()[0]
+
+
+def unlike_paper(config: Config) -> dict[str, list[str]]:
     """Return, for each experiment of a run, the choices in which it is not the paper's.
 
     Choices are the keys with the paper's word on them in the schema: of the experiment, its
@@ -88,7 +126,7 @@ def unlike_paper(config: Mapping[str, Any]) -> dict[str, list[str]]:
     return {name: list(_differences(config, name, other)) for name, other in names.items() if other}
 
 
-def _differences(config: Mapping[str, Any], name: str, theirs: str) -> Iterator[str]:
+def _differences(config: Config, name: str, theirs: str) -> Iterator[str]:
     own, other = config["experiments"][name], paper()["experiments"][theirs]
     defined = schema()["$defs"]
     compared = [(("experiments", name), ("experiments", theirs), defined["experiment"])]
@@ -108,7 +146,7 @@ def _differences(config: Mapping[str, Any], name: str, theirs: str) -> Iterator[
                 yield ".".join((*at, *path))
 
 
-def labeller_name(config: Mapping[str, Any]) -> str:
+def labeller_name(config: Config) -> str:
     """Return what names the words of a run: ``ollama: llama3.3:70b`` and the like."""
     backend = config["labeller"]["backend"]
     own = config["labeller"][backend]

@@ -1,7 +1,4 @@
-"""What each table of a run holds: ``schemas/tables.yaml``, checked and printed.
-
-``python -m headpursuit.run.contracts`` prints docs/columns.md; ``make docs`` writes it.
-"""
+"""What each table of a run holds: ``schemas/tables.yaml``, and whether a table keeps to it."""
 
 import re
 from collections.abc import Collection, Iterator, Mapping
@@ -157,48 +154,3 @@ def _repeated(table: pa.Table, key: list[str]) -> str | None:
     row = twice.slice(0, 1).to_pylist()[0]
     first = ", ".join(f"{name} {row[name]!r:.60}" for name in key)
     return f"{first} stands in {row['count_all']} rows, and should in one"
-
-
-# The documentation
-
-HEADER = """# The columns of every table
-
-What [files.md](files.md) lists as CSV or Parquet, under `results/<run>/`, and the paper's values in
-`data/`. A table has exactly these columns, in this order; that is checked when it is written, and
-again by `python -m headpursuit verify`. Cells of a CSV file are read in the types given here.
-Where nothing else is said, every row has a value; an empty text is no value. Messages count rows
-from 1, the heading apart. This file is generated from `schemas/tables.yaml` by `make docs`.
-"""
-
-
-def record() -> str:
-    """Return the contracts as Markdown."""
-    parts = [HEADER]
-    for contract in contracts():
-        parts.append(f"\n## {', '.join(f'`{file}`' for file in contract['files'])}\n")
-        if "key" in contract:
-            parts.append(
-                f"One row for each {', '.join(f'`{name}`' for name in contract['key'])}.\n"
-            )
-        parts.append("| column | type | content |\n|---|---|---|")
-        for name, column in contract["columns"].items():
-            parts.append(f"| `{name}` | {_type(column)} | {column['description']} |")
-    return "\n".join(parts) + "\n"
-
-
-def _type(column: Mapping[str, Any]) -> str:
-    if column["type"] == "array":
-        return f"list of: {_type(column['items'])}"
-    said = [column["type"]]
-    if "enum" in column:
-        said = [f"one of {', '.join(f'`{value}`' for value in column['enum'])}"]
-    low, high = column.get("minimum"), column.get("maximum")
-    if low is not None:
-        said.append(f"from {low}" + ("" if high is None else f" to {high}"))
-    if not column.get("required", True):
-        said.append("may be empty")
-    return "; ".join(said)
-
-
-if __name__ == "__main__":
-    print(record(), end="")
