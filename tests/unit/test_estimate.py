@@ -5,7 +5,6 @@ from typing import Any
 import pytest
 from headpursuit.run.config import load_config
 from headpursuit.run.estimate import HIGH, LOW, estimate, file_bytes, measured, models, render, work
-from headpursuit.run.experiments import stage_owners
 from snakemake.utils import update_config
 
 HEAD = "s\th:m:s\tmax_rss\tmax_vms\tmax_uss\tmax_pss\tio_in\tio_out\tmean_load\tcpu_time\n"
@@ -62,16 +61,6 @@ def test_a_key_changes_what_stands_on_it(paper: dict, over: dict, rule: str, tim
     assert after == pytest.approx(times * before)
 
 
-def test_a_variant_costs_what_it_does_not_share(paper: dict):
-    both = {"tables": {**RTP["tables"], "table2": ["rtp", "variant"]}}
-    variant = {"experiments": {"variant": {"like": "rtp", "pursuit": {"norm": "l2"}}}}
-    before, after = work(changed(paper, RTP), HIGH), work(changed(paper, {**variant, **both}), HIGH)
-    for rule in ("respond", "cache_activations", "label_responses"):
-        assert after[rule] == before[rule]
-    assert after["intervene"]["read"] == 2 * before["intervene"]["read"]
-    assert stage_owners(changed(paper, {**variant, **both}))["baseline"] == ["rtp"]
-
-
 def test_images_have_their_own_tokens(demo: dict):
     only = {"tables": {"table1": [], "table2": [], "concepts": [], "figure1": ["digits"]}}
     found, images = spans(changed(demo, only)), 10 * 20
@@ -94,15 +83,6 @@ def test_a_labeller_is_reckoned_where_its_name_gives_its_size(paper: dict):
 
 
 LOADED = "seconds until a job's model is loaded"
-
-
-def test_the_cache_grows_with_the_samples(paper: dict):
-    def cached(repeats: int) -> int:
-        generation = {"samples": repeats, "temperature": 1.0}
-        over = {"rtp": {"positions": "response", "generation": generation}}
-        return file_bytes(changed(paper, {**RTP, "experiments": over}))["activations"]
-
-    assert cached(2) == pytest.approx(2 * cached(1))
 
 
 def test_files_of_a_demo(paper: dict, demo: dict):

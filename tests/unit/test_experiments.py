@@ -18,6 +18,8 @@ from headpursuit.run.experiments import (
 Config = dict[str, Any]
 EFFECTS = ["scaled", "expected", "scores"]
 HEADS = ["selected", "random", *EFFECTS]
+CACHE = ["activations", "rankings", *HEADS, "decomposition", "lens"]
+WORDS = ["baseline", "labels", "words", "dictionary", "rankings", *HEADS]
 
 
 def with_variant(paper: Config, parent: str = "rtp", **changes: Any) -> Config:
@@ -52,10 +54,8 @@ def test_a_variant_has_its_parents_keys_but_for_its_own(paper: Config) -> None:
         ("rtp", {"pursuit": {"norm": "l2"}}, ["rankings", *HEADS, "decomposition"]),
         # Listed words are those of whoever lists them first, here experiments.months.
         ("rtp", {"concept": "months"}, ["labels", "rankings", *HEADS]),
-        ("rtp", {"positions": "last"}, ["activations", "rankings", *HEADS, "decomposition",
-                                        "lens"]),
-        ("rtp", {"generation": {"temperature": 1.0}}, ["baseline", "labels", "words", "dictionary",
-                                                       "rankings", *HEADS]),
+        ("rtp", {"positions": "last"}, CACHE),
+        ("rtp", {"generation": {"temperature": 1.0}}, WORDS),
         ("rtp", {"model": "llava-next", "concept": "months"}, [s for s in STAGES if s != "words"]),
         ("rtp", {"samples": "tet"}, []),
         ("mnist", {"normalise": []}, ["scores"]),
@@ -65,12 +65,11 @@ def test_a_variant_has_its_parents_keys_but_for_its_own(paper: Config) -> None:
         ("triviaqa", {"vocabulary": {"draws": 50}}, ["decomposition"]),
         ("triviaqa", {"vocabulary": {"top": 3}}, []),
     ],
-)  # fmt: skip
+)
 def test_a_variant_shares_all_that_does_not_differ(
     paper: Config, parent: str, changes: Config, own: list[str]
 ) -> None:
-    config = with_variant(paper, parent, **changes)
-    found = owners(config)["variant"]
+    found = owners(with_variant(paper, parent, **changes))["variant"]
     assert {stage for stage, owner in found.items() if owner == "variant"} == set(own)
     if changes.get("samples"):
         assert set(found.values()) == {"tet"}  # it is another experiment's equal
@@ -82,18 +81,16 @@ def test_the_experiment_named_like_its_samples_owns_what_is_shared(paper: Config
     found = owners(load_config(paper))
     assert found["months"]["activations"] == found["countries"]["samples"] == "triviaqa"
     assert found["months"]["words"] == "months"
-    paper["samples"]["other"] = paper["samples"].pop("triviaqa")
-    for own in paper["experiments"].values():
-        own["samples"] = {"triviaqa": "other"}.get(own.get("samples"), own.get("samples"))
-        own = {key: value for key, value in own.items() if value is not None}
-    paper["experiments"] = {
-        name: {key: value for key, value in own.items() if value is not None}
-        for name, own in paper["experiments"].items()
-    }
+    paper["samples"]["other"] = paper["samples"]["triviaqa"]
+    for name in ("triviaqa", "countries", "months"):
+        paper["experiments"][name]["samples"] = "other"
     assert owners(load_config(paper))["months"]["activations"] == "triviaqa"  # the first
 
 
 def test_what_runs_is_what_is_published(paper: Config) -> None:
+    every = {kind: list(tables_of(load_config(paper), kind)) for kind in ("ratios", "heads")}
+    assert every == {"ratios": ["table2", "figure1"], "heads": ["table1"]}
+    assert list(tables_of(load_config(paper), "overlaps")) == ["concepts"]
     paper["experiments"]["other"] = {"like": "mnist", "heads_from": "dtd"}
     paper["tables"] = {"mine": ["other"], "none": []}
     config = load_config(paper)
@@ -102,15 +99,6 @@ def test_what_runs_is_what_is_published(paper: Config) -> None:
     assert heads_of(config, "other") == "dtd" and methods_of(config, "other") == ["somp"]
     # Heads of elsewhere are those of the first method, without draws of their own.
     assert conditions(config, "other", "count") == ["somp-k16", "somp-k32"]
-
-
-def test_tables_by_what_their_experiments_are(paper: Config) -> None:
-    config = load_config(paper)
-    assert {kind: list(tables_of(config, kind)) for kind in ("ratios", "heads", "overlaps")} == {
-        "ratios": ["table2", "figure1"],
-        "heads": ["table1"],
-        "overlaps": ["concepts"],
-    }
 
 
 def test_conditions(paper: Config) -> None:

