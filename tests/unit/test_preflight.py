@@ -268,56 +268,59 @@ def test_ones_own_source_may_have_changed_or_moved_since_it_was_recorded(tmp_pat
 # Labeller
 
 
-def ollama(host: str | None, model: str = "llama3.3:70b", pull: bool = False) -> Config:
-    server = {"host": host, "model": model, "pull": pull}
-    return config({"labeller": {"backend": "ollama", "ollama": server}})
+MODELS = ["llama3.3:70b", "tiny:latest"]
 
 
-def test_an_ollama_server_and_its_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    there = ["llama3.3:70b", "tiny:latest"]
-    with labeller(there) as host:
-        for model in ("llama3.3:70b", "tiny"):
-            assert run(ollama(host, model), tmp_path)["labeller"]["models"] == there
-        assert "pulled" in run(ollama(host, "other", pull=True), tmp_path)["notes"][-1]
-        asked = ollama(host)
-        asked["labeller"]["prompt"] = "prompts/none.yaml"
-        [said] = lacks(asked, tmp_path)
-        assert "labeller.prompt" in said and "prompts/none.yaml" in said
+def asking(backend: str, host: str | None, model: str, **more: Any) -> Config:
+    address = {"host": host} if backend == "ollama" else {"base_url": f"http://{host}/v1"}
+    own = {"second": backend, backend: {**address, "model": model, "pull": False, **more}}
+    if backend == "openai":
+        own["openai"] = {**address, "model": model, "key_variable": "MY_KEY"}
+    return config({"labeller": own})
+
+
+@pytest.mark.parametrize(
+    ("backend", "model", "served", "status", "said"),
+    [
+        ("ollama", "llama3.3:70b", MODELS, 200, []),
+        ("ollama", "tiny", MODELS, 200, []),
+        ("ollama", "x", MODELS, 200, ["it has llama3.3:70b, tiny:latest", "ollama pull x"]),
+        ("ollama", "x", [], 500, ["No Ollama server answers", "ollama serve", "lexicon"]),
+        ("ollama", "x", None, 0, ["No Ollama server answers", "ollama serve", "lexicon"]),
+        ("openai", "x", [], 200, []),
+        ("openai", "x", [], 401, ["$MY_KEY was refused"]),
+        ("openai", "x", None, 0, ["Nothing answers at http://", "labeller.openai.base_url"]),
+    ],
+)
+def test_a_labeller_s_server(tmp_path: Path, monkeypatch, backend, model, served, status, said):
+    monkeypatch.setenv("MY_KEY", CANARY)
+    with labeller(served or [], status or 200) as host:
+        asked = asking(backend, host, model)
+        if served is not None and not said:
+            assert run(asked, tmp_path)["labeller"]["second"].get("models", MODELS) == MODELS
+        elif served is not None:
+            [lack] = lacks(asked, tmp_path)
+    if served is None:  # by now it has ended
+        [lack] = lacks(asked, tmp_path)
+    assert not said or all(part in lack for part in [*said, host])
+
+
+def test_an_ollama_model_may_be_pulled_and_a_prompt_must_be_there(tmp_path: Path, monkeypatch):
+    with labeller(MODELS) as host:
+        assert "pulled" in run(asking("ollama", host, "x", pull=True), tmp_path)["notes"][-1]
         monkeypatch.setenv("OLLAMA_HOST", host)
-        [said] = lacks(ollama(None, "other"), tmp_path)
-        assert host in said and f"it has {', '.join(there)}" in said
-        assert "ollama pull other" in said
-
-
-def test_no_ollama_server_or_something_else_there(tmp_path: Path) -> None:
-    with labeller([], status=500) as host:
-        [said] = lacks(ollama(host), tmp_path)
-    assert "No Ollama server answers" in said and host in said
-    [said] = lacks(ollama(host), tmp_path)  # by now it has ended
-    assert "ollama serve" in said
+        asked = asking("ollama", None, "x")
+        asked["labeller"]["prompt"] = "prompts/none.yaml"
+        missing, prompt = lacks(asked, tmp_path)
+        assert host in missing and "prompts/none.yaml" in prompt and "labeller.prompt" in prompt
 
 
 def test_a_server_of_this_machine_need_not_run(no_gpu: Path, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("OLLAMA_HOST", "127.0.0.1:9")
-    [said] = lacks(ollama(None), tmp_path)
+    [said] = lacks(asking("ollama", None, "x"), tmp_path)
     assert "https://ollama.com/download" in said
     put_program(no_gpu / "ollama", "")
-    assert "starts one" in run(ollama(None), tmp_path)["notes"][-1]
-
-
-def test_an_openai_server_and_its_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def asked(host: str) -> Config:
-        server = {"base_url": f"http://{host}/v1", "model": "m", "key_variable": "MY_KEY"}
-        return config({"labeller": {"second": "openai", "openai": server}})
-
-    monkeypatch.setenv("MY_KEY", CANARY)
-    with labeller([], status=401) as host:
-        [said] = lacks(asked(host), tmp_path)
-    assert "$MY_KEY was refused" in said and CANARY not in said
-    [said] = lacks(asked(host), tmp_path)  # by now it has ended
-    assert f"Nothing answers at http://{host}/v1" in said
-    with labeller([]) as host:
-        assert run(asked(host), tmp_path)["labeller"]["second"]["backend"] == "openai"
+    assert "starts one" in run(asking("ollama", None, "x"), tmp_path)["notes"][-1]
 
 
 def test_a_word_list_of_ones_own_needs_no_labeller(tmp_path: Path) -> None:

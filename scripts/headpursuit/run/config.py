@@ -90,10 +90,10 @@ def _repeats(file: str | Path) -> Iterator[str]:
         lines: dict[str, int] = {}
         for key, value in node.value:
             nodes.append(value)
-            name, line = plain(key.value), key.start_mark.line + 1
-            if name in lines:
+            name, line = str(key.value), key.start_mark.line + 1
+            if first := lines.get(name):
                 yield (
-                    f"{name}: stands in {plain(file)} twice, in lines {lines[name]} and {line}; "
+                    f"{plain(name)}: stands in {plain(file)} twice, in lines {first} and {line}; "
                     "only the last would count. Put all of it in one place"
                 )
             lines[name] = line
