@@ -20,13 +20,15 @@ import pyarrow as pa
 import timing
 import yaml
 from headpursuit.labelling.label import label_responses, open_backend
+from headpursuit.run.config import load_config
 
 ROOT = Path(__file__).parents[1]
 
 
 def main(n: int, latency: float, slots: int) -> None:
     """Measure how many times the ideal labelling takes, and write it."""
-    settings = yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8"))["labeller"]
+    config = yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8"))
+    settings = load_config(config)["labeller"]
     texts = [f"Response {i} is fine." for i in range(n)]
     columns = {"sample_id": [str(i) for i in range(n)], "repeat": [0] * n, "response": texts}
     with socket.socket() as probe:

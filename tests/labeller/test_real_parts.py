@@ -1,4 +1,4 @@
-"""The rule against real parts: the official client, a server of Ollama's API, a real small model.
+"""The rule against real parts: a server of Ollama's API, a real small model.
 
 `transformers serve` runs SmolLM2-135M-Instruct, `ollama-openai-proxy` speaks Ollama's HTTP API in
 front of it. The model is far too small to label well: what is tested is that everything between

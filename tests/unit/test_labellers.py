@@ -1,7 +1,6 @@
 """The parts of labelling that need no server. tests/labeller has those that do."""
 
 import json
-import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -423,17 +422,3 @@ def test_which_labellers_a_config_asks(demo):
     assert used_labellers(config) == run_labellers(config) == ["lexicon", "ollama"]
     demo["concepts"] = {name: {"words": ["mine"]} for name in demo["concepts"]}
     assert run_labellers({**config, "concepts": load_config(demo)["concepts"]}) == []
-
-
-@pytest.mark.parametrize(
-    ("second", "said"),
-    [
-        ("openai", "labeller.openai.base_url: missing"),
-        ("openai", "labeller.openai.model: missing"),
-        ("lexicon", "labeller.second: lexicon is the first already"),
-    ],
-)
-def test_a_labeller_that_cannot_be_asked(demo, second, said):
-    demo["labeller"]["second"] = second
-    with pytest.raises(UserError, match=re.escape(said)):
-        load_config(demo)
