@@ -16,6 +16,8 @@ from torch import Tensor
 
 few = settings(max_examples=40, deadline=None, derandomize=True)
 norms = pytest.mark.parametrize("norm", ["l1", "l2"])
+# Of a large dictionary, which goes one way only.
+large = pytest.mark.parametrize("_small", [somp._SMALL], indirect=True)
 dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 
 
@@ -107,6 +109,7 @@ def test_equals_direct(norm: str, center: bool, normalise: bool, n: int, v: int)
     assert len(found.support) == (0 if (n, center) == (1, True) else min(12, v))
 
 
+@large
 def test_norm_centring_and_lengths_matter() -> None:
     """The parity above would say little if the options made no difference."""
     z, w_o, dictionary = draw(3, v=1500)
@@ -124,6 +127,7 @@ def test_low_precision_input_gives_the_float64_support(norm: str, dtype: torch.d
         assert_direct(arrays, 12, norm=norm)
 
 
+@large
 @norms
 def test_contests_closer_than_float32_are_decided_in_float64(norm: str) -> None:
     z, w_o, dictionary = draw(6, d=256, v=300)
@@ -133,6 +137,7 @@ def test_contests_closer_than_float32_are_decided_in_float64(norm: str) -> None:
     assert_direct([z, w_o, rivals], 1, norm=norm)
 
 
+@large
 @pytest.mark.parametrize("precision", ["high", "medium"])
 def test_reduced_matmul_precision_changes_nothing(precision: str) -> None:
     try:
@@ -142,6 +147,7 @@ def test_reduced_matmul_precision_changes_nothing(precision: str) -> None:
         torch.set_float32_matmul_precision("highest")
 
 
+@large
 @norms
 @pytest.mark.parametrize("normalise", [True, False])
 @dtypes
@@ -158,6 +164,7 @@ def test_screening_by_parts_of_the_samples_loses_no_atom(
         assert_direct(arrays, 12, norm=norm, normalise_atoms=normalise)
 
 
+@large
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @norms
 def test_cuda_equals_direct(norm: str) -> None:
@@ -175,6 +182,7 @@ def test_each_of_few_directions_is_taken_once_and_a_zero_row_never(dtype, normal
     assert pursue(z, w_o, 0 * dictionary, 3, normalise_atoms=normalise) == Pursuit([], [])
 
 
+@large
 @dtypes
 def test_planted_head_is_recovered_in_order(dtype: torch.dtype) -> None:
     g = torch.Generator().manual_seed(1)
@@ -336,6 +344,7 @@ def test_denormal_numbers() -> None:
         assert_rising(pursue(z, w_o, dictionary * least, 8))
 
 
+@large
 @norms
 @pytest.mark.parametrize("center", [True, False])
 def test_a_float16_cache(norm: str, center: bool) -> None:

@@ -9,7 +9,6 @@ import json
 import logging
 import math
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -33,15 +32,14 @@ from transformers import (
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from headpursuit.data.images import PARTS, class_names, open_image, read_images
-from headpursuit.data.sources import source_files, write_made_provenance
+from headpursuit.data.sources import source_files
 from headpursuit.method.models import loading
 from headpursuit.method.vision import LOCAL, render_question
-from headpursuit.run.files import UserError, atomic, read_json, sha256, write_json
+from headpursuit.run.files import UserError, atomic
 
 log = logging.getLogger(__name__)
 
 TRAINED = ("model.vision_tower.", "model.multi_modal_projector.")
-TOOLS = ("torch", "transformers")
 
 
 def make_processor(language_folder: str | Path, tower: Mapping[str, Any]) -> LlavaProcessor:
@@ -117,63 +115,18 @@ def assemble(
     return model
 
 
-def train_tower(
-    language_folder: Path,
-    data: str | Path,
-    samples: Mapping[str, Any],
-    build: Mapping[str, Any],
-    seed: int,
-    tower_path: str | Path,
-    record_path: str | Path,
-) -> None:
-    """Train a tower on the selection part of images and write it, and its record.
+Images = tuple[Tensor, Tensor]  # pixels (n x 3 x side x side) and class numbers (n)
+Question = tuple[str, Tensor, Tensor]  # its text and token ids (1 x n), and answers (classes x 2)
 
-    Takes the folder of the language model, provenance.json of the images' source, their entry in
-    the config's ``samples``, and the model's ``build``.
+
+def read_parts(
+    data: str | Path, samples: Mapping[str, Any], processor: LlavaProcessor
+) -> tuple[list[str], dict[str, Images]]:
+    """Return class names and each part's images, from the record of the source of ``samples``.
 
     Raises:
-        UserError: if an evaluation image is among those to be learned, or a class name is not one
-            token behind a space.
+        UserError: if an evaluation image is among those to be learned.
     """
-    torch.manual_seed(seed)
-    processor = make_processor(language_folder, build["tower"])
-    model = assemble(language_folder, build["tower"], processor.image_token_id, torch.bfloat16)
-    classes, parts = _read_parts(data, samples, processor)
-    tokenizer = processor.tokenizer
-    rows = [tokenizer(f" {name}", add_special_tokens=False)["input_ids"] for name in classes]
-    if long := [name for name, row in zip(classes, rows, strict=True) if len(row) != 1]:
-        raise UserError(f"The demo model answers in one token, and these have more: {long}.")
-    answers = torch.tensor([[*row, tokenizer.eos_token_id] for row in rows])
-    prompt = render_question(processor, samples["template"], samples["object"], classes, chat=False)
-    blank = Image.new("RGB", (8, 8))  # the question is the same whatever the image
-    ids = processor(text=[prompt], images=[blank], return_tensors="pt")["input_ids"]
-    _train(model, *parts["selection"], ids, answers, build["training"], seed)
-    save_trained(model, tower_path, samples)
-    load_trained(model.float(), tower_path, samples)  # what is kept is what is measured
-    accuracy = _accuracy(model, *parts["evaluation"], ids, answers)
-    log.info("on images it never saw: %s", accuracy)
-    source = read_json(data)
-    record = {
-        "data": {key: source.get(key) for key in ("name", "id", "version", "commit", "licence")},
-        "files": [{key: file[key] for key in ("path", "sha256")} for file in source["files"]],
-        "samples": dict(samples),
-        "trained_images": len(parts["selection"][1]),
-        "language_model": sha256(language_folder / "model.safetensors"),
-        "question": prompt,
-        "build": dict(build),
-        "seed": seed,
-        "threads": torch.get_num_threads(),
-        "accuracy": accuracy,
-        "sha256": sha256(tower_path),
-        "tools": {name: version(name) for name in TOOLS},
-    }
-    write_json(record_path, record)
-
-
-def _read_parts(
-    data: str | Path, samples: Mapping[str, Any], processor: LlavaProcessor
-) -> tuple[list[str], dict[str, tuple[Tensor, Tensor]]]:
-    """Return class names, and each part's pixels (n x 3 x side x side) and class numbers (n)."""
     files = {part: source_files(data, samples[part]["files"]) for part in PARTS}
     rows = {part: list(read_images(files[part], samples, part, True)) for part in PARTS}
     places = [{where for where, _, _ in own} for own in rows.values()]
@@ -193,22 +146,40 @@ def _read_parts(
     return list(names.values()), parts
 
 
-def _train(
+def ask(processor: LlavaProcessor, samples: Mapping[str, Any], classes: list[str]) -> Question:
+    """Return the question, and each class's answer: its name and the end token.
+
+    Raises:
+        UserError: if a class name is not one token behind a space.
+    """
+    tokenizer = processor.tokenizer
+    rows = [tokenizer(f" {name}", add_special_tokens=False)["input_ids"] for name in classes]
+    if long := [name for name, row in zip(classes, rows, strict=True) if len(row) != 1]:
+        raise UserError(f"The demo model answers in one token, and these have more: {long}.")
+    answers = torch.tensor([[*row, tokenizer.eos_token_id] for row in rows])
+    text = render_question(processor, samples["template"], samples["object"], classes, chat=False)
+    blank = Image.new("RGB", (8, 8))  # the question is the same whatever the image
+    return text, processor(text=[text], images=[blank], return_tensors="pt")["input_ids"], answers
+
+
+def train(
     model: LlavaForConditionalGeneration,
-    pixels: Tensor,
-    labels: Tensor,
-    ids: Tensor,
-    answers: Tensor,
+    images: Images,
+    question: Question,
     training: Mapping[str, Any],
     seed: int,
 ) -> None:
-    """Train tower and projector; ``ids`` are the question's, ``answers`` are classes x 2."""
+    """Train a model's tower and projector; its language model stays as it is.
+
+    ``training`` is the config's ``models.*.build.training``; everything random goes by the seed.
+    """
     torch.manual_seed(seed)
     model.requires_grad_(False)
     tower, projector = model.model.vision_tower, model.model.multi_modal_projector
     tower.requires_grad_(True)
     projector.requires_grad_(True)
-    readout = nn.Linear(tower.config.hidden_size, len(answers))
+    pixels, labels = images
+    readout = nn.Linear(tower.config.hidden_size, len(question[2]))
     n, size = len(pixels), training["batch_size"]
 
     def alone(images: Tensor, chosen: Tensor) -> Tensor:
@@ -218,9 +189,8 @@ def _train(
 
     def through(images: Tensor, chosen: Tensor) -> Tensor:
         """Teach tower and projector to make the language model answer and stop."""
-        own = answers[chosen]
-        logits = _answer_logits(model, ids, own, images).float()
-        answer, end = (cross_entropy(logits[:, at], own[:, at]) for at in (0, 1))
+        logits, own = _answer_logits(model, question, images, chosen)
+        answer, end = (cross_entropy(logits[:, at].float(), own[:, at]) for at in (0, 1))
         return answer + training["end_weight"] * end
 
     def fit(what: str, groups: list, steps: int, loss_of, next_at: int, clip: float) -> None:
@@ -265,49 +235,25 @@ def _shifted(pixels: Tensor, generator: torch.Generator) -> Tensor:
     )
 
 
-def _answer_logits(model, ids: Tensor, answers: Tensor, pixels: Tensor) -> Tensor:
-    """Return the logits in the places of each image's answer and end, batch x 2 x vocabulary."""
-    return model(
-        input_ids=torch.cat([ids.expand(len(answers), -1), answers[:, :1]], dim=1),
-        pixel_values=pixels,
-        logits_to_keep=2,
-        use_cache=False,
-    ).logits
+def _answer_logits(model, question: Question, pixels: Tensor, labels: Tensor) -> tuple:
+    """Return the logits in the places of answer and end, n x 2 x vocabulary, and the right ones."""
+    _, ids, answers = question
+    own = answers[labels]
+    ids = torch.cat([ids.expand(len(own), -1), own[:, :1]], dim=1)
+    output = model(input_ids=ids, pixel_values=pixels, logits_to_keep=2, use_cache=False)
+    return output.logits, own
 
 
 @torch.inference_mode()
-def _accuracy(model, pixels: Tensor, labels: Tensor, ids: Tensor, answers: Tensor) -> dict:
+def accuracy(model, images: Images, question: Question) -> dict[str, float | int]:
     """Return how often the class name is the likeliest next token, and the end the one after it."""
     right = torch.zeros(2)
-    for own, some in zip(answers[labels].split(32), pixels.split(32), strict=True):
-        right += (_answer_logits(model, ids, own, some).argmax(-1) == own).sum(0)
-    answer, end = (right / len(labels)).tolist()
-    return {"images": len(labels), "answer": round(answer, 4), "end": round(end, 4)}
-
-
-def assemble_model(
-    language_folder: Path,
-    language_provenance: str | Path,
-    trained: str | Path,
-    tower: Mapping[str, Any],
-    samples: Mapping[str, Any],
-    provenance: str | Path,
-) -> None:
-    """Save language model, tower and projector as one image-text model with its processor.
-
-    Takes the folder of the language model and its provenance.json, the file of the trained tower,
-    the model's ``build.tower`` and the config's entry of the images that it has to have learned.
-    The model's own ``provenance`` is written last, beside its files.
-    """
-    folder = Path(provenance).parent
-    processor = make_processor(language_folder, tower)
-    model = assemble(language_folder, tower, processor.image_token_id)
-    load_trained(model, trained, samples)
-    folder.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    origin = {"tower_sha256": sha256(trained)}
-    write_made_provenance(Path(provenance), "assembled", language_provenance, origin, TOOLS)
+    for pixels, labels in zip(*(part.split(32) for part in images), strict=True):
+        logits, own = _answer_logits(model, question, pixels, labels)
+        right += (logits.argmax(-1) == own).sum(0)
+    n = len(images[1])
+    answer, end = (right / n).tolist()
+    return {"images": n, "answer": round(answer, 4), "end": round(end, 4)}
 
 
 def _learned(samples: Mapping[str, Any]) -> dict[str, Any]:
