@@ -182,8 +182,8 @@ def test_each_refusal_names_the_step_to_take(hub: Hub, tmp_path, asked, parts):
     [
         (401, {}, ["401", "https://huggingface.co/org/tiny", "set HF_TOKEN"]),
         (403, {"HF_TOKEN": CANARY}, ["403", "https://huggingface.co/org/tiny", "HF_TOKEN"]),
-        (429, {}, ["too many requests", "HF_TOKEN", "Run the same command again"]),
-        (200, {}, ["not as a Hub does", "HTTPS_PROXY"]),  # an empty page
+        (429, {}, ["too many requests", "HF_TOKEN", "run the same command again"]),
+        (200, {}, ["does not answer as a Hub does", "HTTPS_PROXY"]),  # an empty page
         (None, {"HF_ENDPOINT": f"http://user:{CANARY}@127.0.0.1:9"},
          ["http://127.0.0.1:9", "HTTPS_PROXY", "no lasting connection"]),
     ],

@@ -12,8 +12,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterable
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -22,8 +21,8 @@ import httpx2  # what huggingface_hub speaks HTTP with
 from huggingface_hub import HfApi, errors, hf_hub_url
 from tenacity import stop_after_attempt
 
-from headpursuit.data.sources import file_record, listed, matches, size_of, visible_files
-from headpursuit.run.files import UserError, bare_url, plain, refusal, write_json
+from headpursuit.data.sources import listed, matches, size_of, visible_files, write_provenance
+from headpursuit.run.files import UserError, bare_url, plain, refusal
 from headpursuit.run.retry import TRANSIENT, Busy, ask, asked_to_wait
 
 log = logging.getLogger(__name__)
@@ -33,11 +32,15 @@ REFUSED = {".bin", ".ckpt", ".h5", ".joblib", ".msgpack", ".ot", ".pickle", ".pk
 REFUSED |= {".pt", ".pth", ".py", ".pyc"}
 ATTEMPTS = 8  # about half a minute of pauses in all
 
-RESUME = "Run the same command again: it goes on from the files that have arrived."
 HUB = "https://huggingface.co"
 TOKEN = f"set HF_TOKEN to a token that may read it ({HUB}/settings/tokens)"
-# What the Hub's client raises, and the step to take.
-STEPS = {
+LOST = (
+    "{endpoint} gives no lasting connection, or does not answer as a Hub does ({kind}). Check the "
+    "network, HTTPS_PROXY and HF_ENDPOINT, and whether a login page stands between. Run the same "
+    "command again: it goes on from the files that have arrived."
+)
+# What the Hub's client raises or the Hub answers, and the step to take; in other cases LOST.
+STEPS: dict[type | str, str] = {
     errors.OfflineModeIsEnabled: (
         "HF_HUB_OFFLINE is set, so nothing is downloaded. Set it to 0 and run again."
     ),
@@ -54,7 +57,16 @@ STEPS = {
         f"sources.{{name}}.repo_type; for a private one {TOKEN}."
     ),
     errors.HFValidationError: "{id!r} is no repository name. Correct sources.{name}.id.",
+    "HTTP status 401": f"the Hub refuses {{id}} ({{kind}}). See {{page}}, and {TOKEN}.",
+    "HTTP status 403": f"the Hub refuses {{id}} ({{kind}}). See {{page}}, and {TOKEN}.",
+    "HTTP status 429": (
+        "{endpoint} gets too many requests ({kind}). Wait five minutes (HF_TOKEN raises the "
+        "limit), and run the same command again."
+    ),
 }
+
+# What a fetch gives: the files' root, their paths below it, packages to be noted, and its record.
+Fetched = tuple[Path, Iterable[str], Sequence[str], dict[str, Any]]
 
 
 def download(name: str, spec: dict, folder: Path) -> dict:
@@ -68,32 +80,18 @@ def download(name: str, spec: dict, folder: Path) -> dict:
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        root, paths, packages, found = fetch(name, spec, folder)
-        files = [file_record(root, root / path) for path in sorted(paths)]
+        root, paths, packages, origin = fetch(name, spec, folder)
+        tools = {"python": ".".join(map(str, sys.version_info[:3]))}
+        tools |= {package: version(package) for package in packages}
+        found = {"name": name, "kind": spec["kind"], **origin, "tools": tools}
+        return write_provenance(
+            folder / "provenance.json", found, spec.get("licence"), root, sorted(paths)
+        )
     except OSError as error:
         if refusal(error, folder):
             raise
         where = error.filename or folder
         raise UserError(f"sources.{name}: {error.strerror} ({where}). Mend that.") from error
-    provenance = {
-        "name": name,
-        "kind": spec["kind"],
-        **found,
-        "tools": {
-            "python": ".".join(map(str, sys.version_info[:3])),
-            **{package: version(package) for package in packages},
-        },
-        "root": _short(root),
-        "licence": spec.get("licence"),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "files": files,
-    }
-    write_json(folder / "provenance.json", provenance)
-    return provenance
-
-
-# What a fetch gives: the files' root, their paths below it, packages to be noted, and its record.
-Fetched = tuple[Path, Iterable[str], tuple[str, ...], dict[str, Any]]
 
 
 # The Hub
@@ -133,7 +131,7 @@ def _fetch_hub(name: str, spec: dict, folder: Path) -> Fetched:
             (folder / path).unlink(missing_ok=True)
         raise UserError(
             f"sources.{name}: {listed(wrong)} came with another size or checksum than the Hub "
-            f"gives, and was deleted. {RESUME}"
+            "gives, and was deleted. Run the same command again."
         )
     # A loader that globs the folder would read them, though no record names them.
     if strays := set(visible_files(folder)) - {*sizes, "provenance.json"}:
@@ -177,50 +175,30 @@ def _ask(name: str, spec: dict, attempts: int, call: Callable[[], Any]) -> Any:
             while isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__:
                 error = error.__cause__
             response = getattr(error, "response", None)
+            passes, wait = isinstance(error, httpx2.TransportError | RuntimeError), 0.0
+            kind = type(error).__name__  # never its text, which may hold signed addresses
             if response is not None:
-                passes, wait = response.status_code in TRANSIENT, asked_to_wait(response.headers)
-            else:
-                lost = isinstance(error, httpx2.TransportError | RuntimeError)
-                passes, wait = lost or "Consistency check failed" in str(error), 0.0
-            if passes:
-                raise Busy(f"{name}: {_kind(error)}", wait) from error
-            raise UserError(f"sources.{name}: {_message(name, spec, error)}") from error
+                kind, wait = f"HTTP status {response.status_code}", asked_to_wait(response.headers)
+                passes = response.status_code in TRANSIENT
+            said = UserError(f"sources.{name}: {_step(name, spec, error, kind)}")
+            if passes or "Consistency check failed" in str(error):
+                raise Busy(f"{name}: {kind}", wait) from said
+            raise said from error
 
     try:
         return ask(once, stop_after_attempt(attempts))
     except Busy as busy:
-        raise UserError(f"sources.{name}: {_message(name, spec, busy.__cause__)}") from busy
+        raise busy.__cause__ from None
 
 
-def _kind(error: BaseException) -> str:
-    # Never the error's own text: it may hold signed addresses.
-    response = getattr(error, "response", None)
-    return type(error).__name__ if response is None else f"HTTP status {response.status_code}"
+def _step(name: str, spec: dict, error: BaseException, kind: str) -> str:
+    def known(cause: type | str) -> bool:
+        return cause == kind if isinstance(cause, str) else isinstance(error, cause)
 
-
-def _message(name: str, spec: dict, error: BaseException) -> str:
-    """Say what went wrong at the Hub and the exact step to take."""
-    for kind, step in STEPS.items():
-        if isinstance(error, kind):
-            return step.format(name=name, page=_page(spec), **spec)
-    endpoint, kind = bare_url(_api().endpoint), _kind(error)
-    if kind in ("HTTP status 401", "HTTP status 403"):
-        return (
-            f"{endpoint} refuses {spec['id']} ({kind}). Open {_page(spec)}, accept its terms if "
-            f"it asks, and {TOKEN}; then run again."
-        )
-    if kind == "HTTP status 429":
-        return (
-            f"{endpoint} gets too many requests ({kind}). Wait five minutes; HF_TOKEN raises the "
-            f"limit. {RESUME}"
-        )
-    if kind.startswith("HTTP"):
-        return f"{endpoint} answers with {kind} for {spec['id']}. {RESUME}"
-    how = "no lasting connection to {}"
-    if isinstance(error, ValueError | errors.FileMetadataError):
-        how = "{} answers, but not as a Hub does, as where a login page stands between"
-    return (
-        f"{how.format(endpoint)} ({kind}). Check the network, HTTPS_PROXY and HF_ENDPOINT. {RESUME}"
+    step = next((step for cause, step in STEPS.items() if known(cause)), LOST)
+    endpoint = bare_url(_api().endpoint)
+    return step.format(
+        **spec | {"name": name, "page": _page(spec), "endpoint": endpoint, "kind": kind}
     )
 
 
@@ -318,9 +296,3 @@ def _is_outside(name: str) -> bool:
     """Say whether a path that others wrote would leave the folder that it is put into."""
     path = PurePosixPath(name)
     return path.is_absolute() or ".." in path.parts or bool(re.search(r"[\\:\x00-\x1f]", name))
-
-
-def _short(path: Path) -> str:
-    """Write a path relative to the working folder if it is below it."""
-    path = path.absolute()
-    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)

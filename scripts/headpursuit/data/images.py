@@ -46,20 +46,14 @@ Where = tuple[Path, int]  # file and row, from 1
 def read_images(
     files: Sequence[Path], spec: Mapping[str, Any], part: str, with_images: bool
 ) -> Iterator[tuple[Where, Any, bytes | None]]:
-    """Stream one part of a data set.
+    """Stream a part (``selection`` or ``evaluation``) of the config's ``samples`` entry ``spec``.
 
     The column ``image`` holds encoded images (bytes, or the Hub's struct with bytes) or paths
     relative to the file. Where ``image`` is null, each line of a CSV file (.gz too, no header)
     holds a square grey image's pixels and then its label.
 
-    Args:
-        files: of the part.
-        spec: the data set's entry in the config's ``samples``.
-        part: ``selection`` or ``evaluation``, whose rows and where are kept.
-        with_images: whether images are read or only labels.
-
     Yields:
-        (file and row, label, encoded image or None).
+        (file and row, label, encoded image or None where only labels are read).
 
     Raises:
         UserError: if a file or a column is missing or damaged.
@@ -91,19 +85,16 @@ def _pixel_rows(path: Path) -> Iterator[tuple[int, int, np.ndarray]]:
 
 def _encoded(path: Path, image: Any) -> bytes | None:
     """Return the encoded image that a file's cell holds or names."""
-    match image:
-        case np.ndarray():
-            encoded = io.BytesIO()
-            Image.fromarray(image).save(encoded, "PNG")
-            return encoded.getvalue()
-        case str():
-            try:
-                return (path.parent / image).read_bytes()
-            except OSError as error:
-                raise UserError(f"{path}: {image} cannot be read ({error.strerror}).") from error
-        case Mapping():
-            return image["bytes"]
-    return image
+    if isinstance(image, np.ndarray):
+        encoded = io.BytesIO()
+        Image.fromarray(image).save(encoded, "PNG")
+        return encoded.getvalue()
+    if isinstance(image, str):
+        try:
+            return (path.parent / image).read_bytes()
+        except OSError as error:
+            raise UserError(f"{path}: {image} cannot be read ({error.strerror}).") from error
+    return image["bytes"] if isinstance(image, Mapping) else image
 
 
 def class_names(spec: Mapping[str, Any], labels: set[Any], files: Sequence[Path]) -> dict[Any, str]:
@@ -119,7 +110,10 @@ def class_names(spec: Mapping[str, Any], labels: set[Any], files: Sequence[Path]
     """
     stored = next(filter(None, (label_names(file, spec["label"]) for file in files)), None)
     listed = dict(enumerate(stored)) if stored else {label: label for label in labels}
-    if spec["classes"] is None:
+    if spec["classes"]:  # keyed by the label itself, or by its name in the file
+        of = {str(name): str(label) for label, name in listed.items()}
+        names = {of.get(str(key), str(key)): name for key, name in spec["classes"].items()}
+    else:
         # All cells of a CSV file are text, so digits are taken for numbers there.
         typed = any(file.suffix.lower() != ".csv" for file in files)
         numbers = [o for o in labels if not isinstance(o, str) or (not typed and o.isdecimal())]
@@ -131,12 +125,8 @@ def class_names(spec: Mapping[str, Any], labels: set[Any], files: Sequence[Path]
                 '{0: "0", 1: "1"} if the model is to be asked about numbers.'
             )
         names = {str(label): str(listed[label]).replace("_", " ") for label in sorted(listed)}
-        log.info("class names: %s", "the files' metadata" if stored else "the labels")
-    else:
-        # Keyed by the label itself, or by its name in the file.
-        of = {str(name): str(label) for label, name in listed.items()}
-        names = {of.get(str(key), str(key)): name for key, name in spec["classes"].items()}
-        log.info("class names: the config")
+    origin = "the files' metadata" if stored else "the labels"
+    log.info("class names: %s", "the config" if spec["classes"] else origin)
     of_text = {str(label): label for label in labels}
     if unnamed := sorted(of_text.keys() - names.keys()):
         raise UserError(
@@ -144,7 +134,7 @@ def class_names(spec: Mapping[str, Any], labels: set[Any], files: Sequence[Path]
         )
     if empty := [name for label, name in names.items() if label not in of_text]:
         raise UserError(f"The classes {', '.join(empty)} have no image at all.")
-    normal = Counter(normalise_answer(name) for name in names.values())
+    normal = Counter(map(normalise_answer, names.values()))
     if same := sorted(name for name, n in normal.items() if n > 1):
         raise UserError(
             f"Several classes are called {', '.join(same)} (but for case, space and punctuation): "
@@ -160,14 +150,9 @@ def draw_images(
     seed: int,
     dataset: str,
 ) -> dict[str, set[Where]]:
-    """Draw images of every class for each part; the parts share none.
+    """Draw up to ``per_class`` images of every class for each part; the parts share none.
 
-    Args:
-        labels: part to the place and label of every image of it.
-        names: label to class name.
-        per_class: part to the most images of a class.
-        seed: the config's seed; with data set, part and class it decides the draw.
-        dataset: see seed.
+    Seed, data set, part and class decide the draw.
 
     Raises:
         UserError: if a class has no image in a part.
@@ -192,16 +177,9 @@ def draw_images(
 def prepare_images(
     provenance: str | Path, spec: Mapping[str, Any], seed: int, dataset: str, path: str | Path
 ) -> None:
-    """Draw a data set's images and write them, selection first, in row groups as they come.
+    """Draw a data set's images and write them (:data:`SCHEMA`), selection first, as they come.
 
-    The class names, in the order of their numbers, stand in the schema's metadata.
-
-    Args:
-        provenance: provenance.json of its source.
-        spec: its entry in the config's ``samples``.
-        seed: the config's seed.
-        dataset: its name.
-        path: the Parquet file of :data:`SCHEMA`; images stay encoded as they were.
+    Images stay encoded as they were. The class names stand in the schema's metadata.
 
     Raises:
         UserError: if a class has no image or an image does not decode.

@@ -1,7 +1,6 @@
 """Prompts: which are drawn out of data files, and what the model reads of them."""
 
 import logging
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,18 +16,15 @@ from headpursuit.run.files import UserError, seed_for
 log = logging.getLogger(__name__)
 
 PLACEHOLDER = "headpursuit"  # a message that shows what the chat template writes around it
-CHUNK = 1000  # texts tokenised at once; it bounds the memory that their offsets take
 
 
 def read_rows(
     files: Iterable[Path], column: str, where: Mapping[str, Any] | None, key: str
 ) -> Iterator[tuple[str, str]]:
-    """Stream the texts of a column from data files; a row that has none gives an empty one.
-
-    Files of other formats than :data:`.rows.READERS` are passed over; see :func:`.rows.kept_rows`.
+    """Stream the texts of a column from data files (:func:`.rows.kept_rows`) of known formats.
 
     Yields:
-        (``file name:row``, text) with rows from 1.
+        (``file name:row``, text) with rows from 1; the text is empty where there is none.
 
     Raises:
         UserError: if no file is readable, a column is missing, a file is damaged, or a value is
@@ -45,8 +41,6 @@ def read_rows(
             text = "" if row[column] is None else row[column]
             if not isinstance(text, str):
                 raise UserError(f"{key}.text: {path}, row {number}: {text!r:.60} is no text.")
-            if re.search("[\ud800-\udfff]", text):
-                raise UserError(f"{key}.text: {path}, row {number} holds half a character.")
             yield f"{path.name}:{number}", text
 
 
@@ -76,15 +70,16 @@ def sample_prompts(
     render: Callable[[pa.Table], pa.Table] = lambda drawn: drawn,
     longest: int | None = None,
 ) -> pa.Table:
-    """Draw a seeded sample of the prompts that the model can read, in the order of the files.
+    """Draw a sample of the prompts that the model can read, in the order of the files.
 
-    Only what is drawn is rendered. In the place of a prompt that is too long another one is drawn.
+    Seed and data set decide the draw. Only what is drawn is rendered. In the place of a prompt that
+    is too long another one is drawn.
 
     Args:
         prompts: table of :func:`unique_prompts`.
         sample: how many; None takes all.
-        seed: the config's seed; with the data set it decides the draw.
-        dataset: see seed.
+        seed: the config's.
+        dataset: name of the samples.
         render: adds what the model reads (:func:`render_prompts`).
         longest: tokens of the longest prompt that leaves room for a response; None for no limit.
 
@@ -125,13 +120,8 @@ def sample_prompts(
 
 def as_responses(prompts: pa.Table) -> pa.Table:
     """Return the prompts' texts as rows to be labelled beside responses; their repeat is -1."""
-    return pa.table(
-        {
-            "sample_id": prompts["sample_id"],
-            "repeat": pa.array([-1] * len(prompts), pa.int32()),
-            "response": prompts["text"],
-        }
-    )
+    texts = prompts.select(["sample_id", "text"]).rename_columns(["sample_id", "response"])
+    return texts.add_column(1, "repeat", pa.array([-1] * len(texts), pa.int32()))
 
 
 def render_prompts(prompts: pa.Table, template: str, tokenizer, chat: bool) -> pa.Table:
@@ -156,13 +146,9 @@ def render_prompts(prompts: pa.Table, template: str, tokenizer, chat: bool) -> p
     if chat:
         texts, spans = _through_chat(tokenizer, texts)
     ids, own = _tokenise(tokenizer, texts, spans)
-    columns = {
-        "rendered": pa.array(texts, pa.string()),
-        "token_ids": pa.array(ids, pa.list_(pa.int32())),
-        "own_positions": pa.array(own, pa.list_(pa.int32())),
-    }
-    for name, column in columns.items():
-        prompts = prompts.append_column(name, column)
+    prompts = prompts.append_column("rendered", pa.array(texts, pa.string()))
+    for name, column in (("token_ids", ids), ("own_positions", own)):
+        prompts = prompts.append_column(name, pa.array(column, pa.list_(pa.int32())))
     return prompts
 
 
@@ -194,18 +180,17 @@ def _tokenise(
         )
     special = special_tokens(tokenizer)
     ids, own = [], []
-    for start in range(0, len(texts), CHUNK):
-        some = slice(start, start + CHUNK)
-        found = tokenizer(texts[some], add_special_tokens=False, return_offsets_mapping=True)
-        whole = opened(tokenizer, found["input_ids"])
-        parts = zip(whole, found["input_ids"], found["offset_mapping"], spans[some], strict=True)
-        for row, text, offsets, (begin, end) in parts:
-            added, reached, positions = len(row) - len(text), 0, []
-            for place, (token, (first, last)) in enumerate(zip(text, offsets, strict=True)):
-                # Some tokenizers' offsets leave spaces out, so a token begins where the last ended.
-                if token not in special and min(first, reached) < end and last > begin:
-                    positions.append(added + place)
-                reached = last
-            ids.append(row)
-            own.append(positions)
-    return ids, own
+    for text, (begin, end) in zip(texts, spans, strict=True):
+        found = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        ids.append(found["input_ids"])
+        own.append([])
+        reached = 0
+        for place, (first, last) in enumerate(found["offset_mapping"]):
+            # Some tokenizers' offsets leave spaces out, so a token begins where the last ended.
+            inside = min(first, reached) < end and last > begin
+            if inside and found["input_ids"][place] not in special:
+                own[-1].append(place)
+            reached = last
+    whole = opened(tokenizer, ids)
+    added = [len(row) - len(text) for row, text in zip(whole, ids, strict=True)]
+    return whole, [[before + i for i in places] for before, places in zip(added, own, strict=True)]

@@ -1,13 +1,15 @@
 """Rows of data files, with their values as they stand there."""
 
+import csv
 import glob
 import json
+import re
+import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow.dataset import ParquetFragmentScanOptions
@@ -15,6 +17,7 @@ from pyarrow.dataset import ParquetFragmentScanOptions
 from headpursuit.run.files import UserError
 
 BATCH = 256  # rows of a file held at once; it bounds the memory that images take
+SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def kept_rows(
@@ -39,14 +42,12 @@ def kept_rows(
         for number, row in enumerate(_rows(path, [*columns, *where]), start=1):
             if all(matches_value(row[name], value) for name, value in where.items()):
                 yield number, row
-        return
     except LookupError as error:
         raise UserError(f"{key}: {path} has {error.args[0]}. Correct the name there.") from None
-    except UnicodeDecodeError:
-        why = _not_utf8(path)
     except (ValueError, OSError, RecursionError, pa.ArrowException) as error:
-        why = str(error)
-    raise UserError(f"{key}.files: {path} is not readable as {path.suffix[1:]}: {why}")
+        raise UserError(
+            f"{key}.files: {path} is not readable as {path.suffix[1:]}: {error}"
+        ) from error
 
 
 def _rows(path: Path, names: Collection[str]) -> Iterator[dict[str, Any]]:
@@ -65,6 +66,8 @@ def _rows(path: Path, names: Collection[str]) -> Iterator[dict[str, Any]]:
         if missing:
             missing -= found.keys()
             there |= dict.fromkeys(row)
+        if any(isinstance(value, str) and SURROGATE.search(value) for value in found.values()):
+            raise ValueError(f"row {number} is not UTF-8, or holds half a character. Correct it")
         yield dict.fromkeys(names) | found
     if missing and there:
         raise _lacking(sorted(missing), there)
@@ -82,7 +85,8 @@ def _nested(row: Mapping[str, Any], name: str) -> Any:
 
 
 def _lacking(missing: Iterable[str], there: Iterable[str]) -> LookupError:
-    return LookupError(f"no column {', '.join(map(repr, missing))}; it has {', '.join(there)}")
+    names = ", ".join(there).encode(errors="replace").decode()
+    return LookupError(f"no column {', '.join(map(repr, missing))}; it has {names}")
 
 
 def _top(names: Collection[str], there: Collection[str]) -> list[str]:
@@ -93,36 +97,43 @@ def _top(names: Collection[str], there: Collection[str]) -> list[str]:
     return list(top)
 
 
-# datasets' own readers of JSON and CSV take texts for dates and numbers.
+# The libraries' readers of JSON and CSV take texts for dates and numbers. What is no UTF-8 comes
+# as surrogates, which _rows refuses.
+AS_TEXT = {"encoding": "utf-8-sig", "errors": "surrogateescape"}
 
 
 def _csv(path: Path, names: Collection[str]) -> Iterator[Mapping[str, Any]]:
-    for chunk in pd.read_csv(path, dtype=str, keep_default_na=False, chunksize=BATCH):
-        yield from chunk[_top(names, chunk.columns)].fillna("").to_dict("records")
+    csv.field_size_limit(sys.maxsize)
+    with path.open(newline="", **AS_TEXT) as text:
+        rows = csv.DictReader(text, restval="", strict=True)
+        try:
+            _top(names, rows.fieldnames or [])
+            for row in rows:
+                if None in row:
+                    raise ValueError(f"line {rows.line_num} has more cells than the header")
+                yield row
+        except csv.Error as error:
+            raise ValueError(f"after line {rows.line_num}: {error}") from error
 
 
 def _text(path: Path, _: Collection[str]) -> Iterator[Mapping[str, Any]]:
-    with path.open(encoding="utf-8-sig") as lines:
+    with path.open(**AS_TEXT) as lines:
         yield from ({"text": line.removesuffix("\n")} for line in lines)
 
 
-def _json_lines(path: Path, _: Collection[str]) -> Iterator[Any]:
-    with path.open(encoding="utf-8-sig") as lines:
+def _json(path: Path, _: Collection[str]) -> Iterator[Any]:
+    """Read an object a line, or one list of objects or texts."""
+    with path.open(**AS_TEXT) as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
+            is_list = line.lstrip().startswith("[")
             try:
-                row = json.loads(line)
+                found = json.loads(line + lines.read() if is_list else line)
             except ValueError as error:
                 raise ValueError(f"line {number} is not JSON ({error})") from error
-            yield row
-
-
-def _json(path: Path, names: Collection[str]) -> Iterator[Any]:
-    text = path.read_text(encoding="utf-8-sig")
-    if not text.lstrip().startswith("["):
-        return _json_lines(path, names)
-    return ({"text": row} if isinstance(row, str) else row for row in json.loads(text))
+            for row in found if is_list else [found]:
+                yield {"text": row} if isinstance(row, str) else row
 
 
 def _parquet(path: Path, names: Collection[str]) -> Iterator[Mapping[str, Any]]:
@@ -141,7 +152,7 @@ def _parquet(path: Path, names: Collection[str]) -> Iterator[Mapping[str, Any]]:
 
 
 READERS: Mapping[str, Callable[[Path, Collection[str]], Iterator[Any]]] = {
-    ".jsonl": _json_lines,
+    ".jsonl": _json,
     ".json": _json,
     ".csv": _csv,
     ".parquet": _parquet,
@@ -159,16 +170,6 @@ def label_names(path: Path, column: str) -> list[str] | None:
     """Return the names that a Parquet file's metadata give to a column's numbers, if they do."""
     is_parquet = path.suffix.lower() == ".parquet"
     return getattr(_features(path).get(column), "names", None) if is_parquet else None
-
-
-def _not_utf8(path: Path) -> str:
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            try:
-                line.decode()
-            except UnicodeDecodeError as error:
-                return f"line {number} is not UTF-8 ({error.reason}). Save the file as UTF-8"
-    return "it is not UTF-8. Save it as UTF-8"
 
 
 def matches_value(value: Any, wanted: Any) -> bool:

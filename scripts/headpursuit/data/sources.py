@@ -19,37 +19,52 @@ from headpursuit.run.files import UserError, read_json, sha256, write_json
 KNOWN = Path(".snakemake/headpursuit.json")
 
 
+def write_provenance(
+    path: Path, origin: dict[str, Any], licence: str | None, root: Path, files: Iterable[str]
+) -> dict[str, Any]:
+    """Write and return the record of files below ``root``; it comes last."""
+    root = root.absolute()
+    short = root.relative_to(Path.cwd()) if root.is_relative_to(Path.cwd()) else root
+    record = {
+        **origin,
+        "root": str(short),
+        "licence": licence,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "files": [
+            {"path": name, "size": size_of(root / name), "sha256": sha256(root / name)}
+            for name in files
+        ],
+    }
+    write_json(path, record)
+    return record
+
+
 def write_made_provenance(
-    provenance_path: Path,
+    path: Path,
     kind: str,
     source_provenance: str | Path,
     origin: dict[str, Any],
     packages: Iterable[str],
 ) -> None:
-    """Record a folder of files that were made here out of a source.
+    """Record the folder of ``path``, whose files were made here out of a source.
 
     Args:
-        provenance_path: the record, beside the files; it is written last.
+        path: the record, beside the files.
         kind: how they were made.
         source_provenance: that of the source.
         origin: what else they were made of.
         packages: those whose versions are noted.
     """
-    folder = provenance_path.parent
     source = _read(source_provenance)
-    files = [path for path in visible_files(folder) if path != provenance_path.name]
-    provenance = {
-        "name": folder.name,
+    origin = {
+        "name": path.parent.name,
         "kind": kind,
         "from": {key: source.get(key) for key in ("name", "kind", "id", "version", "commit")},
         **origin,
-        "licence": source.get("licence"),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "tools": {package: version(package) for package in packages},
-        "root": str(folder),
-        "files": [file_record(folder, folder / path) for path in files],
     }
-    write_json(provenance_path, provenance)
+    files = [name for name in visible_files(path.parent) if name != path.name]
+    write_provenance(path, origin, source.get("licence"), path.parent, files)
 
 
 def source_root(provenance_path: str | Path) -> Path:
@@ -158,15 +173,6 @@ def visible_files(folder: Path) -> list[str]:
     return sorted(
         path.as_posix() for path in found if not any(part.startswith(".") for part in path.parts)
     )
-
-
-def file_record(root: Path, path: Path) -> dict:
-    """Return a file's path below ``root``, size and SHA-256."""
-    return {
-        "path": path.relative_to(root).as_posix(),
-        "size": path.stat().st_size,
-        "sha256": sha256(path),
-    }
 
 
 def size_of(path: Path) -> int | None:
