@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from checkout import Checkout, make_checkout
+from checkout import Checkout, Preloaded, make_checkout
 from tiny_figure1 import prepare_figure1
 
 # Not results: when a file was made, how fast, and what the machine was like.
@@ -78,10 +78,16 @@ def group(leader: int) -> list[int]:
     return found
 
 
+def copied(folder: Path, original: Checkout, kind: type[Checkout] = Preloaded) -> Checkout:
+    """Copy a checkout, to be disturbed; kills and signals want a plain one."""
+    shutil.copytree(original.folder, folder / "checkout")
+    return kind(folder / "checkout")
+
+
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
     """Give a checkout in which the text run has ended. Not to be changed: copy it."""
-    checkout = make_checkout(tmp_path_factory.mktemp("finished") / "checkout")
+    checkout = make_checkout(tmp_path_factory.mktemp("finished") / "checkout", Preloaded)
     checkout.snakemake()
     return checkout
 
@@ -89,8 +95,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
 @pytest.fixture
 def checkout(finished: Checkout, tmp_path: Path) -> Checkout:
     """Give a copy of the finished text run, to be disturbed."""
-    shutil.copytree(finished.folder, tmp_path / "checkout")
-    return Checkout(tmp_path / "checkout")
+    return copied(tmp_path, finished)
 
 
 @pytest.fixture(scope="session")

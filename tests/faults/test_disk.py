@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from checkout import Checkout
-from conftest import results
+from conftest import copied, results
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounts a file system: needs root")
 CACHE = "results/tiny/activations/rtp.parquet"
@@ -62,8 +62,7 @@ def test_results_are_full(checkout: Checkout, mounted: Callable, finished: Check
 @needs_root
 def test_resources_are_full(fresh: Checkout, mounted: Callable, tmp_path: Path) -> None:
     """A model is saved by other libraries, whose errors differ, into a folder of its own."""
-    shutil.copytree(fresh.folder, tmp_path / "checkout")
-    checkout = Checkout(tmp_path / "checkout")
+    checkout = copied(tmp_path, fresh)
     model = "resources/assembled/assembled/provenance.json"
     checkout.snakemake("results/tiny/tower/assembled.safetensors", overlay="whole")
     mounted(checkout.folder / "resources")

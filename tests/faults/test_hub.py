@@ -1,6 +1,6 @@
 """Real runs whose data and model come from a Hub that fails; each lack has one step to take.
 
-What the Hub may answer is tried one by one in tests/unit/test_sources.py.
+What the Hub may answer is tried one by one in tests/unit/test_download.py.
 """
 
 import os

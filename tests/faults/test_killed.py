@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from checkout import Checkout
-from conftest import results, wait_until
+from checkout import Checkout, Preloaded
+from conftest import copied, results, wait_until
 
 RESUMED, SEPARATE = 24, 6  # kills of one run that goes on each time, and of runs of their own
 
@@ -20,9 +20,7 @@ RESUMED, SEPARATE = 24, 6  # kills of one run that goes on each time, and of run
 @pytest.fixture(scope="module")
 def undisturbed(fresh: Checkout, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """Give the files of a run of text, table 1 and images that nothing disturbed."""
-    folder = tmp_path_factory.mktemp("undisturbed") / "checkout"
-    shutil.copytree(fresh.folder, folder)
-    checkout = Checkout(folder)
+    checkout = copied(tmp_path_factory.mktemp("undisturbed"), fresh)
     checkout.snakemake(overlay="whole")
     return results(checkout)
 
@@ -54,6 +52,7 @@ def killed(process: subprocess.Popen, jobs: int, seconds: float) -> bool:
 
 def finish(checkout: Checkout, overlay: str, undisturbed: dict[str, bytes]) -> None:
     """Let a killed run end, and compare all it made with what an undisturbed one made."""
+    checkout = Preloaded(checkout.folder)
     checkout.snakemake("--unlock", overlay=overlay)
     checkout.snakemake(overlay=overlay)
     made = results(checkout)
@@ -67,8 +66,7 @@ def finish(checkout: Checkout, overlay: str, undisturbed: dict[str, bytes]) -> N
 
 def test_killed_again_and_again(fresh: Checkout, undisturbed: dict, tmp_path: Path) -> None:
     """Text, table 1 and images in one run that is killed at random moments and goes on."""
-    shutil.copytree(fresh.folder, tmp_path / "checkout")
-    checkout, moments, kills = Checkout(tmp_path / "checkout"), random.Random(0), 0
+    checkout, moments, kills = copied(tmp_path, fresh, Checkout), random.Random(0), 0
     while kills < RESUMED:
         jobs, seconds = moments.choice([0, 1, 1, 2]), moments.uniform(0, 2.5)
         # As --unlock does, which finish() calls: each call is another start of Snakemake.
@@ -84,8 +82,7 @@ def test_killed_again_and_again(fresh: Checkout, undisturbed: dict, tmp_path: Pa
 
 def test_killed_while_it_answers(fresh: Checkout, tmp_path: Path) -> None:
     """Answers about images: batches that were finished are not computed again."""
-    shutil.copytree(fresh.folder, tmp_path / "checkout")
-    checkout = Checkout(tmp_path / "checkout")
+    checkout = copied(tmp_path, fresh, Checkout)
     overlay = checkout.folder / "configs/whole.yaml"
     small = yaml.safe_load(overlay.read_text())
     small["compute"] |= {"batch_images": 1, "parts": 1}
@@ -115,8 +112,7 @@ def test_killed_while_it_answers(fresh: Checkout, tmp_path: Path) -> None:
 )
 def test_killed_once(fresh: Checkout, finished: Checkout, tmp_path: Path, seed: int) -> None:
     """The text run, killed at a random moment of its whole length."""
-    shutil.copytree(fresh.folder, tmp_path / "checkout")
-    checkout, moment = Checkout(tmp_path / "checkout"), random.Random(seed)
+    checkout, moment = copied(tmp_path, fresh, Checkout), random.Random(seed)
     process = checkout.start()
     assert killed(process, moment.randrange(1, 24), moment.uniform(0, 2.5))
     expected = results(finished)

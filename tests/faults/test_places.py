@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from checkout import Checkout, make_checkout
+from checkout import Checkout, Preloaded, make_checkout
 from conftest import results
 
 
@@ -27,7 +27,7 @@ def test_an_odd_path_and_a_home_that_is_none(
     finished: Checkout, tmp_path: Path, home: Path
 ) -> None:
     """Quotes, spaces and a dollar in the path; Turkish, and a far time zone."""
-    other = make_checkout(tmp_path / 'o\'clock "dir" $HOME & ü')
+    other = make_checkout(tmp_path / 'o\'clock "dir" $HOME & ü', Preloaded)
     turkish = {"LANG": "tr_TR.UTF-8", "LC_ALL": "tr_TR.UTF-8", "TZ": "Pacific/Kiritimati"}
     # Snakemake itself keeps a cache there.
     other.snakemake(HOME=str(home), XDG_CACHE_HOME=str(tmp_path / "cache"), **turkish)

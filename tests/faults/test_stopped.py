@@ -1,14 +1,13 @@
 """Runs that are told to stop: they end within seconds and leave no process and no lock."""
 
 import os
-import shutil
 import signal
 import time
 from pathlib import Path
 
 import pytest
 from checkout import Checkout
-from conftest import group, wait_until
+from conftest import copied, group, wait_until
 
 # The jobs of this run would take hours.
 SLOW = {
@@ -23,8 +22,7 @@ SECONDS = 20  # on a machine that may be busy with more
 @pytest.fixture
 def slow(finished: Checkout, tmp_path: Path) -> Checkout:
     """Give a checkout whose responses are far from made, and some of them in the journal."""
-    shutil.copytree(finished.folder, tmp_path / "checkout")
-    checkout = Checkout(tmp_path / "checkout")
+    checkout = copied(tmp_path, finished, Checkout)
     checkout.configure("slow", **SLOW)
     return checkout
 

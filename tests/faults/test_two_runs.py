@@ -1,11 +1,10 @@
 """Two runs at once: of the same results, and of two configurations side by side."""
 
-import shutil
 from pathlib import Path
 
 import pytest
 from checkout import Checkout
-from conftest import results, wait_until
+from conftest import copied, results, wait_until
 
 
 def locked(checkout: Checkout) -> bool:
@@ -44,8 +43,7 @@ def test_two_configurations(checkout: Checkout, finished: Checkout) -> None:
 
 def test_two_configurations_that_download_the_same(fresh: Checkout, tmp_path: Path) -> None:
     """Before anything is downloaded the second has to wait, and is told so."""
-    shutil.copytree(fresh.folder, tmp_path / "checkout")
-    checkout = Checkout(tmp_path / "checkout")
+    checkout = copied(tmp_path, fresh)
     activations = "activations/rtp.parquet"
     targets = {name: f"results/{name}/{activations}" for name in ("one", "two")}
     for name in targets:

@@ -43,8 +43,8 @@ PLANNED = {
 }
 # Keys that others decide, or whose values other tests try.
 ELSEWHERE = {
-    "sources.*.kind": "test_sources.py",
-    "sources.*.repo_type": "test_sources.py",
+    "sources.*.kind": "test_download.py",
+    "sources.*.repo_type": "test_download.py",
     "models.*.gguf": "test_convert.py",
     "models.*.build": "test_run.py",
     "models.*.build.trained": "test_refusals.py",
