@@ -38,15 +38,7 @@ def look(page: Page, name: str, folder: Path) -> dict[str, Any]:
     for frame in inner:
         frame.wait_for_load_state()
     shown: Frame = inner[0] if inner else page.main_frame
-    facts = shown.evaluate(FACTS)
-    if inner:
-        # The whole page, beyond what the window shows.
-        length = min(shown.evaluate("document.documentElement.scrollHeight"), 6000)
-        page.set_viewport_size({"width": 1500, "height": max(900, length)})
-        page.wait_for_timeout(200)
-        page.screenshot(path=folder / f"{name}.png")
-        page.set_viewport_size({"width": 1500, "height": 900})
-    return facts
+    return shown.evaluate(FACTS)
 
 
 def browse(page: Page, folder: Path) -> dict[str, Any]:
@@ -67,7 +59,6 @@ def browse(page: Page, folder: Path) -> dict[str, Any]:
             own.locator("td").last.locator("a").last.click()
             facts["caption"] = page.locator(".prose-invert").inner_text()
             facts["navigation"] = page.evaluate(FACTS)
-            page.screenshot(path=folder / f"{number + 1}-{row + 1}-caption.png")
             seen["results"][f"{category} / {label}"] = facts
             page.evaluate(
                 "([mode, category]) => { const own = Object.keys(categories[category]);"

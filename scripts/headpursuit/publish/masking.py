@@ -27,9 +27,7 @@ def is_offensive(config: Mapping[str, Any], experiment: str) -> bool:
 def offensive_words(config: Mapping[str, Any], results: Path) -> set[str]:
     """Return the words of a run's offensive experiments, and all that their labellers named.
 
-    Args:
-        config: the config in force.
-        results: the run's folder; a file that is not there has no words.
+    A file that is not there has no words.
     """
     words: set[str] = set()
     experiments = [name for name in running(config) if is_offensive(config, name)]

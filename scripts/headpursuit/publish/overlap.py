@@ -29,11 +29,11 @@ def overlaps(
     experiments: Experiments,
     layers: Mapping[str, tuple[int, int]],
 ) -> pd.DataFrame:
-    """Compare the top heads of each two experiments (v2, figure 4), for each k that both have.
+    """Compare the top heads of each two experiments of a model (v2, figure 4), for each common k.
 
     Args:
         rankings: experiment to its ranking by its first method.
-        experiments: their model and k; those of different models have no row.
+        experiments: their model and k.
         layers: their first and last candidate layer; chance is reckoned from the first one's.
     """
     rows = []

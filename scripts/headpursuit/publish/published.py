@@ -36,7 +36,7 @@ def compare(
         ratios: the rows of all tables of ratios.
         models: the config's names of models to their Hub ids, where they have one.
         labeller: what named the words that are counted.
-        settings: of :func:`headpursuit.publish.settings.unlike_paper`, by experiment.
+        settings: experiment to the keys in which it is not the paper's.
         published_heads: this run's k to the published k that stands beside it.
     """
     own_heads = {int(theirs): int(own) for own, theirs in (published_heads or {}).items()}
@@ -89,16 +89,13 @@ def _counterpart(ratios: Sequence[Mapping[str, Any]], *wanted: Any) -> Mapping[s
 
 
 def _beside(own: Mapping[str, Any], value: Mapping[str, Any]) -> dict[str, Any]:
-    centre, low, high = ("value", "ci_low", "ci_high")
-    if value["statistic"] == "median_iqr" and own["draws"] > 1:
-        centre, low, high = ("median", "q25", "q75")
+    over_draws = value["statistic"] == "median_iqr" and own["draws"] > 1
+    keys = ("median", "q25", "q75") if over_draws else ("value", "ci_low", "ci_high")
+    centre, low, high = (own[key] for key in keys)
     return {
-        "experiment": own["experiment"],
-        "own": own[centre],
-        "own_low": own[low],
-        "own_high": own[high],
-        "difference": own[centre] - value["value"],
-        "inside": bool(own[low] <= value["value"] <= own[high]),
+        **{"experiment": own["experiment"], "own": centre, "own_low": low, "own_high": high},
+        "difference": centre - value["value"],
+        "inside": bool(low <= value["value"] <= high),
         "n": own["n"],
     }
 

@@ -62,7 +62,7 @@ def ratio_rows(
             words that `expected` sees) and ``classes`` (how many an image may have).
         experiments: of each its samples, model, alpha, heads_from, methods, k and draws.
         score: the config's ``score``.
-        seed: the config's seed, for the bootstrap.
+        seed: the config's seed.
     """
     rows, draws = [], []
     for name, own in experiments.items():
@@ -147,7 +147,7 @@ def over(after: float, before: float) -> float:
 def bootstrap_ratio(
     before: np.ndarray, after: np.ndarray, resamples: int, confidence: float, seed: int
 ) -> tuple[np.ndarray, float, float]:
-    """Return ratios of sums and a paired bootstrap interval of their mean.
+    """Return the ratio of sums of each draw, and a paired bootstrap interval of their mean.
 
     Samples are resampled together with both their values, and every draw of a random control
     sees the same resampled ones. A resample whose sum before is 0 has no ratio and is left out.
@@ -158,9 +158,6 @@ def bootstrap_ratio(
         resamples: number of resamples.
         confidence: of the interval, 0 to 1.
         seed: of the resampling.
-
-    Returns:
-        The ratio of each draw, and the interval's lower and upper end.
     """
     total = before.sum()
     if total == 0:
@@ -180,12 +177,10 @@ def bootstrap_ratio(
 def put_published(
     table: pd.DataFrame, published: pd.DataFrame, published_heads: Mapping[Any, int] | None
 ) -> pd.DataFrame:
-    """Return the rows with the published value of each, its range and source, where there is one.
+    """Return rows of ratios with the published value of each, its range and source.
 
-    Args:
-        table: of :func:`ratio_rows`.
-        published: ``data/published.csv``; of several artefacts that print a value the first counts.
-        published_heads: which published k stands beside a k of this run.
+    Of several artefacts that print a value the first counts. ``published_heads`` says which
+    published k stands beside a k of this run.
     """
     theirs = {int(k): int(other) for k, other in (published_heads or {}).items()}
     keys = ["measure", "dataset", "method", "heads"]
@@ -323,9 +318,6 @@ def plot(table: pd.DataFrame, draws: pd.DataFrame, colours: Mapping[str, str]):
     each experiment. Otherwise a panel for each experiment and measure has a group for each k. Bars
     are ratios with their bootstrap interval; dots are single random draws; a black mark is the
     published value.
-
-    Returns:
-        A matplotlib figure.
     """
     from matplotlib.figure import Figure
 

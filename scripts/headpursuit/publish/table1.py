@@ -46,7 +46,7 @@ def table1(
     published: pd.DataFrame,
     tokens: int,
 ) -> list[dict[str, Any]]:
-    """Return an experiment's rows of table 1.
+    """Return a row for each head, method and text that published tokens (one where none did).
 
     Args:
         experiment: its name.
@@ -56,9 +56,6 @@ def table1(
         specialists: ``specialists/{experiment}.csv``.
         published: rows of ``data/published_tokens.csv``, of these samples and this model.
         tokens: how many tokens of each kind are shown.
-
-    Returns:
-        One for each head, method and text that published tokens (one without, where none did).
     """
     rows = []
     for layer, head in heads:
@@ -106,14 +103,7 @@ def notes(
     experiments: Mapping[str, Mapping[str, Any]],
     seed: int,
 ) -> Iterator[str]:
-    """Yield what a reader of table 1 has to know.
-
-    Args:
-        facts: experiment to the metadata of its decomposition: samples and positions.
-        specialists: experiment to its ranked heads.
-        experiments: their model and vocabulary; of the latter the first one's is told.
-        seed: the config's seed.
-    """
+    """Yield what a reader of table 1 has to know; ``facts`` are the decompositions' metadata."""
     models = ", ".join(dict.fromkeys(own["model"] for own in experiments.values()))
     spec = next(iter(experiments.values()))["vocabulary"]
     k = spec["tokens"]
@@ -149,17 +139,7 @@ def plot_heads(
     shown: Mapping[str, Sequence[Head]],
     label: str,
 ):
-    """Draw a value of every head as a heat map, layers x heads, a panel for each experiment.
-
-    Args:
-        tables: experiment to a table with layer, head and the value.
-        value: its column.
-        shown: experiment to the heads that are framed.
-        label: what the value is.
-
-    Returns:
-        A matplotlib figure.
-    """
+    """Draw a column of each experiment's table as a heat map, layers x heads; shown are framed."""
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
 
@@ -175,8 +155,8 @@ def plot_heads(
             frame = Rectangle((head - 0.5, layer - 0.5), 1, 1, fill=False, ec="red", lw=1.2)
             axis.add_patch(frame)
         axis.set(xlabel="head", ylabel="layer", title=name)
-        axis.xaxis.get_major_locator().set_params(integer=True)
-        axis.yaxis.get_major_locator().set_params(integer=True)
+        for line in (axis.xaxis, axis.yaxis):
+            line.get_major_locator().set_params(integer=True)
     figure.colorbar(image, ax=axes, label=label)
     return figure
 
@@ -190,15 +170,7 @@ def plot_atoms(
 ):
     """Draw explained variance against the number of atoms, a panel for each head shown.
 
-    Args:
-        atoms: experiment to its decomposition.
-        nulls: experiment to what random sets explain.
-        shown: experiment to the heads drawn.
-        tokens: how many tokens stand above a panel.
-        colours: of ``somp`` and ``random``.
-
-    Returns:
-        A matplotlib figure.
+    Over it stand the head's first tokens, behind it what random sets (``nulls``) explain.
     """
     from matplotlib.figure import Figure
 

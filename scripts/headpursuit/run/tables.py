@@ -114,14 +114,9 @@ def read_csv(path: str | Path, columns: Collection[str] | None = None) -> pd.Dat
 
 
 def publish(files: Any, table: pd.DataFrame, shown: pd.DataFrame, notes: str, name: str) -> None:
-    """Write a table as CSV, and its text cells with notes as Markdown and LaTeX.
+    """Write a table as CSV, and as text cells with notes as Markdown and LaTeX.
 
-    Args:
-        files: a rule's output: csv, md and tex.
-        table: the rows.
-        shown: the rows as text cells.
-        notes: sentences below the table in Markdown, its caption in LaTeX.
-        name: LaTeX's label, after ``tab:``.
+    ``files`` is a rule's output with csv, md and tex; ``name`` is LaTeX's label, after ``tab:``.
     """
     said = " ".join(notes)
     write_csv(files.csv, table)
