@@ -9,7 +9,6 @@ import yaml
 from headpursuit.run.config import labelled, load_config, used_models, used_samples
 from headpursuit.run.experiments import Config, of_images, running
 from headpursuit.run.files import ROOT
-from headpursuit.run.schema import SCHEMA
 
 # Said of a run in its own words (its model, samples, concept, heads and labeller).
 ELSEWHERE = {"model", "samples", "concept", "measures", "methods", "k", "heads_from"}
@@ -18,10 +17,9 @@ MISSING = object()
 KeyPath = tuple[str, ...]
 
 
-@cache
 def schema() -> dict[str, Any]:
     """Return the config's schema."""
-    return yaml.safe_load(SCHEMA.read_text(encoding="utf-8"))
+    return shipped("schemas/config.schema.yaml")
 
 
 @cache
@@ -32,7 +30,7 @@ def paper() -> dict[str, Any]:
 
 @cache
 def shipped(name: str) -> dict[str, Any]:
-    """Return one of the configs that the workflow carries, as it is written."""
+    """Return a YAML file that the workflow carries, as it is written."""
     return yaml.safe_load((ROOT / name).read_text(encoding="utf-8"))
 
 
@@ -117,10 +115,10 @@ def unlike_paper(config: Config) -> dict[str, list[str]]:
     with the paper's of that name, or else with the one that reads the same samples. It has no
     entry if the paper has neither.
     """
-    theirs = {own["samples"]: name for name, own in reversed(paper()["experiments"].items())}
-    theirs |= {name: name for name in paper()["experiments"]}
+    experiments, own = paper()["experiments"], config["experiments"]
+    reading = {each["samples"]: name for name, each in reversed(experiments.items())}
     names = {
-        name: theirs.get(name, theirs.get(config["experiments"][name]["samples"]))
+        name: name if name in experiments else reading.get(own[name]["samples"])
         for name in running(config)
     }
     return {name: list(_differences(config, name, other)) for name, other in names.items() if other}
