@@ -2,10 +2,12 @@
 
 from pathlib import Path
 
+from headpursuit.method.batches import PartFile
+from headpursuit.method.decoder import fast_products
 from headpursuit.method.expected import covered_words, measure_expected
 from headpursuit.method.heads import read_conditions
-from headpursuit.method.models import fast_products, open_model
-from headpursuit.run.files import finished, read_parquet, read_responses, sha256, write_together
+from headpursuit.method.models import open_model
+from headpursuit.run.files import read_parquet, read_responses, sha256
 from headpursuit.run.rule import run_rule
 from headpursuit.run.tables import read_csv
 
@@ -19,11 +21,9 @@ def main(snakemake):
     dictionary = read_csv(files.dictionary[0], ["word", "token_id", "starts_word"])
     covered = covered_words(words, dictionary)
     conditions = {"baseline": [], **read_conditions(files.heads, params.conditions)}
-    decoder, tokenizer, model = open_model(files.model, params.model, params.device)
-    output = Path(snakemake.output[0])
-    journal = output.with_name(f".{output.stem}.journal")
+    decoder, _, model = open_model(files.model, params.model, params.device)
     with fast_products(decoder, params.products) as products:
-        identity = {
+        settings = {
             "model": model,
             "dtype": params.model["dtype"],
             "products": products,
@@ -32,28 +32,11 @@ def main(snakemake):
             "words": list(covered),
             "tokens": list(covered.values()),
             "responses": [sha256(path) for path in [*files.samples, *files.responses]],
-            "part": [int(snakemake.wildcards.part), params.parts],
             "code": params.code,
         }
-        kept = finished(output, identity, conditions)
-        there = set() if kept is None else set(kept["condition"].to_pylist())
-        pending = {name: heads for name, heads in conditions.items() if name not in there}
-        table = measure_expected(
-            decoder,
-            tokenizer.pad_token_id,
-            prompts,
-            responses,
-            covered,
-            pending,
-            params.alpha,
-            params.batch_tokens,
-            journal,
-            identity,
-            int(snakemake.wildcards.part),
-            params.parts,
-        )
-    write_together(output, [kept, table], conditions, identity, tokens=list(covered.values()))
-    journal.unlink()
+        part = int(snakemake.wildcards.part), params.parts
+        file = PartFile(Path(snakemake.output[0]), settings, params.batch_tokens, part)
+        measure_expected(file, decoder, prompts, responses, covered, conditions)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,11 @@
 """Write the responses to a part of the samples: of the model as it is, or under every condition."""
 
+from pathlib import Path
+
+from headpursuit.method.batches import PartFile
+from headpursuit.method.decoder import fast_products
 from headpursuit.method.heads import read_conditions
-from headpursuit.method.models import fast_products, open_model
+from headpursuit.method.models import open_model
 from headpursuit.method.responses import Prompts, write_responses
 from headpursuit.method.vision import open_images
 from headpursuit.run.experiments import of_images
@@ -11,49 +15,34 @@ from headpursuit.run.rule import run_rule
 
 def main(snakemake):
     """Write condition, sample_id, repeat, response, n_tokens, stop_reason and token_ids."""
-    params, files = snakemake.params, snakemake.input
-    conditions = {"baseline": []}
+    params, files, samples = snakemake.params, snakemake.input, snakemake.input.samples[0]
+    opened = files.model, params.model, params.device
+    conditions, question = {"baseline": []}, None
     if heads := files.get("heads"):
         conditions = read_conditions(heads, params.get("conditions"))
     if of_images(params.samples):
-        reader, model = open_images(
-            files.samples[0],
-            params.samples,
-            files.model,
-            params.model,
-            params.device,
-            params.batch_images,
-        )
-        decoder, asked = reader.decoder, reader.question
+        reader, model = open_images(samples, params.samples, *opened, params.batch_images)
+        decoder, question = reader.decoder, reader.question
     else:
-        decoder, tokenizer, model = open_model(files.model, params.model, params.device)
-        asked = None
-        reader = Prompts(
-            decoder, tokenizer, files.samples[0], params.generation, params.batch_tokens
-        )
+        decoder, tokenizer, model = open_model(*opened)
+        reader = Prompts(decoder, tokenizer, samples, params.generation, params.batch_tokens)
     with fast_products(decoder, params.products) as products:
-        identity = {
+        settings = {
             "model": model,
             "dtype": params.model["dtype"],
             "products": products,
             "device": decoder.device.type,
-            "samples": sha256(files.samples[0]),
-            "question": asked,
+            "samples": sha256(samples),
+            "question": question,
             "batch_images": params.batch_images,
+            "alpha": params.get("alpha", 1.0),
+            "generation": params.generation,
+            "seed": params.seed,
             "code": params.code,
         }
-        write_responses(
-            snakemake.output[0],
-            decoder,
-            reader,
-            conditions,
-            params.get("alpha", 1.0),
-            params.generation,
-            params.batch_tokens,
-            params.seed,
-            identity,
-            (int(snakemake.wildcards.part), params.parts),
-        )
+        part = int(snakemake.wildcards.part), params.parts
+        file = PartFile(Path(snakemake.output[0]), settings, params.batch_tokens, part)
+        write_responses(file, decoder, reader, conditions)
 
 
 if __name__ == "__main__":

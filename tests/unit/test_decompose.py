@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from headpursuit.method.activations import write_cache
+from headpursuit.method.decoder import Decoder
 from headpursuit.method.decompose import (
     coherence,
     decompose_heads,
@@ -19,7 +20,6 @@ from headpursuit.method.decompose import (
     read_lens,
     vocabulary,
 )
-from headpursuit.method.models import decoder_of
 from headpursuit.method.weights import HeadWeights, write_weights
 from headpursuit.run.files import UserError
 from tiny import TEMPLATES, make_asking
@@ -38,7 +38,7 @@ def planted(model, tmp_path_factory):
     The directions are orthonormal and the coefficients exactly uncorrelated, so that the explained
     variances are those of SPREAD and NOISE alone. The unembedding has 7 rows behind the last token.
     """
-    decoder = decoder_of(copy.deepcopy(model("llama").model))
+    decoder = Decoder(copy.deepcopy(model("llama").model))
     decoder.model.resize_token_embeddings(decoder.model.config.vocab_size + 7, mean_resizing=False)
     g = torch.Generator().manual_seed(0)
     n, width, (_, heads) = 60, decoder.head_dim, decoder.shape
@@ -46,7 +46,7 @@ def planted(model, tmp_path_factory):
     basis = torch.linalg.qr(torch.randn(rows.shape[1], 4, generator=g)).Q.T
     rows *= 0.3 / rows.norm(dim=1, keepdim=True)
     rows[PLANTED] = basis[:3]
-    columns = decoder.columns(1, 2)
+    columns = decoder.matrix(1)[:, 2 * width : 3 * width]
     columns.zero_()
     columns[:, :4] = basis.T
     z = torch.randn(n, heads, width, generator=g)

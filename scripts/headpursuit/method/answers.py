@@ -12,10 +12,8 @@ STEPS = ("case", "space", "punctuation")
 def normalise_answer(text: str, steps: Collection[str] = STEPS) -> str:
     """Return the form in which answers and class names are compared.
 
-    Args:
-        text: an answer or a class name.
-        steps: ``case`` folds it, ``space`` trims it and makes runs one space, ``punctuation``
-            takes it off both ends.
+    Of the steps, ``case`` folds it, ``space`` trims it and makes runs one space, ``punctuation``
+    takes it off both ends.
     """
     text = normalise(text, case_sensitive="case" not in steps)
     if "punctuation" in steps:
@@ -28,11 +26,6 @@ def judge(answer: str, classes: Sequence[str], steps: Collection[str]) -> tuple[
     """Say which class an answer is, begins with, and names.
 
     A class name inside a longer one ("crop" in "permanent crop") does not count beside it.
-
-    Args:
-        answer: the model's text.
-        classes: class names.
-        steps: of :func:`normalise_answer`.
 
     Returns:
         The class that the answer is, exactly but for ``steps`` (strict); the class with which it

@@ -1,42 +1,36 @@
 """Batches: which rows share one, padding, smaller ones where memory does not suffice, a journal."""
 
-import gc
 import hashlib
 import json
 import logging
-import re
-import resource
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
+import pyarrow as pa
 import torch
-from accelerate.utils.memory import should_reduce_batch_size
+from accelerate.utils.memory import clear_device_cache
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from tqdm import tqdm
 
-from headpursuit.run.files import UserError, atomic
+from headpursuit.run.files import UserError, atomic, finished, write_together
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-# What allocators say that accelerate does not know; the last are the system's own words.
-NO_MEMORY = ("not enough memory", "bad_alloc", "ALLOC_FAILED", "Cannot allocate memory")
-# What helps where a single row of text is too much.
-SMALLER = "Leave out long prompts, or take a smaller model or models.*.dtype."
+# What allocators say where memory does not suffice; the last are the system's own words.
+NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "bad_alloc",
+             "ALLOC_FAILED", "Cannot allocate memory")  # fmt: skip
 
 
 def plan_batches(lengths: Sequence[int], batch_tokens: int, extra: int = 0) -> list[list[int]]:
     """Group sequences of similar length so that a padded batch holds at most ``batch_tokens``.
 
-    Args:
-        lengths: tokens of each sequence.
-        batch_tokens: limit of rows x (longest row + extra); a batch has one row at the least.
-        extra: tokens that each row will gain.
-
-    Returns:
-        Lists of indices into ``lengths``; every index once, longest batches first, so that a
-        lack of memory shows at the start.
+    Each row will gain ``extra`` tokens; a batch has one row at the least. Returns lists of indices
+    into ``lengths``, longest batches first, so that a lack of memory shows at the start.
     """
     batches: list[list[int]] = []
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
@@ -49,13 +43,11 @@ def plan_batches(lengths: Sequence[int], batch_tokens: int, extra: int = 0) -> l
 
 def pad(rows: Sequence[Sequence[int]], pad_id: int, left: bool, device) -> tuple[Tensor, Tensor]:
     """Return token ids and attention mask, rows x longest row."""
-    width = max(map(len, rows))
-    ids = np.full((len(rows), width), pad_id, dtype=np.int64)
-    mask = np.zeros((len(rows), width), dtype=np.int64)
-    for i, row in enumerate(rows):
-        where = slice(width - len(row), width) if left else slice(0, len(row))
-        ids[i, where], mask[i, where] = row, 1
-    return torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device)
+    side = "left" if left else "right"
+    ids = [torch.tensor(row, dtype=torch.long) for row in rows]
+    padded = pad_sequence(ids, batch_first=True, padding_value=pad_id, padding_side=side)
+    mask = pad_sequence([torch.ones_like(row) for row in ids], batch_first=True, padding_side=side)
+    return padded.to(device), mask.to(device)
 
 
 class Halving:
@@ -64,23 +56,9 @@ class Halving:
     A batch that fails is done again in halves, and so is every later one, down to single rows.
     """
 
-    def __init__(
-        self,
-        work: Callable[[Sequence[Any]], Any],
-        key: str,
-        name: Callable[[Any], str],
-        remedy: str,
-    ):
-        """Take what is done with a batch, and what is said where memory does not suffice.
-
-        Args:
-            work: takes the rows of a batch; nothing of a failed call may remain.
-            key: the config key that sets the size of batches.
-            name: what a row is, and how large.
-            remedy: what helps where a single row is too much.
-        """
-        self.work, self.key, self.name, self.remedy = work, key, name, remedy
-        self.pieces = 1
+    def __init__(self, work: Callable[[Sequence[Any]], Any], name: Callable[[Any], str]):
+        """Take what is done with a batch's rows, and what says which row it is, and how large."""
+        self.work, self.name, self.pieces = work, name, 1
 
     def __call__(self, rows: Sequence[Any]) -> Iterator[Any]:
         """Yield what the work gives for each piece of a batch, in order.
@@ -95,16 +73,16 @@ class Halving:
                 waiting.pop(0)
                 yield done
                 continue
-            release_memory()
-            n = len(waiting[0])
-            if n == 1:
+            clear_device_cache(garbage_collection=True)
+            if len(waiting[0]) == 1:
                 raise UserError(
-                    f"Memory does not suffice for {self.name(waiting[0][0])}, even alone: "
-                    f"{lack}, beside {_held()}. {self.remedy}"
+                    f"Memory does not suffice for {self.name(waiting[0][0])}, even alone: {lack}. "
+                    "Leave out long prompts, lower max_new_tokens, or take a smaller model or "
+                    "models.*.dtype."
                 )
             log.warning(
-                "memory does not suffice for a batch of %d (%s): going on with half; "
-                "a smaller %s saves the attempt", n, lack, self.key,
+                "memory does not suffice for a batch of %d (%s): going on with half; smaller "
+                "compute.batch_tokens or batch_images save the attempt", len(waiting[0]), lack,
             )  # fmt: skip
             self.pieces *= 2
             waiting = [half for piece in waiting for half in _cut(piece, 2)]
@@ -116,16 +94,7 @@ class Halving:
         except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
             if not is_out_of_memory(error):
                 raise
-            return None, lacking(error)
-
-
-def by_condition(pieces: Iterable[Mapping[str, Sequence[T]]]) -> dict[str, list[T]]:
-    """Join what the pieces of a batch gave under each condition."""
-    joined: dict[str, list[T]] = {}
-    for piece in pieces:
-        for condition, rows in piece.items():
-            joined.setdefault(condition, []).extend(rows)
-    return joined
+            return None, str(error).partition("\n")[0] or "memory ran out"
 
 
 def _cut(rows: Sequence[Any], pieces: int) -> list[Sequence[Any]]:
@@ -135,90 +104,113 @@ def _cut(rows: Sequence[Any], pieces: int) -> list[Sequence[Any]]:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Say whether an error means that memory did not suffice."""
-    own = isinstance(error, (MemoryError, torch.OutOfMemoryError))
-    known = own or should_reduce_batch_size(error)
-    return known or any(text in str(error) for text in NO_MEMORY)
+    return isinstance(error, MemoryError) or any(text in str(error) for text in NO_MEMORY)
 
 
-def lacking(error: BaseException) -> str:
-    """Return how much an allocator was asked for in vain, as far as its message says."""
-    found = re.search(r"ried to allocate ([\d.]+) ?([KMGT]?i?B|bytes)", str(error))
-    if not found:
-        return str(error).partition("\n")[0] or "memory ran out"
-    number, unit = found.groups()
-    return f"{_gib(float(number)) if unit == 'bytes' else f'{number} {unit}'} more were needed"
+@dataclass(frozen=True)
+class PartFile:
+    """A file of what a part of the samples gives under each of several conditions.
 
+    A part takes every so many-th batch, so that batches are the same however many parts there are.
 
-def _held() -> str:
-    """Return what this process has used at most, on the GPU or, without one, of main memory."""
-    if torch.cuda.is_initialized():
-        return f"{_gib(torch.cuda.max_memory_allocated())} in use on the GPU"
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return f"{_gib(peak)} in use"
+    Attributes:
+        path: the Parquet file, with condition, sample_id and repeat.
+        settings: whatever decides its rows but a condition's heads; it is stored in the file.
+        batch_tokens: tokens of a batch, padding included.
+        part: number, from 1, and how many there are.
+    """
 
+    path: Path
+    settings: Mapping[str, Any]
+    batch_tokens: int
+    part: tuple[int, int] = (1, 1)
 
-def _gib(size: float) -> str:
-    return f"{size / 2**30:.2f} GiB"
+    def add(
+        self,
+        schema: pa.Schema,
+        conditions: Mapping[str, Sequence[Any]],
+        batches: Iterable[Any],
+        measure: Callable[[Sequence[Any], Mapping[str, Sequence[Any]]], list[dict[str, Any]]],
+        name: Callable[[Any], str],
+        **facts: Any,
+    ) -> None:
+        """Write the rows under the conditions, in their order, then that of the samples.
 
+        Conditions that the file holds already, of the same heads and settings, are kept, and no
+        others. Finished batches are kept in a journal beside the file until it is there.
 
-def release_memory() -> None:
-    """Let go of what a failed attempt has left behind."""
-    gc.collect()
-    if torch.cuda.is_initialized():
-        torch.cuda.empty_cache()
+        Args:
+            schema: of the table.
+            conditions: condition to the heads that are scaled; none for the model as it is.
+            batches: of samples, always the same.
+            measure: takes samples and conditions and returns rows of the table.
+            name: see :class:`Halving`.
+            facts: stored in the file, too.
+        """
+        number, parts = self.part
+        settings = {**self.settings, "part": self.part}
+        if parts > 1:  # the size of batches decides which samples are in a part
+            settings["batch_tokens"] = self.batch_tokens
+        kept = finished(self.path, settings, conditions)
+        there = set() if kept is None else set(kept["condition"].to_pylist())
+        pending = {name: heads for name, heads in conditions.items() if name not in there}
+        if there:
+            log.info("%d of %d conditions are there already", len(there), len(conditions))
+        own = islice(enumerate(batches), number - 1, None, parts) if pending else ()
+        work = Halving(lambda rows: measure(rows, pending), name)
+        journal = self.path.with_name(f".{self.path.stem}.journal")
+        decides = [settings, self.batch_tokens, list(pending.items())]
+        done = journaled(
+            journal, decides, tqdm(own, unit="batch"), lambda rows: list(chain(*work(rows)))
+        )
+        table = pa.Table.from_pylist(list(chain(*done)), schema=schema)
+        write_together(self.path, [kept, table], conditions, settings, **facts)
+        journal.unlink()
 
 
 def journaled(
     journal: Path, decides: Any, batches: Iterable[tuple[int, T]], work: Callable[[T], Any]
-) -> Iterator[tuple[T, Any]]:
+) -> Iterator[Any]:
     """Do work batch by batch and keep each result on disk, so that a killed job goes on there.
 
-    Results that the journal holds are read from it, one at a time. Whoever calls removes the
-    journal once the results are where they belong.
-
     Args:
-        journal: its file. If it was written for another ``decides``, it is begun anew.
+        journal: its file, for the caller to remove. One of another ``decides`` is begun anew.
         decides: everything that the results depend on, as JSON.
         batches: each batch's number, which stays the same from run to run, and its rows.
         work: takes a batch's rows and returns JSON.
 
     Yields:
-        Each batch's rows and its result as JSON has it (tuples are lists), in the order of the
-        batches, whether computed or read.
+        Each batch's result, in the order of the batches, whether computed or read.
     """
-    fingerprint = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
-    places = _resume(journal, json.dumps({"fingerprint": fingerprint}).encode() + b"\n")
-    if places:
-        log.info("%d finished batches are in the journal", len(places))
-    with journal.open("rb") as kept, journal.open("ab") as handle:
+    text = json.dumps(decides, sort_keys=True)
+    header = json.dumps({"fingerprint": hashlib.sha256(text.encode()).hexdigest()})
+    done = _finished_batches(journal, header)
+    if done:
+        log.info("%d finished batches are in the journal", len(done))
+    # It is replaced: a process that still writes to the old one, and a kill right now, do no harm.
+    with atomic(journal) as part:
+        part.write_text("\n".join([header, *done.values(), ""]), encoding="utf-8")
+    with journal.open("a", encoding="utf-8") as handle:
         for number, rows in batches:
-            if number in places:
-                kept.seek(places[number])
-                line = kept.readline()
-            else:
-                line = json.dumps({"batch": number, "result": work(rows)}).encode() + b"\n"
-                handle.write(line)
+            line = done.pop(number, None)
+            if line is None:
+                line = json.dumps({"batch": number, "result": work(rows)})
+                handle.write(line + "\n")
                 handle.flush()
-            yield rows, json.loads(line)["result"]
+            yield json.loads(line)["result"]
 
 
-def _resume(journal: Path, header: bytes) -> dict[int, int]:
-    """Keep the whole lines of a journal with this header, and return where each batch's begins.
-
-    What follows the last whole line, torn by a kill or damaged, is left out. The file is replaced:
-    a process that still writes to the old one, and a kill right now, do no harm.
-    """
-    places: dict[int, int] = {}
-    with atomic(journal) as part, part.open("wb") as new:
-        new.write(header)
-        journal.touch()
-        with journal.open("rb") as old:
-            for line in old if old.readline() == header else ():
-                try:
-                    entry = json.loads(line) if line.endswith(b"\n") else {}
-                    number, _ = entry["batch"], entry["result"]
-                except (ValueError, TypeError, KeyError):
-                    break
-                places[number] = new.tell()
-                new.write(line)
-    return places
+def _finished_batches(journal: Path, header: str) -> dict[int, str]:
+    """Return the lines of a journal with this header, up to the first that is torn or damaged."""
+    found: dict[int, str] = {}
+    if not journal.exists():
+        return found
+    first, *lines = journal.read_text(encoding="utf-8", errors="replace").split("\n")
+    for line in lines[:-1] if first == header else ():  # what follows the last line end is torn
+        try:
+            entry = json.loads(line)
+            number, _ = entry["batch"], entry["result"]
+        except (ValueError, TypeError, KeyError):
+            break
+        found[number] = line
+    return found

@@ -7,22 +7,17 @@ import argparse
 import sys
 from pathlib import Path
 
-import torch
-
+from headpursuit.method.decoder import gains
 from headpursuit.method.heads import read_conditions
-from headpursuit.method.models import gains, load_model, load_tokenizer, read_config
+from headpursuit.method.models import load_model, load_tokenizer, read_config
 from headpursuit.run.files import UserError
 
 
 def save_scaled(model: Path, heads: Path, condition: str, alpha: float, folder: Path) -> None:
     """Save a model whose heads write ``alpha`` times what they wrote, with its tokenizer.
 
-    Args:
-        model: folder of config.json, safetensors and tokenizer.
-        heads: table with condition, layer and head, as in a run's ``heads/``.
-        condition: whose heads.
-        alpha: the factor.
-        folder: where the edited model goes; it must not exist yet.
+    The model is a folder of config.json, safetensors and tokenizer; ``heads`` a table of a run's
+    ``heads/``, of which those of ``condition`` are scaled.
 
     Raises:
         UserError: if the folder exists, or the model or the heads do not fit.
@@ -32,12 +27,10 @@ def save_scaled(model: Path, heads: Path, condition: str, alpha: float, folder: 
     config = read_config(model)
     dtype = config.get("dtype") or config.get("torch_dtype") or "float32"
     decoder, tokenizer = load_model(model, dtype, "cpu"), load_tokenizer(model)
-    part = folder.with_name(f".{folder.name}.part")
     chosen = read_conditions([heads], [condition])[condition]
-    gains(decoder, [chosen], alpha)  # refuses heads that do not exist
-    with torch.no_grad():
-        for head in dict.fromkeys(chosen):
-            decoder.columns(*head).mul_(alpha)
+    for layer, factors in enumerate(gains(decoder, [chosen], alpha)[0]):
+        decoder.matrix(layer).mul_(factors.repeat_interleave(decoder.head_dim))
+    part = folder.with_name(f".{folder.name}.part")
     decoder.model.save_pretrained(part)
     tokenizer.save_pretrained(part)
     part.rename(folder)
@@ -51,9 +44,8 @@ def main() -> None:
     parser.add_argument("condition", help="whose heads: somp-k16")
     parser.add_argument("alpha", type=float, help="what the heads' writes are multiplied by")
     parser.add_argument("folder", type=Path, help="where the edited model goes")
-    given = parser.parse_args()
     try:
-        save_scaled(given.model, given.heads, given.condition, given.alpha, given.folder)
+        save_scaled(**vars(parser.parse_args()))
     except UserError as error:
         sys.exit(str(error))
 

@@ -5,36 +5,28 @@ with the gains of its condition. What lies below a batch's lowest scaled head is
 conditions, and is computed once: a plain pass over the samples gives it, bit for bit.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from headpursuit.method.decoder import Decoder, ScaledRows, collected, gains
 from headpursuit.method.heads import Head
-from headpursuit.method.models import Decoder, ScaledRows, gains, language_model
 
 Conditions = Mapping[str, Sequence[Head]]
 # Takes logits (rows x vocabulary), each row's sample and the step; returns each row's token.
 Pick = Callable[[Tensor, Tensor, int], Tensor]
 
 
-def first_edited(decoder: Decoder, conditions: Conditions) -> dict[str, int]:
-    """Return the lowest layer that a condition edits, or the number of layers if it edits none."""
-    end = len(decoder.layers)
-    return {name: min([end, *(layer for layer, _ in heads)]) for name, heads in conditions.items()}
-
-
 @contextmanager
 def returning(layers: Sequence[nn.Module], output: Callable[[], Any]) -> Iterator[None]:
-    """Let layers return what ``output`` gives, without computing.
-
-    Below an edit that is what the last of them returned before: the model's loop hands it on.
-    """
+    """Let layers return what ``output`` gives, without computing: what the last of them returned
+    before, which the model's loop hands on."""
     for layer in layers:
         # An attribute of the instance goes before the class's method and leaves the module,
         # with whatever attributes the model's own loop reads, in its place.
@@ -46,113 +38,84 @@ def returning(layers: Sequence[nn.Module], output: Callable[[], Any]) -> Iterato
             del layer.forward
 
 
-@contextmanager
-def layer_outputs(decoder: Decoder, firsts: Collection[int]) -> Iterator[dict[int, Any]]:
-    """Collect, in a forward pass, what goes into each layer of ``firsts`` but the lowest.
-
-    Yields:
-        A dict that, after the pass, maps such a layer to the output of the one below it.
-    """
-    collected: dict[int, Any] = {}
-
-    def keep(first: int):
-        return lambda module, args, output: collected.__setitem__(first, output)
-
-    handles = [
-        decoder.layers[first - 1].register_forward_hook(keep(first))
-        for first in set(firsts) - {0, len(decoder.layers)}
-    ]
-    try:
-        yield collected
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
 @dataclass(frozen=True)
 class Reading:
-    """A batch of samples as the model read them, from which it can go on.
+    """A batch of rows as the model read them, from which it can go on.
 
     Attributes:
         arguments: what the language model was called with.
-        outputs: of :func:`layer_outputs`.
         cache: keys and values; None if they were not asked for.
-        hidden: final hidden states, samples x positions x d, if the pass went through all layers.
+        hidden: final hidden states, rows x positions x d, if the pass went through all layers.
+        below: layer to what the layer below it gave, of those that are going to be read from.
     """
 
     arguments: dict[str, Any]
-    outputs: dict[int, Any]
     cache: DynamicCache | None
     hidden: Tensor
-
-    def __len__(self) -> int:
-        """Return the number of samples."""
-        return len(self.hidden)
+    below: Mapping[int, Any]
 
 
-def read(decoder: Decoder, firsts: Collection[int], cached: bool = True, **inputs: Any) -> Reading:
-    """Read samples with the model as it is, as far up as any of its readers has use for.
+class Writing(NamedTuple):
+    """How responses are written: how long at most, ids that end them, what chooses a token."""
 
-    Args:
-        decoder: the model.
-        firsts: the layers from which the samples are going to be read again (:func:`read_rows`).
-        cached: whether keys and values are kept.
-        inputs: what the model is called with.
+    max_new_tokens: int
+    stops: Sequence[int]
+    pick: Pick
+
+
+def read(decoder: Decoder, firsts: set[int], cached: bool, **inputs: Any) -> Reading:
+    """Read samples with the model as it is, called with ``inputs``.
+
+    It is read as far up as any of ``firsts``, from which they are going to be read on
+    (:func:`read_rows`); keys and values are only kept if ``cached``.
     """
     cache = _new_cache(decoder) if cached else None
     deepest = max(1, *firsts)
+    ends = {first - 1 for first in {*firsts, deepest} - {0}}
     arguments: dict[str, Any] = {}
-    handle = language_model(decoder).register_forward_pre_hook(
-        lambda module, args, kwargs: arguments.update(kwargs), with_kwargs=True
-    )
-    try:
-        with (
-            layer_outputs(decoder, {*firsts, deepest}) as outputs,
-            returning(decoder.layers[deepest:], lambda: outputs[deepest]),
-        ):
-            done = decoder.model.base_model(**inputs, past_key_values=cache, use_cache=cached)
-    finally:
-        handle.remove()
-    return Reading(arguments, outputs, cache, done.last_hidden_state)
+    with (
+        decoder.language_model.register_forward_pre_hook(
+            lambda module, args, kwargs: arguments.update(kwargs), with_kwargs=True
+        ),
+        collected(decoder.layers, lambda layer, args, output: output, ends) as outputs,
+        returning(decoder.layers[deepest:], lambda: outputs[deepest - 1]),
+    ):
+        done = decoder.model.base_model(**inputs, past_key_values=cache, use_cache=cached)
+    below = {layer + 1: output for layer, output in outputs.items()}
+    return Reading(arguments, cache, done.last_hidden_state, below)
 
 
-def read_rows(
-    decoder: Decoder, plain: Reading, first: int, times: int = 1
-) -> tuple[DynamicCache | None, Tensor]:
+def read_rows(decoder: Decoder, plain: Reading, first: int, times: int = 1) -> Reading:
     """Read the same samples ``times`` times, from layer ``first`` on; below it all rows are alike.
 
-    Returns:
-        Keys and values, which may be added to, and the final hidden states, (times * samples) x
-        positions x d: all samples, then all samples again.
+    The rows are all samples, then all samples again. Keys and values may be added to.
     """
-    rows = torch.arange(len(plain), device=decoder.device).repeat(times)
-    cache, hidden = None if plain.cache is None else _new_cache(decoder), plain.hidden
+    rows = torch.arange(len(plain.hidden), device=decoder.device).repeat(times)
+    cache = None if plain.cache is None else _new_cache(decoder)
+    arguments = {name: _repeated(own, rows) for name, own in plain.arguments.items()}
+    arguments |= {"past_key_values": cache, "use_cache": cache is not None}
     if first < len(decoder.layers):
-        arguments = {name: _repeated(own, rows) for name, own in plain.arguments.items()}
-        arguments |= {"past_key_values": cache, "use_cache": cache is not None}
-        below = _repeated(plain.outputs.get(first), rows)  # none below the lowest layer
+        below = _repeated(plain.below.get(first), rows)  # none below the lowest layer
         with returning(decoder.layers[:first], lambda: below):
-            hidden = language_model(decoder)(**arguments).last_hidden_state
-    elif times > 1:
-        hidden = hidden[rows]
+            hidden = decoder.language_model(**arguments).last_hidden_state
+    else:
+        hidden = _repeated(plain.hidden, rows)
     if cache is not None:
         # Copies, since what follows is going to be added to them.
         cache.layers[:first] = [copy(layer) for layer in plain.cache.layers[:first]]
         for layer in cache.layers[:first] if times > 1 else ():
             layer.batch_select_indices(rows)
-    return cache, hidden
+    return Reading(arguments, cache, hidden, {})
 
 
 def _repeated(value: Any, rows: Tensor) -> Any:
     """Return the rows of whatever a layer or the language model takes for a batch of samples."""
     samples = int(rows[-1]) + 1
-    if len(rows) == samples:
-        return value
     if isinstance(value, Mapping):
         return {name: _repeated(own, rows) for name, own in value.items()}
     if isinstance(value, tuple):
         return tuple(_repeated(own, rows) for own in value)
-    if not isinstance(value, Tensor) or value.ndim < 2:
+    if not isinstance(value, Tensor) or value.ndim < 2 or len(rows) == samples:
         return value
     # Qwen's positions have an axis of their own before that of the samples.
     axis = 1 if value.ndim == 3 and not value.is_floating_point() else 0
@@ -163,18 +126,38 @@ def _new_cache(decoder: Decoder) -> DynamicCache:
     return DynamicCache(config=decoder.model.config.get_text_config())
 
 
-def groups(
-    decoder: Decoder, conditions: Conditions, size: int
-) -> Iterator[tuple[list[str], int, Tensor]]:
-    """Yield conditions, ``size`` at a time: their names, the lowest layer that they edit, and that.
+def each_condition(
+    decoder: Decoder,
+    inputs: Mapping[str, Any],
+    conditions: Conditions,
+    alpha: float,
+    size: int,
+    cached: bool,
+) -> Iterator[tuple[list[str], ScaledRows, Reading]]:
+    """Read samples under every condition, ``size`` conditions at a time.
 
     Conditions that begin to differ from the model in about the same layer come together.
+
+    Args:
+        decoder: the model.
+        inputs: what its forward pass takes for the samples.
+        conditions: condition to the heads that ``alpha`` multiplies; none for the model as it is.
+        alpha: see conditions.
+        size: conditions that share a batch.
+        cached: whether keys and values are kept.
+
+    Yields:
+        Conditions, what scales their heads (entered), and their rows: all samples under the first,
+        then under the next.
     """
-    firsts = first_edited(decoder, conditions)
+    end = len(decoder.layers)
+    firsts = {name: min([end, *(layer for layer, _ in own)]) for name, own in conditions.items()}
+    plain = read(decoder, set(firsts.values()), cached, **inputs)
     names = sorted(conditions, key=firsts.__getitem__)
-    for start in range(0, len(names), size):
-        some = names[start : start + size]
-        yield some, min(firsts[name] for name in some), [conditions[name] for name in some]
+    for some in (names[start : start + size] for start in range(0, len(names), size)):
+        by_row = gains(decoder, [conditions[name] for name in some], alpha)
+        with ScaledRows(decoder, by_row.repeat_interleave(len(plain.hidden), 0)) as scaled:
+            yield some, scaled, read_rows(decoder, plain, firsts[some[0]], len(some))
 
 
 @torch.inference_mode()
@@ -183,10 +166,8 @@ def respond(
     encoded: Mapping[str, Tensor],
     conditions: Conditions,
     alpha: float,
-    max_new_tokens: int,
-    stops: Sequence[int],
+    writing: Writing,
     batch_tokens: int,
-    pick: Pick,
 ) -> dict[str, list[tuple[list[int], str]]]:
     """Write one response to each sample under each condition.
 
@@ -194,91 +175,64 @@ def respond(
         decoder: the model.
         encoded: what its forward pass takes for the samples, padded on the left, with
             attention_mask; position_ids, unless the model makes its own.
-        conditions: condition to the heads that are scaled; none for the model as it is.
-        alpha: what the heads' writes are multiplied by.
-        max_new_tokens: longest response.
-        stops: ids that end a response.
-        batch_tokens: tokens, of samples and responses, up to which conditions share a batch; one
+        conditions: and alpha, see :func:`each_condition`.
+        alpha: see conditions.
+        writing: how.
+        batch_tokens: of samples and responses, up to which conditions share a batch; one
             condition's samples always do.
-        pick: what chooses the next token.
 
     Returns:
         By condition, for each sample its new token ids, without the end token, and why it stopped:
         ``eos`` or ``length``.
     """
-    plain = read(decoder, first_edited(decoder, conditions).values(), **encoded)
-    mask, positions = encoded["attention_mask"], plain.arguments["position_ids"]
-    tokens = len(mask) * (mask.shape[1] + max_new_tokens)
-    responses = {}
-    for names, first, heads in groups(decoder, conditions, max(1, batch_tokens // tokens)):
-        by_row = gains(decoder, heads, alpha).repeat_interleave(len(plain), 0)
-        with ScaledRows(decoder, by_row) as scaled:
-            cache, hidden = read_rows(decoder, plain, first, len(names))
-            state = _State(cache, mask.repeat(len(names), 1), _again(positions, len(names)))
-            rows = _go_on(decoder, scaled, state, hidden[:, -1], len(plain), max_new_tokens, stops,
-                          pick)  # fmt: skip
-        found = [until_stop(row, stops) for row in rows.tolist()]
-        for number, name in enumerate(names):
-            responses[name] = found[number * len(plain) : (number + 1) * len(plain)]
+    mask, responses = encoded["attention_mask"], {}
+    samples = len(mask)
+    size = max(1, batch_tokens // (samples * (mask.shape[1] + writing.max_new_tokens)))
+    for names, scaled, rows in each_condition(decoder, encoded, conditions, alpha, size, True):
+        written = _go_on(decoder, scaled, rows, mask.repeat(len(names), 1), samples, writing)
+        for name, own in zip(names, written.split(samples), strict=True):
+            responses[name] = [until_stop(row, writing.stops) for row in own.tolist()]
     return {name: responses[name] for name in conditions}
-
-
-def _again(positions: Tensor, times: int) -> Tensor:
-    """Return the samples' last positions, ``times`` times over; the axis of samples is the last but
-    one."""
-    return torch.cat([positions[..., -1:]] * times, dim=-2)
-
-
-@dataclass
-class _State:
-    """What the next step of a batch's rows reads."""
-
-    cache: DynamicCache
-    mask: Tensor
-    last: Tensor
-
-    def keep(self, rows: Tensor) -> None:
-        self.cache.batch_select_indices(rows)
-        self.mask, self.last = self.mask[rows], self.last.index_select(-2, rows)
 
 
 def _go_on(
     decoder: Decoder,
     scaled: ScaledRows,
-    state: _State,
-    hidden: Tensor,
+    read: Reading,
+    mask: Tensor,
     samples: int,
-    max_new_tokens: int,
-    stops: Sequence[int],
-    pick: Pick,
+    writing: Writing,
 ) -> Tensor:
     """Write on from what was read until every row has stopped; return rows x tokens.
 
     Rows that have stopped leave the batch as soon as they are half of it: each time all keys and
     values are copied.
     """
-    ends = torch.tensor(list(stops), device=decoder.device)
-    tokens = ends[:1].repeat(len(hidden), max_new_tokens)
+    hidden, last = read.hidden[:, -1], read.arguments["position_ids"][..., -1:]
+    ends = torch.tensor(list(writing.stops), device=decoder.device)
+    tokens = ends[:1].repeat(len(hidden), writing.max_new_tokens)
     rows = torch.arange(len(hidden), device=decoder.device)
     stopped = torch.zeros_like(rows, dtype=torch.bool)
-    for step in range(max_new_tokens):
-        token = pick(decoder.logits(hidden), rows % samples, step)
+    for step in range(writing.max_new_tokens):
+        token = writing.pick(decoder.logits(hidden), rows % samples, step)
         tokens[rows, step] = token
         stopped |= torch.isin(token, ends)
         n_stopped = int(stopped.sum())
-        if n_stopped == len(rows) or step == max_new_tokens - 1:
+        if n_stopped == len(rows) or step == writing.max_new_tokens - 1:
             break
         if 2 * n_stopped >= len(rows):
             left = (~stopped).nonzero()[:, 0]
-            state.keep(left)
+            read.cache.batch_select_indices(left)
             scaled.keep(left)
+            # The axis of samples is the last but one.
+            mask, last = mask[left], last.index_select(-2, left)
             rows, token, stopped = rows[left], token[left], stopped[left]
-        state.mask = torch.cat([state.mask, state.mask.new_ones(len(rows), 1)], dim=1)
-        hidden = language_model(decoder)(
+        mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
+        hidden = decoder.language_model(
             input_ids=token[:, None],
-            attention_mask=state.mask,
-            position_ids=state.last + step + 1,
-            past_key_values=state.cache,
+            attention_mask=mask,
+            position_ids=last + step + 1,
+            past_key_values=read.cache,
             use_cache=True,
         ).last_hidden_state[:, -1]
     return tokens

@@ -1,21 +1,17 @@
 """Responses to prompts and to questions about images, of the model as it is and scaled."""
 
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import pyarrow as pa
 from torch import Tensor
-from tqdm import tqdm
 
-from headpursuit.method.batches import SMALLER, Halving, by_condition, journaled, pad, plan_batches
-from headpursuit.method.models import Decoder
-from headpursuit.method.reading import Conditions, Pick, end_tokens, greedy, respond
+from headpursuit.method.batches import PartFile, pad, plan_batches
+from headpursuit.method.decoder import Decoder
+from headpursuit.method.reading import Conditions, Pick, Writing, end_tokens, greedy, respond
 from headpursuit.method.sampling import KEPT, GumbelMax, Noise, stream
-from headpursuit.run.files import finished, read_parquet, write_together
-
-log = logging.getLogger(__name__)
+from headpursuit.run.files import read_parquet
 
 SCHEMA = pa.schema(
     {
@@ -34,8 +30,6 @@ class Reader(Protocol):
     """Samples as a model reads them. A row begins with its place, sample id and repeat."""
 
     tokenizer: Any
-    key: str  # that sets the size of batches
-    remedy: str  # what helps where a single row is too much
 
     def batches(self) -> Iterator[list[Any]]:
         """Yield rows, batch by batch, always the same."""
@@ -49,8 +43,6 @@ class Reader(Protocol):
 
 class Prompts:
     """Prompts of a file, in batches of about the same length."""
-
-    key, remedy = "compute.batch_tokens.responding", f"Lower max_new_tokens. {SMALLER}"
 
     def __init__(
         self,
@@ -69,124 +61,72 @@ class Prompts:
 
     def batches(self) -> Iterator[list[tuple[int, str, int]]]:
         """Yield (place, sample_id, repeat) of each row, the longest first."""
-        rows = [(name, repeat) for name in self.names for repeat in range(self.repeats)]
-        lengths = [len(ids) for ids in self.ids for _ in range(self.repeats)]
+        rows = [
+            (place, name, repeat)
+            for place, name in enumerate(self.names)
+            for repeat in range(self.repeats)
+        ]
+        lengths = [len(self.ids[place]) for place, *_ in rows]
         for batch in plan_batches(lengths, self.batch_tokens, self.new):
-            yield [(place, *rows[place]) for place in batch]
-
-    def _ids(self, row: tuple[int, str, int]) -> list[int]:
-        return self.ids[row[0] // self.repeats]
+            yield [rows[i] for i in batch]
 
     def name(self, row: tuple[int, str, int]) -> str:
         """Say which prompt, and its length."""
-        return f"prompt {row[1]} ({len(self._ids(row))} tokens, and {self.new} new)"
+        return f"prompt {row[1]} ({len(self.ids[row[0]])} tokens, and {self.new} new)"
 
     def encode(self, rows: Sequence[tuple[int, str, int]]) -> Mapping[str, Tensor]:
         """Return token ids, attention mask and positions."""
-        ids, mask = pad(
-            [self._ids(row) for row in rows],
-            self.tokenizer.pad_token_id,
-            left=True,
-            device=self.decoder.device,
-        )
+        own = [self.ids[place] for place, *_ in rows]
+        ids, mask = pad(own, self.tokenizer.pad_token_id, True, self.decoder.device)
         positions = (mask.cumsum(1) - 1).clamp_min(0)
         return {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
 
 
-def picker(
-    decoder: Decoder,
-    rows: Sequence[tuple[int, str, int]],
-    generation: Mapping[str, Any],
-    seed: int,
-    conditions: Conditions,
+def _picker(
+    decoder: Decoder, rows: Sequence[tuple], settings: Mapping[str, Any], conditions: Conditions
 ) -> Pick:
     """Return what chooses a batch's tokens: the likeliest, or samples of the same random numbers
     under every condition."""
+    generation = settings["generation"]
     if generation["temperature"] == 0:
         return greedy
-    streams = [stream(seed, name, repeat) for _, name, repeat in rows]
+    streams = [stream(settings["seed"], name, repeat) for _, name, repeat in rows]
     width = decoder.model.get_output_embeddings().weight.shape[0]
     noise = Noise(streams, width, keep=KEPT if len(conditions) > 1 else 0)
     return GumbelMax(noise, generation["temperature"], generation["top_p"])
 
 
 def write_responses(
-    path: str | Path,
-    decoder: Decoder,
-    reader: Reader,
-    conditions: Conditions,
-    alpha: float,
-    generation: Mapping[str, Any],
-    batch_tokens: int,
-    seed: int,
-    identity: Mapping[str, Any],
-    part: tuple[int, int] = (1, 1),
+    file: PartFile, decoder: Decoder, reader: Reader, conditions: Conditions
 ) -> None:
     """Write the responses to a part of the samples under each condition.
 
-    Conditions that the file holds already are kept. Finished batches of the others are kept in a
-    journal beside the file until it is there, so that a killed job goes on where it was.
-
     Args:
-        path: Parquet file of :data:`SCHEMA`: in the order of the conditions, then of the samples.
+        file: of :data:`SCHEMA`; its settings hold ``alpha`` (what the heads' writes are multiplied
+            by), ``generation`` (the experiment's) and ``seed`` (the config's).
         decoder: the model.
         reader: the samples.
         conditions: condition to the heads that are scaled; none for the model as it is.
-        alpha: what the heads' writes are multiplied by.
-        generation: the experiment's ``generation``.
-        batch_tokens: see :func:`headpursuit.method.reading.respond`.
-        seed: the config's seed.
-        identity: whatever else decides the responses; it is stored in the file's metadata, and a
-            journal of another identity is not used.
-        part: number, from 1, and how many there are; a part takes every so many-th batch, so that
-            batches are the same however many parts there are.
     """
-    stops = end_tokens(decoder, reader.tokenizer)
-    path = Path(path)
-    made_with = {**identity, "alpha": alpha, "generation": generation, "seed": seed}
-    kept = finished(path, made_with, conditions)
-    there = set() if kept is None else set(kept["condition"].to_pylist())
-    pending = {name: heads for name, heads in conditions.items() if name not in there}
-    if there:
-        log.info("%d of %d conditions are there already", len(there), len(conditions))
+    stops, settings = end_tokens(decoder, reader.tokenizer), file.settings
 
-    def write(rows: Sequence[Any]) -> dict[str, list[tuple[list[int], str]]]:
-        return respond(
-            decoder,
-            reader.encode(rows),
-            pending,
-            alpha,
-            generation["max_new_tokens"],
-            stops,
-            batch_tokens,
-            picker(decoder, rows, generation, seed, pending),
-        )
+    def write(rows: Sequence[Any], pending: Conditions) -> list[dict[str, Any]]:
+        pick = _picker(decoder, rows, settings, pending)
+        writing = Writing(settings["generation"]["max_new_tokens"], stops, pick)
+        encoded = reader.encode(rows)
+        found = respond(decoder, encoded, pending, settings["alpha"], writing, file.batch_tokens)
+        return [
+            {
+                "condition": condition,
+                "sample_id": row[1],
+                "repeat": row[2],
+                "response": reader.tokenizer.decode(tokens, skip_special_tokens=True),
+                "n_tokens": len(tokens),
+                "stop_reason": stop,
+                "token_ids": tokens,
+            }
+            for condition, responses in found.items()
+            for row, (tokens, stop) in zip(rows, responses, strict=True)
+        ]
 
-    work = Halving(write, reader.key, reader.name, reader.remedy)
-    number, parts = part
-    own = (pair for pair in enumerate(reader.batches()) if pair[0] % parts == number - 1)
-    journal = path.with_name(f".{path.stem}.journal")
-    decides = [made_with, list(pending.items()), batch_tokens]
-    bar = tqdm(own if pending else [], unit="batch")
-    done = journaled(journal, decides, bar, lambda rows: by_condition(work(rows)))
-    found = [
-        (condition, *row[:3], *response)
-        for rows, responses in done
-        for condition in pending
-        for row, response in zip(rows, responses[condition], strict=True)
-    ]
-    records = [
-        {
-            "condition": condition,
-            "sample_id": name,
-            "repeat": repeat,
-            "response": reader.tokenizer.decode(tokens, skip_special_tokens=True),
-            "n_tokens": len(tokens),
-            "stop_reason": stop,
-            "token_ids": tokens,
-        }
-        for condition, _, name, repeat, tokens, stop in sorted(found, key=lambda row: row[:2])
-    ]
-    table = pa.Table.from_pylist(records, schema=SCHEMA)
-    write_together(path, [kept, table], conditions, made_with)
-    journal.unlink()
+    file.add(SCHEMA, conditions, reader.batches(), write, reader.name)

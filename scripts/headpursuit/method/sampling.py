@@ -49,11 +49,9 @@ class GumbelMax:
     """Samples each row: the token of the largest sum of log-probability and Gumbel noise has the
     model's distribution.
 
-    A response then depends on its prompt and sample number alone, and not on which others share its
-    batch. The noise does not depend on the condition, and a token has the same under each, so that
-    a response changes where an intervention moves the probabilities, and not with every small
-    change of any of them (as it does where one number is looked up in the distribution's running
-    sum).
+    A response then depends on its prompt and sample number alone, and not on its batch. The noise
+    is the same under each condition, token by token, so that a response changes where an
+    intervention moves the probabilities, and not with every small change of any of them.
     """
 
     def __init__(self, noise: Noise, temperature: float, top_p: float):

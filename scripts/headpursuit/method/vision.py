@@ -11,16 +11,14 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
-from tqdm import tqdm
 from transformers import AutoImageProcessor, AutoProcessor, Qwen2_5_VLProcessor
 
 from headpursuit.data.images import open_image, stream_images
-from headpursuit.method.activations import averaged_inputs
-from headpursuit.method.batches import Halving
+from headpursuit.method.activations import Pooled, averaged
+from headpursuit.method.decoder import Decoder
 from headpursuit.method.models import (
-    Decoder,
+    LOCAL,
     load_tokenizer,
     loading,
     model_folder,
@@ -41,21 +39,13 @@ class QwenImages(Qwen2_5_VLProcessor):
         return ["image_processor", "tokenizer"]
 
 
-LOCAL = {"local_files_only": True, "trust_remote_code": False}
-
-
 def load_processor(folder: str | Path) -> Any:
-    """Load the processor of a model's folder: images through Pillow, padding on the left.
-
-    Raises:
-        UserError: if the folder holds none.
-    """
+    """Load a folder's processor (images through Pillow, padding on the left), or UserError."""
     tokenizer = load_tokenizer(folder)
     with loading(folder, "processor"):
         if read_config(folder)["model_type"] == "qwen2_5_vl":
             images = AutoImageProcessor.from_pretrained(folder, backend="pil", **LOCAL)
-            template = tokenizer.chat_template
-            processor = QwenImages(images, tokenizer, chat_template=template)
+            processor = QwenImages(images, tokenizer, chat_template=tokenizer.chat_template)
         else:
             processor = AutoProcessor.from_pretrained(folder, backend="pil", **LOCAL)
     processor.tokenizer.padding_side = "left"
@@ -70,9 +60,9 @@ def render_question(
 
     Args:
         processor: of :func:`load_processor`.
-        template: holds ``{image}``, ``{object}`` and ``{classes}``.
-        thing: what the images show, in the place of ``{object}``.
-        classes: class names, joined with commas.
+        template: holds ``{image}``, ``{object}`` (for ``thing``) and ``{classes}``.
+        thing: what the images show.
+        classes: class names.
         chat: whether it goes through the chat template as a user's message.
 
     Raises:
@@ -115,13 +105,7 @@ def _image_mark(processor: Any) -> str:
 def encode(
     decoder: Decoder, processor: Any, question: str, images: Sequence[Any]
 ) -> dict[str, Tensor]:
-    """Return what the model's forward pass takes for one question about several images.
-
-    Args:
-        decoder: the image-text model.
-        processor: its processor.
-        question: of :func:`render_question`.
-        images: RGB images.
+    """Return what the model's forward pass takes for one question about several RGB images.
 
     Raises:
         UserError: if the processor makes no image tokens.
@@ -138,8 +122,8 @@ def encode(
     )
     if adds and (behind := added_tokens(tokenizer)[1]):
         shape = encoded["input_ids"].shape
-        for key in [key for key, value in encoded.items() if value.shape == shape]:
-            encoded[key] = encoded[key][:, : -len(behind)]
+        for key, value in list(encoded.items()):
+            encoded[key] = value[:, : -len(behind)] if value.shape == shape else value
     encoded = dict(encoded.to(decoder.device, dtype=model.get_input_embeddings().weight.dtype))
     if not image_positions(decoder, encoded["input_ids"]).any(1).all():
         raise UserError(
@@ -158,8 +142,6 @@ def image_positions(decoder: Decoder, ids: Tensor) -> Tensor:
 
 class Images:
     """Images of a prepared file under one question; see :class:`.responses.Reader`."""
-
-    key, remedy = "compute.batch_images", "Take a smaller model or models.*.dtype."
 
     def __init__(
         self, decoder: Decoder, processor: Any, question: str, path: str | Path, size: int
@@ -187,25 +169,16 @@ class Images:
         images = [open_image(image, source) for *_, image, source in rows]
         return encode(self.decoder, self.processor, self.question, images)
 
-    @torch.inference_mode()
-    def pooled_inputs(self) -> Iterator[tuple[list[int], int, Tensor]]:
-        """Run the model on the selection images and average over the image tokens.
+    def pooled_inputs(self) -> Iterator[Pooled]:
+        """Run the model on the selection images and average over the image tokens."""
 
-        Yields:
-            As :func:`headpursuit.method.activations.pooled_inputs`.
-        """
-
-        def read(rows: Sequence[tuple]) -> tuple[list[int], dict[int, Tensor]]:
+        def read(rows: Sequence[tuple]) -> tuple[Mapping[str, Tensor], Tensor]:
             encoded = self.encode(rows)
             weights = image_positions(self.decoder, encoded["input_ids"]).float()
-            weights /= weights.sum(1, keepdim=True)
-            return [row[0] for row in rows], averaged_inputs(self.decoder, weights, **encoded)
+            return encoded, weights / weights.sum(1, keepdim=True)
 
-        work = Halving(read, self.key, self.name, self.remedy)
-        for rows in tqdm(self.batches("selection"), unit="batch"):
-            for places, averages in work(rows):
-                for layer, z in averages.items():
-                    yield places, layer, z
+        for rows, layer, z in averaged(self.decoder, self.batches("selection"), read, self.name):
+            yield [row[0] for row in rows], layer, z
 
 
 def open_images(
@@ -221,16 +194,13 @@ def open_images(
     Args:
         path: images of :func:`headpursuit.data.images.prepare_images`.
         spec: their entry in the config's ``samples``.
-        provenance: of the model (see :func:`headpursuit.method.models.model_folder`).
-        model: its entry in the config's ``models``.
-        device: the config's ``compute.device``.
+        provenance: and model, device: see :func:`headpursuit.method.models.open_model`.
+        model: see provenance.
+        device: see provenance.
         batch_images: images of a batch.
 
     Returns:
-        The images, and what identifies the model.
-
-    Raises:
-        UserError: if the model reads no images.
+        The images, and what identifies the model; UserError if it reads none.
     """
     folder = model_folder(provenance, model)
     if not reads_images(folder):

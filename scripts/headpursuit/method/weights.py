@@ -15,19 +15,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from headpursuit.method.models import Decoder, by_head, language_model
+from headpursuit.method.decoder import Decoder, by_head
 from headpursuit.run.files import UserError, atomic
 
 
 def write_weights(path: str | Path, decoder: Decoder, identity: Mapping[str, Any]) -> None:
     """Write a model's :class:`HeadWeights`, in its own number format; gains are float32.
 
-    Args:
-        path: the safetensors file; it appears whole or not at all.
-        decoder: the model.
-        identity: what :func:`headpursuit.method.models.open_model` says of it.
+    The file appears whole or not at all. ``identity`` is what open_model says of the model.
     """
-    base = language_model(decoder)
+    base = decoder.language_model
     final = base.ln_f if decoder.model.config.model_type == "gpt2" else base.norm
     tensors = {
         "unembedding": decoder.model.get_output_embeddings().weight,
@@ -59,7 +56,6 @@ class HeadWeights:
 
     Attributes:
         shape: (layers, heads a layer).
-        head_dim: width of a head.
         model: what identifies the model (name and commit, version or checksum).
         rows: of the unembedding; those behind the last token belong to none.
     """
@@ -74,25 +70,22 @@ class HeadWeights:
         except (SafetensorError, OSError, TypeError, KeyError, ValueError) as error:
             raise self._damaged(error) from error
         self.shape: tuple[int, int] = about["layers"], about["heads"]
-        self.head_dim: int = about["head_dim"]
         self.model: dict[str, Any] = about["model"]
         self._crc32: dict[str, int] = about["crc32"]
 
     def layer_columns(self, layer: int) -> Tensor:
         """Return what takes a layer's cached inputs to the stream, heads x d x head_dim.
 
-        As :meth:`headpursuit.method.models.Decoder.layer_columns` does, bit by bit.
+        As :meth:`headpursuit.method.decoder.Decoder.layer_columns` does, bit by bit.
         """
         gain = self._read(f"post_gain.{layer}") if f"post_gain.{layer}" in self._crc32 else None
         return by_head(self._read(f"projection.{layer}"), self.shape[1], gain)
 
     def unembedding(self, token_ids: Sequence[int], fold_norm_gain: bool) -> Tensor:
-        """Return rows of the unembedding matrix as float32, v x d.
+        """Return rows of the unembedding matrix as float32, tokens x d.
 
-        Args:
-            token_ids: which rows.
-            fold_norm_gain: multiply the rows by the final norm's gain, so that they are the
-                directions of the residual stream that raise the logits.
+        With ``fold_norm_gain`` they are multiplied by the final norm's gain, and so the directions
+        of the residual stream that raise the logits.
         """
         rows = self._read("unembedding")[torch.as_tensor(token_ids)].float()
         return rows * self._read("final_gain") if fold_norm_gain else rows
