@@ -1,5 +1,8 @@
+"""The activation cache: what is averaged, and the file that holds it."""
+
 import tracemalloc
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,7 @@ from headpursuit.method.activations import (
     read_layer,
     write_cache,
 )
-from headpursuit.method.models import Decoder, projection_inputs
+from headpursuit.method.decoder import Decoder
 from headpursuit.run.files import UserError, parquet_metadata
 from tiny import HEADS, LAYERS
 from torch import Tensor
@@ -52,21 +55,14 @@ def naive(decoder: Decoder, prompt: list[int], response: list[int], positions: s
     kind = decoder.model.config.model_type
 
     def keep(module, args, output):
-        scale = (
-            (output[0].square().mean(-1, keepdim=True) + 1e-6).rsqrt() if kind == "gemma2" else 1
-        )
-        seen.append((args[0][0] * scale)[first:].mean(0))
+        scale = (output[0].square().mean(-1, keepdim=True) + 1e-6).rsqrt()
+        seen.append((args[0][0] * (scale if kind == "gemma2" else 1))[first:].mean(0))
 
-    handles = [
-        (layer.attn.c_proj if kind == "gpt2" else layer.self_attn.o_proj).register_forward_hook(
-            keep
-        )
-        for layer in decoder.layers
-    ]
-    with torch.inference_mode():
+    with ExitStack() as stack, torch.inference_mode():
+        for layer in decoder.layers:
+            projection = layer.attn.c_proj if kind == "gpt2" else layer.self_attn.o_proj
+            stack.enter_context(projection.register_forward_hook(keep))
         decoder.model(torch.tensor([ids]))
-    for handle in handles:
-        handle.remove()
     return seen
 
 
@@ -117,11 +113,9 @@ def test_special_tokens_and_the_template_do_not_count(model, prompts, responses,
     assert names == ["a/0", "c/0", "c/1", "d/0"]  # a/1 is a special token alone
     first = len(rows[0])
     assert where[0] == [first, first + 1]
-    decoder = model("llama")
-    z = next(z for _, layer, z in pooled_inputs(decoder, rows[1:2], [[1, 3]], 0, 99) if layer == 1)
-    with torch.inference_mode(), projection_inputs(decoder, [1]) as inputs:
-        decoder.model(torch.tensor(rows[1:2]))
-    torch.testing.assert_close(z[0], inputs[1][0, [1, 3]].mean(0))
+    z = next(z for _, _, z in pooled_inputs(model("llama"), rows[1:2], [[1, 3]], 0, 99))
+    both = [naive(model("llama"), rows[1][:end], [], "last")[0] for end in (2, 4)]
+    torch.testing.assert_close(z[0], sum(both) / 2, atol=1e-5, rtol=1e-5)
 
 
 def test_no_response_at_all_is_refused(prompts):

@@ -1,4 +1,6 @@
-from contextlib import contextmanager
+"""The probability of words, teacher-forced: beside a walk with hooks, and what a file keeps."""
+
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,9 +12,10 @@ import pyarrow as pa
 import pytest
 import torch
 from headpursuit.method import expected as module
+from headpursuit.method.batches import PartFile
+from headpursuit.method.decoder import Decoder
 from headpursuit.method.expected import covered_words, measure_expected
 from headpursuit.method.heads import write_conditions
-from headpursuit.method.models import Decoder
 from headpursuit.method.words import build_dictionary, split_words
 from headpursuit.run.files import parquet_metadata, read_parquet, write_parquet
 from headpursuit.run.tables import write_csv
@@ -41,34 +44,22 @@ def responses() -> pa.Table:
     return pa.table({"sample_id": [*"bbaca"], "repeat": [0, 1, 0, 0, 1], "token_ids": ids})
 
 
-@contextmanager
-def hooked(decoder: Decoder, heads: list, alpha: float):
-    """Scale the heads' slices of what the projections read."""
-    handles = []
-    for layer in {layer for layer, _ in heads}:
-        own = [head for at, head in heads if at == layer]
-
-        def scale(module, args, own=own):
-            z = args[0].unflatten(-1, (HEADS, -1)).clone()
-            z[..., own, :] *= alpha
-            return (z.flatten(-2),)
-
-        block = decoder.layers[layer]
-        projection = block.attn.c_proj if hasattr(block, "attn") else block.self_attn.o_proj
-        handles.append(projection.register_forward_pre_hook(scale))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
 @torch.inference_mode()
 def naive(
     decoder: Decoder, prompt: list[int], response: list[int], heads: list, alpha: float
 ) -> tuple[float, list[float]]:
-    """Walk through one response with full logits."""
-    with hooked(decoder, heads, alpha):
+    """Walk through one response with full logits, scaling what projections read by hooks."""
+    with ExitStack() as stack:
+        for layer, head in heads:
+
+            def scale(module, args, head=head):
+                z = args[0].unflatten(-1, (HEADS, -1)).clone()
+                z[..., head, :] *= alpha
+                return (z.flatten(-2),)
+
+            block = decoder.layers[layer]
+            projection = block.attn.c_proj if hasattr(block, "attn") else block.self_attn.o_proj
+            stack.enter_context(projection.register_forward_pre_hook(scale))
         logits = decoder.model(torch.tensor([prompt + response])).logits[0].double()
     nll, mass = 0.0, [0.0] * len(WORDS)
     for position, token in enumerate(response):
@@ -81,14 +72,23 @@ def naive(
 
 @pytest.fixture
 def measure(model, prompts, responses, tmp_path: Path):
-    """Give what measures with a journal of its own, unless it is named."""
-    journals = iter(range(999))
+    """Give what measures, into a file of its own unless it is named, and reads the file."""
+    files = (f"{number}.parquet" for number in range(999))
 
-    def measure(decoder: Decoder | None = None, **changed: Any) -> pa.Table:
-        given = {"pad_id": 0, "prompts": prompts, "responses": responses, "words": WORDS}
-        given |= {"conditions": CONDITIONS, "alpha": -1.0, "batch_tokens": 60}
-        given |= {"journal": tmp_path / f"{next(journals)}", "identity": "tiny"}
-        return measure_expected(decoder or model("llama"), **given | changed)
+    def measure(
+        decoder: Decoder | None = None,
+        alpha: float = -1.0,
+        batch_tokens: int = 60,
+        part: tuple[int, int] = (1, 1),
+        file: str | None = None,
+        **changed: Any,
+    ) -> pa.Table:
+        given = {"prompts": prompts, "responses": responses, "words": WORDS}
+        given |= {"conditions": CONDITIONS} | changed
+        settings = {"model": "tiny", "alpha": alpha, "words": given["words"]}
+        own = PartFile(tmp_path / (file or next(files)), settings, batch_tokens, part)
+        measure_expected(own, decoder or model("llama"), **given)
+        return read_parquet(own.path, None).replace_schema_metadata(None)
 
     return measure
 
@@ -148,7 +148,7 @@ def test_the_size_of_batches_does_not_matter(model, measure, batch_tokens: int):
 
 @pytest.mark.parametrize("parts", [2, 20])
 def test_parts_make_up_the_whole_bit_by_bit(measure, parts: int):
-    tables = [measure(batch_tokens=25, part=n, parts=parts) for n in range(1, parts + 1)]
+    tables = [measure(batch_tokens=25, part=(n, parts)) for n in range(1, parts + 1)]
     order = [(key, "ascending") for key in ("condition", "sample_id", "repeat")]
     assert pa.concat_tables(tables).sort_by(order) == measure(batch_tokens=25).sort_by(order)
 
@@ -218,16 +218,16 @@ def passes(monkeypatch) -> list[int]:
 @pytest.mark.parametrize(
     "changed", [{}, {"alpha": 0.0}, {"batch_tokens": 30}, {"words": {"pear": [3]}}]
 )
-def test_a_killed_job_goes_on_and_ends_the_same(measure, passes, tmp_path: Path, changed: dict):
-    alone, kept = {"batch_tokens": 1}, {"journal": tmp_path / "j"}  # one row a batch
+def test_a_killed_job_goes_on_and_ends_the_same(measure, passes, changed: dict):
+    alone = {"batch_tokens": 1}  # one row a batch
     whole, total = measure(**alone | changed), len(passes)
     passes.clear()
     passes.kill = 11  # two batches under five conditions, and a part of the third
     with pytest.raises(Killed):
-        measure(**alone, **kept)
+        measure(**alone, file="killed")
     passes.clear()
     passes.kill = None
-    assert measure(**alone | changed, **kept) == whole
+    assert measure(**alone | changed, file="killed") == whole
     assert len(passes) == total - (0 if changed else 10)
 
 

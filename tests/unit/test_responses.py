@@ -1,3 +1,5 @@
+"""Responses: batches, conditions, sampling, and what a killed job and a finished file keep."""
+
 from pathlib import Path
 from typing import Any
 
@@ -7,11 +9,13 @@ import pyarrow.compute as pc
 import pytest
 import torch
 from headpursuit.method import responses as module
-from headpursuit.method.models import load_model, scaled_heads
+from headpursuit.method.batches import PartFile
+from headpursuit.method.decoder import scaled_heads
+from headpursuit.method.models import load_model
 from headpursuit.method.reading import end_tokens, respond
 from headpursuit.method.responses import SCHEMA, Prompts, write_responses
 from headpursuit.method.sampling import GumbelMax, Noise, stream
-from headpursuit.run.files import UserError, parquet_metadata, read_responses, write_parquet
+from headpursuit.run.files import parquet_metadata, read_responses, write_parquet
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -28,24 +32,26 @@ TEXTS = ["apple", "river stone cloud", "the window of a garden\nis open", "x", "
 
 @pytest.fixture
 def run(tokenizer, tmp_path: Path):
-    """Write responses of a model of a family, or of one at hand, and read them."""
+    """Write responses of a model and read them."""
 
     def write(
         decoder: Any,
         generation: dict = GREEDY,
         conditions: dict[str, list] = BASELINE,
         file: str = "responses/x.parquet",
+        tokenizer: Any = tokenizer,
         texts: list[str] = TEXTS,
+        batch_tokens: int = 200,
+        part: tuple[int, int] = (1, 1),
         **changed: Any,
     ) -> pa.Table:
-        own = {"alpha": -1.0, "batch_tokens": 200, "seed": 0, "identity": {"model": "tiny"}}
-        own |= {"part": (1, 1), "tokenizer": tokenizer} | changed
-        reads, size = own.pop("tokenizer"), own["batch_tokens"]
-        ids = [f"p{i}" for i in range(len(texts))]
+        ids, tokens = [f"p{i}" for i in range(len(texts))], tokenizer(texts)["input_ids"]
         prompts = tmp_path / "prompts.parquet"
-        write_parquet(prompts, pa.table({"sample_id": ids, "token_ids": reads(texts)["input_ids"]}))
-        reader = Prompts(decoder, reads, prompts, generation, size)
-        write_responses(tmp_path / file, decoder, reader, conditions, **own, generation=generation)
+        write_parquet(prompts, pa.table({"sample_id": ids, "token_ids": tokens}))
+        reader = Prompts(decoder, tokenizer, prompts, generation, batch_tokens)
+        settings = {"model": "tiny", "alpha": -1.0, "seed": 0, "generation": generation} | changed
+        own = PartFile(tmp_path / file, settings, batch_tokens, part)
+        write_responses(own, decoder, reader, conditions)
         return read_responses([tmp_path / file], SCHEMA.names).select(SCHEMA.names)
 
     return write
@@ -96,14 +102,14 @@ def test_a_batch_gives_what_each_prompt_gives_alone(model, tokenizer, run, famil
 @both
 def test_batches_and_kept_noise_do_not_matter(model, run, generation, monkeypatch):
     whole = run(model("llama"), generation, CONDITIONS, "a")
-    for size in (1, 40, 10_000):
+    for size in (1, 10_000):
         assert run(model("llama"), generation, CONDITIONS, f"{size}", batch_tokens=size) == whole
     for kept in (0, 3 * 5 * 512):
         monkeypatch.setattr(module, "KEPT", kept)
         assert run(model("llama"), generation, CONDITIONS, f"kept{kept}") == whole
 
 
-@pytest.mark.parametrize("parts", [2, 3, 20])
+@pytest.mark.parametrize("parts", [2, 20])
 def test_parts_make_up_the_whole(model, run, tmp_path: Path, parts: int):
     whole = run(model("llama"), SAMPLED, file="whole", batch_tokens=40)
     for part in range(1, parts + 1):
@@ -151,12 +157,6 @@ def test_conditions_together_give_what_each_gives_alone(model, tokenizer, run, f
                     given = {"input_ids": torch.tensor([ids]), "do_sample": False}
                     whole = decoder.model.generate(**given, max_new_tokens=8)[0, len(ids) :]
                 assert whole.tolist()[: len(new)] == new
-
-
-@pytest.mark.parametrize("head", [(99, 0), (-1, 0), (0, 99)])
-def test_a_head_that_does_not_exist_is_named(model, run, head):
-    with pytest.raises(UserError, match=rf"L{head[0]}\.H{head[1]} does not exist"):
-        run(model("llama"), GREEDY, {"mine": [head]})
 
 
 # Where a response ends
@@ -239,9 +239,9 @@ def test_only_tokens_with_a_probability_are_taken(seed: int):
 def test_a_small_change_of_the_probabilities_changes_few_samples():
     """Else a condition would be compared with its baseline on other noise after a token or two."""
     rng = np.random.default_rng(0)
-    scores = torch.from_numpy(rng.normal(0, 3, (2000, 5000))).float()
+    scores = torch.from_numpy(rng.normal(0, 3, (500, 5000))).float()
     moved = scores + 0.01 * torch.from_numpy(rng.normal(0, 1, scores.shape)).float()
-    noise = Noise([np.random.default_rng(i) for i in range(2000)], 5000)
+    noise = Noise([np.random.default_rng(i) for i in range(500)], 5000)
     one, other = (sample(noise, own) for own in (scores, moved))
     assert (one == other).float().mean() > 0.98
 
@@ -288,35 +288,43 @@ def kill_after(monkeypatch):
     return let
 
 
-def test_a_killed_job_goes_on_and_ends_the_same(model, run, tmp_path: Path, kill_after):
-    """Also where its journal is torn; with other settings it starts anew."""
-    small = {"batch_tokens": 40}
+@pytest.mark.parametrize("torn", [None, 5, -1])
+def test_a_killed_job_goes_on_and_ends_the_same(model, run, tmp_path: Path, kill_after, torn):
+    """Also where its journal is torn."""
     every = kill_after(99)
-    whole = run(model("llama"), SAMPLED, file="whole", **small)
+    whole = run(model("llama"), SAMPLED, file="whole", batch_tokens=40)
     total = len(every)
     assert total > 3
-    others = [{"temperature": 0.8}, {"max_new_tokens": 9}, {"samples": 1}, {"batch_tokens": 60}]
-    for changed in ({}, *others):
-        size = {"batch_tokens": changed.get("batch_tokens", 40)}
-        generation = SAMPLED | {k: v for k, v in changed.items() if k in SAMPLED}
-        every = kill_after(99)
-        undisturbed = run(model("llama"), generation, file="undisturbed", **size)
-        (tmp_path / "undisturbed").unlink()
-        n = len(every)
-        for torn in (None, 0, 5, -1) if not changed else (None,):
-            kill_after(2)
-            with pytest.raises(Killed):
-                run(model("llama"), SAMPLED, file="killed", **small)
-            assert not (tmp_path / "killed").exists()
-            journal = tmp_path / ".killed.journal"
-            journal.write_bytes(journal.read_bytes()[:torn])
-            kept = 0 if changed else max(journal.read_bytes().count(b"\n") - 1, 0)
-            rest = kill_after(99)
-            assert run(model("llama"), generation, file="killed", **size) == undisturbed
-            assert len(rest) == n - kept
-            assert not list(tmp_path.glob(".*"))
-            (tmp_path / "killed").unlink()
-    assert undisturbed != whole or size != small
+    kill_after(2)
+    with pytest.raises(Killed):
+        run(model("llama"), SAMPLED, file="killed", batch_tokens=40)
+    assert not (tmp_path / "killed").exists()
+    journal = tmp_path / ".killed.journal"
+    journal.write_bytes(journal.read_bytes()[:torn])
+    kept = max(journal.read_bytes().count(b"\n") - 1, 0)
+    rest = kill_after(99)
+    assert run(model("llama"), SAMPLED, file="killed", batch_tokens=40) == whole
+    assert len(rest) == total - kept
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"temperature": 0.8}, {"max_new_tokens": 9}, {"samples": 1}, {"batch_tokens": 60},
+     {"alpha": 0.0}, {"part": (1, 2)}],
+)  # fmt: skip
+def test_a_killed_job_of_other_settings_is_begun_anew(model, run, kill_after, changed: dict):
+    generation = SAMPLED | {key: changed[key] for key in changed if key in SAMPLED}
+    settings = {"batch_tokens": 40} | {key: changed[key] for key in changed if key not in SAMPLED}
+    every = kill_after(99)
+    undisturbed = run(model("llama"), generation, file="undisturbed", **settings)
+    total = len(every)
+    kill_after(2)
+    with pytest.raises(Killed):
+        run(model("llama"), SAMPLED, file="killed", batch_tokens=40)
+    rest = kill_after(99)
+    assert run(model("llama"), generation, file="killed", **settings) == undisturbed
+    assert len(rest) == total
 
 
 @pytest.mark.parametrize(
@@ -324,27 +332,38 @@ def test_a_killed_job_goes_on_and_ends_the_same(model, run, tmp_path: Path, kill
     [
         ({}, ["c", "d"]),
         ({"heads": {"a": [(1, 1)]}}, ["a", "c", "d"]),
-        ({"identity": {"model": "other"}}, list(CONDITIONS)),
+        ({"model": "other"}, list(CONDITIONS)),
         ({"seed": 1}, list(CONDITIONS)),
         ({"alpha": 0.0}, list(CONDITIONS)),
+        ({"part": (1, 2), "batch_tokens": 40}, list(CONDITIONS)),
         ({"damaged": b"PAR1"}, list(CONDITIONS)),
     ],
     ids=lambda own: "".join(own),
 )
 def test_conditions_that_a_file_holds_are_kept(model, run, tmp_path, kill_after, changed, computed):
-    """Those of the same heads and identity; and one that is no longer asked for goes."""
+    """Those of the same heads and settings; and one that is no longer asked for goes."""
     before = {name: CONDITIONS[name] for name in ("b", "a", "baseline")} | {"old": [(0, 3)]}
     run(model("llama"), SAMPLED, before)
     path = tmp_path / "responses/x.parquet"
     path.write_bytes(changed.get("damaged", path.read_bytes()))
     asked = CONDITIONS | changed.get("heads", {})
-    settings = {k: v for k, v in changed.items() if k not in ("heads", "damaged")}
+    changed = {key: own for key, own in changed.items() if key not in ("heads", "damaged")}
     done = kill_after(99)
-    table = run(model("llama"), SAMPLED, asked, **settings)
+    table = run(model("llama"), SAMPLED, asked, **changed)
     assert done and all(own == computed for own in done)
-    assert table == run(model("llama"), SAMPLED, asked, "anew", **settings)
+    assert table == run(model("llama"), SAMPLED, asked, "anew", **changed)
     assert parquet_metadata(path) == parquet_metadata(tmp_path / "anew")
     assert path.read_bytes() == (tmp_path / "anew").read_bytes()
     done.clear()
-    assert run(model("llama"), SAMPLED, asked, **settings) == table
+    assert run(model("llama"), SAMPLED, asked, **changed) == table
     assert not done
+
+
+def test_parts_of_another_size_of_batches_are_made_anew(model, run, kill_after):
+    """It decides which samples are in a part; of a file for all samples it decides nothing."""
+    for part, again in (((1, 1), 0), ((1, 2), 1)):
+        name = f"{part}"
+        run(model("llama"), GREEDY, file=name, part=part, batch_tokens=20)
+        done = kill_after(99)
+        run(model("llama"), GREEDY, file=name, part=part, batch_tokens=10_000)
+        assert len(done) == again

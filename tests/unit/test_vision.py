@@ -14,9 +14,11 @@ from headpursuit.data.tower import assemble
 from headpursuit.method import vision
 from headpursuit.method.activations import read_layer, write_cache
 from headpursuit.method.answers import judge, normalise_answer
-from headpursuit.method.models import Decoder, load_model, projection_inputs, scaled_heads
+from headpursuit.method.batches import PartFile
+from headpursuit.method.decoder import Decoder, collected, scaled_heads
+from headpursuit.method.models import load_model
 from headpursuit.method.ranking import write_sizes
-from headpursuit.method.reading import end_tokens, greedy, respond
+from headpursuit.method.reading import Writing, end_tokens, greedy, respond
 from headpursuit.method.responses import SCHEMA, write_responses
 from headpursuit.method.somp import pursue
 from headpursuit.method.words import unrelated_tokens
@@ -148,7 +150,7 @@ def test_scaled_heads_are_those_of_a_hook(vlm, pictures, family: str) -> None:
 
 
 def answer(decoder, encoded, conditions, stops, batch_tokens: int = 10_000) -> dict[str, list]:
-    return respond(decoder, encoded, conditions, -1.0, 5, stops, batch_tokens, greedy)
+    return respond(decoder, encoded, conditions, -1.0, Writing(5, stops, greedy), batch_tokens)
 
 
 @families
@@ -210,8 +212,14 @@ def test_cache_is_the_mean_over_image_tokens(vlm, pictures, tmp_path: Path, fami
     path = tmp_path / "cache.parquet"
     write_cache(path, images.pooled_inputs(), ["a", "b", "c"], "float32", {"heads": HEADS})
     encoded = vision.encode(*vlm(family), images.question, [pictures[1]])
-    with torch.inference_mode(), projection_inputs(images.decoder, [1]) as inputs:
-        images.decoder.model(**encoded, use_cache=False)
+    scaled = images.decoder.frozen_scale
+
+    def keep(layer: int, args: tuple, output: torch.Tensor) -> torch.Tensor:
+        scale = scaled(layer, output)
+        return args[0] if scale is None else args[0] * scale[..., None]
+
+    with collected(images.decoder.projections, keep) as inputs:
+        logits(images.decoder, encoded)
     where = vision.image_positions(images.decoder, encoded["input_ids"])[0]
     names, z = read_layer(path, 1)
     assert names == ["a", "b", "c"]
@@ -224,12 +232,10 @@ def answers(vlm, tmp_path: Path):
 
     def write(path: Path, name: str, size: int = 2, new: int = 4, **changed) -> list[dict]:
         settings = {"max_new_tokens": new, "samples": 1, "temperature": 0.0, "top_p": 1.0}
-        given = {"alpha": -1.0, "identity": {"images": "x"}} | changed
-        loaded = vlm("llava_next")
-        write_responses(
-            tmp_path / name, loaded[0], reader(loaded, path, size),
-            {"baseline": [], "edited": CHOSEN}, given["alpha"], settings, 99, 0, given["identity"],
-        )  # fmt: skip
+        given = {"alpha": -1.0, "images": "x", "generation": settings, "seed": 0} | changed
+        decoder, _ = loaded = vlm("llava_next")
+        images, edits = reader(loaded, path, size), {"baseline": [], "edited": CHOSEN}
+        write_responses(PartFile(tmp_path / name, given, 99), decoder, images, edits)
         assert not list(tmp_path.glob(".*"))
         return read_responses([tmp_path / name], SCHEMA.names).to_pylist()
 
@@ -279,7 +285,7 @@ def test_killed_answers_go_on_and_end_the_same(
         return encode(*given)
 
     monkeypatch.setattr(vision, "encode", counting)
-    others = [{}, {"alpha": 0.0}, {"new": 3}, {"identity": {"images": "y"}}]
+    others = [{}, {"alpha": 0.0}, {"new": 3}, {"images": "y"}]
     for number, other in enumerate(others):
         whole = answers(images, f"whole{number}", **other)
         asked.clear()
