@@ -22,8 +22,9 @@ import timing
 import torch
 from headpursuit.method import reading
 from headpursuit.method.activations import pooled_inputs, read_layer, write_cache
-from headpursuit.method.batches import pad, plan_batches
-from headpursuit.method.models import fast_products, load_model, load_tokenizer
+from headpursuit.method.batches import PartFile, pad, plan_batches
+from headpursuit.method.decoder import fast_products
+from headpursuit.method.models import load_model, load_tokenizer
 from headpursuit.method.reading import until_stop
 from headpursuit.method.responses import Prompts, write_responses
 from headpursuit.method.sampling import GumbelMax, Noise
@@ -235,7 +236,8 @@ def respond(decoder, tokenizer, conditions, sampled: bool, products=None) -> lis
         inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
         stops = reading.end_tokens(decoder, tokenizer)
         pick = sampler(tokenizer) if sampled else reading.greedy
-        found = reading.respond(decoder, inputs, conditions, -1.0, STEPS, stops, BATCH_TOKENS, pick)
+        writing = reading.Writing(STEPS, stops, pick)
+        found = reading.respond(decoder, inputs, conditions, -1.0, writing, BATCH_TOKENS)
     return [tokens for tokens, _ in next(iter(found.values()))]
 
 
@@ -364,7 +366,8 @@ def conditions_alone() -> dict[str, float]:
 
         def write(name: str, some: dict) -> pa.Table:
             path = Path(folder) / f"{name}.parquet"
-            write_responses(path, decoder, reader, some, -1.0, settings, BATCH_TOKENS, 0, {})
+            made_with = {"alpha": -1.0, "generation": settings, "seed": 0}
+            write_responses(PartFile(path, made_with, BATCH_TOKENS), decoder, reader, some)
             return read_parquet(path, ["condition", "sample_id", "token_ids"])
 
         together = write("together", conditions)

@@ -56,6 +56,7 @@ class HeadWeights:
 
     Attributes:
         shape: (layers, heads a layer).
+        head_dim: width of a head.
         model: what identifies the model (name and commit, version or checksum).
         rows: of the unembedding; those behind the last token belong to none.
     """
@@ -70,6 +71,7 @@ class HeadWeights:
         except (SafetensorError, OSError, TypeError, KeyError, ValueError) as error:
             raise self._damaged(error) from error
         self.shape: tuple[int, int] = about["layers"], about["heads"]
+        self.head_dim: int = about["head_dim"]
         self.model: dict[str, Any] = about["model"]
         self._crc32: dict[str, int] = about["crc32"]
 
