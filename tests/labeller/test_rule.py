@@ -102,11 +102,3 @@ def test_killed_in_the_middle_then_rerun(tmp_path, responses):
     assert table.loc[("word", "fine"), ["first", "second", "both"]].tolist() == [0, 200, 0]
     second = json.loads((night.labels / "second/rtp.summary.json").read_text())
     assert (second["ok"], second["labeller"]["backend"]) == (200, "lexicon")
-
-
-def test_a_failure_tells_the_way_out(tmp_path, responses):
-    with FakeOllama(models=()) as server:
-        night = Run(tmp_path, responses(3), ollama={"host": server.host, "pull": False})
-        assert night.finish() != 0
-    assert "ollama pull llama3.3:70b" in night.said()
-    assert "Traceback" not in night.said()

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ def open_ollama(settings: dict, texts: list[str], log: Path | None) -> Iterator[
         model = {**prepare_model(server, settings), "started": started}
         name = model["model"]
         # What a server on another machine had loaded before may be in use by others.
-        stays = started or (not server.here and name in _running(server))
+        stays = started or (not server.here and _loaded(server, name))
         with nullcontext() if stays else at_end(lambda: unload(server, name)):
             yield Ollama(server, settings, texts, model)
 
@@ -88,7 +89,7 @@ class Ollama(ChatBackend):
         answer = self.server.call("api/generate", body, dict, patience)
         # Line ends in between, and what merges with them, make two tokens a message at most.
         self.frame_tokens = max((answer.get("prompt_eval_count") or 0) - 2 * len(frame), 0)
-        context = _running(self.server).get(self.model)
+        context = _loaded(self.server, self.model).get("context_length")
         if context and context < self.num_ctx:
             raise UserError(
                 f"Ollama gives {self.model} {context} tokens of context, and would cut prompts "
@@ -104,10 +105,10 @@ def prepare_model(server: Server, settings: dict) -> dict:
         UserError: if it is missing and may not, or cannot, be pulled.
     """
     name, patience = settings["ollama"]["model"].removesuffix(":latest"), settings["patience"]
-    models = persist(lambda: server.call("api/tags", read=_by_name), patience)
+    models = persist(lambda: _models(server, "api/tags"), patience)
     if name not in models and settings["ollama"]["pull"]:
         persist(lambda: _pull(server, name, patience), patience)
-        models = persist(lambda: server.call("api/tags", read=_by_name), patience)
+        models = persist(lambda: _models(server, "api/tags"), patience)
     if name not in models:
         raise UserError(
             f"The Ollama server does not have {name}. On its machine run `ollama pull {name}`, or "
@@ -115,20 +116,17 @@ def prepare_model(server: Server, settings: dict) -> dict:
         )
     found = models[name]
     details = found.get("details") or {}
-    told = _if_known(lambda: server.call("api/show", {"model": name})["model_info"]) or {}
+    read = itemgetter("model_info")
+    told = _if_known(lambda: server.call("api/show", {"model": name}, read)) or {}
     lengths = [value for key, value in told.items() if key.endswith(".context_length")]
     return {
         "model": found["model"],
-        "digest": found["digest"],
+        "digest": found.get("digest"),
         "quantisation": details.get("quantization_level"),
         "parameters": details.get("parameter_size"),
         "context_length": int(lengths[0]) if lengths else None,
         "version": _version(server),
     }
-
-
-def _by_name(answer: Any) -> dict[str, dict]:
-    return {model["model"].removesuffix(":latest"): model for model in answer["models"]}
 
 
 def _pull(server: Server, name: str, patience: float) -> None:
@@ -257,16 +255,25 @@ def _wait_for(server: Server, patience: float, step: str) -> None:
 
 def _version(server: Server) -> str | None:
     """Return the server's version, or None where nothing answers like an Ollama server."""
-    return _if_known(lambda: server.call("api/version", timeout=5)["version"])
+    return _if_known(lambda: server.call("api/version", None, itemgetter("version"), 5))
 
 
-def _running(server: Server) -> dict[str, int | None]:
-    """Return the context length of each model that is loaded, as far as the server tells."""
-    models = _if_known(lambda: server.call("api/ps")["models"]) or []
-    return {model["model"]: model.get("context_length") for model in models}
+def _models(server: Server, path: str) -> dict[str, dict]:
+    """Return what a server says of its models (api/tags), or of those loaded (api/ps)."""
+
+    def read(answer: Any) -> dict[str, dict]:
+        return {model["model"].removesuffix(":latest"): model for model in answer["models"]}
+
+    return server.call(path, read=read)
+
+
+def _loaded(server: Server, name: str) -> dict:
+    """Return the same of one model, nothing where it is not loaded or the server does not tell."""
+    models = _if_known(lambda: _models(server, "api/ps")) or {}
+    return models.get(name.removesuffix(":latest"), {})
 
 
 def _if_known(call: Callable[[], Any]) -> Any:
     """Return what a server may not know (older ones, stand-ins), else None."""
-    with suppress(Busy, UserError, LookupError, TypeError):
+    with suppress(Busy, UserError):
         return call()
