@@ -119,6 +119,7 @@ def test_an_estimate_stands_beside_what_was_measured(demo: dict, tmp_path: Path)
     assert found["device"] == "core"
     low, high = found["rules"]["measure_expected"]["hours"]
     assert 0 < low < high
-    rows = {line.split(" | ")[0]: line for line in render(found).splitlines()}
-    assert {f"| `{rule}`" for rule in found["rules"]} <= set(rows)
-    assert rows["| `respond`"].endswith("| 2 | 1.00 | 0.50 | 0.7 |")
+    rows = [" ".join(line.split()) for line in render(found).splitlines()]
+    for rule in found["rules"]:
+        assert any(row.startswith(f"| `{rule}` |") for row in rows)
+    assert any(row.endswith("| 2 | 1.00 | 0.50 | 0.7 |") for row in rows)

@@ -146,8 +146,8 @@ def used_sources(config: Config) -> dict[str, Any]:
 
 Findings = Iterator[tuple[str, Any, str]]
 Entry = Mapping[str, Any]
-# Keys of an experiment that name an entry elsewhere.
-NAMING = {"model": "models", "samples": "samples", "concept": "concepts"}
+# Keys of an entry that name one elsewhere.
+NAMING = {"model": "models", "samples": "samples", "concept": "concepts", "source": "sources"}
 NAMING |= {"heads_from": "experiments"}
 
 
@@ -181,12 +181,8 @@ def _like(config: Config, own: Entry) -> Findings:
 
 def _references(config: Config, own: Entry) -> Findings:
     for key, catalogue in NAMING.items():
-        if own[key] is not None:
+        if own.get(key) is not None:
             yield key, *_absent(config, catalogue, own[key])
-
-
-def _source(config: Config, own: Entry) -> Findings:
-    yield "source", *_absent(config, "sources", own["source"])
 
 
 def _own_source(config: Config, own: Entry) -> Findings:
@@ -312,9 +308,9 @@ CHECKS: list[tuple[str, Callable[[Config], Iterable[Any]], Callable[..., Finding
     ("tables", lambda config: config["tables"], _table),
     ("experiments", lambda config: config["experiments"], _like),
     ("experiments", running, _references),
-    ("models", lambda config: config["models"], _source),  # tables have the Hub's id of all
+    ("models", lambda config: config["models"], _references),  # tables have the Hub's id of all
     ("models", used_models, _build),
-    ("samples", used_samples, _source),
+    ("samples", used_samples, _references),
     ("labeller", lambda config: [None], _labeller),
     ("sources", used_sources, _own_source),
     ("samples", used_samples, _images),

@@ -7,7 +7,7 @@ it really took.
 import csv
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from math import sqrt
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -258,48 +258,49 @@ def measured(benchmarks: str | Path) -> dict[str, dict[str, float]]:
 
 def render(found: Mapping[str, Any]) -> str:
     """Return an estimate as Markdown."""
-    head = ["rule", "jobs", "tokens, M", f"{found['device']} hours"]
-    head += ["measured: jobs", "hours", "CPU hours", "peak, GB"]
-    rows = [_rule_row(f"`{name}`", rule) for name, rule in found["rules"].items()]
+    rules = []
+    for name, rule in found["rules"].items():
+        took, row = rule.get("measured"), {"rule": f"`{name}`", "jobs": rule.get("jobs")}
+        if "hours" in rule:
+            tokens = [sum(ends) / 1e6 for ends in zip(rule["read"], rule["written"], strict=True)]
+            row |= {"tokens, M": _said(tokens), "device hours": _said(rule["hours"])}
+        if took:
+            row |= {"measured: jobs": took["jobs"], "hours": f"{took['hours']:.2f}"}
+            row |= {"CPU hours": f"{took['cpu_hours']:.2f}"}
+            row |= {"peak, GB": f"{took['max_rss_mb'] / 1000:.1f}"}
+        rules.append(row)
     hours = [rule["hours"] for rule in found["rules"].values() if "hours" in rule]
-    rows.append(["all", "", "", _said([sum(ends) for ends in zip(*hours, strict=True)])])
+    rules.append({"rule": "all", "device hours": _said(map(sum, zip(*hours, strict=True)))})
     sizes = {**found["file_bytes"], "all": sum(found["file_bytes"].values())}
     weights = [
-        [f"`{name}`", f"{own['parameters'] / 1e9:.2f}"]
-        + [f"{own[key] / 2**30:.1f}" for key in ("weight_bytes", "work_bytes")]
+        {
+            "model": f"`{name}`",
+            "parameters, 1e9": f"{own['parameters'] / 1e9:.2f}",
+            "weights, GiB": f"{own['weight_bytes'] / 2**30:.1f}",
+            "at work, GiB": f"{own['work_bytes'] / 2**30:.1f}",
+        }
         for name, own in found["models"].items()
     ]
+    assumed = found["assumed"].items()
     parts = [
         f"# What the run `{found['run']}` takes",
-        _table(head, rows),
-        "Reckoned are the jobs that run a model over tokens; rankings and decompositions load no "
-        "model. The low end takes every low assumption, the high end every high one.",
-        _table(["files", "GiB"], [[kind, f"{size / 2**30:.2f}"] for kind, size in sizes.items()]),
-        _table(["model", "parameters, 1e9", "weights, GiB", "at work, GiB"], weights),
-        _table(
-            ["assumed", "low to high end"],
-            [[what, _said(own)] for what, own in found["assumed"].items()],
-        ),
+        _table(rules),
+        f"Device hours are a {found['device']}'s, of jobs that run a model over tokens; rankings "
+        "and decompositions load no model. The low end takes every low assumption, the high end "
+        "every high one.",
+        _table([{"files": kind, "GiB": f"{size / 2**30:.2f}"} for kind, size in sizes.items()]),
+        _table(weights),
+        _table([{"assumed": what, "low to high end": _said(ends)} for what, ends in assumed]),
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def _rule_row(name: str, rule: Mapping[str, Any]) -> list[str]:
-    row = [name, "", "", ""]
-    if "hours" in rule:
-        tokens = [sum(ends) / 1e6 for ends in zip(rule["read"], rule["written"], strict=True)]
-        row[1:] = [str(rule["jobs"]), _said(tokens), _said(rule["hours"])]
-    if took := rule.get("measured"):
-        row += [str(took["jobs"]), f"{took['hours']:.2f}", f"{took['cpu_hours']:.2f}"]
-        row.append(f"{took['max_rss_mb'] / 1000:.1f}")
-    return row
-
-
-def _said(ends: Sequence[float]) -> str:
+def _said(ends: Iterable[float]) -> str:
     texts = [f"{end:.0f}" if 100 <= end < 1e6 else f"{end:.2g}" for end in ends]
     return " to ".join(dict.fromkeys(texts))
 
 
-def _table(head: list[str], rows: list[list[str]]) -> str:
-    full = [row + [""] * (len(head) - len(row)) for row in rows]
-    return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *full])
+def _table(rows: list[dict[str, Any]]) -> str:
+    from tabulate import tabulate  # not there where only Snakemake is installed
+
+    return tabulate(rows, headers="keys", tablefmt="pipe", disable_numparse=True)

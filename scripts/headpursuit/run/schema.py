@@ -22,7 +22,7 @@ SCHEMA = ROOT / "schemas" / "config.schema.yaml"
 # Keys where a secret may have slipped in: messages do not repeat it.
 SECRETIVE = ("base_url", "host", "key_variable")
 SHORT = Repr()
-SHORT.maxstring = SHORT.maxother = 60
+SHORT.maxstring = SHORT.maxother = 100
 
 
 @cache
