@@ -185,10 +185,10 @@ def test_mistakes_of_all_kinds_are_told_at_once(paper: Config):
 
 def test_a_secret_in_the_wrong_place_is_refused_and_not_repeated(paper: Config):
     put(paper, "labeller/openai/base_url", "https://user:canary@example.org/v1")
-    put(paper, "labeller/openai/key_variable", ["sk-canary"])
+    put(paper, "labeller/openai/key_variable", "sk-canary")
     put(paper, "labeller/ollama/host", "http://user:canary@example.org")
     problems = refusal(paper)
-    assert [re.split(": what is there (does|is) not", problem)[0] for problem in problems] == [
+    assert [problem.split(": what is there does not match")[0] for problem in problems] == [
         *("labeller.ollama.host", "labeller.openai.base_url", "labeller.openai.key_variable")
     ]
     assert "canary" not in str(problems)
