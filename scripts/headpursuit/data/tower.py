@@ -6,7 +6,6 @@ kept; with the language model they make a ``LlavaForConditionalGeneration`` like
 """
 
 import json
-import logging
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -36,8 +35,6 @@ from headpursuit.data.sources import source_files
 from headpursuit.method.models import loading
 from headpursuit.method.vision import LOCAL, render_question
 from headpursuit.run.files import UserError, atomic
-
-log = logging.getLogger(__name__)
 
 TRAINED = ("model.vision_tower.", "model.multi_modal_projector.")
 
@@ -194,6 +191,7 @@ def train(
         return answer + training["end_weight"] * end
 
     def fit(what: str, groups: list, steps: int, loss_of, next_at: int, clip: float) -> None:
+        """Take an epoch's batches from its front (0) or end (-1), as the committed tower did."""
         generator = torch.Generator().manual_seed(seed)
         optimiser = torch.optim.AdamW(groups)
         schedule = get_cosine_schedule_with_warmup(optimiser, steps // 20, steps)
@@ -208,7 +206,6 @@ def train(
             nn.utils.clip_grad_norm_(trained, clip)
             optimiser.step()
             schedule.step()
-        log.info("%s: loss %.3f in the last batch", what, loss)
 
     groups = [{"params": [*tower.parameters(), *readout.parameters()], "lr": 1e-3}]
     fit("tower", groups, training["tower_epochs"] * -(-n // size), alone, 0, math.inf)

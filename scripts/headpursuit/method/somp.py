@@ -23,14 +23,11 @@ appendix A). Neither H nor the n x v correlations are ever formed:
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from headpursuit.run.files import UserError
-
-Norm = Literal["l1", "l2"]
 
 TIE = 1e-8  # scores this close, relatively, are a tie: the lowest row wins
 STOP = 1e-7  # correlations that are this share of ||H|| ||atom|| are nil: nothing left to explain
@@ -62,7 +59,7 @@ class _Atoms:
     weight: Tensor  # v, what scores are multiplied by
     reach: Tensor  # v, which no score exceeds, as ||F|| <= 1
     most: float  # of the norm over the samples, where the l2 norm is 1
-    norm: Norm
+    norm: str
     normalise: bool
 
     def measure(self, correlations: Tensor) -> Tensor:
@@ -81,7 +78,7 @@ def pursue_layer(
     dictionary: Tensor,
     iterations: int,
     *,
-    norm: Norm = "l1",
+    norm: str = "l1",
     center: bool = True,
     normalise_atoms: bool = False,
 ) -> list[Pursuit]:
