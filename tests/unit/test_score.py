@@ -40,9 +40,8 @@ def sums(table: pd.DataFrame, condition: str) -> dict[str, list[tuple]]:
 
 
 def test_counts_by_word_and_by_prompt():
-    by_word, by_sample = score_counts(
-        {"baseline": BASELINE, "a": AFTER, "b": BASELINE}, WORDS, MATCHING
-    )
+    both = {"baseline": BASELINE, "a": AFTER, "b": BASELINE}
+    by_word, by_sample = score_counts(both, WORDS, MATCHING)
     assert rows(by_word[BY_WORD]) == [
         ("a", "apple", "selection", 1, 2),
         ("a", "river", "heldout", 4, 1),
@@ -57,29 +56,19 @@ def test_counts_by_word_and_by_prompt():
         "repeated": [("p", 0, 1), ("q", 2, 0)],
     }
     assert sums(by_sample, "b")["count"] == [("p", 0, 0), ("q", 5, 5)]
-
-
-@pytest.mark.parametrize(
-    ("changed", "n"), [({}, 2), ({"inflections": True}, 3), ({"case_sensitive": True}, 1)]
-)
-def test_matching_is_passed_on(changed: dict[str, bool], n: int):
     texts = responses(["Rivers river RIVER"], ["p"], [0])
-    by_word, _ = score_counts({"baseline": texts, "a": texts}, WORDS, MATCHING | changed)
-    assert by_word.set_index("word").loc["river", "after"] == n
+    for changed, n in (({}, 2), ({"inflections": True}, 3), ({"case_sensitive": True}, 1)):
+        by_word, _ = score_counts({"baseline": texts, "a": texts}, WORDS, MATCHING | changed)
+        assert by_word.set_index("word").loc["river", "after"] == n
 
 
 @pytest.mark.parametrize(
     ("samples", "repeats"),
-    [
-        (["q", "p", "q"], [0, 0, 1]),
-        (["q", "q", "p"], [0, 0, 0]),
-        (["q", "q"], [0, 1]),
-        (["q", "q", "p", "p"], [0, 1, 0, 1]),
-    ],
+    [("qpq", [0, 0, 1]), ("qqp", [0, 0, 0]), ("qq", [0, 1]), ("qqpp", [0, 1, 0, 1])],
     ids=["order", "repeat", "fewer", "more"],
 )
-def test_responses_that_are_not_paired_are_refused(samples: list[str], repeats: list[int]):
-    other = responses(["a"] * len(samples), samples, repeats)
+def test_responses_that_are_not_paired_are_refused(samples: str, repeats: list[int]):
+    other = responses(["a"] * len(samples), list(samples), repeats)
     with pytest.raises(UserError, match="somp-k2: its samples are not the baseline's"):
         score_counts({"baseline": BASELINE, "somp-k2": other}, WORDS, MATCHING)
 
