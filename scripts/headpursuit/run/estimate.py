@@ -260,12 +260,13 @@ def render(found: Mapping[str, Any]) -> str:
     """Return an estimate as Markdown."""
     rules = []
     for name, rule in found["rules"].items():
-        took, row = rule.get("measured"), {"rule": f"`{name}`", "jobs": rule.get("jobs")}
+        took, row = rule.get("measured"), {"rule": f"`{name}`"}
         if "hours" in rule:
             tokens = [sum(ends) / 1e6 for ends in zip(rule["read"], rule["written"], strict=True)]
-            row |= {"tokens, M": _said(tokens), "device hours": _said(rule["hours"])}
+            row |= {"jobs": str(rule["jobs"]), "tokens, M": _said(tokens)}
+            row |= {"device hours": _said(rule["hours"])}
         if took:
-            row |= {"measured: jobs": took["jobs"], "hours": f"{took['hours']:.2f}"}
+            row |= {"measured: jobs": str(took["jobs"]), "hours": f"{took['hours']:.2f}"}
             row |= {"CPU hours": f"{took['cpu_hours']:.2f}"}
             row |= {"peak, GB": f"{took['max_rss_mb'] / 1000:.1f}"}
         rules.append(row)
@@ -300,7 +301,7 @@ def _said(ends: Iterable[float]) -> str:
     return " to ".join(dict.fromkeys(texts))
 
 
-def _table(rows: list[dict[str, Any]]) -> str:
-    from tabulate import tabulate  # not there where only Snakemake is installed
-
-    return tabulate(rows, headers="keys", tablefmt="pipe", disable_numparse=True)
+def _table(rows: list[dict[str, str]]) -> str:
+    head = list(dict.fromkeys(key for row in rows for key in row))
+    cells = [[row.get(key, "") for key in head] for row in rows]
+    return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *cells])
