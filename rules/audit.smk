@@ -3,16 +3,16 @@
 from headpursuit.run.estimate import measured
 
 
-rule write_manifest:
+rule audit:
     """Every file of the run with its hash, and how it was made."""
     input:
         rules.all.input,
     output:
         "<results>/audit/manifest.json",
     log:
-        "<logs>/write_manifest.log",
+        "<logs>/audit.log",
     benchmark:
-        "<benchmarks>/write_manifest.tsv"
+        "<benchmarks>/audit.tsv"
     localrule: True
     conda:
         "../envs/tables.yaml"
@@ -21,43 +21,31 @@ rule write_manifest:
         runtime=60,
     params:
         snakemake=SNAKEMAKE,
-        code=code_hash("write_manifest"),
+        code=code_hash("audit"),
     script:
-        "../scripts/write_manifest.py"
+        "../scripts/audit.py"
 
 
-rule audit:
-    """The manifest of a finished run."""
-    input:
-        rules.write_manifest.output,
-
-
-rule write_crate:
+rule crate:
     """The run as an RO-Crate, with the jobs that made each file."""
     input:
-        rules.write_manifest.output,
+        rules.audit.output,
         pages=rules.write_pages.output,
     output:
         "<results>/audit/crate.zip",
     log:
-        "<logs>/write_crate.log",
+        "<logs>/crate.log",
     benchmark:
-        "<benchmarks>/write_crate.tsv"
+        "<benchmarks>/crate.tsv"
     conda:
         "../envs/tables.yaml"
     resources:
         **by_attempt(mem_mb=2000, runtime=30),
     params:
         largest_mb=config["publish"]["crate_mb"],
-        code=code_hash("write_crate"),
+        code=code_hash("crate"),
     script:
-        "../scripts/write_crate.py"
-
-
-rule crate:
-    """The research object of a finished run."""
-    input:
-        rules.write_crate.output,
+        "../scripts/crate.py"
 
 
 rule estimate:

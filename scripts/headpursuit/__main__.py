@@ -30,9 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
         else:
             lines, notes = differences(run_folder(options.results), run_folder(options.other)), []
             done = "The runs differ in dates, hosts and times only."
-        print("\n".join(lines or [done]))
-        for note in notes:
-            print(f"Note: {note}")
+        print("\n".join([*(lines or [done]), *(f"Note: {note}" for note in notes)]))
         return 1 if lines else 0
     except UserError as error:
         print(error, file=sys.stderr)
@@ -51,9 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     rows = "; ".join(f"of {kind}: {' '.join(row)}" for kind, row in ROWS.items())
     one = commands.add_parser("trace", help="say what a row of a table stands on")
-    one.add_argument(
-        "path", type=Path, help="the table; the run's folder stands for its first table of ratios"
-    )
+    one.add_argument("path", type=Path, help="the table; of a run's folder the first of ratios")
     one.add_argument("row", nargs="*", help=f"what names the row, {rows}")
     one.add_argument("--top", type=int, default=10, help="words, samples or atoms shown")
     one.add_argument("--unmasked", action="store_true", help="print offensive words in full")

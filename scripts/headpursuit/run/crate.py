@@ -4,14 +4,11 @@ It follows the profile Provenance Run Crate 0.5: the Snakefile is the workflow, 
 tool, each job an action from its inputs to its outputs.
 """
 
-import json
-import os
-import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import datetime, timedelta
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import yaml
 from rocrate.model import ContextEntity
@@ -20,134 +17,82 @@ from rocrate.rocrate import ROCrate
 from headpursuit.run.files import ROOT, atomic, read_json
 from headpursuit.run.verify import PUBLISHED
 
-RUNS = "https://w3id.org/ro/wfrun"
 PROFILES = {
-    f"{RUNS}/process/0.5": "Process Run Crate",
-    f"{RUNS}/workflow/0.5": "Workflow Run Crate",
-    f"{RUNS}/provenance/0.5": "Provenance Run Crate",
+    "https://w3id.org/ro/wfrun/process/0.5": "Process Run Crate",
+    "https://w3id.org/ro/wfrun/workflow/0.5": "Workflow Run Crate",
+    "https://w3id.org/ro/wfrun/provenance/0.5": "Provenance Run Crate",
     "https://w3id.org/workflowhub/workflow-ro-crate/1.0": "Workflow RO-Crate",
 }
-TERMS = "https://w3id.org/ro/terms/workflow-run#"
-# The workflow's own files, as far as a checkout has them.
-CODE = ("Snakefile", "config.yaml", "requirements.txt", "README.md", "LICENSE", "CITATION.cff")
-CODE_FOLDERS = ("rules", "scripts", "schemas", "envs", "configs", "prompts", "report", "data")
-WARNING = (
-    "Prompts, responses, labels and word lists in here hold offensive language: that is what the "
-    "experiment counts."
-)
-TYPES = {
-    ".csv": "text/csv",
-    ".md": "text/markdown",
-    ".tex": "application/x-tex",
-    ".json": "application/json",
-    ".jsonl": "application/jsonl",
-    ".yaml": "application/yaml",
-    ".html": "text/html",
-    ".png": "image/png",
-    ".pdf": "application/pdf",
-    ".parquet": "application/vnd.apache.parquet",
-    ".safetensors": "application/octet-stream",
+TERMS = {
+    "sha256": "https://w3id.org/ro/terms/workflow-run#sha256",
+    "contentRating": "http://schema.org/contentRating",
 }
+DESCRIPTION = (
+    "Tables, figures, intermediates and code of the run {}, with the jobs that made each file. "
+    "Prompts, responses, labels and word lists in here hold offensive language: that is what the "
+    "experiment counts. Intermediate files above a size limit are described, not packed."
+)
 
 
 def write_crate(
     path: Path, results: Path, started_in: Path, limit: int, pages: Sequence[str]
 ) -> None:
-    """Pack a run with a manifest into an RO-Crate.
-
-    Tables and figures are packed whatever their size, and the report's pages; of the other files
-    those of at most ``limit`` bytes, the larger ones are described only.
+    """Pack a run with a manifest into an RO-Crate, the same bytes for the same manifest.
 
     Args:
         path: the zip file to write.
         results: the run's folder.
         started_in: the folder that the manifest's paths are relative to.
-        limit: bytes.
-        pages: of the report, relative to where Snakemake ran.
+        limit: bytes; of larger files only tables and figures are packed, others are described.
+        pages: of the report, relative to ``started_in``; they are packed.
     """
     manifest = read_json(results / "audit/manifest.json")
     crate = ROCrate(version="1.1")
-    crate.metadata.extra_terms.update(
-        {"sha256": f"{TERMS}sha256", "contentRating": "http://schema.org/contentRating"}
-    )
-    _describe(crate, manifest, results)
-    commit = manifest["workflow"].get("commit") or "no commit"
-    version = f"{commit} and changes" if manifest["workflow"].get("changed") else commit
-    code = _code(crate, version)
-    files = _files(crate, manifest, started_in, limit, code)
-    for page in [results / "audit/manifest.json", *(started_in / name for name in pages)]:
-        name = page.relative_to(started_in).as_posix()
-        files[name] = _add_file(crate, page, name, {})
-    workflow = _workflow(crate, version)
-    jobs = list(_jobs(crate, manifest, files, code))
-    _run(crate, manifest, workflow, files, jobs)
-    _zip(crate, path)
+    crate.metadata.extra_terms.update(TERMS)
+    _describe(crate, manifest, results.name)
+    code = {}
+    for name in manifest["workflow"]["files"]:
+        kind = ["File", "SoftwareSourceCode"] if name.endswith(".py") else "File"
+        properties = {"@type": kind, "name": name}
+        if name != "Snakefile":  # it is the main entity
+            code[name] = crate.add_file(ROOT / name, f"workflow/{name}", properties=properties)
+    files = dict(_files(crate, manifest, started_in, limit, code))
+    for name in [f"{manifest['results']}/audit/manifest.json", *pages]:
+        crate.add_file(started_in / name, name, properties={"name": name})
+    _add_run(crate, manifest, files, list(_jobs(crate, manifest, files, code)))
+    with atomic(path) as part, zipfile.ZipFile(part, "w") as archive:
+        for entity in [*crate.data_entities, *crate.default_entities]:
+            if chunks := list(entity.stream()):
+                entry = zipfile.ZipInfo(chunks[0][0])  # of a fixed date
+                content = b"".join(chunk for _, chunk in chunks)
+                archive.writestr(entry, content, zipfile.ZIP_DEFLATED)
 
 
-def _describe(crate: ROCrate, manifest: Mapping[str, Any], results: Path) -> None:
+def _add(crate: ROCrate, identifier: str, kind: str, **facts: Any) -> ContextEntity:
+    return crate.add(ContextEntity(crate, identifier, {"@type": kind, **facts}))
+
+
+def _describe(crate: ROCrate, manifest: Mapping[str, Any], run: str) -> None:
     """Say what the crate is, whose, and under which terms."""
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
-    root, run = crate.root_dataset, results.name
+    root, (author,), (paper,) = crate.root_dataset, citation["authors"], citation["references"]
     root["name"] = f"{citation['title']}: run {run}"
-    root["description"] = (
-        f"Tables, figures, intermediates and code of the run {run}, with the jobs that made each "
-        f"file. {WARNING} Intermediate files above a size limit are described, not packed."
-    )
+    root["description"] = DESCRIPTION.format(run)
     root["datePublished"] = manifest["circumstances"]["date"]
     root["contentRating"] = "offensive language"
-    root["keywords"] = "attention heads, interpretability, reproduction, offensive language"
-    terms = (
-        "Of the workflow and of what it derives. Sources have terms of their own, named with each."
-    )
     root["license"] = _add(
         crate,
         f"https://spdx.org/licenses/{citation['license']}",
-        {"@type": "CreativeWork", "name": citation["license"], "description": terms},
+        "CreativeWork",
+        name=citation["license"],
+        description="Of the workflow and of what it derives. Sources have terms of their own.",
     )
-    root["author"] = root["publisher"] = [
-        _add(crate, f"#author-{n}", {"@type": "Organization", "name": author["name"]})
-        for n, author in enumerate(citation["authors"], 1)
-    ]
-    root["citation"] = [
-        _add(crate, paper["url"], {"@type": "ScholarlyArticle", "name": paper["title"]})
-        for paper in citation["references"]
-    ]
+    root["author"] = _add(crate, "#author", "Organization", name=author["name"])
+    root["citation"] = _add(crate, paper["url"], "ScholarlyArticle", name=paper["title"])
     root["conformsTo"] = [
-        _add(crate, profile, {"@type": "CreativeWork", "name": name, "version": Path(profile).name})
+        _add(crate, profile, "CreativeWork", name=name, version=Path(profile).name)
         for profile, name in PROFILES.items()
     ]
-
-
-def _add(crate: ROCrate, identifier: str, facts: Mapping[str, Any]) -> ContextEntity:
-    return crate.add(ContextEntity(crate, identifier, facts))
-
-
-def _add_file(crate: ROCrate, source: Path, name: str, facts: Mapping[str, Any]) -> Any:
-    kind = TYPES.get(source.suffix, "text/plain")
-    properties = {"name": name, "encodingFormat": kind, "contentSize": str(source.stat().st_size)}
-    return crate.add_file(source, name, properties=properties | dict(facts))
-
-
-def _code(crate: ROCrate, version: str) -> dict[str, Any]:
-    """Pack the workflow's files below ``workflow/``; return them by their name in the checkout."""
-    paths = [ROOT / name for name in CODE if (ROOT / name).exists()]
-    for folder in CODE_FOLDERS:
-        paths += [
-            path
-            for path in sorted((ROOT / folder).rglob("*"))
-            if path.is_file() and "__pycache__" not in path.parts
-        ]
-    code = {}
-    for path in paths:
-        name = path.relative_to(ROOT).as_posix()
-        if name == "Snakefile":
-            continue  # the main entity
-        facts = {}
-        if path.suffix == ".py":
-            facts = {"@type": ["File", "SoftwareSourceCode"], "programmingLanguage": "Python"}
-            facts |= {"version": version}
-        code[name] = _add_file(crate, path, f"workflow/{name}", facts)
-    return code
 
 
 def _files(
@@ -156,175 +101,76 @@ def _files(
     started_in: Path,
     limit: int,
     code: Mapping[str, Any],
-) -> dict[str, Any]:
-    """Add the manifest's files, packed or described; return the entities by the manifest's name."""
-    changing = manifest["circumstances"]["files"]
-    sources = _sources(crate, manifest, started_in)
-    files = {}
+) -> Iterator[tuple[str, Any]]:
+    """Add the manifest's files, packed or described; yield names and entities."""
+    sources = [name for name in manifest["files"] if name.endswith("/provenance.json")]
+    licences = {name: read_json(started_in / name).get("licence") for name in sources}
     for name, facts in manifest["files"].items():
-        own = changing.get(name, facts)
-        inside = name.removeprefix("<workflow>/")
-        if inside in code and inside != name:
-            files[name] = code[inside]
+        if name.startswith("<workflow>/") and name.removeprefix("<workflow>/") in code:
+            yield name, code[name.removeprefix("<workflow>/")]
             continue
-        properties = {"sha256": own["sha256"]}
-        path = started_in / name
-        packed = Path(name).parent.name in PUBLISHED or own["bytes"] <= limit
+        own = {**facts, **manifest["circumstances"]["files"].get(name, {})}
+        properties = {"name": name, "sha256": own["sha256"], "contentSize": str(own["bytes"])}
+        if (source := facts.get("listed_in", name)) in sources:
+            properties["license"] = licences[source] or "not stated: the user's own files"
         # What lies outside the folder that Snakemake ran in is the user's own, and stays there.
-        outside = PurePosixPath(os.path.normpath(name)).is_absolute() or name.startswith("..")
-        held = facts.get("listed_in")
-        if packed and not outside and not held:
-            files[name] = _add_file(crate, path, name, properties)
+        elsewhere = "listed_in" in facts or name.startswith(("/", "..", "<workflow>/"))
+        if not elsewhere and (Path(name).parent.name in PUBLISHED or own["bytes"] <= limit):
+            yield name, crate.add_file(started_in / name, name, properties=properties)
         else:
-            properties |= {"@type": "CreativeWork", "name": name, "contentSize": str(own["bytes"])}
             properties["description"] = "Not packed; the manifest has its hash."
-            files[name] = _add(crate, f"#not-packed/{name}", properties)
-        if source := sources.get(held or name):
-            files[name]["isPartOf"] = source
-    return files
-
-
-def _sources(
-    crate: ROCrate, manifest: Mapping[str, Any], started_in: Path
-) -> dict[str, ContextEntity]:
-    """Describe each download with its licence; return them by their provenance.json."""
-    sources = {}
-    for name in manifest["files"]:
-        if not name.endswith("/provenance.json"):
-            continue
-        record = read_json(started_in / name)
-        if "licence" not in record and "kind" not in record:
-            continue
-        folder = Path(name).parent.name
-        facts = {
-            "@type": "CreativeWork",
-            "name": " ".join(filter(None, [record.get("id") or folder, record.get("version")])),
-            "license": record.get("licence") or "not stated: the user's own files",
-            "version": record.get("version") or record.get("commit"),
-            "url": record.get("url"),
-        }
-        kept = {key: value for key, value in facts.items() if value}
-        sources[name] = _add(crate, f"#source/{folder}", kept)
-    return sources
-
-
-def _workflow(crate: ROCrate, version: str) -> Any:
-    facts = {
-        "@type": ["File", "SoftwareSourceCode", "ComputationalWorkflow", "HowTo"],
-        "name": "headpursuit",
-        "version": version,
-        "license": crate.root_dataset["license"],
-        "author": crate.root_dataset["author"],
-    }
-    return crate.add_workflow(
-        ROOT / "Snakefile", "workflow/Snakefile", main=True, lang="snakemake", properties=facts
-    )
+            yield name, _add(crate, f"#not-packed/{quote(name)}", "CreativeWork", **properties)
 
 
 def _jobs(
-    crate: ROCrate,
-    manifest: Mapping[str, Any],
-    files: Mapping[str, Any],
-    code: Mapping[str, Any],
-) -> Iterator[tuple[str, ContextEntity]]:
-    """Add an action for each job, from its inputs to its outputs; yield rule and action."""
+    crate: ROCrate, manifest: Mapping[str, Any], files: Mapping[str, Any], code: Mapping[str, Any]
+) -> Iterator[ContextEntity]:
+    """Add an action for each job, from its inputs to its outputs."""
     jobs: dict[str, list[str]] = {}
     times = manifest["circumstances"]["jobs"]
     for name, facts in manifest["files"].items():
         if facts.get("script"):
-            identity = [facts["rule"], facts["inputs"], facts["params"], times[name]["ended"]]
-            jobs.setdefault(json.dumps(identity, sort_keys=True), []).append(name)
-    for outputs in jobs.values():
-        facts, when = manifest["files"][outputs[0]], times[outputs[0]]
-        action = {
-            "@type": "CreateAction",
-            "name": f"{facts['rule']}: {outputs[0]}",
-            "instrument": code[facts["script"]],
-            "object": [files[name] for name in facts["inputs"] if name in files],
-            "result": [files[name] for name in outputs],
-            "actionStatus": "http://schema.org/CompletedActionStatus",
-        }
-        if when["ended"]:
-            ended = datetime.fromisoformat(when["ended"])
-            action["endTime"] = ended.isoformat()
-            if when["seconds"] is not None:
-                began = ended - timedelta(seconds=when["seconds"])
-                action["startTime"] = began.isoformat(timespec="seconds")
-        yield facts["rule"], _add(crate, f"#job/{outputs[0]}", action)
+            job = [facts["rule"], facts["inputs"], facts["params"], times[name]["ended"]]
+            jobs.setdefault(str(job), []).append(name)
+    for first, *others in jobs.values():
+        facts = manifest["files"][first]
+        yield crate.add_action(
+            code[facts["script"]],
+            f"#job/{quote(first)}",
+            object=[files[name] for name in facts["inputs"]],
+            result=[files[name] for name in (first, *others)],
+            properties={"name": f"{facts['rule']}: {first}", "endTime": times[first]["ended"]},
+        )
 
 
-def _run(
+def _add_run(
     crate: ROCrate,
     manifest: Mapping[str, Any],
-    workflow: Any,
     files: Mapping[str, Any],
-    jobs: Sequence[tuple[str, ContextEntity]],
+    jobs: Sequence[ContextEntity],
 ) -> None:
-    """Add the run itself: the workflow's steps, and what Snakemake did."""
-    steps, controls = {}, []
-    for rule, action in jobs:
-        if rule not in steps:
-            step = {"@type": "HowToStep", "name": rule, "position": str(len(steps) + 1)}
-            step["workExample"] = action["instrument"]
-            steps[rule] = _add(crate, f"workflow/Snakefile#{rule}", step)
-        control = {"@type": "ControlAction", "name": f"orchestrate {action['name']}"}
-        control |= {"instrument": steps[rule], "object": action}
-        controls.append(_add(crate, action.id.replace("#job/", "#control/", 1), control))
-    tools = {action["instrument"].id: action["instrument"] for _, action in jobs}
-    workflow["step"], workflow["hasPart"] = list(steps.values()), list(tools.values())
-    config = f"{manifest['results']}/config.yaml"
-    profile = {"@id": "https://bioschemas.org/profiles/FormalParameter/1.0-RELEASE"}
-    parameter = {"@type": "FormalParameter", "name": "config", "additionalType": "File"}
-    workflow["input"] = _add(
-        crate, "workflow/Snakefile#config", parameter | {"conformsTo": profile}
+    """Add the workflow with its tools, and the run of it."""
+    commit, changed = (manifest["workflow"][key] for key in ("commit", "changed"))
+    version = manifest["circumstances"]["snakemake"]
+    engine = {"name": "Snakemake", "softwareVersion": version}
+    workflow = {
+        "name": "headpursuit",
+        "version": f"{commit or 'no commit'}{' and changes' if changed else ''}",
+        "license": crate.root_dataset["license"],
+        "hasPart": list({job["instrument"].id: job["instrument"] for job in jobs}.values()),
+        "softwareRequirements": _add(crate, "#snakemake", "SoftwareApplication", **engine),
+    }
+    run = crate.add_action(
+        crate.add_workflow(
+            ROOT / "Snakefile",
+            "workflow/Snakefile",
+            main=True,
+            lang="snakemake",
+            properties=workflow,
+        ),
+        "#run",
+        object=files[f"{manifest['results']}/config.yaml"],
+        result=[entity for name, entity in files.items() if Path(name).parent.name in PUBLISHED],
+        properties={"name": f"Run {Path(manifest['results']).name}"},
     )
-    files[config]["exampleOfWork"] = workflow["input"]
-    began = [action["startTime"] for _, action in jobs if action.get("startTime")]
-    ended = [action["endTime"] for _, action in jobs if action.get("endTime")]
-    run = {
-        "@type": "CreateAction",
-        "name": f"Run {Path(manifest['results']).name}",
-        "description": f"On {_machine(manifest)}.",
-        "instrument": workflow,
-        "object": files[config],
-        "result": [own for name, own in files.items() if Path(name).parent.name in PUBLISHED],
-        **({"startTime": min(began), "endTime": max(ended)} if began and ended else {}),
-    }
-    engine = {"@type": "SoftwareApplication", "name": "Snakemake"}
-    engine |= {
-        "url": "https://snakemake.github.io",
-        "softwareVersion": manifest["circumstances"]["snakemake"],
-    }
-    organised = {
-        "@type": "OrganizeAction",
-        "name": "Snakemake's part in the run",
-        "instrument": _add(crate, "#snakemake", engine),
-        "object": controls,
-        "result": _add(crate, "#run", run),
-    }
-    _add(crate, "#snakemake-run", organised)
-    crate.root_dataset["mentions"] = [organised["result"], *(action for _, action in jobs)]
-
-
-def _machine(manifest: Mapping[str, Any]) -> str:
-    host = manifest["circumstances"]["host"]
-    return ", ".join(f"{key}: {value}" for key, value in host.items() if key != "name")
-
-
-def _zip(crate: ROCrate, path: Path) -> None:
-    """Write the crate, the same bytes for the same files."""
-    for entity in crate.get_entities():
-        for key in [key for key in entity if not key.startswith("@")]:
-            # In compact JSON-LD one value is no list, and none is nothing.
-            if isinstance(value := entity[key], list) and len(value) < 2:
-                del entity[key]
-                if value:
-                    entity[key] = value[0]
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder, atomic(path) as part:
-        crate.write(folder)
-        with zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as archive:
-            for file in sorted(Path(folder).rglob("*")):
-                if file.is_file():
-                    entry = zipfile.ZipInfo(file.relative_to(folder).as_posix())
-                    entry.compress_type = zipfile.ZIP_DEFLATED
-                    archive.writestr(entry, file.read_bytes())
+    crate.root_dataset["mentions"] = [run, *jobs]

@@ -16,58 +16,41 @@ LEVELS = {"debug", "info", "warning", "error", "exception"}
 
 @cache
 def _parsed(path: Path) -> ast.Module:
+    """Parse a module, without its docstrings and messages: a change of these changes no result."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     for node in ast.walk(tree):
-        # A docstring says what the code does; changing it changes no result.
-        body = getattr(node, "body", None)
-        if isinstance(body, list) and body and _is_text(body[0]):
-            node.body = body[1:] or [ast.Pass()]
-        if isinstance(node, ast.Call):
-            _drop_message(node)
+        match node:
+            case ast.Module() | ast.ClassDef() | ast.FunctionDef() if ast.get_docstring(node):
+                node.body = node.body[1:] or [ast.Pass()]
+            case ast.Call(ast.Name("UserError")):
+                node.args, node.keywords = [], []
+            case ast.Call(ast.Attribute(ast.Name(name), level)):
+                if name in LOGGERS and level in LEVELS:
+                    node.args, node.keywords = [], []
+            case ast.Call(ast.Name("tqdm" | "trange")):
+                node.keywords = [own for own in node.keywords if own.arg not in ("desc", "unit")]
     return tree
 
 
-def _drop_message(call: ast.Call) -> None:
-    """Drop what a call only says: in errors for the user, in logs, beside progress bars."""
-    match call.func:
-        case ast.Name("UserError"):
-            call.args, call.keywords = [], []
-        case ast.Attribute(ast.Name(name), level) if name in LOGGERS and level in LEVELS:
-            call.args, call.keywords = [], []
-        case ast.Name("tqdm" | "trange"):
-            call.keywords = [own for own in call.keywords if own.arg not in ("desc", "unit")]
-
-
-def _is_text(node: ast.stmt) -> bool:
-    return (
-        isinstance(node, ast.Expr)
-        and isinstance(node.value, ast.Constant)
-        and isinstance(node.value.value, str)
-    )
-
-
-def _imported(tree: ast.Module) -> set[Path]:
+def _imported(path: Path) -> set[Path]:
+    """Return the library modules that a module imports, and the packages that they are in."""
     names = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.module:
-            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-        elif isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-    parts = [tuple(name.split(".")) for name in names if name.startswith("headpursuit")]
-    # With a module, Python also runs the packages that it is in.
-    stems = [SCRIPTS.joinpath(*own[:end]) for own in parts for end in range(1, len(own) + 1)]
-    files = [stem.with_suffix(".py") for stem in stems] + [stem / "__init__.py" for stem in stems]
-    return {path for path in files if path.exists()}
+    for node in ast.walk(_parsed(path)):
+        if isinstance(node, ast.ImportFrom) and node.module.startswith("headpursuit"):
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    parts = [name.split(".") for name in names]
+    stems = {SCRIPTS.joinpath(*own[:end]) for own in parts for end in range(1, len(own) + 1)}
+    files = [own for stem in stems for own in (stem.with_suffix(".py"), stem / "__init__.py")]
+    return {own for own in files if own.exists()}
 
 
 def modules(rule: str) -> frozenset[Path]:
     """Return a rule's script and all library modules that it reaches and that compute results."""
     waiting, seen = {SCRIPTS / f"{rule}.py"}, set()
     while waiting:
-        path = waiting.pop()
-        seen.add(path)
-        reached = _imported(_parsed(path)) - seen
-        waiting |= {path for path in reached if path.name not in NO_RESULT}
+        seen |= waiting
+        reached = {own for path in waiting for own in _imported(path)}
+        waiting = {path for path in reached - seen if path.name not in NO_RESULT}
     return frozenset(seen)
 
 

@@ -4,10 +4,10 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import subprocess
 from base64 import urlsafe_b64decode
-from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -25,56 +25,67 @@ from headpursuit.run.tables import read_cells
 RECORDS = Path(".snakemake/metadata")
 # Files that record how a run went (logs, benchmarks), as opposed to its results.
 ASIDE = ("audit", "logs", "benchmarks", "report", "report.html", "estimate.json", "estimate.md")
+# The workflow's own files, as far as a checkout has them.
+CODE = ("Snakefile", "config.yaml", "requirements.txt", "CITATION.cff", "LICENSE", "README.md")
+CODE += ("data", "envs", "prompts", "report", "rules", "schemas", "scripts")
+# Files of nothing but times and hosts, and what says when, where and with what others were made.
+PASSING_FILES = ("preflight.json", ".journal.jsonl")
+PASSING_KEYS = {"date", "root", "tools", "tokens_per_second"}
 
 
 def build_manifest(
     results: Path, started_in: Path, made: Iterable[str], snakemake: str
 ) -> dict[str, Any]:
-    """Describe every file of a run and of the downloads that it stands on.
+    """Describe every file of a run and of the downloads that it stands on: docs/audit.md.
 
     Args:
         results: the run's folder.
-        started_in: the folder that Snakemake ran in; its records are there, and the paths in the
-            manifest are relative to it.
+        started_in: the folder that Snakemake ran in, to which the manifest's paths are relative.
         made: files that rules of this run make.
         snakemake: the version of Snakemake that runs.
-
-    Returns:
-        What two runs of the same workflow share, and ``circumstances``, which they do not: dates,
-        hosts and times. docs/audit.md says what is in it.
 
     Raises:
         UserError: if Snakemake's records do not say how a file was made.
     """
-    records = snakemake_records(started_in)
-    _check_records(made, records, started_in)
-    own = [_name(path, started_in) for path in run_files(results)]
-    names = {*own, *_upstream(own, records, started_in)}
-    held = {name: owner for owner in names for name in _held(owner, started_in)}
-    jobs_of = {name: _made(records[name], started_in) for name in names if name in records}
-    files, changing = {}, {}
-    for name in sorted(names | set(held)):
-        facts = describe_file(place(name, started_in))
-        if (content := _content(place(name, started_in))) is not None:
+    records = _records(started_in)
+    if unknown := [name for name in made if _name(name, started_in) not in records]:
+        raise UserError(
+            f"{started_in / RECORDS} does not say how {unknown[0]} was made (and so of "
+            f"{len(unknown)} files), so there is no manifest. Snakemake keeps its records there "
+            "unless it runs with --persistence-backend db or --drop-metadata, or they were "
+            "deleted. Delete those files and run again without these options."
+        )
+    names = {_name(path, started_in) for path in run_files(results)}
+    waiting = list(names)
+    while waiting:
+        upstream = set(records.get(waiting.pop(), {}).get("inputs", ())) - names
+        names |= upstream
+        waiting += upstream
+    listed_in = {own: name for name in names for own in _listed(name, started_in)}
+
+    files, software, hosts, jobs, changing = {}, {}, {}, {}, {}
+    for name in sorted(names | set(listed_in)):
+        path = place(name, started_in)
+        files[name] = facts = describe_file(path)
+        if (content := _content(path)) is not None:
             changing[name] = {key: facts.pop(key) for key in ("sha256", "bytes")}
-            facts = {"content": content, **facts}
-        files[name] = facts
-    environments, hosts, jobs = {}, {}, {}
-    for name, (facts, where, times) in jobs_of.items():
-        software = where.pop("software", None)
-        files[name] |= facts | {"software": _kept(software, environments)}
-        jobs[name] = times | {"host": _kept(where or None, hosts)}
-    for name, owner in held.items():
-        files[name] |= {"listed_in": owner}
+            facts["content"] = content
+        if name in records:
+            made_by, when, where = _origin(records[name], started_in)
+            packages = _short(where.pop("software", None), software)
+            facts |= made_by | {"software": packages}
+            jobs[name] = when | {"host": _short(where, hosts)}
+        if name in listed_in:
+            facts["listed_in"] = listed_in[name]
     for facts in files.values():
-        if "inputs" in facts:
-            facts["inputs"] = {name: _identity(files[name]) for name in facts["inputs"]}
-    rules = {facts["rule"]: facts["script"] for facts in files.values() if facts.get("script")}
+        for name in facts.get("inputs", ()):
+            facts["inputs"][name] = files[name].get("content", files[name].get("sha256"))
+    scripts = {facts["rule"]: facts["script"] for facts in files.values() if facts.get("script")}
     return {
         "results": _name(results, started_in),
         "workflow": describe_workflow(),
-        "rules": {rule: describe_rule(script) for rule, script in sorted(rules.items())},
-        "software": environments,
+        "rules": {rule: _describe_rule(script) for rule, script in sorted(scripts.items())},
+        "software": software,
         "files": files,
         "circumstances": {
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -85,16 +96,6 @@ def build_manifest(
             "files": changing,
         },
     }
-
-
-def _check_records(made: Iterable[str], records: Mapping[str, Any], started_in: Path) -> None:
-    if unknown := [name for name in made if _name(name, started_in) not in records]:
-        raise UserError(
-            f"{started_in / RECORDS} does not say how {unknown[0]} was made (and so of "
-            f"{len(unknown)} files), so there is no manifest. Snakemake keeps its records there "
-            "unless it runs with --persistence-backend db or --drop-metadata, or they were "
-            "deleted. Delete those files and run again without these options."
-        )
 
 
 def run_files(results: Path) -> list[Path]:
@@ -108,15 +109,18 @@ def run_files(results: Path) -> list[Path]:
     ]
 
 
-def snakemake_records(started_in: Path) -> dict[str, dict[str, Any]]:
-    """Read what Snakemake noted of each output file: rule, params, input, log, times."""
-    folder = started_in / RECORDS
-    records = {}
+def _records(started_in: Path) -> dict[str, dict[str, Any]]:
+    """Read what Snakemake noted of each output file; ``inputs`` are those that are files."""
+    folder, records = started_in / RECORDS, {}
     for path in folder.rglob("*"):
         if path.is_file():
             # Long names are split over folders that begin with @.
             encoded = "".join(part.removeprefix("@") for part in path.relative_to(folder).parts)
-            records[urlsafe_b64decode(encoded).decode()] = read_json(path)
+            record = read_json(path)
+            inputs = sorted({_name(own, started_in) for own in record["input"] or ()})
+            # A folder of the user's own is an input of its record, which lists its files.
+            record["inputs"] = [own for own in inputs if place(own, started_in).is_file()]
+            records[_name(urlsafe_b64decode(encoded).decode(), started_in)] = record
     return records
 
 
@@ -135,93 +139,60 @@ def place(name: str, started_in: Path) -> Path:
     return ROOT / inside if inside != name else started_in / name
 
 
-def _upstream(paths: Iterable[str], records: Mapping[str, Any], started_in: Path) -> set[str]:
-    """Return the inputs of files, and theirs."""
-    waiting, seen = deque(paths), set()
-    while waiting:
-        for path in records.get(waiting.popleft(), {}).get("input") or []:
-            name = _name(path, started_in)
-            # A folder of the user's own is an input of its record, which lists its files.
-            if name not in seen and place(name, started_in).is_file():
-                seen.add(name)
-                waiting.append(name)
-    return seen
-
-
-def _held(name: str, started_in: Path) -> list[str]:
-    """Return the files that a provenance.json lists."""
+def _listed(name: str, started_in: Path) -> Iterator[str]:
+    """Yield the files that a provenance.json lists."""
     path = place(name, started_in)
-    if path.name != "provenance.json":
-        return []
-    record = read_json(path)
-    # A user's own files stay where they are; others lie beside their record.
-    folder = started_in / record["root"] if record["kind"] == "local" else path.parent
-    paths = [folder / listed["path"] for listed in record["files"]]
-    return [_name(path, started_in) for path in paths if path.is_file()]
+    if path.name == "provenance.json":
+        record = read_json(path)
+        # A user's own files stay where they are; others lie beside their record.
+        folder = started_in / record["root"] if record["kind"] == "local" else path.parent
+        for listed in record["files"]:
+            if (folder / listed["path"]).is_file():
+                yield _name(folder / listed["path"], started_in)
 
 
-def _made(
-    record: Mapping[str, Any], started_in: Path
-) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    """Return how a file came about: the rule and all it was given, on what, and when."""
-    began, ended = record.get("starttime"), record.get("endtime")
-    said = _said_in_log(record, started_in)
-    params = said.pop("params", None)
-    facts = {
+def _origin(record: Mapping[str, Any], started_in: Path) -> tuple[dict, dict, dict]:
+    """Return how a file came about: the rule and all it was given, when, and on what."""
+    where = _said_in_log(record, started_in)
+    # Snakemake's own record has the parameters' values alone.
+    params = where.pop("params", record["params"])
+    # Where the rule is another's with other inputs, it is that one's script; a rule of a workflow
+    # that this one is a module of has none here.
+    script = re.search(r"scripts/\w+\.py", record["code"] or "")
+    made_by = {
         "rule": record["rule"],
-        "script": _script(record),
-        "code": (params or {}).get("code"),
-        # Snakemake's own record has the values alone.
-        "params": record["params"] if params is None else params,
-        "inputs": sorted(
-            name
-            for name in {_name(path, started_in) for path in record["input"]}
-            if place(name, started_in).is_file()
-        ),
+        "script": script[0] if script and (ROOT / script[0]).exists() else None,
+        "code": params.get("code") if isinstance(params, dict) else None,
+        "params": params,
+        "inputs": dict.fromkeys(record["inputs"]),
     }
-    times = {
+    began, ended = record.get("starttime"), record.get("endtime")
+    when = {
         "ended": ended and datetime.fromtimestamp(ended, UTC).isoformat(timespec="seconds"),
         "seconds": round(ended - began, 1) if began and ended else None,
     }
-    return facts, said, times
-
-
-def _script(record: Mapping[str, Any]) -> str | None:
-    """Return a rule's script: where the rule is another's with other inputs, that one's.
-
-    None for a rule of a workflow that this one is a module of.
-    """
-    named = re.search(r"scripts/\w+\.py", record["code"] or "")
-    return named[0] if named and (ROOT / named[0]).exists() else None
+    return made_by, when, where
 
 
 def _said_in_log(record: Mapping[str, Any], started_in: Path) -> dict[str, Any]:
     """Return what a job wrote into its log of itself; nothing where the log is gone."""
     for path in record.get("log") or []:
         try:
-            lines = (started_in / path).read_text(encoding="utf-8", errors="replace").splitlines()
-            return json.loads([line for line in lines if MADE_BY in line][-1].split(MADE_BY, 1)[1])
+            text = (started_in / path).read_text(encoding="utf-8", errors="replace")
+            last = [line for line in text.splitlines() if MADE_BY in line][-1]
+            return json.loads(last.split(MADE_BY, 1)[1])
         except (OSError, IndexError, ValueError):
             continue
     return {}
 
 
-def _kept(value: Any, values: dict[str, Any]) -> str | None:
-    """Keep a value that many files share once, and return its name."""
-    if value is None:
+def _short(value: Any, values: dict[str, Any]) -> str | None:
+    """Keep a value that many files share once, and return its name; None for nothing."""
+    if not value:
         return None
     name = hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:8]
     values[name] = value
     return name
-
-
-def _identity(facts: Mapping[str, Any]) -> str:
-    return facts.get("content") or facts.get("sha256") or ""
-
-
-# Of records, what says when, where and with what they were made.
-_PASSING = ("date", "root", "tools", "tokens_per_second")
-_WHOLLY_PASSING = ("preflight.json", ".journal.jsonl")
 
 
 def _content(path: Path) -> str | None:
@@ -229,13 +200,13 @@ def _content(path: Path) -> str | None:
 
     None for a file that holds nothing of the kind, empty for one that holds nothing else.
     """
-    if path.name.endswith(_WHOLLY_PASSING):
+    if path.name.endswith(PASSING_FILES):
         return ""
     if path.name == "provenance.json" or path.name.endswith(".summary.json"):
         record = read_json(path)
-        passing = (*_PASSING, "path", "url") if record.get("kind") == "local" else _PASSING
+        passing = PASSING_KEYS | ({"path", "url"} if record.get("kind") == "local" else set())
         kept: Any = {key: value for key, value in record.items() if key not in passing}
-    elif contract_of(path, ()) is contract_of("labels/x.parquet", ()):
+    elif path.match("labels/*.parquet") or path.match("labels/second/*.parquet"):
         kept = pq.read_table(path).to_pylist()  # its metadata say how long the labeller took
     else:
         return None
@@ -248,24 +219,21 @@ def describe_file(path: Path) -> dict[str, Any]:
     try:
         if path.suffix == ".parquet":
             table = pq.read_metadata(path)
-            schema = table.schema.to_arrow_schema()
-            facts |= {"rows": table.num_rows}
-            facts |= {"columns": {field.name: str(field.type) for field in schema}}
+            columns = {own.name: str(own.type) for own in table.schema.to_arrow_schema()}
+            facts |= {"rows": table.num_rows, "columns": columns}
         elif path.suffix == ".csv":
             cells = read_cells(path)
-            types = (contract_of(path, cells.column_names) or {}).get("columns", {})
-            facts |= {"rows": len(cells)}
-            facts |= {
-                "columns": {
-                    name: types.get(name, {}).get("type", "string") for name in cells.column_names
-                }
+            known = (contract_of(path, cells.column_names) or {"columns": {}})["columns"]
+            columns = {
+                own: known.get(own, {"type": "string"})["type"] for own in cells.column_names
             }
+            facts |= {"rows": len(cells), "columns": columns}
     except (pa.ArrowInvalid, OSError, ValueError) as error:
-        facts["unreadable"] = " ".join(str(error).split())  # of one line
+        facts["unreadable"] = " ".join(str(error).split())
     return facts
 
 
-def describe_rule(script: str) -> dict[str, Any]:
+def _describe_rule(script: str) -> dict[str, Any]:
     """Return a script, the library modules that it reaches, and the hash of their code."""
     name = Path(script).stem
     reached = sorted(path.relative_to(ROOT).as_posix() for path in modules(name))
@@ -273,31 +241,21 @@ def describe_rule(script: str) -> dict[str, Any]:
 
 
 def describe_workflow() -> dict[str, Any]:
-    """Return the workflow's commit, where it is a checkout, and the hashes of its files.
-
-    The commit of another repository that it lies in is not recorded.
-    """
-    names = ("Snakefile", "config.yaml", "requirements.txt")
-    parts = [ROOT / name for name in names if (ROOT / name).exists()]
-    for folder in ("rules", "scripts", "schemas", "envs", "data"):
-        parts += sorted(
-            path for path in (ROOT / folder).rglob("*") if path.suffix not in ("", ".pyc")
-        )
-
-    def git(*arguments: str) -> str | None:
-        try:
-            done = subprocess.run(
-                ["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True
-            )
-        except (OSError, subprocess.CalledProcessError):
-            return None
-        return done.stdout.strip()
-
-    top = git("rev-parse", "--show-toplevel")
-    own = top is not None and Path(top).resolve() == ROOT.resolve()
-    changed = git("status", "--porcelain", "--untracked-files=no") if own else None
+    """Return the workflow's commit, where it is a checkout of its own, and its files' hashes."""
+    found = (path for name in CODE for path in [ROOT / name, *(ROOT / name).rglob("*")])
+    files = sorted(path for path in found if path.is_file() and path.suffix != ".pyc")
+    commit = _git("rev-parse", "HEAD")
     return {
-        "commit": git("rev-parse", "HEAD") if own else None,
-        "changed": (changed or "").splitlines(),
-        "files": {path.relative_to(ROOT).as_posix(): sha256(path) for path in parts},
+        "commit": commit[0] if commit else None,
+        "changed": _git("status", "--porcelain", "--untracked-files=no"),
+        "files": {path.relative_to(ROOT).as_posix(): sha256(path) for path in files},
     }
+
+
+def _git(*arguments: str) -> list[str]:
+    """Return the lines that git prints; none where the workflow is no checkout of its own."""
+    if not (ROOT / ".git").exists() or not shutil.which("git"):
+        return []
+    command = ["git", "-C", str(ROOT), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.splitlines()

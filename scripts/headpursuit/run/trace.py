@@ -1,28 +1,43 @@
-"""The way from a number in a table back to heads, words, responses, images and prompts."""
+"""The way from a row of a table back to heads, words or classes, samples and responses."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
+from textwrap import indent
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from headpursuit.method.heads import read_ranking, top_heads
+from headpursuit.method.heads import read_conditions, read_ranking, top_heads
+from headpursuit.method.words import count_words, measured_words
 from headpursuit.publish.masking import is_offensive
 from headpursuit.publish.published import ARTEFACTS
+from headpursuit.publish.ratio import ANSWERS
 from headpursuit.publish.table1 import head_name
-from headpursuit.run.experiments import candidate_layers, head_of, kind_of, tables_of
+from headpursuit.run.experiments import (
+    candidate_layers,
+    condition_name,
+    head_of,
+    kind_of,
+    tables_of,
+)
 from headpursuit.run.files import UserError, parquet_metadata, plain
 from headpursuit.run.finished import ROWS, Run, row_names, run_folder
-from headpursuit.run.trace_ratio import ranked, sources_of, trace_ratio
+
+# Words that move most, for one sample.
+WORDS = 3
+BASELINE = "responses/{baseline}/baseline/part-*.parquet"
+SCALED = "responses/{scaled}/scaled/part-*.parquet"
 
 
-def trace(path: Path, row: Sequence[str], top: int, unmasked: bool) -> Iterator[str]:
+def trace(path: Path, wanted: Sequence[str], top: int, unmasked: bool) -> Iterator[str]:
     """Say, line by line, what a row of a table stands on.
 
     Args:
         path: the table, ``results/<run>/tables/table2.csv``; the run's folder stands for its first
             table of ratios.
-        row: what names the row, as in :data:`~headpursuit.run.finished.ROWS`.
+        wanted: what names the row, as in :data:`~headpursuit.run.finished.ROWS`.
         top: how many words, samples or atoms are shown; what is not shown is summed up.
         unmasked: print offensive words in full.
 
@@ -30,16 +45,22 @@ def trace(path: Path, row: Sequence[str], top: int, unmasked: bool) -> Iterator[
         UserError: if there is no such table or row, or the files do not add up to it.
     """
     run = Run(run_folder(path), top, unmasked)
-    ratios = [f"{name}.csv" for name in tables_of(run.config, "ratios")]
-    if path.parent.name != "tables" and not ratios:
-        raise UserError(f"{run.results} has no table of ratios; name the table to trace.")
-    table = f"tables/{path.name if path.parent.name == 'tables' else ratios[0]}"
-    steps = {"ratios": _ratio, "heads": _head, "overlaps": _overlap, "published": _published}
-    yield from steps[kind_of_table(run, table)](run, table, row)
+    if path.parent.name != "tables":
+        ratios = list(tables_of(run.config, "ratios"))
+        if not ratios:
+            raise UserError(f"{run.results} has no table of ratios; name the table to trace.")
+        path = Path(f"{ratios[0]}.csv")
+    table = f"tables/{path.name}"
+    kind = _kind(run, table)
+    if kind == "heads":
+        yield from _head(run, table, wanted)
+    else:
+        ways = {"ratios": _ratio, "overlaps": _overlap, "published": _published}
+        yield from ways[kind](run, _row(run, table, wanted))
 
 
-def kind_of_table(run: Run, table: str) -> str:
-    """Return the kind of a table, a key of :data:`~headpursuit.run.finished.ROWS`."""
+def _kind(run: Run, table: str) -> str:
+    """Return the kind of a table, a key of ROWS."""
     name, *part = Path(table).stem.split(".")
     own = run.config["tables"].get(name)
     if own and not part:
@@ -57,7 +78,7 @@ def kind_of_table(run: Run, table: str) -> str:
 
 def _row(run: Run, table: str, wanted: Sequence[str]) -> pd.Series:
     """Return the first row of a table that the words name."""
-    kind = kind_of_table(run, table)
+    kind = _kind(run, table)
     keys = ROWS[kind]
     rows = run.csv(table, ["experiment", "layer"] if kind == "heads" else list(keys))
     names = row_names(rows, kind)
@@ -72,55 +93,225 @@ def _row(run: Run, table: str, wanted: Sequence[str]) -> pd.Series:
     )
 
 
-def _ratio(run: Run, table: str, wanted: Sequence[str]) -> Iterator[str]:
-    yield from trace_ratio(run, _row(run, table, wanted))
+def _facts(run: Run, row: pd.Series) -> Iterator[str]:
+    """Yield what a row holds, a column a line."""
+    for key, value in row.dropna().items():
+        yield f"  {key}: {run.cover(f'{value:.6g}' if isinstance(value, float) else value)}"
 
 
-# Heads
+def _lines(frame: pd.DataFrame) -> list[str]:
+    return indent(frame.to_string(index=False), "    ").splitlines() if len(frame) else []
+
+
+# Ratios
+
+
+def _ratio(run: Run, row: pd.Series) -> Iterator[str]:
+    name, method, measure = row["experiment"], row["method"], row["measure"]
+    yield f"{name} {method} {row['heads']} {measure}"
+    yield from _facts(run, row.drop(["experiment", "method", "heads", "measure"]))
+    first = run.path(run.name(BASELINE.replace("*", "1"), name))
+    if run.has_images(name) and (question := parquet_metadata(first).get("question")):
+        yield f"  asked of each: {run.cover(question)}"
+    path, sums = run.name("scores/{scores}.parquet", name), {}
+    columns = ["condition", "sample_id", "measure", "before", "after"]
+    for draw in range(row["draws"]) if method == "random" else [None]:
+        condition = condition_name(method, row["heads"], draw)
+        yield f"\n{condition}"
+        yield from _heads(run, name, method, condition)
+        samples = run.parquet(path, columns, condition=condition, measure=measure)
+        where, what, parts = _parts(run, name, condition, measure, samples)
+        yield from _changes(run, what, where, parts)
+        samples = samples.set_index("sample_id")[["before", "after"]]
+        texts = partial(_texts, run, name, condition, measure)
+        yield from _changes(run, "samples", path, samples, texts)
+        for file, own in ((where, parts), (path, samples)):
+            sums.setdefault(file, []).append(own.sum())
+    for file, own in sums.items():
+        found, wanted = np.mean(own, axis=0), (row["before"], row["after"])
+        if not np.allclose(found, wanted, rtol=1e-9, atol=1e-9):
+            raise UserError(
+                "{} add up to {:g} before and {:g} after, and the table says {:g} and {:g}: one "
+                "of them is not of this run (verify names it).".format(file, *found, *wanted)
+            )
+    yield f"\nThis adds up to the table's {row['before']:g} before and {row['after']:g} after."
+
+
+def _heads(run: Run, name: str, method: str, condition: str) -> Iterator[str]:
+    kind = "random" if method == "random" else "selected"
+    path = run.name(f"heads/{{{kind}}}/{kind}.csv", name)
+    heads = read_conditions([run.path(path)], [condition])[condition]
+    yield f"  heads ({path}): {', '.join(head_name(*own) for own in heads)}"
+    if kind == "selected":
+        path = run.name("rankings/{rankings}.csv", name)
+        yield f"  as ranked ({path}):"
+        offensive = is_offensive(run.config, name) and method != "unrelated"
+        yield from _ranked(run, read_ranking(run.path(path), method), heads, offensive)
+
+
+def _ranked(
+    run: Run, ranking: pd.DataFrame, heads: Sequence[tuple[int, int]], offensive: bool
+) -> list[str]:
+    """Return how a ranking places heads, with the first atoms of each.
+
+    Atoms of offensive words are masked each, as they may be pieces of words.
+    """
+    show = run.cover.word if offensive else run.cover
+
+    def atoms(text: Any) -> str:
+        each = [] if pd.isna(text) else text.split()[:5]
+        # The marks of a space before a word are left out.
+        return " ".join(show(plain(atom).lstrip("Ġ▁") or atom) for atom in each)
+
+    own = ranking.set_index(["layer", "head"]).loc[list(heads)]
+    shown = {"rank": own["rank"], "score": own["score"], "atoms": own["atoms"].map(atoms)}
+    return _lines(pd.DataFrame({"head": [head_name(*head) for head in heads], **shown}))
+
+
+def _parts(
+    run: Run, name: str, condition: str, measure: str, samples: pd.DataFrame
+) -> tuple[str, str, pd.DataFrame]:
+    """Return of what a measure is the sum: file, what it holds, and before and after of each."""
+    if measure in ANSWERS:
+        path = run.name("samples/{samples}.parquet", name)
+        classes = run.parquet(path, ["sample_id", "class_name"])
+        own = samples.merge(classes, on="sample_id").groupby("class_name", sort=False)
+        return path, "right answers by class", own[["before", "after"]].sum()
+    path = run.name("scores/{scores}.words.parquet", name)
+    columns = ["measure", "condition", "word", "split", "before", "after"]
+    own = run.parquet(path, columns, condition=condition, measure=measure)
+    return path, "words", own[measured_words(own)].set_index("word")[["before", "after"]]
+
+
+def _changes(
+    run: Run,
+    what: str,
+    path: str,
+    parts: pd.DataFrame,
+    texts: Callable[[list[str]], dict[str, list[str]]] | None = None,
+) -> Iterator[str]:
+    """Say which parts of a sum changed most, and sum up the rest.
+
+    Those with texts are shown if they changed, others if they are not zero.
+    """
+    change = parts["after"] - parts["before"]
+    yield (
+        f"  {what} ({path}): {len(parts)}, {parts['before'].sum():g} before, "
+        f"{parts['after'].sum():g} after; {(change > 0).sum()} gained, {(change < 0).sum()} lost"
+    )
+    kept = change != 0 if texts else (parts != 0).any(axis=1)
+    order = change[kept].abs().sort_values(ascending=False, kind="stable")
+    shown = parts.loc[order.index[: run.top]]
+    lines = texts(list(shown.index)) if texts and len(shown) else {}
+    for part in shown.itertuples():
+        yield f"    {run.cover(part.Index)}: {part.before:g} -> {part.after:g}"
+        yield from (f"      {line}" for line in lines.get(part.Index, ()))
+    if len(rest := parts.drop(shown.index)):
+        yield f"    {len(rest)} more: {rest['before'].sum():g} -> {rest['after'].sum():g}"
+
+
+def _texts(
+    run: Run, name: str, condition: str, measure: str, ids: list[str]
+) -> dict[str, list[str]]:
+    """Return what each of some samples is, what was written for it, and the words that moved."""
+    lines = {sample: [source] for sample, source in _sources(run, name, ids).items()}
+    written = {"before": (BASELINE, "baseline"), "after": (SCALED, condition)}
+    if measure == "expected":  # the words' probability in what the model wrote before
+        written = {"read": (BASELINE, "baseline")}
+    responses = {}
+    for label, (path, own) in written.items():
+        responses[label] = _values(run, run.name(path, name), "response", own, ids)
+        for sample, texts in responses[label].items():
+            lines[sample].append(f"{label + ':':<7} {' | '.join(map(run.cover, texts))}")
+    if measure in ANSWERS:
+        return lines
+
+    words = run.csv(run.name("words/{words}.csv", name), ["word", "split"])
+    measured = measured_words(words)
+    words = list(words["word"][measured])
+    concept = run.config["concepts"][run.experiment(name)["concept"]]
+    matching = {key: concept[key] for key in ("case_sensitive", "inflections")}
+    both = list(responses.values())
+    if measure == "expected":
+        path = run.name("expected/{expected}/part-*.parquet", name)
+        both = [_values(run, path, "mass", own, ids) for own in ("baseline", condition)]
+    for sample in ids:
+        before, after = (
+            np.sum(own[sample], axis=0)[measured]
+            if measure == "expected"
+            else count_words(own[sample], words, **matching).sum(0)
+            for own in both
+        )
+        lines[sample].insert(0, _moved(run, words, before, after))
+    return lines
+
+
+def _values(run: Run, parts: str, column: str, condition: str, ids: list[str]) -> dict[str, list]:
+    """Return what a column holds for each of some samples, over all its repeats."""
+    table = run.parquet(parts, ["sample_id", column], condition=condition, sample_id=ids)
+    return table.groupby("sample_id")[column].agg(list).to_dict()
+
+
+def _moved(run: Run, words: Sequence[str], before: np.ndarray, after: np.ndarray) -> str:
+    order = np.argsort(-np.abs(after - before), kind="stable")
+    moved = [at for at in order if before[at] != after[at]]
+    said = [f"{run.cover(words[at])} {before[at]:.3g} -> {after[at]:.3g}" for at in moved[:WORDS]]
+    rest = f" and {len(moved) - WORDS} more" if len(moved) > WORDS else ""
+    return f"words:  {', '.join(said)}{rest}"
+
+
+def _sources(run: Run, name: str, ids: Sequence[str]) -> dict[str, str]:
+    """Return a line for each of some samples: the prompt, or the image's file, row and class."""
+    said, kind = ("class_name", "image") if run.has_images(name) else ("text", "prompt")
+    path = run.name("samples/{samples}.parquet", name)
+    table = run.parquet(path, ["sample_id", "source", said], sample_id=list(ids))
+    return {
+        row.sample_id: f"{kind + ':':<7} {run.cover(getattr(row, said))} ({plain(row.source)})"
+        for row in table.itertuples()
+    }
+
+
+# Single heads, heads that two experiments share, and published values
 
 
 def _head(run: Run, table: str, wanted: Sequence[str]) -> Iterator[str]:
+    """Say what a head writes, any of the model's, and over which samples."""
     name, layer, head = _named_head(run, table, wanted)
-    yield f"{name}, {head_name(layer, head)}"
 
     def of(rows: pd.DataFrame) -> pd.DataFrame:
-        return rows[(rows["layer"] == layer) & (rows["head"] == head)]
+        own = (rows["layer"] == layer) & (rows["head"] == head)
+        return rows[own].drop(columns=["layer", "head"])
 
+    yield f"{name} {head_name(layer, head)}"
     path = run.name("specialists/{decomposition}.csv", name)
-    specialists = run.csv(path, ["layer", "head", "score", "rank"])
-    own = of(specialists).iloc[0]
-    yield f"  {path}: rank {own['rank']:g} of {len(specialists)}, score {own['score']:.4f}"
-    for key in ("explained", "coherence"):
-        numbers = (f"{own[each]:.4f}" for each in (key, f"{key}_null", f"{key}_high"))
-        yield "    {}: {}; random sets: mean {}, 95th percentile {}".format(key, *numbers)
+    ranks = run.csv(path, ["layer", "head"])
+    yield f"  among {len(ranks)} heads ({path}):"
+    yield from _facts(run, of(ranks).iloc[0])
     path = run.name("decompositions/{decomposition}.parquet", name)
     null = run.name("specialists/{decomposition}.null.parquet", name)
     atoms = of(run.parquet(path, ["layer", "head", "step", "token", "explained"]))
-    means = of(run.parquet(null, ["layer", "head", "step", "mean"]))[["step", "mean"]]
-    atoms = atoms.merge(means, on="step", how="left").sort_values("step")
-    yield f"  atoms ({path}), variance explained so far, random sets':"
-    for atom in atoms.head(run.top).itertuples():
-        yield f"    {atom.step}  {run.cover(atom.token)}  {atom.explained:.4f}  {atom.mean:.4f}"
-    if len(atoms) > run.top:
-        yield f"    {len(atoms) - run.top} more: {atoms['explained'].iloc[-1]:.4f}"
+    means = of(run.parquet(null, ["layer", "head", "step", "mean"]))
+    atoms = atoms.merge(means.rename(columns={"mean": "random"}), on="step", how="left")
+    atoms["token"] = atoms["token"].map(run.cover)
+    yield f"  atoms ({path}), variance explained so far, and by random sets:"
+    yield from _lines(atoms.sort_values("step").head(run.top))
     path = run.name("lens/{lens}.parquet", name)
     lens = of(run.parquet(path, ["layer", "head", "place", "token"])).sort_values("place")
     yield f"  logit lens ({path}): {' '.join(map(run.cover, lens['token']))}"
     shown = run.csv(table, ["experiment", "published", "published_source", "overlap"])
-    for text in of(shown[shown["experiment"] == name]).dropna(subset="published").itertuples():
+    for row in of(shown[shown["experiment"] == name]).dropna(subset="published").itertuples():
         yield (
-            f"  published, {text.method} ({text.published_source}): {text.published}; "
-            f"{text.overlap} among the head's own"
+            f"  published, {row.method} ({row.published_source}): {row.published}; "
+            f"{row.overlap} among the head's own"
         )
     yield from _farthest(run, name, layer, head)
 
 
 def _named_head(run: Run, table: str, wanted: Sequence[str]) -> tuple[str, int, int]:
-    """Return a head of a table; heads beside those shown have their files, too."""
+    """Return experiment, layer and head; they need not be in the table."""
     if len(wanted) == 2 and wanted[0] in run.config["tables"][Path(table).stem]:
-        path = run.name("specialists/{decomposition}.csv", wanted[0])
-        ranked = run.csv(path, ["layer", "head"])
-        if wanted[1] in list(map(head_name, ranked["layer"], ranked["head"])):
+        ranks = run.csv(run.name("specialists/{decomposition}.csv", wanted[0]), ["layer", "head"])
+        if wanted[1] in map(head_name, ranks["layer"], ranks["head"]):
             return wanted[0], *head_of(wanted[1])
     row = _row(run, table, wanted)  # says what rows there are
     return row["experiment"], row["layer"], row["head"]
@@ -131,46 +322,37 @@ def _farthest(run: Run, name: str, layer: int, head: int) -> Iterator[str]:
     path = run.name("activations/{activations}.parquet", name)
     facts = parquet_metadata(run.path(path))
     table = run.parquet(path, ["sample_id", "z"], layer=layer)
-    names, z = table["sample_id"], np.stack(table["z"]).reshape(len(table), facts["heads"], -1)
-    distance = np.linalg.norm(z[:, head] - z[:, head].mean(0), axis=1)
+    z = np.stack(table["z"]).reshape(len(table), facts["heads"], -1)[:, head]
+    table["distance"] = np.linalg.norm(z - z.mean(0), axis=1)
     yield (
-        f"  samples ({path}): {len(names)}, averaged over the positions: {facts['positions']}; "
+        f"  samples ({path}): {len(table)}, averaged over the positions: {facts['positions']}; "
         "those whose input to this head is farthest from the mean:"
     )
-    places = np.argsort(-distance, kind="stable")[: run.top]
-    ids = [names[place].split("/")[0] for place in places]
-    sources = sources_of(run, name, ids)
-    for place, sample in zip(places, ids, strict=True):
-        yield f"    {names[place]}  {distance[place]:.3f}  {sources[sample]}"
+    far = table.sort_values("distance", ascending=False, kind="stable").head(run.top)
+    samples = far["sample_id"].str.split("/").str[0]
+    sources = _sources(run, name, samples)
+    for place, sample, distance in zip(far["sample_id"], samples, far["distance"], strict=True):
+        yield f"    {place}  {distance:.3f}  {sources[sample]}"
 
 
-# Heads that two experiments share, and published values
-
-
-def _overlap(run: Run, table: str, wanted: Sequence[str]) -> Iterator[str]:
-    row = _row(run, table, wanted)
-    both, k = (row["one"], row["other"]), row["heads"]
-    yield (
-        f"{' and '.join(both)}, top {k} heads of each: {row['shared']} shared, Jaccard index "
-        f"{row['jaccard']:.4f} (two random sets: {row['chance']:.4f})"
-    )
-    rankings, tops = {}, {}
+def _overlap(run: Run, row: pd.Series) -> Iterator[str]:
+    yield from _facts(run, row)
+    both, rankings, tops = (row["one"], row["other"]), {}, {}
     for name in both:
         own = run.experiment(name)
         path = run.name("rankings/{rankings}.csv", name)
         rankings[name] = read_ranking(run.path(path), own["methods"][0])
         layers = candidate_layers(own, run.config["models"][own["model"]])
-        tops[name] = top_heads(rankings[name], k, *layers)
+        tops[name] = top_heads(rankings[name], row["heads"], *layers)
         yield f"  {name}: {own['methods'][0]} ({path}), layers {layers[0]} to {layers[1]}"
-    offensive = {name: is_offensive(run.config, name) for name in both}
     shared = [head for head in tops[both[0]] if head in tops[both[1]]]
-    for name in both:
-        yield f"  shared heads, rank, score and atoms in {name}:"
-        yield from ranked(run, rankings[name], shared, offensive[name])
+    alone = {name: [head for head in own if head not in shared] for name, own in tops.items()}
+    shown = [(f"shared heads, as {name} ranks them", name, shared) for name in both]
     for name, other in (both, both[::-1]):
-        yield f"  heads of {name} alone, as {other} ranks them:"
-        alone = [head for head in tops[name] if head not in shared]
-        yield from ranked(run, rankings[other], alone, offensive[other])
+        shown.append((f"heads of {name} alone, as {other} ranks them", other, alone[name]))
+    for title, name, heads in shown:
+        yield f"  {title}:"
+        yield from _ranked(run, rankings[name], heads, is_offensive(run.config, name))
     if len(shared) != row["shared"]:
         raise UserError(
             f"The rankings share {len(shared)} heads, and the table says {row['shared']}: one of "
@@ -179,25 +361,13 @@ def _overlap(run: Run, table: str, wanted: Sequence[str]) -> Iterator[str]:
     yield f"\nThis adds up to the table's {row['shared']} shared heads."
 
 
-def _published(run: Run, table: str, wanted: Sequence[str]) -> Iterator[str]:
-    row = _row(run, table, wanted)
-    limits = f" [{row['low']:g}, {row['high']:g}]" if pd.notna(row["low"]) else ""
-    yield f"{' '.join(wanted)}: published {row['published']:g}{limits} ({row['source']})"
-    if pd.notna(row["remarks"]):
-        yield f"  {row['remarks']}"
-    for name in ("model", "labeller", "settings"):
-        if pd.notna(row[name]):
-            yield f"  {name}{' unlike the paper' if name == 'settings' else ''}: {row[name]}"
-    if pd.isna(row["own"]):
-        return
-    inside = "inside" if row["inside"] else "outside"
-    yield (
-        f"  this run, {row['own_heads']:g} heads: {row['own']:.4f} [{row['own_low']:.4f}, "
-        f"{row['own_high']:.4f}], difference {row['difference']:+.4f}; "
-        f"the published value is {inside}\n"
-    )
-    experiment, measure = row["experiment"], ARTEFACTS[row["artefact"]]
-    ratios = tables_of(run.config, "ratios").items()
-    name = next(table for table, own in ratios if experiment in own)
-    own = [experiment, row["method"], f"{row['own_heads']:g}", measure]
-    yield from _ratio(run, f"tables/{name}.csv", own)
+def _published(run: Run, row: pd.Series) -> Iterator[str]:
+    """Set a published value beside the run's, and trace that."""
+    yield from _facts(run, row)
+    if pd.notna(row["own"]):
+        ratios = tables_of(run.config, "ratios").items()
+        own = next(name for name, experiments in ratios if row["experiment"] in experiments)
+        measure = ARTEFACTS[row["artefact"]]
+        names = [row["experiment"], row["method"], f"{row['own_heads']:g}", measure]
+        yield ""
+        yield from _ratio(run, _row(run, f"tables/{own}.csv", names))

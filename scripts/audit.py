@@ -9,9 +9,9 @@ from headpursuit.run.rule import run_rule
 
 def main(snakemake):
     """Write the manifest."""
-    output, files = Path(snakemake.output[0]), snakemake.input
-    results, version = output.absolute().parents[1], snakemake.params.snakemake
-    write_json(output, build_manifest(results, Path.cwd(), files, version))
+    output, version = Path(snakemake.output[0]), snakemake.params.snakemake
+    results = output.absolute().parents[1]
+    write_json(output, build_manifest(results, Path.cwd(), snakemake.input, version))
 
 
 if __name__ == "__main__":
