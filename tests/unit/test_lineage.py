@@ -88,7 +88,7 @@ def test_what_changes_no_result_does_not_count(copy: Path):
 
 
 def imports(path: Path) -> set[Path]:
-    return lineage._imported(path)
+    return lineage._imported(lineage._parsed(path))
 
 
 @pytest.mark.parametrize(

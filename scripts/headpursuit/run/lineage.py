@@ -32,10 +32,10 @@ def _parsed(path: Path) -> ast.Module:
     return tree
 
 
-def _imported(path: Path) -> set[Path]:
+def _imported(tree: ast.Module) -> set[Path]:
     """Return the library modules that a module imports, and the packages that they are in."""
     names = set()
-    for node in ast.walk(_parsed(path)):
+    for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module.startswith("headpursuit"):
             names |= {f"{node.module}.{alias.name}" for alias in node.names}
     parts = [name.split(".") for name in names]
@@ -49,7 +49,7 @@ def modules(rule: str) -> frozenset[Path]:
     waiting, seen = {SCRIPTS / f"{rule}.py"}, set()
     while waiting:
         seen |= waiting
-        reached = {own for path in waiting for own in _imported(path)}
+        reached = {own for path in waiting for own in _imported(_parsed(path))}
         waiting = {path for path in reached - seen if path.name not in NO_RESULT}
     return frozenset(seen)
 
