@@ -158,8 +158,7 @@ def caching() -> list[dict]:
     layers, width = decoder.shape[0], decoder.n_heads * decoder.head_dim
     bridge, tracer = lens(), traced(decoder, tokenizer)
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        path = cache(decoder, tokenizer, folder)
+        path = cache(decoder, tokenizer, Path(name))
         stored = []  # each layer's z (prompts x heads x head_dim) in the order of the prompts
         for layer in range(layers):
             names, z = read_layer(path, layer)
@@ -169,13 +168,12 @@ def caching() -> list[dict]:
         for own, mask, kept in cache_by_lens(bridge, tokenizer):
             for layer in range(layers):
                 result = pool(kept[f"blocks.{layer}.attn.hook_result"], mask)
-                write = torch.einsum(
-                    "nhk,hdk->nhd", stored[layer][own], decoder.layer_columns(layer)
-                )
+                columns = decoder.layer_columns(layer)
+                write = torch.einsum("nhk,hdk->nhd", stored[layer][own], columns)
                 torch.testing.assert_close(result, write, rtol=1e-3, atol=1e-3)
         works = {
             "forward": lambda: forward(decoder, tokenizer),
-            "ours": lambda: cache(decoder, tokenizer, folder),
+            "ours": lambda: cache(decoder, tokenizer, Path(name)),
             "nnsight": lambda: cache_by_nnsight(tracer, tokenizer, layers),
             "lens": lambda: cache_by_lens(bridge, tokenizer),
         }
@@ -185,8 +183,7 @@ def caching() -> list[dict]:
         for what in ("forward", "ours", "nnsight", "lens")
     }
     above = {what: [one["peak"] - one["before"] for one in runs] for what, runs in peaks.items()}
-    tokens = max(ids.numel() for _, ids, _ in batches(tokenizer))
-    one_layer = tokens * width * 4
+    one_layer = max(ids.numel() for _, ids, _ in batches(tokenizer)) * width * 4
     size = [peaks["ours"][0]["stored"]]
     ideal = CACHED * layers * width * 4
     compare = partial(
@@ -302,9 +299,9 @@ def generating() -> list[dict]:
     bridge, tracer = lens(), traced(decoder, tokenizer)
     stops = reading.end_tokens(decoder, tokenizer)
     rows: list[dict] = []
+    none, one, many = {"baseline": []}, draws(1), draws(SHARING)
     with fast_products(decoder, "bfloat16") as fast:
         pass  # it is only asked what it gives
-    none, one, many = {"baseline": []}, draws(1), draws(SHARING)
     for sampled in (False, True):
         kind = "sampled" if sampled else "greedy"
         run = partial(respond, decoder, tokenizer, sampled=sampled)
