@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from headpursuit.data.sources import file_record
+from headpursuit.data.sources import write_provenance
 from headpursuit.data.tower import (
     TRAINED,
     accuracy,
@@ -17,7 +17,7 @@ from headpursuit.data.tower import (
     save_trained,
     train,
 )
-from headpursuit.run.files import UserError, write_json
+from headpursuit.run.files import UserError
 from tiny_figure1 import prepare_figure1
 
 
@@ -26,8 +26,7 @@ def tiny(model_path, tmp_path_factory) -> dict:
     """An untrained tower before the tiny text model, and images."""
     own = tmp_path_factory.mktemp("own")
     config = prepare_figure1(own)
-    files = [file_record(own, own / "pixels.csv.gz")]
-    write_json(own / "record.json", {"kind": "local", "root": str(own), "files": files})
+    write_provenance(own / "record.json", {"kind": "local"}, None, own, ["pixels.csv.gz"])
     build = config["models"]["assembled"]["build"]
     processor = make_processor(model_path("llama"), build["tower"])
     model = assemble(model_path("llama"), build["tower"], processor.image_token_id)

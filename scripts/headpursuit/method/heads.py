@@ -35,9 +35,9 @@ def read_ranking(path: str | Path, method: str) -> pd.DataFrame:
     own = table[table["method"] == method]
     if own.empty:
         raise UserError(
-            f"{path}: no ranking by {method}. Of the methods only 'unrelated' may lack: where the "
-            "words of pursuit.unrelated_words have fewer forms of one token than the dictionary "
-            "has rows (the log of rank_heads has the numbers). Name a file with more words."
+            f"{path}: no ranking by {method}. Only 'unrelated' may lack one: the words of "
+            "pursuit.unrelated_words then have fewer forms of one token than the dictionary has "
+            "rows (numbers in the log of rank_heads). Name a file with more words."
         )
     return own.drop(columns="method")
 

@@ -70,20 +70,14 @@ def _by_word_and_sample(measure: str, words: pd.DataFrame, measured: Mapping[str
 def score_answers(
     responses: Mapping[str, pd.DataFrame],
     images: pd.DataFrame,
-    classes: Sequence[str],
-    normalise: Sequence[str],
+    classes: list[str],
+    normalise: list[str],
 ) -> pd.DataFrame:
-    """Judge every condition's answers (sample_id, repeat and response).
+    """Judge every condition's answers (sample_id, repeat and response), normalised as it says.
 
-    Args:
-        responses: condition to its answers.
-        images: table with sample_id and label.
-        classes: class names, in the order of their numbers.
-        normalise: the experiment's ``normalise``.
-
-    Returns:
-        Rows of :data:`COLUMNS`, sums over an image's answers: strict and first_word (the answer is,
-        or begins with, the image's class), several and none (it names several classes, or none).
+    Takes the images' sample_id and label, and class names in the order of their numbers. Returns
+    rows of :data:`COLUMNS`, sums over an image's answers: strict and first_word (the answer is, or
+    begins with, the image's class), several and none (it names several classes, or none).
     """
     texts = {text for own in responses.values() for text in own["response"]}
     judged = {text: judge(text, classes, normalise) for text in texts}

@@ -104,10 +104,7 @@ def distinct_words(words: Iterable[str], case_sensitive: bool, key: str) -> list
 
 
 def spellings(text: str, word: str) -> list[str]:
-    """Return the forms in which a text holds a normalised word, each once.
-
-    They have the text's case and are normalised otherwise.
-    """
+    """Return the forms in which a text holds a normalised word, each once, in the text's case."""
     pattern = regex.compile(word_pattern(word).pattern, regex.IGNORECASE | regex.FULLCASE)
     found = pattern.findall(normalise(text, case_sensitive=True))
     return list(dict.fromkeys(" ".join(form.split()) for form in found))
@@ -129,9 +126,8 @@ def split_words(
 ) -> pd.DataFrame:
     """Split words, with their counts where there are any, at random; seed and dataset decide it.
 
-    Returns:
-        Table with word, count, rank (from 1) and split: ``selection`` for that share of the words,
-        and ``heldout``.
+    The table has word, count, rank (from 1) and split: ``selection`` for that share of the words,
+    and ``heldout``.
 
     Raises:
         UserError: if there are fewer than ten words to split, or none at all.
@@ -182,17 +178,13 @@ def build_dictionary(
 ) -> pd.DataFrame:
     """Turn words (a table with word and split) into rows of the unembedding matrix.
 
-    ``rows`` is :func:`form_rows`'s, ``cases`` and ``leading_space`` are those of :func:`variants`,
-    and ``key`` is the config's of the concept, for messages.
-
-    Returns:
-        Table with a row for each word, form and token: word, split, form, starts_word (the form
-        has the space before it and is one token, so that its probability is the word's), token_id,
-        token and shared (the same row serves selection and held-out words alike). Forms with a
-        special token (an unknown one, say) have no row.
+    The table has a row for each word, form (:func:`variants`) and token (:func:`form_rows`): word,
+    split, form, starts_word (the form has the space before it and is one token, so that its
+    probability is the word's), token_id, token and shared (the same row serves selection and
+    held-out words alike). Forms with a special token (an unknown one, say) have no row.
 
     Raises:
-        UserError: if a split has no row at all.
+        UserError: if a split has no row at all; it names the config's ``key`` of the concept.
     """
     records = [
         (word, split, form, form.startswith(" ") and len(ids) == 1, token_id)
