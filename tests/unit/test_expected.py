@@ -2,10 +2,8 @@
 
 from contextlib import ExitStack
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import measure_expected as script
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -15,10 +13,8 @@ from headpursuit.method import expected as module
 from headpursuit.method.batches import PartFile
 from headpursuit.method.decoder import Decoder
 from headpursuit.method.expected import covered_words, measure_expected
-from headpursuit.method.heads import write_conditions
-from headpursuit.method.words import build_dictionary, split_words
-from headpursuit.run.files import parquet_metadata, read_parquet, write_parquet
-from headpursuit.run.tables import write_csv
+from headpursuit.method.words import build_dictionary
+from headpursuit.run.files import parquet_metadata, read_parquet
 from tiny import HEADS
 
 CONDITIONS = {
@@ -241,45 +237,19 @@ SOME = {name: CONDITIONS[name] for name in ("somp-k2", "logit_lens-k2")}
         ({"conditions": {"somp-k2": SOME["somp-k2"]}}, 0),
         ({"conditions": {"random-k2-d00": [(2, 0), (2, 2)], **SOME}}, 1),
         ({"conditions": SOME | {"somp-k2": [(0, 1)]}}, 1),
-        ({"alpha": 0.0}, 3),
-        ({"code": "other"}, 3),
-        ({"words": ["river", "apple"]}, 3),
+        ({"alpha": 0.0}, 2),
+        ({"words": {"river": [263]}}, 2),
     ],
 )
-def test_only_what_a_file_lacks_is_measured(
-    model, tokenizer, prompts, responses, passes, tmp_path, monkeypatch, changed, computed
-):
-    """Conditions are kept that have the same heads and identity; the file is as if made at once."""
-    decoder = model("llama")
-    monkeypatch.setattr(script, "open_model", lambda *_: (decoder, tokenizer, {"name": "tiny"}))
-    write_parquet(tmp_path / "samples", prompts)
-    write_parquet(tmp_path / "responses", responses)
-
-    def made(file: str, words=("apple", "river"), conditions=SOME, **changed: Any) -> tuple:
-        table = split_words([(word, None) for word in words], 1, 0, "x")
-        write_csv(tmp_path / "words/x.csv", table)
-        dictionary = build_dictionary(table, tokenizer, "all", ["lower"], [True], "concepts.x")
-        write_csv(tmp_path / "dictionaries/x.csv", dictionary)
-        write_conditions(tmp_path / "heads/x/selected.csv", conditions)
-        names = {"samples": "samples", "responses": "responses", "words": "words/x.csv"}
-        names |= {"dictionary": "dictionaries/x.csv", "heads": "heads/x/selected.csv"}
-        files = {key: [tmp_path / name] for key, name in names.items()}
-        given = {"conditions": list(conditions), "model": {"dtype": "float32"}, "device": "cpu"}
-        given |= {"products": "exact", "alpha": -1.0, "parts": 1, "batch_tokens": 10_000}
-        passes.clear()
-        script.main(
-            SimpleNamespace(
-                params=SimpleNamespace(**given | {"code": "x"} | changed),
-                input=SimpleNamespace(**files, model=None),
-                output=[tmp_path / file],
-                wildcards=SimpleNamespace(part="1"),
-            )
-        )
-        assert not list(tmp_path.glob(".*"))
-        table = read_parquet(tmp_path / file, None).replace_schema_metadata(None)
-        return table, parquet_metadata(tmp_path / file)
-
-    made("e.parquet")
-    found, n = made("e.parquet", **changed), len(passes)
-    assert found == made("whole.parquet", **changed)
-    assert (n, len(passes)) == (computed, 1 + len(changed.get("conditions", SOME)))
+def test_only_what_a_file_lacks_is_measured(measure, passes, tmp_path, changed, computed):
+    """Conditions are kept that have the same heads and settings; the file is as if made at once."""
+    asked = {"conditions": SOME, "batch_tokens": 10_000}
+    measure(**asked, file="kept")
+    passes.clear()
+    found, n = measure(**asked | changed, file="kept"), len(passes)
+    assert found == measure(**asked | changed, file="whole")
+    assert n == computed
+    facts = parquet_metadata(tmp_path / "kept")
+    assert facts == parquet_metadata(tmp_path / "whole")
+    assert facts["tokens"] == list(changed.get("words", WORDS).values())
+    assert not list(tmp_path.glob(".*"))

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -243,34 +243,37 @@ def test_a_wrong_width_of_heads_is_refused(model):
         self_check(decoder)
 
 
+# What is scaled in the place of a head, and by what in the place of -1.
 WRONG_EDITS = {
-    "no effect": lambda decoder, heads, alpha: nullcontext(),
-    "a neighbouring head": lambda decoder, heads, alpha: scaled_heads(
-        decoder, [(layer, (head + 1) % HEADS) for layer, head in heads], alpha
-    ),
-    "the wrong sign": lambda decoder, heads, alpha: scaled_heads(decoder, heads, -alpha),
-    "half of the head": lambda decoder, heads, alpha: scaled_heads(
-        decoder, heads, 1 + (alpha - 1) / 2
-    ),
-    "the next layer's": lambda decoder, heads, alpha: scaled_heads(
-        decoder, [((layer + 1) % LAYERS, head) for layer, head in heads], alpha
-    ),
-    "also another head": lambda decoder, heads, alpha: scaled_heads(
-        decoder, [(layer, head) for layer, _ in heads for head in range(2)], alpha
-    ),
+    "no effect": lambda layer, head: ([(layer, head)], 1.0),
+    "half of it": lambda layer, head: ([(layer, head)], 0.0),
+    "its neighbour": lambda layer, head: ([(layer, (head + 1) % HEADS)], -1.0),
+    "both": lambda layer, head: ([(layer, head), (layer, (head + 1) % HEADS)], -1.0),
+    "the next layer's": lambda layer, head: ([((layer + 1) % LAYERS, head)], -1.0),
 }
+
+
+@pytest.fixture
+def edit_wrongly(monkeypatch) -> Callable[[str], None]:
+    def edit(wrong: str) -> None:
+        def scaled(decoder: Decoder, heads: list, alpha: float) -> ScaledRows:
+            return scaled_heads(decoder, *WRONG_EDITS[wrong](*heads[0]))
+
+        monkeypatch.setattr(check, "scaled_heads", scaled)
+
+    return edit
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2", "llava_next"])
 @pytest.mark.parametrize("wrong", WRONG_EDITS)
-def test_a_wrong_edit_is_refused(folder, monkeypatch, family: str, wrong: str):
+def test_a_wrong_edit_is_refused(folder, edit_wrongly, family: str, wrong: str):
     """Also beside a bias that is all that a layer adds, in which it would be lost in rounding."""
     decoder = load_model(folder(family), "bfloat16", "cpu")
     if family == "gpt2":
         decoder.projections[0].weight.mul_(1e-3)
         decoder.projections[0].bias.mul_(10)
     self_check(decoder)
-    monkeypatch.setattr(check, "scaled_heads", WRONG_EDITS[wrong])
+    edit_wrongly(wrong)
     with pytest.raises(UserError, match=r"failed: scaling L0\.H\d does not scale what it writes"):
         self_check(decoder)
 
@@ -289,12 +292,12 @@ def deep(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_deep_model_passes(deep, monkeypatch, dtype: str):
+def test_a_deep_model_passes(deep, edit_wrongly, dtype: str):
     """Also where the first position has the very large activations that many models have."""
     decoder = load_model(deep, dtype, "cpu", (32, 32))
     decoder.model.get_input_embeddings().weight[5, :3] = 3000  # the first token of the check
     self_check(decoder)
-    monkeypatch.setattr(check, "scaled_heads", WRONG_EDITS["no effect"])
+    edit_wrongly("no effect")
     with pytest.raises(UserError, match=r"L0.* L1.* L2.*; and others"):
         self_check(decoder)
 

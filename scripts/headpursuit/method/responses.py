@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import pyarrow as pa
 from torch import Tensor
@@ -26,23 +26,13 @@ SCHEMA = pa.schema(
 )
 
 
-class Reader(Protocol):
-    """Samples as a model reads them. A row begins with its place, sample id and repeat."""
-
-    tokenizer: Any
-
-    def batches(self) -> Iterator[list[Any]]:
-        """Yield rows, batch by batch, always the same."""
-
-    def name(self, row: Any) -> str:
-        """Say what a row is, and how large."""
-
-    def encode(self, rows: Sequence[Any]) -> Mapping[str, Tensor]:
-        """Return what the model's forward pass takes, padded on the left."""
-
-
 class Prompts:
-    """Prompts of a file, in batches of about the same length."""
+    """Prompts of a file, in batches of about the same length.
+
+    Like :class:`headpursuit.method.vision.Images` it has a tokenizer, gives batches of rows, which
+    begin with place, sample_id and repeat, always the same, encodes rows for the model, padded on
+    the left, and says what a row is.
+    """
 
     def __init__(
         self,
@@ -96,16 +86,14 @@ def _picker(
     return GumbelMax(noise, generation["temperature"], generation["top_p"])
 
 
-def write_responses(
-    file: PartFile, decoder: Decoder, reader: Reader, conditions: Conditions
-) -> None:
+def write_responses(file: PartFile, decoder: Decoder, reader: Any, conditions: Conditions) -> None:
     """Write the responses to a part of the samples under each condition.
 
     Args:
         file: of :data:`SCHEMA`; its settings hold ``alpha`` (what the heads' writes are multiplied
             by), ``generation`` (the experiment's) and ``seed`` (the config's).
         decoder: the model.
-        reader: the samples.
+        reader: the samples, :class:`Prompts` or :class:`headpursuit.method.vision.Images`.
         conditions: condition to the heads that are scaled; none for the model as it is.
     """
     stops, settings = end_tokens(decoder, reader.tokenizer), file.settings

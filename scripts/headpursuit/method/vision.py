@@ -141,7 +141,7 @@ def image_positions(decoder: Decoder, ids: Tensor) -> Tensor:
 
 
 class Images:
-    """Images of a prepared file under one question; see :class:`.responses.Reader`."""
+    """Images of a prepared file under one question, read as :class:`.responses.Prompts` are."""
 
     def __init__(
         self, decoder: Decoder, processor: Any, question: str, path: str | Path, size: int
@@ -191,16 +191,9 @@ def open_images(
 ) -> tuple[Images, dict[str, Any]]:
     """Load a config's image-text model and put a question to it about each image of a file.
 
-    Args:
-        path: images of :func:`headpursuit.data.images.prepare_images`.
-        spec: their entry in the config's ``samples``.
-        provenance: and model, device: see :func:`headpursuit.method.models.open_model`.
-        model: see provenance.
-        device: see provenance.
-        batch_images: images of a batch.
-
-    Returns:
-        The images, and what identifies the model; UserError if it reads none.
+    The file is of :func:`headpursuit.data.images.prepare_images`, ``spec`` its entry in the
+    config's ``samples``, and the model as :func:`headpursuit.method.models.open_model` takes it.
+    Returns the images, and what identifies the model; UserError if it reads none.
     """
     folder = model_folder(provenance, model)
     if not reads_images(folder):
