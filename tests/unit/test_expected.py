@@ -188,43 +188,17 @@ def test_covered_words_have_one_token_that_starts_a_word(tokenizer, rows, leadin
 # What is there already
 
 
-class Killed(BaseException):
-    """Stands for a kill: nothing of the library catches it."""
-
-
 @pytest.fixture
 def passes(monkeypatch) -> list[int]:
-    """Give a list that grows with each condition of a batch; at ``kill`` of them, it is killed."""
-
-    class Passes(list):
-        kill: int | None = None
-
-    passes, scored = Passes(), module.word_mass
+    """Give a list that grows with each condition of a batch."""
+    passes, scored = [], module.word_mass
 
     def counting(*given):
-        if len(passes) == passes.kill:
-            raise Killed
         passes.append(1)
         return scored(*given)
 
     monkeypatch.setattr(module, "word_mass", counting)
     return passes
-
-
-@pytest.mark.parametrize(
-    "changed", [{}, {"alpha": 0.0}, {"batch_tokens": 30}, {"words": {"pear": [3]}}]
-)
-def test_a_killed_job_goes_on_and_ends_the_same(measure, passes, changed: dict):
-    alone = {"batch_tokens": 1}  # one row a batch
-    whole, total = measure(**alone | changed), len(passes)
-    passes.clear()
-    passes.kill = 11  # two batches under five conditions, and a part of the third
-    with pytest.raises(Killed):
-        measure(**alone, file="killed")
-    passes.clear()
-    passes.kill = None
-    assert measure(**alone | changed, file="killed") == whole
-    assert len(passes) == total - (0 if changed else 10)
 
 
 SOME = {name: CONDITIONS[name] for name in ("somp-k2", "logit_lens-k2")}

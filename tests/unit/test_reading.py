@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from headpursuit.method.decoder import Decoder, ScaledRows, gains, scaled_heads
+from headpursuit.method.decoder import Decoder, scaled_heads
 from headpursuit.method.reading import Writing, greedy, read, read_rows, respond
 from tiny import LAYERS
 
@@ -65,27 +65,6 @@ def test_what_is_added_to_one_reader_s_cache_is_not_in_the_others(model):
     assert all(
         torch.equal(a, layer.keys) for a, layer in zip(kept, plain.cache.layers, strict=True)
     )
-
-
-@families
-@pytest.mark.parametrize("first", [0, 1, LAYERS])
-@torch.inference_mode()
-def test_rows_of_several_conditions(model, family: str, first: int):
-    """Every sample is read once for each condition, with that condition's gains."""
-    decoder = model(family)
-    conditions = [[], [(first, 1)] if first < LAYERS else []]
-    plain = read(decoder, {first, LAYERS}, True, **INPUTS)
-    by_row = gains(decoder, conditions, -1.0).repeat_interleave(len(IDS), 0)
-    with ScaledRows(decoder, by_row):
-        rows = read_rows(decoder, plain, first, 2)
-    for number, heads in enumerate(conditions):
-        with scaled_heads(decoder, heads, -1.0):
-            alone = read_rows(decoder, plain, first)
-        own = slice(number * len(IDS), (number + 1) * len(IDS))
-        assert torch.allclose(rows.hidden[own], alone.hidden, atol=1e-5)
-        for layer, other in zip(rows.cache.layers, alone.cache.layers, strict=True):
-            assert torch.allclose(layer.keys[own], other.keys, atol=1e-5)
-            assert torch.allclose(layer.values[own], other.values, atol=1e-5)
 
 
 @torch.inference_mode()

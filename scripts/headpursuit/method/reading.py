@@ -40,19 +40,12 @@ def returning(layers: Sequence[nn.Module], output: Callable[[], Any]) -> Iterato
 
 @dataclass(frozen=True)
 class Reading:
-    """A batch of rows as the model read them, from which it can go on.
+    """A batch of rows as the model read them, from which it can go on."""
 
-    Attributes:
-        arguments: what the language model was called with.
-        cache: keys and values; None if they were not asked for.
-        hidden: final hidden states, rows x positions x d, if the pass went through all layers.
-        below: layer to what the layer below it gave, of those that are going to be read from.
-    """
-
-    arguments: dict[str, Any]
-    cache: DynamicCache | None
-    hidden: Tensor
-    below: Mapping[int, Any]
+    arguments: dict[str, Any]  # what the language model was called with
+    cache: DynamicCache | None  # keys and values, if they were asked for
+    hidden: Tensor  # final hidden states, rows x positions x d, if the pass went that far
+    below: Mapping[int, Any]  # what the layer below each that is going to be read from gave
 
 
 class Writing(NamedTuple):
@@ -136,15 +129,8 @@ def each_condition(
 ) -> Iterator[tuple[list[str], ScaledRows, Reading]]:
     """Read samples under every condition, ``size`` conditions at a time.
 
-    Conditions that begin to differ from the model in about the same layer come together.
-
-    Args:
-        decoder: the model.
-        inputs: what its forward pass takes for the samples.
-        conditions: condition to the heads that ``alpha`` multiplies; none for the model as it is.
-        alpha: see conditions.
-        size: conditions that share a batch.
-        cached: whether keys and values are kept.
+    A condition names the heads that ``alpha`` multiplies; none for the model as it is. Conditions
+    that begin to differ from the model in about the same layer come together.
 
     Yields:
         Conditions, what scales their heads (entered), and their rows: all samples under the first,
@@ -175,8 +161,8 @@ def respond(
         decoder: the model.
         encoded: what its forward pass takes for the samples, padded on the left, with
             attention_mask; position_ids, unless the model makes its own.
-        conditions: and alpha, see :func:`each_condition`.
-        alpha: see conditions.
+        conditions: condition to the heads that ``alpha`` multiplies.
+        alpha: any number; -1 inverts what heads write.
         writing: how.
         batch_tokens: of samples and responses, up to which conditions share a batch; one
             condition's samples always do.
