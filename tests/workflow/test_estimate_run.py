@@ -6,6 +6,7 @@ from checkout import Checkout
 pytestmark = pytest.mark.xdist_group("workflow")
 
 
+@pytest.mark.long
 def test_an_estimate_stands_beside_what_a_finished_run_took(checkout: Checkout) -> None:
     assert "# What the run `tiny` takes" in checkout.snakemake("estimate")
     rules = json.loads(checkout.path("estimate.json").read_text())["rules"]

@@ -28,7 +28,7 @@ STAGE_OF = {
 del STAGE_OF["label_second"]
 
 
-@pytest.mark.parametrize("overlay", ["", "demo", "controls"])
+@pytest.mark.parametrize("overlay", ["", pytest.param("demo", marks=pytest.mark.long), "controls"])
 def test_a_shipped_config_needs_no_network_gpu_or_secret_and_plans_what_is_reckoned(
     fresh: Checkout, overlay: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
