@@ -131,16 +131,6 @@ def model_files(name):
     return source_record(config["models"][name]["source"])
 
 
-def files_of_model(wildcards):
-    """An input: the record of the files of an experiment's model."""
-    return model_files(EXPERIMENTS[wildcards.experiment]["model"])
-
-
-def weights_of(wildcards):
-    """What ranking needs of an experiment's model."""
-    return f"<results>/weights/{EXPERIMENTS[wildcards.experiment]['model']}.safetensors"
-
-
 def own_path(wildcards):
     """The path of a source that is the user's own file or folder; of others none."""
     source = config["sources"][wildcards.source]
@@ -194,6 +184,8 @@ def state(name):
         "reader": model if reads else None,
         "max_new_tokens": own["generation"]["max_new_tokens"] if reads else None,
         "model": model,
+        "model_files": model_files(own["model"]),
+        "weights": f"<results>/weights/{own['model']}.safetensors",
         "n_heads": model["heads"],
         "layers": candidate_layers(own, model),
         "concept": concept,
@@ -205,6 +197,9 @@ def state(name):
 
 
 STATED = {name: state(name) for name in EXPERIMENTS}
+# Inputs: the record of the files of an experiment's model, and what ranking needs of it.
+files_of_model = lookup("{experiment}/model_files", within=STATED)
+weights_of_model = lookup("{experiment}/weights", within=STATED)
 
 
 def own(*keys):

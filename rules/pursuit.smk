@@ -7,7 +7,7 @@ rule rank_heads:
         activations=made("<results>/activations/{activations}.parquet"),
         dictionary=made("<results>/dictionaries/{dictionary}.csv"),
         unrelated=own_file("{experiment}/pursuit/unrelated_words", STATED),
-        weights=weights_of,
+        weights=weights_of_model,
         model=files_of_model,
     output:
         "<results>/rankings/{experiment}.csv",
@@ -81,7 +81,7 @@ rule decompose_heads:
     """Every head's atoms out of the whole vocabulary, by SOMP, against random sets of tokens."""
     input:
         activations=made("<results>/activations/{activations}.parquet"),
-        weights=weights_of,
+        weights=weights_of_model,
         model=files_of_model,
     output:
         atoms="<results>/decompositions/{experiment}.parquet",
@@ -112,7 +112,7 @@ rule read_lens:
     """Every head's tokens by the aggregated logit lens."""
     input:
         activations=made("<results>/activations/{activations}.parquet"),
-        weights=weights_of,
+        weights=weights_of_model,
         model=files_of_model,
     output:
         "<results>/lens/{experiment}.parquet",
