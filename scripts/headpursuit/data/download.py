@@ -107,7 +107,7 @@ def bytes_to_come(name: str, spec: dict, folder: Path) -> int:
     # A gated repository lists its files to all; only asking for one of them tells.
     where = {"repo_type": spec["repo_type"], "revision": spec["revision"]}
     url = hf_hub_url(spec["id"], next(iter(sizes)), endpoint=_api().endpoint, **where)
-    _ask(name, spec, 2, lambda: _api().get_hf_file_metadata(url=url))
+    _ask(name, spec, 2, _api().get_hf_file_metadata, url=url)
     return sum(size or 0 for path, size in sizes.items() if size_of(Path(folder) / path) != size)
 
 
@@ -121,9 +121,8 @@ def _fetch_hub(name: str, spec: dict, folder: Path) -> Fetched:
     where = {"repo_type": spec["repo_type"], "revision": commit, "local_dir": folder}
     # The client's * crosses folders, so it is given the files' names.
     names = list(map(glob.escape, sizes))
-    _ask(name, spec, ATTEMPTS,
-         lambda: api.snapshot_download(spec["id"], allow_patterns=names, **where))  # fmt: skip
-    found = _ask(name, spec, ATTEMPTS, lambda: api.verify_repo_checksums(spec["id"], **where))
+    _ask(name, spec, ATTEMPTS, api.snapshot_download, spec["id"], allow_patterns=names, **where)
+    found = _ask(name, spec, ATTEMPTS, api.verify_repo_checksums, spec["id"], **where)
     # The client only warns where the Hub does not list a commit, and returns the folder as it is.
     differ = {own["path"] for own in found.mismatches} | set(found.missing_paths)
     if wrong := differ & sizes.keys():
@@ -153,22 +152,19 @@ def _api() -> HfApi:
 
 def _listing(name: str, spec: dict, attempts: int) -> tuple[str, dict[str, int | None]]:
     """Resolve the revision to a commit, and return the size of each of its files to be fetched."""
-    where = {"repo_type": spec["repo_type"], "revision": spec["revision"]}
-    info = _ask(
-        name, spec, attempts,
-        lambda: _api().repo_info(spec["id"], files_metadata=True, timeout=30, **where),
-    )  # fmt: skip
+    where = {"repo_type": spec["repo_type"], "revision": spec["revision"], "timeout": 30}
+    info = _ask(name, spec, attempts, _api().repo_info, spec["id"], files_metadata=True, **where)
     sizes = {sibling.rfilename: sibling.size for sibling in info.siblings}
     return info.sha, {path: sizes[path] for path in _choose(name, spec, sizes)}
 
 
-def _ask(name: str, spec: dict, attempts: int, call: Callable[[], Any]) -> Any:
+def _ask(name: str, spec: dict, attempts: int, call: Callable, *given: Any, **more: Any) -> Any:
     """Call the Hub's client, again where that can help; make of its error one step to take."""
 
     def once() -> Any:
         # hf_xet, which moves the large files, raises RuntimeError; a proxy's page is a ValueError.
         try:
-            return call()
+            return call(*given, **more)
         except (OSError, httpx2.HTTPError, RuntimeError, ValueError) as error:
             if refusal(error, ""):
                 raise
