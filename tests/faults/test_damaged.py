@@ -1,25 +1,21 @@
 """Damaged files: each is named with what to do, none is overwritten, and the next run mends it."""
 
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 from checkout import Checkout
 from conftest import results
-from safetensors.torch import load_file, save_file
-from tiny import WORDS, make_tokenizer
 
 
-def cut(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+def cut(path: Path, share: float = 0.5) -> None:
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
 
 
 def empty(path: Path) -> None:
-    path.write_bytes(b"")
+    cut(path, 0)
 
 
 def flip(path: Path) -> None:
@@ -86,71 +82,11 @@ def test_files_of_a_run(checkout: Checkout, finished: Checkout, damage: dict) ->
     assert results(checkout) == results(finished)
 
 
-@pytest.fixture
-def another_model(checkout: Checkout):
-    """Give a copy of the tiny model, and a run ``other`` of it."""
-    folder = checkout.folder / "own/other"
-    shutil.copytree(checkout.folder / "own/model", folder)
-    checkout.configure(
-        "other",
-        run="other",
-        sources={"other-model": {"kind": "local", "path": "own/other"}},
-        models={"tiny": {"source": "other-model"}},
-    )
-    return folder
-
-
-def refused(checkout: Checkout, target: str) -> str:
-    """Run the other model up to a file; return what is said of its failure."""
-    code, said = checkout.run(f"results/other/{target}", overlay="other")
-    assert code != 0
-    assert "Traceback" not in said
-    return said
-
-
 @pytest.mark.short
-def test_weights_that_change_on_disk(checkout: Checkout, another_model: Path) -> None:
+def test_weights_that_change_on_disk(checkout: Checkout) -> None:
     """One bit of the user's own model: it is another one, and what stands on it is made anew."""
-    checkout.snakemake("results/other/samples/rtp.parquet", overlay="other")
-    flip(another_model / "model.safetensors")
-    planned = checkout.planned("results/other/samples/rtp.parquet", overlay="other")
+    made = "results/tiny/samples/rtp.parquet"
+    assert checkout.planned(made) == {}
+    flip(checkout.folder / "own/model/model.safetensors")
+    planned = checkout.planned(made)
     assert planned["download_source"] == planned["prepare_samples"] == 1
-
-
-@pytest.mark.parametrize(
-    ("lacking", "message"),
-    [
-        ("tokenizer", "own/other: no tokenizer is there (tokenizer.json and others). See that"),
-        ("config.json", "own/other/config.json is missing, so this is no model. See that"),
-    ],
-)
-def test_a_model_that_lacks_files(
-    checkout: Checkout, another_model: Path, lacking: str, message: str
-) -> None:
-    for path in another_model.glob(f"{lacking}*"):
-        path.unlink()
-    assert message in refused(checkout, "samples/rtp.parquet")
-
-
-def test_activations_that_are_not_finite(checkout: Checkout, another_model: Path) -> None:
-    """They are refused when they are cached, with layer and sample."""
-    weights = load_file(another_model / "model.safetensors")
-    token = make_tokenizer().convert_tokens_to_ids(f"Ġ{WORDS[5]}")
-    weights["model.embed_tokens.weight"][token] = torch.inf
-    save_file(weights, another_model / "model.safetensors", {"format": "pt"})
-    said = refused(checkout, "activations/rtp.parquet")
-    assert "cache_activations: Layer 0, sample rtp-" in said, said
-    assert "an activation is not finite in float32" in said
-    assert not list((checkout.folder / "results/other/activations").iterdir())
-
-
-def test_samples_that_are_all_the_same(checkout: Checkout) -> None:
-    """Nothing varies, so no head is better than another."""
-    prompts = checkout.folder / "own/prompts.jsonl"
-    line = prompts.read_text().splitlines()[0]
-    prompts.write_text("\n".join([line] * 80) + "\n")
-    checkout.configure("same", run="same", experiments={"rtp": {"positions": "last"}})
-    code, said = checkout.run("results/same/rankings/rtp.csv", overlay="same")
-    assert code != 0
-    assert "No head's write varies over the samples" in said, said
-    assert "Traceback" not in said

@@ -121,10 +121,10 @@ class _Handler(BaseHTTPRequestHandler):
         elif revision not in (*repo.branches, repo.commit):
             self.reply(404, {"X-Error-Code": "RevisionNotFound"})
         else:
-            siblings = [_sibling(repo, path) for path in repo.files]
-            body = {"id": name, "sha": repo.commit, "siblings": siblings, "gated": repo.gated}
-            shown = list(map(_entry, siblings)) if tree else body
-            self.reply(200, {"Content-Type": "application/json"}, json.dumps(shown).encode())
+            files = [_listed(repo, path) for path in repo.files]
+            body = {"id": name, "sha": repo.commit, "siblings": files, "gated": repo.gated}
+            shown = json.dumps(files if tree else body).encode()
+            self.reply(200, {"Content-Type": "application/json"}, shown)
 
     def file(self, repo: Repo | None, revision: str, path: str, fault: Fault | None) -> None:
         if repo is None:
@@ -134,8 +134,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self.reply(403 if known else 401, {"X-Error-Code": "GatedRepo"})
         if path not in repo.files:
             return self.reply(404, {"X-Error-Code": "EntryNotFound"})
-        sibling, content = _sibling(repo, path), repo.files[path]
-        etag = sibling["lfs"]["sha256"] if "lfs" in sibling else sibling["blobId"]
+        found, content = _listed(repo, path), repo.files[path]
+        etag = found["lfs"]["sha256"] if "lfs" in found else found["blobId"]
         headers = {"ETag": f'"{etag}"', "X-Repo-Commit": repo.commit}
         if fault and fault.body is not None:
             content = fault.body
@@ -166,19 +166,13 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
 
 
-def _sibling(repo: Repo, path: str) -> dict[str, Any]:
+def _listed(repo: Repo, path: str) -> dict[str, Any]:
+    """Describe a file in both forms: that of a repository's siblings, and that of its tree."""
     content = repo.files[path]
     blob = hashlib.sha1(f"blob {len(content)}\0".encode() + content).hexdigest()
-    size = repo.sizes.get(path, len(content))
-    sibling: dict[str, Any] = {"rfilename": path, "size": size, "blobId": blob}
+    found: dict[str, Any] = {"size": repo.sizes.get(path, len(content))}
+    found |= {"rfilename": path, "blobId": blob, "type": "file", "path": path, "oid": blob}
     if len(content) > repo.lfs_from:
         digest = hashlib.sha256(content).hexdigest()
-        sibling["lfs"] = {"size": len(content), "sha256": digest, "pointerSize": 130}
-    return sibling
-
-
-def _entry(sibling: dict[str, Any]) -> dict[str, Any]:
-    """Return a file of the tree's listing, which names the same things otherwise."""
-    path, oid, size = (sibling[key] for key in ("rfilename", "blobId", "size"))
-    lfs = {"lfs": sibling["lfs"] | {"oid": sibling["lfs"]["sha256"]}} if "lfs" in sibling else {}
-    return {"type": "file", "path": path, "oid": oid, "size": size, **lfs}
+        found["lfs"] = {"size": len(content), "sha256": digest, "oid": digest, "pointerSize": 130}
+    return found
