@@ -181,6 +181,7 @@ def test_it_is_planned(anywhere: Checkout, number: int) -> None:
     assert planned["publish_heads"] == 1
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("number", range(len(rows(factors(False)))))
 def test_it_runs(anywhere: Checkout, number: int) -> None:
     name, row = f"run-{number}", rows(factors(False))[number]

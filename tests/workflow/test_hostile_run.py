@@ -21,60 +21,20 @@ from tiny import WORDS
 
 pytestmark = pytest.mark.xdist_group("hostile")
 
-# Words that a labeller might name, each whole where it stands.
-HOSTILE = [
-    *("=river+1", "<b>stone</b>", "$cloud$", "\\maple{x}", "{candle}", "{prompt}", "{input[0]}"),
-    *(
-        "$(touch pwned)",
-        "ladder|basket",
-        "@pebble",
-        "[meadow](http://x",
-        "%s%copper%",
-        "&amp;window",
-    ),
-    *(
-        "~garden^",
-        "#feather_x",
-        "-harbour",
-        "<script>alert(1)</script>",
-        "\u202esaddle",
-        "'=turnip",
-    ),
-]
-# Rows of the unembedding matrix, which are atoms and parts of responses.
-TOKENS = [
-    *(
-        "\x1b[31mred\x1b[0m",
-        "<img src=x onerror=alert(1)>",
-        "=cmd|' /C calc'!A0",
-        "\\input{/etc/passwd}",
-    ),
-    *("$(touch pwned)", "`touch pwned`", "; touch pwned", "| a | b |", "[x](javascript:alert(1))"),
-    *(
-        "{wildcards.x}",
-        "{{x}}",
-        "%(x)s",
-        "-1+1",
-        "@SUM(A1)",
-        "\u202egnp",
-        "\u2028",
-        "&lt;b&gt;",
-        "\\\\ \\hline",
-    ),
-    *(
-        "\\end{tabular}",
-        "$x^2$",
-        "</table>",
-        "\x07",
-        "\x9b31m",
-        "#_~^&%",
-        "'\"",
-        "--- ",
-        "```",
-        "\t",
-        "\n",
-    ),
-]
+# Words that a labeller might name, each whole where it stands; and rows of the unembedding matrix,
+# which are atoms and parts of responses.
+HOSTILE, TOKENS = (
+    text.split("¦")
+    for text in (
+        "=river+1¦<b>stone</b>¦$cloud$¦\\maple{x}¦{candle}¦{prompt}¦{input[0]}¦$(touch pwned)¦"
+        "ladder|basket¦@pebble¦[meadow](http://x¦%s%copper%¦&amp;window¦~garden^¦#feather_x¦"
+        "-harbour¦<script>alert(1)</script>¦\u202esaddle¦'=turnip",
+        "\x1b[31mred\x1b[0m¦<img src=x onerror=alert(1)>¦=cmd|' /C calc'!A0¦\\input{/etc/passwd}¦"
+        "$(touch pwned)¦`touch pwned`¦; touch pwned¦| a | b |¦[x](javascript:alert(1))¦"
+        "{wildcards.x}¦{{x}}¦%(x)s¦-1+1¦@SUM(A1)¦\u202egnp¦\u2028¦&lt;b&gt;¦\\\\ \\hline¦"
+        "\\end{tabular}¦$x^2$¦</table>¦\x07¦\x9b31m¦#_~^&%¦'\"¦--- ¦```¦\t¦\n",
+    )
+)
 PROMPTS = [
     *(f"{first} says {second} to the river" for first, second in pairwise(HOSTILE)),
     *(

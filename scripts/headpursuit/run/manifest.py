@@ -117,7 +117,7 @@ def _records(started_in: Path) -> dict[str, dict[str, Any]]:
             # Long names are split over folders that begin with @.
             encoded = "".join(part.removeprefix("@") for part in path.relative_to(folder).parts)
             record = read_json(path)
-            inputs = sorted({_name(own, started_in) for own in record["input"] or ()})
+            inputs = sorted({_name(own, started_in) for own in record.get("input") or ()})
             # A folder of the user's own is an input of its record, which lists its files.
             record["inputs"] = [own for own in inputs if place(own, started_in).is_file()]
             records[_name(urlsafe_b64decode(encoded).decode(), started_in)] = record
