@@ -121,7 +121,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Done]:
             HF_TOKEN=SECRETS["token"],
             OPENAI_API_KEY=SECRETS["key"],
         )
-        keys = {headers.get("Authorization") for headers in labeller.headers}
+        keys = {headers.get("authorization") for headers in labeller.headers}
         assert keys == {f"Bearer {SECRETS['key']}"}  # it was in use
         yield Done(checkout, said, labeller.texts)
 
