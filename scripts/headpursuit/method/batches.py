@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 # What allocators say where memory does not suffice; the last are the system's own words.
 NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "bad_alloc",
-             "ALLOC_FAILED", "Cannot allocate memory")  # fmt: skip
+             "ALLOC_FAILED", "CUDNN_STATUS_NOT_SUPPORTED", "Cannot allocate memory")  # fmt: skip
 
 
 def plan_batches(lengths: Sequence[int], batch_tokens: int, extra: int = 0) -> list[list[int]]:
