@@ -1,7 +1,6 @@
 """The report and the crate of a real run whose texts are hostile, in a browser and a validator."""
 
 import csv
-import gzip
 import json
 import shutil
 import subprocess
@@ -17,7 +16,7 @@ import pandas as pd
 import pytest
 from checkout import Checkout, Preloaded, make_checkout
 from tiny import HEADS, LAYERS, WORDS
-from tiny_vision import make_vlm
+from tiny_vision import make_vlm, write_pixels
 
 ROOT = Path(__file__).parents[2]
 TOOLS = ROOT / ".venv-report" / "bin"
@@ -60,11 +59,22 @@ def make_hostile(folder: Path) -> Checkout:
     (own / "prompts.jsonl").write_text("\n".join([*lines, ""]), encoding="utf-8")
     with (own / "words.csv").open("w", encoding="utf-8", newline="") as handle:
         csv.writer(handle).writerows([["word"], *([word] for word in [*HOSTILE, *WORDS[::2]])])
-    rng = np.random.default_rng(0)
-    pixels = [[*rng.integers(0, 16, 16), number % 3] for number in range(60)]
-    text = "\n".join(",".join(map(str, row)) for row in pixels) + "\n"
-    (own / "pixels.csv.gz").write_bytes(gzip.compress(text.encode()))
+    write_pixels(own / "pixels.csv.gz", np.random.default_rng(0), 60)
     part = {"files": "pixels.csv.gz"}
+    signs = {
+        **{"source": "pixels", "object": "sign", "image": None, "label": None},
+        "classes": {0: HOSTILE[0], 1: HOSTILE[2], 2: HOSTILE[6]},
+        "template": "{image} What {object} is it? One of: {classes}. Answer:",
+        "per_class": {"selection": 4, "evaluation": 4},
+        **{"selection": {**part, "rows": [1, 30]}, "evaluation": {**part, "rows": [31, 60]}},
+    }
+    asked = {
+        **{"model": "vlm", "samples": "signs", "concept": "classes", "methods": ["somp"]},
+        **{"measures": ["exact_match"], "positions": "image"},
+        "generation": {"max_new_tokens": 3, "temperature": 0.0},
+    }
+    vocabulary = {"top": 6, "draws": 20, "neighbours": 50}
+    text = {"model": "tiny", "samples": "rtp"}
     model = {"layers": LAYERS, "heads": HEADS, "parameters": 100000, "dtype": "float32"}
     checkout.configure(
         "hostile",
@@ -73,19 +83,7 @@ def make_hostile(folder: Path) -> Checkout:
             "pixels": {"kind": "local", "path": "own/pixels.csv.gz"},
         },
         models={"vlm": {"source": "vlm", "chat": False, **model}},
-        samples={
-            "signs": {
-                "source": "pixels",
-                "object": "sign",
-                "image": None,
-                "label": None,
-                "classes": {0: HOSTILE[0], 1: HOSTILE[2], 2: HOSTILE[6]},
-                "template": "{image} What {object} is it? One of: {classes}. Answer:",
-                "per_class": {"selection": 4, "evaluation": 4},
-                "selection": {**part, "rows": [1, 30]},
-                "evaluation": {**part, "rows": [31, 60]},
-            }
-        },
+        samples={"signs": signs},
         concepts={
             "toxic": {"labelled": {"texts": ["response", "prompt"]}, "rows": "first"},
             "fruit": {"words": [*HOSTILE, "apple", "lemon"], "rows": "first"},
@@ -93,30 +91,13 @@ def make_hostile(folder: Path) -> Checkout:
         },
         experiments={
             "rtp": {"methods": ["somp"]},
-            "asked": {
-                "model": "tiny",
-                "samples": "rtp",
-                "pursuit": {"iterations": 6},
-                "vocabulary": {"top": 6, "draws": 20, "neighbours": 50},
-            },
-            "fruit": {"model": "tiny", "samples": "rtp", "concept": "fruit"},
+            "asked": {**text, "pursuit": {"iterations": 6}, "vocabulary": vocabulary},
+            "fruit": {**text, "concept": "fruit"},
             "tools": {"like": "fruit", "concept": "tools"},
-            "signs": {
-                "model": "vlm",
-                "samples": "signs",
-                "concept": "classes",
-                "measures": ["exact_match"],
-                "methods": ["somp"],
-                "positions": "image",
-                "generation": {"max_new_tokens": 3, "temperature": 0.0},
-            },
+            "signs": asked,
         },
-        tables={
-            "table1": ["asked"],
-            "table2": ["rtp"],
-            "concepts": ["fruit", "tools"],
-            "figure1": ["signs"],
-        },
+        tables={"table1": ["asked"], "table2": ["rtp"], "concepts": ["fruit", "tools"]}
+        | {"figure1": ["signs"]},
         compute={"parts": 1},
         publish={"crate_mb": 0.008},
     )
