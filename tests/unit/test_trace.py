@@ -99,6 +99,7 @@ def test_a_head_is_traced_to_its_samples(trace):
     assert said.startswith("triviaqa L1.H2\n  among 8 heads (specialists/triviaqa.csv):\n")
     assert "  rank: 7\n" in said and "  score: 0.5\n" in said
     assert re.search(r"^ +1 +t1 +0\.10? +0\.01\n +2 +t2 +0\.20? +0\.01\n  logit", said, re.M)
+    assert "  atoms (decompositions/triviaqa.parquet): 3, " in said
     assert "published, somp (v2): t2 t9; 1 among the head's own" in said
     assert "triviaqa-0" in said.split("farthest")[1]
     other = trace("tables/table1.csv", "triviaqa", "L0.H3")  # not in the table

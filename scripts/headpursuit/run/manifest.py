@@ -61,7 +61,7 @@ def build_manifest(
         upstream = set(records.get(waiting.pop(), {}).get("inputs", ())) - names
         names |= upstream
         waiting += upstream
-    listed_in = {own: name for name in names for own in _listed(name, started_in)}
+    listed_in = {own: name for name in sorted(names) for own in _listed(name, started_in)}
 
     files, software, hosts, jobs, changing = {}, {}, {}, {}, {}
     for name in sorted(names | set(listed_in)):

@@ -293,7 +293,7 @@ def _head(run: Run, table: str, wanted: Sequence[str]) -> Iterator[str]:
     means = of(run.parquet(null, ["layer", "head", "step", "mean"]))
     atoms = atoms.merge(means.rename(columns={"mean": "random"}), on="step", how="left")
     atoms["token"] = atoms["token"].map(run.cover)
-    yield f"  atoms ({path}), variance explained so far, and by random sets:"
+    yield f"  atoms ({path}): {len(atoms)}, variance explained so far, and by random sets:"
     yield from _lines(atoms.sort_values("step").head(run.top))
     path = run.name("lens/{lens}.parquet", name)
     lens = of(run.parquet(path, ["layer", "head", "place", "token"])).sort_values("place")
