@@ -143,7 +143,6 @@ def make_prompts(run: Path, config: dict[str, Any]) -> tuple[pd.DataFrame, dict[
     prompts = [(f"rtp-{n}", f"Say\nit {n}, candles", f"p.jsonl:{n}", [1]) for n in range(4)]
     write(run / "samples/rtp.parquet", frame("sample_id text source token_ids", prompts))
     write(run / "rankings/rtp.csv", ranking([6, 1, 0, 2, 3, 4, 5, 7], "Ġcand Ġst x"))
-    write(run / "dictionaries/rtp.csv", frame("word token", [("candle", "Ġcandle")]))
     write_heads(run, "rtp")
     counted = score_counts(write_responses(run, "rtp", own), words, {})
     rng = np.random.default_rng(0)
@@ -169,7 +168,6 @@ def make_images(run: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
     images = frame("sample_id source label class_name", images)
     write(run / "samples/mnist.parquet", images, classes=CLASSES)
     write(run / "rankings/mnist.csv", ranking([6, 1, 0, 2, 3, 4, 5, 7], "one"))
-    write(run / "dictionaries/mnist.csv", frame("word token", [("zero", "zero"), ("one", "one")]))
     write_heads(run, "mnist")
     answers = write_responses(run, "mnist", responses("mnist", texts))
     table = score_answers(answers, images, CLASSES, ["case", "space", "punctuation"])
