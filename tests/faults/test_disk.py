@@ -84,7 +84,7 @@ def test_a_folder_is_read_only(checkout: Checkout, mounted: Callable, name: str)
     subprocess.run(["mount", "-o", "remount,ro", checkout.folder / name], check=True)
     code, said = checkout.run()
     assert code != 0
-    assert f"{name}{'/tiny' if name == 'results' else ''}: the file system is read-only" in said
+    assert f"\n{name}: the file system is read-only. Make it writable" in said
     assert "Traceback" not in said
     subprocess.run(["mount", "-o", "remount,rw", checkout.folder / name], check=True)
     checkout.snakemake(CACHE)
