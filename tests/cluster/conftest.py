@@ -1,12 +1,11 @@
 import fcntl
 import os
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from checkout import make_checkout
-from on_slurm import Cluster, until
+from on_slurm import Cluster
 
 
 @pytest.fixture
@@ -28,16 +27,3 @@ def cluster(slurm: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Iter
         for name in ("slurm_logs", "log"):  # for the eyes of who looks into a failure
             for path in (checkout.folder / ".snakemake" / name).rglob("*.log"):
                 print(f"--- {path}\n{path.read_text(errors='replace')[-1500:]}")
-
-
-@pytest.fixture
-def kill_controller(slurm: Path) -> Callable[[], None]:
-    """Give what kills SLURM's controller, which is started again some seconds later."""
-
-    def kill() -> None:
-        process = slurm / "slurmctld.process"
-        before = process.read_text()
-        os.kill(int(before), signal.SIGKILL)
-        until(lambda: process.read_text() not in ("", before))
-
-    return kill

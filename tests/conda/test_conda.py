@@ -201,7 +201,7 @@ def test_jobs_run_in_an_image(ran: CondaCheckout, tmp_path: Path) -> None:
     config = yaml.safe_load((ran.folder / "configs/conda.yaml").read_text())
     config["compute"]["image"] = str(image)
     (ran.folder / "configs/image.yaml").write_text(yaml.safe_dump(config))
-    targets = ["config.yaml", "labels/rtp.parquet", "dictionaries/rtp.csv"]
+    targets = ["config.yaml", "labels/rtp.parquet", "dictionaries/stripes.csv"]
     targets += ["tables/table1.csv"]
     (ran.folder / "inside").mkdir()
     ran.snakemake(
