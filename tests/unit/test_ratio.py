@@ -314,3 +314,16 @@ def test_draws_share_the_resampled_prompts():
     assert high - low < 1e-12
     _, low, high = ratio(before, [before + noise])
     assert high - low > 0.01
+
+
+@pytest.mark.long
+def test_the_interval_covers_the_truth_as_often_as_it_says():
+    rng = np.random.default_rng(4)
+    covered = 0
+    for number in range(300):
+        before = rng.poisson(2.0, 80)
+        after = rng.binomial(before, 0.7)
+        _, low, high = ratio(before, after, resamples=300, seed=number)
+        covered += low <= 0.7 <= high
+    # 300 trials at 0.95: five standard errors below.
+    assert covered / 300 > 0.95 - 5 * np.sqrt(0.95 * 0.05 / 300)

@@ -2,6 +2,7 @@
 
 import csv
 import re
+import unicodedata
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
@@ -9,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+from headpursuit.method.words import tidy_word
 from headpursuit.publish import overlap, published, ratio, table1
 from headpursuit.run.contracts import contract_of, contracts, violations
 from headpursuit.run.files import UserError, plain
@@ -101,6 +103,15 @@ def test_text_stays_text_to_every_reader(tmp_path: Path):
         rows = list(csv.reader(handle))
     assert [len(row) for row in rows] == [2] * (len(TYPED) + 1)
     assert not [row for row in rows if row[0][0] in "=+-@"]
+
+
+@given(st.lists(st.text(max_size=8).map(tidy_word).filter(bool), min_size=1, max_size=5))
+def test_no_word_moves_a_terminal_s_cursor(words: list[str]):
+    with TemporaryDirectory() as folder:
+        path = Path(folder, "w.csv")
+        write_csv(path, pd.DataFrame({"word": words, "form": [f" {word}" for word in words]}))
+        content = path.read_text(encoding="utf-8").replace("\n", "")
+    assert not any(unicodedata.category(char) == "Cc" for char in content)
 
 
 def test_missing_values_are_empty_cells(tmp_path: Path):
