@@ -266,3 +266,20 @@ def test_a_torn_journal_is_mended(tmp_path: Path):
     for bad in (b'"botch": 1', b"\0\xff\0\0\0\0\0\0\0\0"):
         journal.write_bytes(content.replace(b'"batch": 1', bad))
         assert squares(journal, ["a"], range(3)) == (whole, [1, 2])
+
+
+def test_a_damaged_batch_is_computed_again(tmp_path: Path):
+    journal = tmp_path / "j"
+    journaled_texts = journaled(journal, [], enumerate("abc"), lambda text: f"{text} said")
+    whole = list(journaled_texts)
+    content = journal.read_bytes()
+    journal.write_bytes(content.replace(b"b said", b"\xe2 said"))  # a flipped bit: no UTF-8
+    again: list[str] = []
+
+    def work(text: str) -> str:
+        again.append(text)
+        return f"{text} said"
+
+    assert list(journaled(journal, [], enumerate("abc"), work)) == whole
+    assert again == ["b", "c"]
+    assert journal.read_bytes() == content

@@ -77,7 +77,7 @@ class Halving:
             if len(waiting[0]) == 1:
                 raise UserError(
                     f"Memory does not suffice for {self.name(waiting[0][0])}, even alone: {lack}. "
-                    "Leave out long prompts, lower max_new_tokens, or take a smaller model or "
+                    "Leave it out, shorten it, lower max_new_tokens, or take a smaller model or "
                     "models.*.dtype."
                 )
             log.warning(
@@ -184,33 +184,38 @@ def journaled(
     """
     text = json.dumps(decides, sort_keys=True)
     header = json.dumps({"fingerprint": hashlib.sha256(text.encode()).hexdigest()})
-    done = _finished_batches(journal, header)
-    if done:
-        log.info("%d finished batches are in the journal", len(done))
-    # It is replaced: a process that still writes to the old one, and a kill right now, do no harm.
-    with atomic(journal) as part:
-        part.write_text("\n".join([header, *done.values(), ""]), encoding="utf-8")
-    with journal.open("a", encoding="utf-8") as handle:
+    places = _resume(journal, header.encode() + b"\n")
+    if places:
+        log.info("%d finished batches are in the journal", len(places))
+    with journal.open("rb") as kept, journal.open("ab") as handle:
         for number, rows in batches:
-            line = done.pop(number, None)
-            if line is None:
-                line = json.dumps({"batch": number, "result": work(rows)})
-                handle.write(line + "\n")
+            if number in places:
+                kept.seek(places[number])
+                line = kept.readline()
+            else:
+                line = json.dumps({"batch": number, "result": work(rows)}).encode() + b"\n"
+                handle.write(line)
                 handle.flush()
             yield json.loads(line)["result"]
 
 
-def _finished_batches(journal: Path, header: str) -> dict[int, str]:
-    """Return the lines of a journal with this header, up to the first that is torn or damaged."""
-    found: dict[int, str] = {}
-    if not journal.exists():
-        return found
-    first, *lines = journal.read_text(encoding="utf-8", errors="replace").split("\n")
-    for line in lines[:-1] if first == header else ():  # what follows the last line end is torn
-        try:
-            entry = json.loads(line)
-            number, _ = entry["batch"], entry["result"]
-        except (ValueError, TypeError, KeyError):
-            break
-        found[number] = line
-    return found
+def _resume(journal: Path, header: bytes) -> dict[int, int]:
+    """Keep the lines of a journal with this header, and return where each batch's begins.
+
+    The first that is torn or damaged, and what follows it, are left out. The file is replaced: a
+    process that still writes to the old one, and a kill right now, do no harm.
+    """
+    places: dict[int, int] = {}
+    with atomic(journal) as part, part.open("wb") as new:
+        new.write(header)
+        journal.touch()
+        with journal.open("rb") as old:
+            for line in old if old.readline() == header else ():
+                try:
+                    entry = json.loads(line) if line.endswith(b"\n") else {}
+                    number, _ = entry["batch"], entry["result"]
+                except (ValueError, TypeError, KeyError):
+                    break
+                places[number] = new.tell()
+                new.write(line)
+    return places

@@ -96,7 +96,7 @@ def _fault(decoder: Decoder, layer: int, passed: Passed) -> str | None:
         total *= scale[..., None]
     # A product has been rounded to the number format; sums of thousands of terms, to float32's.
     relative = max(4 * torch.finfo(added.dtype).eps, 1e-4)
-    if (total - added.float()).norm() > relative * added.float().norm():
+    if not (total - added.float()).norm() <= relative * added.float().norm():
         return f"the heads of layer {layer} do not sum to what it adds"
     return None
 

@@ -121,7 +121,10 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     path = Path(folder) / "config.json"
     if not path.exists():
         raise UserError(f"{path} is missing, so this is no model. {LACKING}")
-    return read_json(path)
+    config = read_json(path)
+    if not isinstance(config, dict) or not isinstance(config.get("text_config", {}), dict):
+        raise UserError(f"{path}: not a model's config.json. {LACKING}")
+    return config
 
 
 def model_folder(provenance: str | Path, model: Mapping[str, Any]) -> Path:

@@ -64,7 +64,7 @@ def read(decoder: Decoder, firsts: set[int], cached: bool, **inputs: Any) -> Rea
     """
     cache = _new_cache(decoder) if cached else None
     deepest = max(1, *firsts)
-    ends = {first - 1 for first in {*firsts, deepest} - {0}}
+    ends = {first - 1 for first in {*firsts, deepest} - {0, len(decoder.layers)}}
     arguments: dict[str, Any] = {}
     with (
         decoder.language_model.register_forward_pre_hook(
@@ -98,7 +98,8 @@ def read_rows(decoder: Decoder, plain: Reading, first: int, times: int = 1) -> R
         cache.layers[:first] = [copy(layer) for layer in plain.cache.layers[:first]]
         for layer in cache.layers[:first] if times > 1 else ():
             layer.batch_select_indices(rows)
-    return Reading(arguments, cache, hidden, {})
+    # The rest of the arguments, such as the repeated embeddings, is let go.
+    return Reading({"position_ids": arguments.get("position_ids")}, cache, hidden, {})
 
 
 def _repeated(value: Any, rows: Tensor) -> Any:
@@ -184,7 +185,7 @@ def respond(
 def _go_on(
     decoder: Decoder,
     scaled: ScaledRows,
-    read: Reading,
+    start: Reading,
     mask: Tensor,
     samples: int,
     writing: Writing,
@@ -194,7 +195,7 @@ def _go_on(
     Rows that have stopped leave the batch as soon as they are half of it: each time all keys and
     values are copied.
     """
-    hidden, last = read.hidden[:, -1], read.arguments["position_ids"][..., -1:]
+    hidden, last = start.hidden[:, -1], start.arguments["position_ids"][..., -1:]
     ends = torch.tensor(list(writing.stops), device=decoder.device)
     tokens = ends[:1].repeat(len(hidden), writing.max_new_tokens)
     rows = torch.arange(len(hidden), device=decoder.device)
@@ -208,7 +209,7 @@ def _go_on(
             break
         if 2 * n_stopped >= len(rows):
             left = (~stopped).nonzero()[:, 0]
-            read.cache.batch_select_indices(left)
+            start.cache.batch_select_indices(left)
             scaled.keep(left)
             # The axis of samples is the last but one.
             mask, last = mask[left], last.index_select(-2, left)
@@ -218,7 +219,7 @@ def _go_on(
             input_ids=token[:, None],
             attention_mask=mask,
             position_ids=last + step + 1,
-            past_key_values=read.cache,
+            past_key_values=start.cache,
             use_cache=True,
         ).last_hidden_state[:, -1]
     return tokens
