@@ -124,6 +124,14 @@ def test_model_that_cannot_be_pulled(settings, responses, label, name):
     assert server.pulls == 1
 
 
+@pytest.mark.parametrize("prefix", ["", "library/", "registry.ollama.ai/library/"])
+def test_model_by_its_long_name(settings, responses, label, prefix):
+    settings["ollama"]["model"] = f"{prefix}llama3.3:70b"
+    with FakeOllama() as server:
+        table = label(responses(2), server.host)
+    assert json.loads(table.schema.metadata[b"labeller"])["model"] == "llama3.3:70b"
+
+
 # The memory that a server holds
 
 

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
+import httpx
 import label_responses as label_responses_script
 import pandas as pd
 import pyarrow as pa
@@ -11,10 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from headpursuit.labelling import audit, prompt, used_labellers
-from headpursuit.labelling.backend import Answer
+from headpursuit.labelling.backend import Answer, ChatBackend, Server
 from headpursuit.labelling.journal import Journal, journal_key
 from headpursuit.labelling.label import label_responses, open_backend
 from headpursuit.labelling.lexicon import Lexicon
+from headpursuit.labelling.ollama import Ollama, _server, prepare_model
 from headpursuit.labelling.reply import clean, is_refusal, parse_reply, sift_words
 from headpursuit.run.config import load_config, run_labellers
 from headpursuit.run.files import UserError, write_json
@@ -161,19 +163,19 @@ def test_the_examples_may_stand_in_the_question(load):
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("change", "said"),
     [
-        {"mode": "xml"},
-        {"template": "no place"},
-        {"template": "{response} {response}"},
-        {"system": None},
-        {"answer": {"json": "x"}},
-        {"examples": [{"response": "x"}]},
-        {"extra": 1},
+        ({"mode": "xml"}, "mode must be"),
+        ({"template": "no place"}, "template must be"),
+        ({"template": "{response} {response}"}, "template must be"),
+        ({"system": None}, "system must be"),
+        ({"answer": {"json": "x"}}, r"answer\.tags must be"),
+        ({"examples": [{"response": "x"}]}, "examples must have"),
+        ({"extra": 1}, "its keys must be"),
     ],
 )
-def test_a_wrong_prompt_file_is_refused(load, change):
-    with pytest.raises(UserError, match=r"labeller\.prompt: .*its keys must be"):
+def test_a_wrong_prompt_file_is_refused(load, change, said):
+    with pytest.raises(UserError, match=rf"labeller\.prompt: .*{said}"):
         load(**change)
 
 
@@ -227,7 +229,7 @@ def test_a_cut_is_at_a_sentence_else_a_word_else_a_character(text, room, kept):
 # The journal, patience
 
 
-def test_the_journal_comes_back_from_disk(tmp_path):
+def test_the_journal_comes_back_from_disk(tmp_path, caplog):
     facts = {"tokens": 3, "prompt_tokens": 9, "ended": "stop", "seconds": 0.5}
     with Journal(tmp_path / "j") as journal:
         journal.write("sent", "k", 1)
@@ -237,14 +239,27 @@ def test_the_journal_comes_back_from_disk(tmp_path):
         with pytest.raises(UserError, match="another run"), Journal(tmp_path / "j"):
             pass
     with (tmp_path / "j").open("ab") as handle:
+        whole = {"key": "k", "event": "reply", "at": 1.0, "reply": "a", **facts}
+        for wrong in ({"reply": None}, {"tokens": "3"}, {"seconds": "0.5"}, {"at": None}):
+            handle.write(json.dumps(whole | wrong).encode() + b"\n")
         handle.write(b'{"key": "k", "event": "reply"}\nnull\n\xff\n{"key": "k", "att')
     for _ in range(2):
         with Journal(tmp_path / "j") as again:
             assert [record["reply"] for record in again.replies["k"]] == ["a\n\ud83d\x00 b"]
             assert again.sent["k"] == 2
+    assert [record.getMessage().split(": ")[1] for record in caplog.records] == [
+        "8 unreadable line(s) passed over"
+    ] * 2
     with Journal(tmp_path / "j") as again:
         again.write("sent", "k", 2)
     assert (tmp_path / "j").read_bytes().splitlines()[-1].startswith(b'{"key": "k", "attempt": 2')
+
+
+def test_without_a_journal_no_file_is_made(monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", "/nowhere")
+    with Journal(None) as journal:
+        journal.write("sent", "k", 1)
+        assert journal.sent["k"] == 1
 
 
 def test_busy_seconds_are_those_with_a_request_under_way():
@@ -271,6 +286,87 @@ def test_patience_ends_with_the_reason():
     with pytest.raises(UserError, match=r"HTTP 503 \(tried for 0.3 s\)"):
         persist(call, 0.3)
     assert len(calls) > 1
+
+
+# What servers answer
+
+
+def answering(backend: type, handler) -> ChatBackend:
+    """Make a backend whose server is a function."""
+    made = object.__new__(backend)
+    made.server = Server("http://first", "MY_KEY", 1)
+    made.server.http._transport = httpx.MockTransport(handler)
+    made.model, made.mode, made.num_ctx = "llama3.3:70b", "tags", 256
+    return made
+
+
+WELL = {"done": True, "message": {"content": "a"}, "eval_count": 1, "prompt_eval_count": None}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"eval_count": "1"},
+        {"prompt_eval_count": 1.5},
+        {"done_reason": ["stop"]},
+        {"message": {"content": ["a"]}},
+        {"message": "a"},
+    ],
+)
+def test_an_answer_of_a_wrong_form_may_pass(wrong):
+    backend = answering(Ollama, lambda request: httpx.Response(200, json=WELL | wrong))
+    with pytest.raises(Busy, match="first"):
+        backend._chat([], {})
+
+
+def test_what_is_told_of_a_model_in_a_wrong_form(load):
+    """Its length may be unknown; what tells one model's replies from another's may not."""
+    answers = {
+        "/api/tags": {"models": [{"model": "m:latest", "details": {}}]},
+        "/api/ps": {"models": [{"model": "m:latest", "context_length": "a"}]},
+        "/api/show": {"model_info": ["llama.context_length"]},
+        "/api/version": [],
+        "/api/generate": {"prompt_eval_count": 99},
+    }
+    made = answering(Ollama, lambda request: httpx.Response(200, json=answers[request.url.path]))
+    made.model, made.prompt = "m", load()
+    settings = {"patience": 0, "ollama": {"model": "m", "pull": False}}
+    expected = dict.fromkeys(["digest", "quantisation", "parameters", "context_length", "version"])
+    assert prepare_model(made.server, settings) == {**expected, "model": "m:latest"}
+    assert made._load(1) is None
+    answers["/api/generate"]["prompt_eval_count"] = "99"
+    with pytest.raises(Busy, match="garbled"):
+        made._load(1)
+    answers["/api/tags"]["models"][0]["details"] = "Q4"
+    with pytest.raises(UserError, match="garbled"):
+        prepare_model(made.server, settings)
+
+
+def test_a_model_that_is_gone_is_to_be_pulled():
+    backend = answering(Ollama, lambda request: httpx.Response(404, json={"error": "not found"}))
+    with pytest.raises(UserError, match=r"HTTP 404.*`ollama pull llama3\.3:70b`"):
+        backend._chat([], {})
+
+
+def test_a_redirect_is_followed_without_the_key(monkeypatch):
+    def handler(request: httpx.Request) -> httpx.Response:
+        keys.append((request.url.host, request.headers.get("authorization")))
+        if request.url.host == "first":
+            return httpx.Response(307, headers={"Location": f"http://other{request.url.path}"})
+        return httpx.Response(200, json=WELL)
+
+    keys = []
+    monkeypatch.setenv("MY_KEY", "secret")
+    assert answering(Ollama, handler)._chat([], {}) == Answer("a", 1)
+    assert keys == [("first", "Bearer secret"), ("other", None)]
+
+
+@pytest.mark.parametrize("key", ["sec\nret", "secr\u00e9t"])
+def test_a_key_that_no_header_can_hold_is_not_told(monkeypatch, key):
+    monkeypatch.setenv("OLLAMA_API_KEY", key)
+    with pytest.raises(UserError, match="OLLAMA_API_KEY") as caught:
+        _server("127.0.0.1:9", 1)
+    assert "sec" not in str(caught.value)
 
 
 # Labels without a server

@@ -44,15 +44,25 @@ class Server:
     """A server that speaks JSON over HTTP; its key is read from an environment variable."""
 
     def __init__(self, url: str | httpx.URL, key_variable: str, timeout: float):
-        """Make a client, which takes no proxy to a server of this machine."""
+        """Make a client, which takes no proxy to a server of this machine.
+
+        Raises:
+            UserError: if the key is none that a header can hold.
+        """
         self.url = httpx.URL(url)
         self.name = f"{self.url.host}:{self.url.port or 'default'}"
         self.here = self.url.host in LOOPBACK
         self.key_variable = key_variable
         self.key = os.environ.get(key_variable, "").strip()
+        if not (self.key.isascii() and self.key.isprintable()):  # HTTP's errors would quote it
+            raise UserError(f"${key_variable}: a key is one line of ASCII characters.")
         headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
         self.http = httpx.Client(
-            base_url=self.url, headers=headers, timeout=timeout, trust_env=not self.here
+            base_url=self.url,
+            headers=headers,
+            timeout=timeout,
+            trust_env=not self.here,
+            follow_redirects=True,  # to another server without the key
         )
 
     def call(
@@ -169,11 +179,15 @@ class ChatBackend:
         try:
             answer = self.server.call(self.path, self._body(chat, options), self._read)
         except UserError as error:
-            step = f" {self.longer_context()}" if "context" in str(error) else ""
-            raise UserError(f"{error}{step}") from error
-        if not isinstance(answer.reply, str):
-            raise Busy(f"{self.server.name}: a reply that is no text")
-        return answer
+            raise UserError(f"{error} {self.remedy(str(error))}".rstrip()) from error
+        match answer:
+            case Answer(str(), int() | None, int() | None, str() | None):
+                return answer
+        raise Busy(f"{self.server.name}: a reply or a count of an unknown form")
+
+    def remedy(self, error: str) -> str:
+        """Say what to do about a request that was refused, if that is known."""
+        return self.longer_context() if "context" in error else ""
 
     def longer_context(self) -> str:
         """Say what to do about a server whose context is too short."""

@@ -7,8 +7,8 @@ import logging
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
+from io import BytesIO
 from pathlib import Path
-from tempfile import TemporaryFile
 from threading import Lock
 from typing import Any, Self
 
@@ -40,9 +40,11 @@ class Journal:
 
     def __enter__(self) -> Self:
         """Open the file for appending, alone, and read what an earlier run left."""
-        if self.path:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self.path.open("ab+") if self.path else TemporaryFile("ab+")
+        if self.path is None:
+            self._file = BytesIO()
+            return self
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = self.path.open("ab+")
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -52,12 +54,14 @@ class Journal:
         except OSError as error:  # some network file systems have no locks
             logger.warning("%s: not locked (%s)", self.path, error)
         self._file.seek(0)
-        line = b"\n"
+        line, damaged = b"\n", 0
         for line in self._file:
             try:
                 self._note(json.loads(line))
             except (ValueError, LookupError, TypeError):
-                logger.warning("%s: an unreadable line is passed over", self.path)
+                damaged += 1
+        if damaged:
+            logger.warning("%s: %d unreadable line(s) passed over", self.path, damaged)
         if not line.endswith(b"\n"):  # a kill left half a line; the next one starts afresh
             self._file.write(b"\n")
         return self
@@ -90,5 +94,9 @@ class Journal:
         if record["event"] == "sent":
             self.sent[record["key"]] += 1
         elif record["event"] == "reply":
-            kept = {name: record[name] for name in ("reply", "tokens", "seconds", "at")}
+            number = int | float
+            forms = {"reply": str, "tokens": int | None, "seconds": number, "at": number}
+            kept = {name: record[name] for name in forms}
+            if not all(isinstance(kept[name], form) for name, form in forms.items()):
+                raise TypeError("a value of another form")
             self.replies[record["key"]].append({**kept, "ended": record.get("ended")})

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from itertools import groupby
@@ -15,7 +16,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from ollama import Client
+from ollama._client import _parse_host
 from tqdm import tqdm
 
 from headpursuit.labelling.backend import Answer, ChatBackend, Server
@@ -86,9 +87,12 @@ class Ollama(ChatBackend):
         frame = [message["content"] for message in self.prompt.messages("")]
         body = {"model": self.model, "prompt": "\n".join(frame), "raw": True, "stream": False}
         body["options"] = {"num_ctx": self.num_ctx, "num_predict": 1}
-        answer = self.server.call("api/generate", body, dict, patience)
-        # Line ends in between, and what merges with them, make two tokens a message at most.
-        self.frame_tokens = max((answer.get("prompt_eval_count") or 0) - 2 * len(frame), 0)
+
+        def read(answer: Any) -> int:
+            # Line ends in between, and what merges with them, make two tokens a message at most.
+            return max((answer.get("prompt_eval_count") or 0) - 2 * len(frame), 0)
+
+        self.frame_tokens = self.server.call("api/generate", body, read, patience)
         context = _loaded(self.server, self.model).get("context_length")
         if context and context < self.num_ctx:
             raise UserError(
@@ -96,6 +100,10 @@ class Ollama(ChatBackend):
                 f"without a word. {self.longer_context()}"
             )
         return context
+
+    def remedy(self, error: str) -> str:
+        """Say how to bring back a model that is gone."""
+        return _pull_it(self.model) if "HTTP 404" in error else super().remedy(error)
 
 
 def prepare_model(server: Server, settings: dict) -> dict:
@@ -105,28 +113,28 @@ def prepare_model(server: Server, settings: dict) -> dict:
         UserError: if it is missing and may not, or cannot, be pulled.
     """
     name, patience = settings["ollama"]["model"].removesuffix(":latest"), settings["patience"]
+    name = name.removeprefix("registry.ollama.ai/").removeprefix("library/")  # lists have neither
     models = persist(lambda: _models(server, "api/tags"), patience)
     if name not in models and settings["ollama"]["pull"]:
         persist(lambda: _pull(server, name, patience), patience)
         models = persist(lambda: _models(server, "api/tags"), patience)
     if name not in models:
-        raise UserError(
-            f"The Ollama server does not have {name}. On its machine run `ollama pull {name}`, or "
-            "set labeller.ollama.pull: true."
-        )
-    found = models[name]
-    details = found.get("details") or {}
-    read = itemgetter("model_info")
-    told = _if_known(lambda: server.call("api/show", {"model": name}, read)) or {}
-    lengths = [value for key, value in told.items() if key.endswith(".context_length")]
+        choice = "" if settings["ollama"]["pull"] else " Or set labeller.ollama.pull: true."
+        raise UserError(f"The Ollama server does not have {name}. {_pull_it(name)}{choice}")
+
+    def length(answer: Any) -> int | None:
+        info = answer["model_info"].items()
+        return next((int(value) for key, value in info if key.endswith(".context_length")), None)
+
     return {
-        "model": found["model"],
-        "digest": found.get("digest"),
-        "quantisation": details.get("quantization_level"),
-        "parameters": details.get("parameter_size"),
-        "context_length": int(lengths[0]) if lengths else None,
+        **models[name],
+        "context_length": _if_known(lambda: server.call("api/show", {"model": name}, length)),
         "version": _version(server),
     }
+
+
+def _pull_it(name: str) -> str:
+    return f"On its machine run `ollama pull {name}`."
 
 
 def _pull(server: Server, name: str, patience: float) -> None:
@@ -206,7 +214,13 @@ def own_server(settings: dict, log: Path | None) -> Iterator[Server]:
 
     with at_end(stop):
         server = _server(host, settings["timeout"])
-        _wait_for(server, START_SECONDS, f"`ollama serve` was started here; its log is {log}.")
+        deadline = time.monotonic() + START_SECONDS
+        while _version(server) is None:
+            if time.monotonic() > deadline:
+                raise UserError(
+                    f"`ollama serve` did not answer within {START_SECONDS} s; its log is {log}."
+                )
+            time.sleep(0.1)
         yield server
 
 
@@ -239,7 +253,8 @@ def at_end(finish: Callable[[], None]) -> Iterator[None]:
 
 def _server(host: str | None, timeout: float) -> Server:
     # The official client knows the forms that an address, and OLLAMA_HOST, may have.
-    return Server(Client(host=host)._client.base_url, "OLLAMA_API_KEY", timeout)
+    url = _parse_host(host or os.environ.get("OLLAMA_HOST"))
+    return Server(url, "OLLAMA_API_KEY", timeout)
 
 
 def _wait_for(server: Server, patience: float, step: str) -> None:
@@ -261,8 +276,19 @@ def _version(server: Server) -> str | None:
 def _models(server: Server, path: str) -> dict[str, dict]:
     """Return what a server says of its models (api/tags), or of those loaded (api/ps)."""
 
+    def facts(model: dict) -> dict:
+        details = model.get("details") or {}
+        return {
+            "model": model["model"],
+            "digest": model.get("digest"),
+            "quantisation": details.get("quantization_level"),
+            "parameters": details.get("parameter_size"),
+            "context_length": int(model.get("context_length") or 0) or None,  # of a loaded one
+        }
+
     def read(answer: Any) -> dict[str, dict]:
-        return {model["model"].removesuffix(":latest"): model for model in answer["models"]}
+        models = map(facts, answer["models"])
+        return {model["model"].removesuffix(":latest"): model for model in models}
 
     return server.call(path, read=read)
 

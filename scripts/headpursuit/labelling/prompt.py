@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -68,7 +69,7 @@ def load_prompt(path: str | Path) -> Prompt:
     """Read a prompt file; where it is looked for, :func:`beside` says.
 
     Raises:
-        UserError: if it is missing or not a prompt file.
+        UserError: if it is missing or not a prompt file; the message says which key is wrong.
     """
     try:
         raw = yaml.safe_load(beside(path).read_text(encoding="utf-8"))
@@ -76,25 +77,26 @@ def load_prompt(path: str | Path) -> Prompt:
         raise UserError(f"labeller.prompt: cannot read {path} ({error.strerror}).") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"labeller.prompt: {path} is not YAML in UTF-8: {error}") from None
-    match raw:
-        case {
-            "mode": ("tags" | "json") as mode,
-            "system": str(system),
-            "answer": dict(answer),
-            "examples": list(examples),
-            "template": str(template),
-        } if (
-            len(raw) == 5
-            and isinstance(answer.get(mode), str)
-            and all(map(_is_example, examples))
-            and template.count(SLOT) == 1
-        ):
-            return Prompt(mode, system, answer[mode], examples, template)
-    raise UserError(
-        f"labeller.prompt: {path}: its keys must be mode (tags or json), system (a text), answer "
-        "(with a text for that mode), examples (a list, each with response, a text, and words, a "
-        f"list of texts) and template (a text that holds {SLOT} once)."
-    )
+    if problem := _problem(raw):
+        raise UserError(f"labeller.prompt: {path}: {problem}.")
+    return Prompt(**{**raw, "answer": raw["answer"][raw["mode"]]})
+
+
+def _problem(raw: Any) -> str | None:
+    keys = {"mode", "system", "answer", "examples", "template"}
+    if not isinstance(raw, dict) or raw.keys() != keys:
+        return f"its keys must be {', '.join(sorted(keys))}"
+    if raw["mode"] not in ("tags", "json"):
+        return "mode must be tags or json"
+    if not isinstance(raw["system"], str):
+        return "system must be a text"
+    if not isinstance(raw["answer"], dict) or not isinstance(raw["answer"].get(raw["mode"]), str):
+        return f"answer.{raw['mode']} must be a text"
+    if not isinstance(raw["examples"], list) or not all(map(_is_example, raw["examples"])):
+        return "each of examples must have response, a text, and words, a list of texts"
+    if not isinstance(raw["template"], str) or raw["template"].count(SLOT) != 1:
+        return f"template must be a text that holds {SLOT} once"
+    return None
 
 
 def _is_example(raw: object) -> bool:
