@@ -52,6 +52,7 @@ def test_the_demo_beside_the_paper(demo: dict[str, Any]):
     rows = {row[0]: row[1:] for row in pages.choices_in_force(own)}
     assert rows["experiments.<name>.k"][:2] == ["4, 8", "16, 32"]  # of all experiments
     assert "Demo: " in rows["experiments.<name>.k"][3]
+    assert not any("Demo: " in row[-1] for row in pages.choices_in_force(paper()))
     assert rows["experiments.<name>.pursuit.norm"][:2] == ["l1", "l1"]
     assert rows["experiments.<name>.model"][0].startswith("rtp-prompts: smollm2; rtp: smollm2; ")
     assert rows["models.<name>.dtype"][:2] == ["float32", "bfloat16"]

@@ -21,6 +21,7 @@ from snakemake.utils import update_config
 Config = dict[str, Any]
 ROOT = Path(__file__).parents[2]
 CANARY = "hf_canaryCANARYcanary0123456789"
+UNKNOWN = "a GPU that nvidia-smi cannot describe"
 TEXT, BOTH = ["table2"], ["table2", "figure1"]
 # A concept that asks no labeller.
 OWN_WORDS = {"experiments": {"rtp": {"concept": "months"}}}
@@ -150,8 +151,8 @@ def test_this_machine_through_torch(tmp_path: Path) -> None:
         ("echo '[N/A], NVIDIA H100 MIG 1g.10gb'", None, "NVIDIA H100 MIG 1g.10gb", None),
         ('echo "8000, GPU $4"', "2", "GPU 2", 8000 * 2**20),
         ("echo '8000, GPU'", "", None, None),
-        ("echo 'NVIDIA-SMI has failed'; exit 9", None, None, None),
-        ("echo 'No devices were found'", None, None, None),
+        ("echo 'NVIDIA-SMI has failed'; exit 9", None, UNKNOWN, None),
+        ("echo 'No devices were found'; exit 6", None, None, None),
     ],
 )
 def test_without_torch_nvidia_smi_is_asked(

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from headpursuit.__main__ import main
+from headpursuit.run import verify
 from made_run import K
 
 
@@ -159,3 +160,8 @@ def test_files_that_do_not_add_up_are_said(made, trace, tmp_path, table, column,
 def test_no_such_row_or_table_is_answered_with_those_there_are(trace, table, row, said):
     answer = trace(f"tables/{table}.csv", *row, fails=True)
     assert re.search(said, answer) and "\x1b" not in answer
+
+
+def test_what_differs_is_printed_on_a_line_of_its_own():
+    one, other = {"rule": "a\x1b[2J\nb"}, {"rule": None}
+    assert list(verify._differing(one, other, "")) == ["rule: a[2J b / nothing"]

@@ -122,6 +122,8 @@ def test_another_repository_s_commit_is_not_the_workflow_s(
     (tmp_path / "rules").mkdir()
     (tmp_path / "rules/audit.smk").write_text("a")
     git("init")
+    monkeypatch.setattr(manifest, "ROOT", tmp_path)
+    assert manifest.describe_workflow()["commit"] is None
     git("add", ".")
     git("commit", "-m", "all")
     monkeypatch.setattr(manifest, "ROOT", tmp_path / "rules")

@@ -22,6 +22,7 @@ from headpursuit.publish.masking import TELLING, mask_rows, offensive_words
 from headpursuit.publish.ratio import number
 from headpursuit.publish.settings import (
     MISSING,
+    demo,
     in_force,
     key_name,
     labeller_name,
@@ -256,7 +257,8 @@ def choices_in_force(config: Config) -> Iterator[list[str]]:
         if "paper" not in leaf or value is MISSING:
             continue
         what = f"{leaf['description']} {leaf['reason']}"
-        what += f" Demo: {leaf['demo']}" if "demo" in leaf else ""
+        if "demo" in leaf and value != default and value == in_force(demo(), path):
+            what += f" Demo: {leaf['demo']}"
         yield [key_name(path), shown(value), shown(default), leaf["paper"], what]
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from headpursuit.run.config import labelled, load_config, used_models, used_samples
-from headpursuit.run.experiments import Config, of_images, running
+from headpursuit.run.experiments import Config, merge, of_images, running
 from headpursuit.run.files import ROOT
 
 # Said of a run in its own words (its model, samples, concept, heads and labeller).
@@ -26,6 +26,12 @@ def schema() -> dict[str, Any]:
 def paper() -> dict[str, Any]:
     """Return the paper's config, with all its keys."""
     return load_config(shipped("config.yaml"))
+
+
+@cache
+def demo() -> dict[str, Any]:
+    """Return the demo's config, with all its keys."""
+    return load_config(merge(shipped("config.yaml"), shipped("configs/demo.yaml")))
 
 
 @cache

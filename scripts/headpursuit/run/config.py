@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from jsonschema.exceptions import ValidationError
 
 from headpursuit.labelling import used_labellers
 from headpursuit.run.experiments import (
@@ -64,8 +65,10 @@ def load_config(config: Config, files: Iterable[str | Path] = ()) -> dict[str, A
             problems.append(f"{key}: an older version's key; it says the same under {now}")
             del inside[last]
     full = expand(full)
-    refused = sorted(found for error in validator().iter_errors(full) for found in described(error))
+    errors = list(validator().iter_errors(full))
+    refused = sorted(found for error in errors for found in described(error))
     problems += [f"{key}: {said}" for key, said in refused]
+    _mark(full, errors)
     problems += _contradictions(full, {key for key, _ in refused})
     if problems:
         listed = "\n".join(f"  - {problem}" for problem in dict.fromkeys(problems))
@@ -120,6 +123,10 @@ def used_samples(config: Config) -> list[str]:
     return list(dict.fromkeys(own["samples"] for own in using))
 
 
+def _used_concepts(config: Config) -> Iterable[str]:
+    return dict.fromkeys(own["concept"] for own in _used(config) if own["concept"])
+
+
 def labelled(config: Config) -> list[str]:
     """Return the experiments of a run whose words a labeller names."""
     concepts = {name: concept_of(config, config["experiments"][name]) for name in running(config)}
@@ -138,7 +145,7 @@ def used_sources(config: Config) -> dict[str, Any]:
     names += [config["samples"][name]["source"] for name in used_samples(config)]
     if "lexicon" in run_labellers(config):
         names.append(config["labeller"]["lexicon"]["source"])
-    return {name: config["sources"][name] for name in names}
+    return {name: config["sources"][name] for name in names if name in config["sources"]}
 
 
 # What no schema can see: keys that name other keys, and numbers that bound each other. A check gets
@@ -149,6 +156,8 @@ Entry = Mapping[str, Any]
 # Keys of an entry that name one elsewhere.
 NAMING = {"model": "models", "samples": "samples", "concept": "concepts", "source": "sources"}
 NAMING |= {"heads_from": "experiments"}
+# Pages of the report beside those of the tables.
+PAGES = ("published", "choices", "run")
 
 
 def _absent(config: Config, catalogue: str, name: Any) -> tuple[bool, str]:
@@ -173,10 +182,19 @@ def _table(config: Config, names: Sequence[str]) -> Findings:
     yield "", len(kinds) > 1, f"experiments with {kind} make tables of their own"
 
 
+def _table_names(config: Config, own: Entry) -> Findings:
+    for name in PAGES:
+        yield name, own.get(name), "the report has a page of that name; use another name"
+
+
 def _like(config: Config, own: Entry) -> Findings:
     if "like" in own:
-        there = ", ".join(config["experiments"])
-        yield "like", True, f"{shown(own['like'])} leads to no other experiment; there are {there}"
+        name, seen = own["like"], []
+        yield "like", *_absent(config, "experiments", name)
+        while name in config["experiments"] and name not in seen:
+            seen.append(name)
+            name = config["experiments"][name].get("like")
+        yield "like", name in seen, f"leads back, in a circle: {', '.join(seen)}"
 
 
 def _references(config: Config, own: Entry) -> Findings:
@@ -305,18 +323,37 @@ def _build(config: Config, own: Entry) -> Findings:
 
 # Those that look whether a name is there come first. Each looks at the entries that are used.
 CHECKS: list[tuple[str, Callable[[Config], Iterable[Any]], Callable[..., Findings]]] = [
+    ("tables", lambda config: [None], _table_names),
     ("tables", lambda config: config["tables"], _table),
     ("experiments", lambda config: config["experiments"], _like),
-    ("experiments", running, _references),
+    ("experiments", lambda config: config["experiments"], _references),  # rules look at them all
     ("models", lambda config: config["models"], _references),  # tables have the Hub's id of all
     ("models", used_models, _build),
     ("samples", used_samples, _references),
     ("labeller", lambda config: [None], _labeller),
     ("sources", used_sources, _own_source),
     ("samples", used_samples, _images),
-    ("concepts", lambda config: {own["concept"] for own in _used(config)}, _concept),
+    ("concepts", _used_concepts, _concept),
     *(("experiments", running, check) for check in (_words, _heads, _heads_from, _vocabulary)),
 ]
+
+
+class _Unsound:
+    """Stands in a config for what the schema refuses: whatever looks at it, gives up."""
+
+    def _refuse(self, *_: Any) -> Any:
+        raise TypeError
+
+    __hash__ = __eq__ = __bool__ = __str__ = _refuse
+
+
+def _mark(config: Any, errors: Iterable[ValidationError]) -> None:
+    """Put :class:`_Unsound` where the schema refuses what is there."""
+    for error in sorted(errors, key=lambda error: -len(error.absolute_path)):
+        of_key = "propertyNames" in error.absolute_schema_path
+        if not of_key and error.validator not in ("required", "additionalProperties"):
+            *path, last = error.absolute_path
+            reduce(getitem, path, config)[last] = _Unsound()
 
 
 def _contradictions(config: Any, refused: set[str]) -> Iterator[str]:

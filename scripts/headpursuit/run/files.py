@@ -161,6 +161,15 @@ def write_parquet(
         pq.write_table(table, part, write_page_checksum=True)
 
 
+def refuse_missing(path: str | Path, columns: Collection[str], there: Collection[str]) -> None:
+    """Raise a UserError if a file made here lacks columns."""
+    if missing := [name for name in columns if name not in there]:
+        raise UserError(
+            f"{path}: no column {', '.join(missing)}; it has {', '.join(there)}. "
+            "Delete the file and run again to have it rebuilt."
+        )
+
+
 def read_parquet(
     path: str | Path, columns: list[str] | None, filters: list[tuple] | None = None
 ) -> pa.Table:
@@ -169,13 +178,7 @@ def read_parquet(
     import pyarrow.parquet as pq
 
     try:
-        schema = pq.read_schema(path)
-        missing = [name for name in columns or [] if name not in schema.names]
-        if missing:
-            raise UserError(
-                f"{path}: no column {', '.join(missing)}; it has {', '.join(schema.names)}. "
-                "Delete the file and run again to have it rebuilt."
-            )
+        refuse_missing(path, columns or [], pq.read_schema(path).names)
         return pq.read_table(
             path, columns=columns, filters=filters, page_checksum_verification=True
         )
@@ -209,9 +212,8 @@ def finished(
         return None
     try:
         facts = parquet_metadata(path, ["identity", "heads"])
-        identity, heads = json.loads(
-            json.dumps([identity, dict(conditions)])
-        )  # as they were stored
+        # As they were stored.
+        identity, heads = json.loads(json.dumps([identity, dict(conditions)]))
         alike = facts["identity"] == identity
         kept = [name for name in heads if alike and facts["heads"].get(name) == heads[name]]
         return read_parquet(path, None, [("condition", "in", kept)]) if kept else None

@@ -27,7 +27,7 @@ RECORDS = Path(".snakemake/metadata")
 ASIDE = ("audit", "logs", "benchmarks", "report", "report.html", "estimate.json", "estimate.md")
 # The workflow's own files, as far as a checkout has them.
 CODE = ("Snakefile", "config.yaml", "requirements.txt", "CITATION.cff", "LICENSE", "README.md")
-CODE += ("data", "envs", "prompts", "report", "rules", "schemas", "scripts")
+CODE += ("configs", "data", "envs", "profiles", "prompts", "report", "rules", "schemas", "scripts")
 # Files of nothing but times and hosts, and what says when, where and with what others were made.
 PASSING_FILES = ("preflight.json", ".journal.jsonl")
 PASSING_KEYS = {"date", "root", "tools", "tokens_per_second"}
@@ -244,7 +244,7 @@ def describe_workflow() -> dict[str, Any]:
     """Return the workflow's commit, where it is a checkout of its own, and its files' hashes."""
     found = (path for name in CODE for path in [ROOT / name, *(ROOT / name).rglob("*")])
     files = sorted(path for path in found if path.is_file() and path.suffix != ".pyc")
-    commit = _git("rev-parse", "HEAD")
+    commit = _git("rev-parse", "--verify", "HEAD")
     return {
         "commit": commit[0] if commit else None,
         "changed": _git("status", "--porcelain", "--untracked-files=no"),

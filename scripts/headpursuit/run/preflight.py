@@ -128,15 +128,17 @@ def _find_gpu(told: Told) -> dict[str, Any]:
 
 def _ask_nvidia_smi() -> dict[str, Any]:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible in ("", "-1"):
+    if visible in ("", "-1") or not shutil.which("nvidia-smi"):
         return {"kind": "none"}
     command = ["nvidia-smi", "--query-gpu=memory.free,name", "--format=csv,noheader,nounits"]
     command += ["-i", visible] if visible else []
     try:
-        said = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+        said = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+        if "No devices" in said.stdout + said.stderr:
+            return {"kind": "none"}
         free, name = said.stdout.splitlines()[0].split(", ", maxsplit=1)
     except (OSError, subprocess.SubprocessError, IndexError, ValueError):
-        return {"kind": "none"}
+        free, name = "", "a GPU that nvidia-smi cannot describe"
     free_bytes = int(free) * 2**20 if free.isdigit() else None  # slices of a GPU give [N/A]
     return {"kind": "cuda", "name": name, "free_bytes": free_bytes}
 
@@ -173,9 +175,8 @@ def _check_sources(config: Config, resources: Path, told: Told) -> dict[str, dic
     for name, spec in used_sources(config).items():
         to_come, provenance = None, resources / name / "provenance.json"
         try:
-            if (
-                spec["kind"] == "local"
-            ):  # the config's check has seen it; a changed one is read anew
+            # The config's check has seen a local one; a changed one is read anew.
+            if spec["kind"] == "local":
                 to_come = 0
             elif provenance.exists():
                 source_files(provenance, "**")

@@ -2,6 +2,7 @@
 
 import copy
 import difflib
+import json
 import math
 import re
 from collections.abc import Iterator
@@ -21,7 +22,21 @@ from headpursuit.run.files import ROOT, plain
 SCHEMA = ROOT / "schemas" / "config.schema.yaml"
 # Keys where a secret may have slipped in: messages do not repeat it.
 SECRETIVE = ("base_url", "host", "key_variable")
-SHORT = Repr()
+# JSON Schema's types in plain words.
+TYPES = {"object": "a mapping", "array": "a list", "string": "a text", "null": "null"}
+TYPES |= {"number": "a number", "integer": "a whole number", "boolean": "true or false"}
+
+
+class _Repr(Repr):
+    """Python's short form of a value, with YAML's words for nothing, yes and no."""
+
+    def repr_bool(self, value: bool | None, level: int) -> str:
+        return json.dumps(value)
+
+    repr_NoneType = repr_bool
+
+
+SHORT = _Repr()
 SHORT.maxstring = SHORT.maxother = 100
 
 
@@ -58,13 +73,7 @@ def joined(*parts: Any) -> str:
 
 def shown(value: Any) -> str:
     """Return a value on one short line, as YAML has it."""
-    return as_yaml(SHORT.repr(value))
-
-
-def as_yaml(text: str) -> str:
-    """Return a text with Python's words for nothing, yes and no replaced by YAML's."""
-    words = {"None": "null", "True": "true", "False": "false"}
-    return re.sub(r"\b(None|True|False)\b", lambda found: words[found[0]], text)
+    return SHORT.repr(value)
 
 
 def described(error: ValidationError) -> Iterator[tuple[str, str]]:
@@ -85,14 +94,19 @@ def described(error: ValidationError) -> Iterator[tuple[str, str]]:
 
 def _complaint(error: ValidationError) -> str:
     secretive = error.absolute_path and error.absolute_path[-1] in SECRETIVE
-    value = "what is there" if secretive else SHORT.repr(error.instance)
-    said = as_yaml(error.message.replace(repr(error.instance), value, 1))
-    limit = f"{error.validator} {error.validator_value}"
-    if limit.startswith(("min", "max")) and str(error.validator_value) not in said:
-        said += f" ({limit})"
-    if error.validator == "type" and "number" in error.validator_value:
-        # To YAML, 1e-3 and anything quoted is text.
-        with suppress(TypeError, ValueError):
-            if math.isfinite(number := float(error.instance)):
-                said += f"; YAML takes it for text, write {number}"
+    value = "what is there" if secretive else shown(error.instance)
+    rule, wanted = error.validator, error.validator_value
+    said = error.message.replace(repr(error.instance), value, 1)
+    if rule == "enum":
+        said = f"{value} is not one of {', '.join(map(shown, wanted))}"
+    elif re.match("(min|max)[A-Z]", rule):
+        said += f" ({rule} {wanted})"
+    elif rule == "type":
+        kinds = [wanted] if isinstance(wanted, str) else wanted
+        said = f"{value} is not {' or '.join(TYPES[kind] for kind in kinds)}"
+        if "number" in kinds and isinstance(error.instance, str):
+            # To YAML, 1e-3 and anything quoted is text.
+            with suppress(ValueError):
+                if math.isfinite(number := float(error.instance)):
+                    said += f"; YAML takes it for text, write {number}"
     return plain(said)

@@ -113,7 +113,9 @@ def read_csv(path: str | Path, columns: Collection[str] | None = None) -> pd.Dat
 # Markdown, LaTeX, figures
 
 
-def publish(files: Any, table: pd.DataFrame, shown: pd.DataFrame, notes: str, name: str) -> None:
+def publish(
+    files: Any, table: pd.DataFrame, shown: pd.DataFrame, notes: Iterable[str], name: str
+) -> None:
     """Write a table as CSV, and as text cells with notes as Markdown and LaTeX.
 
     ``files`` is a rule's output with csv, md and tex; ``name`` is LaTeX's label, after ``tab:``.

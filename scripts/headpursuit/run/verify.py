@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from headpursuit.run.contracts import contract_of, violations
-from headpursuit.run.files import ROOT, UserError, read_json
+from headpursuit.run.files import ROOT, UserError, plain, read_json
 from headpursuit.run.lineage import code_hash
 from headpursuit.run.manifest import describe_file, place, run_files
 from headpursuit.run.tables import read_cells
@@ -136,7 +136,7 @@ def _differing(one: Any, other: Any, place: str) -> Iterator[str]:
         for key in sorted({*one, *other}):
             yield from _differing(one.get(key), other.get(key), f"{place} {key}".strip())
     elif one != other:
-        values = ["nothing" if own is None else f"{own!s:.60}" for own in (one, other)]
+        values = ["nothing" if own is None else f"{plain(own):.60}" for own in (one, other)]
         yield f"{place}: {values[0]} / {values[1]}"
 
 
