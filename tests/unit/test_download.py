@@ -1,6 +1,7 @@
 import hashlib
 import json
 import os
+import subprocess
 import zipfile
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from headpursuit.data import download, sources
 from headpursuit.run import retry
 from headpursuit.run.files import UserError
 from hub_server import Fault, Hub, Repo, serve
+from huggingface_hub import HfApi
 
 CANARY = "hf_canaryCANARYcanary0123456789"
 CONFIG, WEIGHTS = b'{"layers": 2}\n', bytes(range(256)) * 200
@@ -144,6 +146,20 @@ def test_a_folder_of_an_older_commit_is_not_taken_for_the_new_one(hub: Hub, tmp_
     assert "503" in failure(spec(), tmp_path)
 
 
+def test_files_that_have_not_come_are_waited_for(hub: Hub, tmp_path, monkeypatch, caplog):
+    """Where the Hub does not list a commit, its client returns though none has come."""
+    fetch, calls = HfApi.snapshot_download, []
+
+    def lazy(api: HfApi, *given, **more) -> None:
+        calls.append(given)
+        if len(calls) > 1:
+            fetch(api, *given, **more)
+
+    monkeypatch.setattr(HfApi, "snapshot_download", lazy)
+    download.download("tiny", spec(), tmp_path)
+    assert len(calls) == 2 and "trying again" in caplog.text
+
+
 @pytest.mark.parametrize("path", ["config.json", "model.safetensors"])
 def test_other_content_is_deleted(hub: Hub, tmp_path, path):
     """Whether it came so, or was damaged since."""
@@ -183,6 +199,8 @@ def test_each_refusal_names_the_step_to_take(hub: Hub, tmp_path, asked, parts):
         (401, {}, ["401", "https://huggingface.co/org/tiny", "set HF_TOKEN"]),
         (403, {"HF_TOKEN": CANARY}, ["403", "https://huggingface.co/org/tiny", "HF_TOKEN"]),
         (429, {}, ["too many requests", "HF_TOKEN", "run the same command again"]),
+        (404, {}, ["http://127.0.0.1", "answers with HTTP status 404 for org/tiny"]),
+        (502, {}, ["answers with HTTP status 502", "Run the same command again"]),
         (200, {}, ["does not answer as a Hub does", "HTTPS_PROXY"]),  # an empty page
         (None, {"HF_ENDPOINT": f"http://user:{CANARY}@127.0.0.1:9"},
          ["http://127.0.0.1:9", "HTTPS_PROXY", "no lasting connection"]),
@@ -284,6 +302,12 @@ def test_a_wheel_that_cannot_be_had(wheel: dict, tmp_path, change, parts):
     said = failure(wheel | change, tmp_path / "w")
     assert [part for part in parts if part not in said] == []
     assert not list((tmp_path / "w").iterdir())
+
+
+def test_a_python_without_pip_names_the_remedy(wheel: dict, tmp_path, monkeypatch):
+    done = subprocess.CompletedProcess([], 1, "", "/bin/python: No module named pip\n")
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: done)
+    assert "has no pip. Install it: " in failure(wheel, tmp_path / "w")
 
 
 def test_a_member_that_points_outside_is_refused(wheel: dict, tmp_path):

@@ -8,6 +8,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from headpursuit.data import images
 from headpursuit.data.download import download
 from headpursuit.data.images import image_ids, open_image, prepare_images, stream_images
 from headpursuit.run.files import UserError, parquet_metadata
@@ -83,9 +84,9 @@ def test_parts_by_a_column(folder: Path) -> None:
 
 def labelled(folder: Path, labels: list, names: list[str] | None = None, **changes) -> dict:
     """Write a Parquet file of images with labels and return its entry of the config."""
-    images = [{"bytes": (folder / f"{i}.png").read_bytes()} for i in range(len(labels))]
+    encoded = [{"bytes": (folder / f"{i}.png").read_bytes()} for i in range(len(labels))]
     features = {"label": {"names": names, "_type": "ClassLabel"}} if names else {}
-    table = pa.table({"image": images, "label": labels}).replace_schema_metadata(
+    table = pa.table({"image": encoded, "label": labels}).replace_schema_metadata(
         {"huggingface": json.dumps({"info": {"features": features}})}
     )
     pq.write_table(table, folder / "all.parquet")
@@ -114,6 +115,22 @@ def test_classes_of_a_parquet_file(folder: Path, labels, names, changes, expecte
     assert table["image"][0] == (folder / f"{int(table['source'][0][12:]) - 1}.png").read_bytes()
 
 
+def test_names_of_numbers_of_any_width_beside_a_column_of_unknown_type(folder: Path) -> None:
+    own = labelled(folder, pa.array([0, 1, 2] * 6, pa.int8()), LAND)
+    table = pq.read_table(folder / "all.parquet")
+    info = json.loads(table.schema.metadata[b"huggingface"])
+    info["info"]["features"]["other"] = {"_type": "New"}
+    table = table.append_column("other", table["label"])
+    table = table.replace_schema_metadata({"huggingface": json.dumps(info)})
+    pq.write_table(table, folder / "all.parquet")
+    assert prepare(folder, own, (2, 2))[0] == ["sea lake", "river", "road"]
+    info["info"]["features"]["label"]["names"] = {"0": "sea"}
+    table = table.replace_schema_metadata({"huggingface": json.dumps(info)})
+    pq.write_table(table, folder / "all.parquet")
+    with pytest.raises(UserError, match="no file of theirs names them"):
+        prepare(folder, own, (2, 2))
+
+
 @pytest.mark.parametrize("labels", [[0, 1, 2] * 6, [3, 10, -1] * 6, [0.0, 1.0] * 9, [0, None] * 9])
 def test_numbers_that_nothing_names_are_refused(folder: Path, labels: list) -> None:
     with pytest.raises(UserError, match=r"the labels are numbers \(.*samples\.\*\.classes"):
@@ -129,7 +146,7 @@ def test_numbers_in_a_csv_are_no_names(folder: Path) -> None:
     assert prepare(folder, named)[0] == ["apple", "pear"]
 
 
-def test_rows_of_pixels(folder: Path) -> None:
+def test_rows_of_pixels(folder: Path, monkeypatch) -> None:
     rng = np.random.default_rng(0)
     rows = [[*rng.integers(0, 17, 16), number % 2] for number in range(12)]
     rows[0][0] = 16
@@ -142,11 +159,30 @@ def test_rows_of_pixels(folder: Path) -> None:
     assert sizes(table, "selection") == sizes(table, "evaluation") == [3, 3]
     first = np.array(open_image(table["image"].iloc[0], "x"))[..., 0]
     assert first.shape == (4, 4)
+    monkeypatch.setattr(images, "BATCH", 5)  # the file in several blocks
+    pd.testing.assert_frame_equal(prepare(folder, own, (9, 9))[1], table)
     assert first.max() == 255
     np.testing.assert_allclose(first.ravel() / 255 * 16, rows[0][:-1], atol=0.04)
     (folder / "pixels.csv.gz").write_bytes(gzip.compress(b"1,2,0\n3,4,1\n"))
     with pytest.raises(UserError, match=r"pixels\.csv\.gz: not rows of square images"):
         prepare(folder, own)
+
+
+def test_rows_behind_the_last_are_not_read(folder: Path) -> None:
+    with (folder / "labels.csv").open("a") as handle:
+        handle.write("a,b,c,too many\n")
+    part = {"files": "labels.csv", "rows": [1, 29]}
+    prepare(folder, spec(selection=part, evaluation=part))
+    with pytest.raises(UserError, match=r"samples\.own\.selection\.files: .* more cells"):
+        prepare(folder, spec(evaluation=part))
+
+
+def test_prepared_images_that_lack_a_column_are_refused(folder: Path) -> None:
+    prepare(folder, spec())
+    path = folder.parent / "images.parquet"
+    pq.write_table(pq.read_table(path).drop_columns("image"), path)
+    with pytest.raises(UserError, match=r"no column image; it has .* Delete the file"):
+        next(stream_images(path, "evaluation", 3))
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
 import csv
+import errno
 import io
 import json
 import logging
@@ -74,7 +75,11 @@ def test_text_is_read_as_it_stands(tmp_path: Path, suffix: str, texts: list[str]
         ("a.jsonl", '\ufeff{"text": "one"}\r\n\r\n{"text": "two"}\r\n', ["one", "two"]),
         ("a.jsonl", '{"text": "a"}\n{"text": null}\n{"b": 1}\n', ["a", "", ""]),
         ("a.json", '\ufeff[{"text": "one"},\n {"b": 1},\n "two"]', ["one", "", "two"]),
-        *((f"empty{suffix}", "", []) for suffix in [".txt", *SUFFIXES]),
+        ("a.csv", 'text,n,n\n"one"1,2,3\n"two",\n', ["one1", "two"]),
+        ("a.json", '\n{\n "text": "one",\n "b": {}\n}\n', ["one"]),
+        ("a.json", '{"b": {"c": 1},\n"text": "one"}', ["one"]),
+        ("a.json", '[\n  {"text": "one"},\n  "two"\n]\n', ["one", "two"]),
+        *((f"empty{suffix}", "", []) for suffix in (".txt", ".jsonl", ".json", ".csv")),
     ],
 )  # fmt: skip
 def test_marks_and_line_ends_are_no_text_and_nothing_is_empty(tmp_path, name, content, found):
@@ -167,7 +172,9 @@ def test_a_missing_column_is_named_with_those_there(tmp_path: Path, suffix: str)
         ("deep.json", b"[" * 100_000, ""),
         ("torn.parquet", b"PAR1torn", ""),
         ("ragged.csv", b"text,n\na,1\nb,2,3\n", "line 3"),
-        ("quote.csv", b'text\n"a\nb\n', "after line 1: unexpected end"),
+        ("quote.csv", b'text\n"a\nb\n', "a quote after line 1 is never closed"),
+        ("quote.csv", b'text\na\n"', "a quote after line 2 is never closed"),
+        ("empty.parquet", b"", "size is 0 bytes"),
     ],
 )
 def test_a_damaged_file_is_named(tmp_path: Path, name: str, content: bytes, said: str):
@@ -176,6 +183,21 @@ def test_a_damaged_file_is_named(tmp_path: Path, name: str, content: bytes, said
     message = str(caught.value)
     assert message.startswith(f"samples.rtp.files: {tmp_path / name} is not readable as ")
     assert said in message
+
+
+def test_a_column_that_stands_twice_is_refused(tmp_path: Path):
+    with pytest.raises(UserError, match=r"^samples\.rtp: .* has several columns 'text'"):
+        rows(save(tmp_path / "a.csv", "text,n,text\na,1,b\n"))
+
+
+def test_a_disk_that_refuses_is_no_damage(tmp_path: Path, monkeypatch):
+    def refused(*_: Any) -> None:
+        raise PermissionError(errno.EACCES, "denied")
+
+    path = save(tmp_path / "a.txt", "one\n")
+    monkeypatch.setattr(Path, "open", lambda *_, **__: refused())
+    with pytest.raises(PermissionError):
+        rows(path)
 
 
 @pytest.mark.parametrize("value", [1, 0.5, True, ["a"], {"b": "a"}, date(2020, 1, 1)])

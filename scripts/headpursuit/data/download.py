@@ -39,7 +39,12 @@ LOST = (
     "network, HTTPS_PROXY and HF_ENDPOINT, and whether a login page stands between. Run the same "
     "command again: it goes on from the files that have arrived."
 )
-# What the Hub's client raises or the Hub answers, and the step to take; in other cases LOST.
+ANSWERS = (
+    "{endpoint} answers with {kind} for {id}. Run the same command again: it goes on from the "
+    "files that have arrived."
+)
+# What the Hub's client raises or the Hub answers, and the step to take; in other cases ANSWERS for
+# a status, else LOST.
 STEPS: dict[type | str, str] = {
     errors.OfflineModeIsEnabled: (
         "HF_HUB_OFFLINE is set, so nothing is downloaded. Set it to 0 and run again."
@@ -119,15 +124,20 @@ def _fetch_hub(name: str, spec: dict, folder: Path) -> Fetched:
     commit, sizes = _listing(name, spec, ATTEMPTS)
     log.info("%s: %d files, %s bytes", name, len(sizes), sum(filter(None, sizes.values())))
     where = {"repo_type": spec["repo_type"], "revision": commit, "local_dir": folder}
-    # The client's * crosses folders, so it is given the files' names.
-    names = list(map(glob.escape, sizes))
-    _ask(name, spec, ATTEMPTS, api.snapshot_download, spec["id"], allow_patterns=names, **where)
-    found = _ask(name, spec, ATTEMPTS, api.verify_repo_checksums, spec["id"], **where)
-    # The client only warns where the Hub does not list a commit, and returns the folder as it is.
-    differ = {own["path"] for own in found.mismatches} | set(found.missing_paths)
-    if wrong := differ & sizes.keys():
+
+    def fetch() -> Any:
+        # The client's * crosses folders, so it is given the files' names.
+        api.snapshot_download(spec["id"], allow_patterns=list(map(glob.escape, sizes)), **where)
+        found = api.verify_repo_checksums(spec["id"], **where)
+        if missing := sizes.keys() & set(found.missing_paths):
+            # Where the Hub lists no commit, the client only warns, and returns the folder as it is.
+            raise RuntimeError(f"{len(missing)} files have not come")
+        return found
+
+    found = _ask(name, spec, ATTEMPTS, fetch)
+    if wrong := {own["path"] for own in found.mismatches} & sizes.keys():
         for path in wrong:
-            (folder / path).unlink(missing_ok=True)
+            (folder / path).unlink()
         raise UserError(
             f"sources.{name}: {listed(wrong)} came with another size or checksum than the Hub "
             "gives, and was deleted. Run the same command again."
@@ -191,7 +201,8 @@ def _step(name: str, spec: dict, error: BaseException, kind: str) -> str:
     def known(cause: type | str) -> bool:
         return cause == kind if isinstance(cause, str) else isinstance(error, cause)
 
-    step = next((step for cause, step in STEPS.items() if known(cause)), LOST)
+    other = ANSWERS if kind.startswith("HTTP status") else LOST
+    step = next((step for cause, step in STEPS.items() if known(cause)), other)
     endpoint = bare_url(_api().endpoint)
     return step.format(
         **spec | {"name": name, "page": _page(spec), "endpoint": endpoint, "kind": kind}
@@ -238,6 +249,11 @@ def _pip_download(name: str, spec: dict, scratch: Path) -> Path:
         command += [option, spec[key]] if key in spec else []
     log.info("%s: %s %s from the package index", name, spec["id"], spec["version"])
     done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if "No module named pip" in done.stderr:
+        raise UserError(
+            f"sources.{name}: {sys.executable} has no pip. Install it: "
+            f"{sys.executable} -m ensurepip"
+        )
     if done.returncode:
         last = " ".join(" ".join(done.stderr.strip().splitlines()[-6:]).split())
         raise UserError(

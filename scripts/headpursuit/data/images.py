@@ -1,11 +1,13 @@
 """Images: read out of data files, drawn class by class, and stored for the model to read."""
 
+import gzip
 import io
 import json
 import logging
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
+from functools import cache
+from itertools import islice, repeat
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,8 @@ from headpursuit.run.files import (
     check_table,
     damaged_parquet,
     read_parquet,
+    refusal,
+    refuse_missing,
     seed_for,
 )
 
@@ -44,9 +48,9 @@ Where = tuple[Path, int]  # file and row, from 1
 
 
 def read_images(
-    files: Sequence[Path], spec: Mapping[str, Any], part: str, with_images: bool
+    files: Sequence[Path], spec: Mapping[str, Any], part: str, with_images: bool, dataset: str = "*"
 ) -> Iterator[tuple[Where, Any, bytes | None]]:
-    """Stream a part (``selection`` or ``evaluation``) of the config's ``samples`` entry ``spec``.
+    """Stream a part (``selection`` or ``evaluation``) of ``spec``, the samples ``dataset``.
 
     The column ``image`` holds encoded images (bytes, or the Hub's struct with bytes) or paths
     relative to the file. Where ``image`` is null, each line of a CSV file (.gz too, no header)
@@ -62,25 +66,48 @@ def read_images(
     columns = [spec["label"], *([spec["image"]] if with_images else [])]
     for path in files:
         if spec["image"] is None:
-            rows = _pixel_rows(path)
+            rows = _pixel_rows(path, with_images)
         else:
-            found = kept_rows(path, columns, spec[part].get("where"), "samples.*")
+            key = f"samples.{dataset}.{part}"
+            found = kept_rows(path, columns, spec[part].get("where"), key)
             rows = ((number, row[spec["label"]], row.get(spec["image"])) for number, row in found)
         for number, label, image in rows:
-            if first <= number <= last:
+            if number > last:
+                break
+            if number >= first:
                 yield (path, number), label, _encoded(path, image) if with_images else None
 
 
-def _pixel_rows(path: Path) -> Iterator[tuple[int, int, np.ndarray]]:
+def _pixel_rows(path: Path, with_images: bool) -> Iterator[tuple[int, int, np.ndarray | None]]:
+    number = 0
     try:
-        values = np.loadtxt(path, delimiter=",", comments=None, ndmin=2)
-        pixels, labels = values[:, :-1], values[:, -1].astype(int).tolist()
-        side = round(pixels.shape[1] ** 0.5)
-        grey = np.round(pixels * (255 / pixels.max())).astype(np.uint8)
-        images = grey.reshape(len(labels), side, side)
+        for values in _blocks(path):
+            pixels, labels = values[:, :-1], values[:, -1].astype(int).tolist()
+            side = round(pixels.shape[1] ** 0.5)
+            square = pixels.reshape(len(labels), side, side)
+            images: Iterator[np.ndarray | None] = repeat(None)
+            if with_images:
+                images = iter(np.round(square * (255 / _peak(path))).astype(np.uint8))
+            for label in labels:
+                number += 1
+                yield number, label, next(images)
     except (ValueError, OSError, EOFError) as error:
+        if refusal(error, path):
+            raise
         raise UserError(f"{path}: not rows of square images and labels ({error}).") from error
-    return zip(range(1, len(labels) + 1), labels, images, strict=True)
+
+
+@cache
+def _peak(path: Path) -> float:
+    return max(values[:, :-1].max() for values in _blocks(path))
+
+
+def _blocks(path: Path) -> Iterator[np.ndarray]:
+    opened = gzip.open if path.suffix.lower() == ".gz" else open
+    with opened(path, "rt", encoding="utf-8") as handle:
+        lines = filter(str.strip, handle)
+        while some := list(islice(lines, BATCH)):
+            yield np.loadtxt(some, delimiter=",", comments=None, ndmin=2)
 
 
 def _encoded(path: Path, image: Any) -> bytes | None:
@@ -161,9 +188,12 @@ def draw_images(
     for part in reversed(PARTS):  # evaluation first: selection takes of what it leaves
         taken = set().union(*drawn.values())
         drawn[part] = set()
+        by_class = defaultdict(list)
+        for place, label in labels[part]:
+            if place not in taken:
+                by_class[label].append(place)
         for label, name in names.items():
-            there = [place for place, own in labels[part] if own == label and place not in taken]
-            if not there:
+            if not (there := by_class[label]):
                 raise UserError(
                     f"samples.{dataset}.{part}: the class {name} has no image (left); "
                     "see its files, rows and where, and per_class."
@@ -185,10 +215,11 @@ def prepare_images(
         UserError: if a class has no image or an image does not decode.
     """
     files = {part: source_files(provenance, spec[part]["files"]) for part in PARTS}
-    labels = {
-        part: [(where, label) for where, label, _ in read_images(files[part], spec, part, False)]
-        for part in PARTS
-    }
+
+    def read(part: str, with_images: bool) -> Iterator[tuple[Where, Any, bytes | None]]:
+        return read_images(files[part], spec, part, with_images, dataset)
+
+    labels = {part: [(where, label) for where, label, _ in read(part, False)] for part in PARTS}
     every = {label for own in labels.values() for _, label in own}
     names = class_names(spec, every, [file for part in PARTS for file in files[part]])
     drawn = draw_images(labels, names, spec["per_class"], seed, dataset)
@@ -197,7 +228,7 @@ def prepare_images(
     def records() -> Iterator[dict[str, Any]]:
         for part in PARTS:
             count = 0
-            for (file, row), label, image in read_images(files[part], spec, part, True):
+            for (file, row), label, image in read(part, True):
                 if (file, row) in drawn[part]:
                     open_image(image, f"{file}:{row}")
                     yield {
@@ -238,6 +269,7 @@ def stream_images(path: str | Path, part: str, size: int) -> Iterator[list[dict[
     """Read the images of a prepared part, ``size`` at a time."""
     try:
         file = pq.ParquetFile(path, pre_buffer=False, page_checksum_verification=True)
+        refuse_missing(path, SCHEMA.names, file.schema_arrow.names)
         batches = file.iter_batches(batch_size=BATCH, columns=SCHEMA.names)
         rows = (row for batch in batches for row in batch.to_pylist() if row["part"] == part)
         while some := list(islice(rows, size)):

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from headpursuit.data.rows import READERS, kept_rows
+from headpursuit.data.sources import size_of
 from headpursuit.method.special import as_user, opened, special_tokens
 from headpursuit.run.files import UserError, seed_for
 
@@ -37,6 +38,8 @@ def read_rows(
             f"{key}.files: no {', '.join(READERS)} file among {', '.join(map(str, files))}."
         )
     for path in readable:
+        if size_of(path) == 0 and path.suffix.lower() != ".parquet":
+            continue  # a text of no rows
         for number, row in kept_rows(path, [column], where, key):
             text = "" if row[column] is None else row[column]
             if not isinstance(text, str):
@@ -51,11 +54,13 @@ def unique_prompts(rows: Iterable[tuple[str, str]], dataset: str) -> pa.Table:
         Table with sample_id, text and source, in the order of the files.
     """
     kept: dict[str, str] = {}
-    rows = list(rows)
+    dropped = 0
     for source, text in rows:
-        if text.strip():
-            kept.setdefault(text, source)
-    if dropped := len(rows) - len(kept):
+        if not text.strip() or text in kept:
+            dropped += 1
+        else:
+            kept[text] = source
+    if dropped:
         log.info("%s: dropped %d empty or repeated prompts", dataset, dropped)
     names = [f"{dataset}-{i:06d}" for i in range(len(kept))]
     columns = {"sample_id": names, "text": list(kept), "source": list(kept.values())}

@@ -1,23 +1,31 @@
-"""Rows of data files, with their values as they stand there."""
+"""Rows of data files, with their values as they stand there.
+
+The datasets library reads none of them: its readers of JSON and CSV take texts for dates and
+numbers, and that of Parquet refuses files for columns that nobody reads, is many times slower, and
+needs a cache folder in the home.
+"""
 
 import csv
-import glob
 import json
 import re
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pyarrow.dataset import ParquetFragmentScanOptions
 
-from headpursuit.run.files import UserError
+from headpursuit.run.files import UserError, refusal
 
 BATCH = 256  # rows of a file held at once; it bounds the memory that images take
 SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+class _NoColumnError(Exception):
+    """A file has no column, or several, of a name."""
 
 
 def kept_rows(
@@ -42,17 +50,17 @@ def kept_rows(
         for number, row in enumerate(_rows(path, [*columns, *where]), start=1):
             if all(matches_value(row[name], value) for name, value in where.items()):
                 yield number, row
-    except LookupError as error:
-        raise UserError(f"{key}: {path} has {error.args[0]}. Correct the name there.") from None
-    except (ValueError, OSError, RecursionError, pa.ArrowException) as error:
+    except _NoColumnError as error:
+        raise UserError(f"{key}: {path} has {error}. Correct the name there.") from None
+    except (ValueError, TypeError, OSError, RecursionError, pa.ArrowException) as error:
+        if refusal(error, path):
+            raise
         raise UserError(
             f"{key}.files: {path} is not readable as {path.suffix[1:]}: {error}"
         ) from error
 
 
 def _rows(path: Path, names: Collection[str]) -> Iterator[dict[str, Any]]:
-    if not path.stat().st_size:
-        return  # no rows, which not every reader takes
     if path.suffix.lower() not in READERS:
         raise ValueError(f"read are {', '.join(READERS)}")
     missing, there = set(names), {}
@@ -84,36 +92,53 @@ def _nested(row: Mapping[str, Any], name: str) -> Any:
     return value
 
 
-def _lacking(missing: Iterable[str], there: Iterable[str]) -> LookupError:
+def _lacking(missing: Iterable[str], there: Iterable[str]) -> _NoColumnError:
     names = ", ".join(there).encode(errors="replace").decode()
-    return LookupError(f"no column {', '.join(map(repr, missing))}; it has {names}")
+    return _NoColumnError(f"no column {', '.join(map(repr, missing))}; it has {names}")
 
 
-def _top(names: Collection[str], there: Collection[str]) -> list[str]:
+def _top(names: Collection[str], there: list[str]) -> list[str]:
     """Return the columns that hold the named ones."""
     top = dict.fromkeys(name if name in there else name.partition(".")[0] for name in names)
     if missing := [name for name in top if name not in there]:
         raise _lacking(missing, there)
+    if repeated := [name for name in top if there.count(name) > 1]:
+        raise _NoColumnError(f"several columns {', '.join(map(repr, repeated))}")
     return list(top)
 
 
-# The libraries' readers of JSON and CSV take texts for dates and numbers. What is no UTF-8 comes
-# as surrogates, which _rows refuses.
+# What is no UTF-8 comes as surrogates, which _rows refuses.
 AS_TEXT = {"encoding": "utf-8-sig", "errors": "surrogateescape"}
 
 
 def _csv(path: Path, names: Collection[str]) -> Iterator[Mapping[str, Any]]:
     csv.field_size_limit(sys.maxsize)
+    header: list[str] = []
+    ended, line = False, 0
+
+    def lines() -> Iterator[str]:
+        nonlocal ended
+        yield from text
+        ended = True
+
     with path.open(newline="", **AS_TEXT) as text:
-        rows = csv.DictReader(text, restval="", strict=True)
+        rows = csv.reader(lines())
         try:
-            _top(names, rows.fieldnames or [])
-            for row in rows:
-                if None in row:
-                    raise ValueError(f"line {rows.line_num} has more cells than the header")
-                yield row
+            for cells in filter(None, rows):
+                if ended:  # only within quotes does a row go on behind the last line
+                    raise ValueError(f"a quote after line {line} is never closed")
+                line = rows.line_num
+                if not header:
+                    header = cells
+                    _top(names, header)
+                elif len(cells) > len(header):
+                    raise ValueError(f"line {line} has more cells than the header")
+                else:
+                    yield dict(zip_longest(header, cells, fillvalue=""))
         except csv.Error as error:
-            raise ValueError(f"after line {rows.line_num}: {error}") from error
+            raise ValueError(f"after line {line}: {error}") from error
+    if not header:
+        _top(names, header)
 
 
 def _text(path: Path, _: Collection[str]) -> Iterator[Mapping[str, Any]]:
@@ -122,33 +147,25 @@ def _text(path: Path, _: Collection[str]) -> Iterator[Mapping[str, Any]]:
 
 
 def _json(path: Path, _: Collection[str]) -> Iterator[Any]:
-    """Read an object a line, or one list of objects or texts."""
+    """Read an object a line; or one object, or list of objects or texts, over several lines."""
     with path.open(**AS_TEXT) as lines:
         for number, line in enumerate(lines, start=1):
-            if not line.strip():
+            if not (own := line.strip()):
                 continue
-            is_list = line.lstrip().startswith("[")
+            goes_on = own[0] == "[" or (own[0] == "{" and own[-1] != "}")
             try:
-                found = json.loads(line + lines.read() if is_list else line)
+                found = json.loads(line + lines.read() if goes_on else line)
             except ValueError as error:
                 raise ValueError(f"line {number} is not JSON ({error})") from error
-            for row in found if is_list else [found]:
+            for row in found if isinstance(found, list) else [found]:
                 yield {"text": row} if isinstance(row, str) else row
 
 
 def _parquet(path: Path, names: Collection[str]) -> Iterator[Mapping[str, Any]]:
-    from datasets import load_dataset
-
-    rows = load_dataset(
-        "parquet",
-        data_files=[glob.escape(str(path))],
-        split="train",
-        streaming=True,
-        columns=_top(names, list(_features(path))),
-        batch_size=BATCH,
-        fragment_scan_options=ParquetFragmentScanOptions(pre_buffer=False),
-    )
-    return iter(rows.decode(False))  # images stay encoded
+    with pq.ParquetFile(path, pre_buffer=False) as file:  # a buffer would hold it whole
+        columns = _top(names, file.schema_arrow.names)
+        for batch in file.iter_batches(batch_size=BATCH, columns=columns):
+            yield from batch.to_pylist()
 
 
 READERS: Mapping[str, Callable[[Path, Collection[str]], Iterator[Any]]] = {
@@ -160,16 +177,16 @@ READERS: Mapping[str, Callable[[Path, Collection[str]], Iterator[Any]]] = {
 }
 
 
-def _features(path: Path) -> Mapping[str, Any]:
-    from datasets import Features
-
-    return Features.from_arrow_schema(pq.read_schema(path))
-
-
 def label_names(path: Path, column: str) -> list[str] | None:
     """Return the names that a Parquet file's metadata give to a column's numbers, if they do."""
-    is_parquet = path.suffix.lower() == ".parquet"
-    return getattr(_features(path).get(column), "names", None) if is_parquet else None
+    if path.suffix.lower() != ".parquet":
+        return None
+    stored = (pq.read_schema(path).metadata or {}).get(b"huggingface", b"")
+    try:
+        names = json.loads(stored)["info"]["features"][column]["names"]
+    except (ValueError, LookupError, TypeError):  # none, or not as the Hub writes them
+        return None
+    return names if isinstance(names, list) else None
 
 
 def matches_value(value: Any, wanted: Any) -> bool:
