@@ -152,9 +152,9 @@ def report(checkout: Checkout, layer: Mapping[str, float]) -> str:
     lines.append("|" + "---|" * 6)
     memory = max(model["work_bytes"] for model in found["models"].values()) / 1e9
     for name, rule in found["rules"].items():
-        if name not in JOBS:
+        took = rule.get("measured")
+        if name not in JOBS or not took:
             continue
-        took = rule["measured"]
         span = " to ".join(f"{3600 * end:.0f}" for end in rule.get("hours", []))
         lines.append(
             f"| `{name}` | {3600 * took['hours']:.0f} | {3600 * took['cpu_hours']:.0f} "
