@@ -166,6 +166,19 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
 
 
+@contextmanager
+def reached(monkeypatch: Any, repos: dict[str, Repo]) -> Iterator[Hub]:
+    """Serve repositories to the client of this process, which has no token and waits for nobody."""
+    with serve(repos) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        monkeypatch.delenv("HF_TOKEN", raising=False)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+        monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", "/nowhere/token")
+        monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
+        monkeypatch.setattr("headpursuit.run.retry.FIRST_WAIT", 0.01)
+        yield hub
+
+
 def _listed(repo: Repo, path: str) -> dict[str, Any]:
     """Describe a file in both forms: that of a repository's siblings, and that of its tree."""
     content = repo.files[path]

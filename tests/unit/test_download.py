@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 from headpursuit.data import download, sources
-from headpursuit.run import retry
 from headpursuit.run.files import UserError
-from hub_server import Fault, Hub, Repo, serve
+from hub_server import Fault, Hub, Repo, reached
 from huggingface_hub import HfApi
 
 CANARY = "hf_canaryCANARYcanary0123456789"
@@ -31,13 +30,7 @@ def hub(monkeypatch):
         "org/gated": Repo({"a.csv": b"text\nx\n"}, gated=True, token=CANARY),
         "org/private": Repo({"config.json": b"{}"}, private=True, token=CANARY),
     }
-    with serve(repos) as hub:
-        monkeypatch.setenv("HF_ENDPOINT", hub.url)
-        monkeypatch.delenv("HF_TOKEN", raising=False)
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-        monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", "/nowhere/token")
-        monkeypatch.setattr(retry, "FIRST_WAIT", 0.01)
-        monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
+    with reached(monkeypatch, repos) as hub:
         yield hub
 
 

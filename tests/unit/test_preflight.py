@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import yaml
 from headpursuit.data import download
-from headpursuit.run import preflight, retry
+from headpursuit.run import preflight
 from headpursuit.run.config import load_config
 from headpursuit.run.estimate import models
 from headpursuit.run.files import UserError
-from hub_server import Fault, Repo, serve
+from hub_server import Fault, Repo, reached
 from snakemake.utils import update_config
 
 Config = dict[str, Any]
@@ -57,12 +57,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         "org/tiny": Repo({"model.safetensors": bytes(5000), "config.json": b"{}"}),
         "org/gated": Repo({"a.csv": b"text\nx\n"}, gated=True, token="hf_another"),
     }
-    with serve(repos) as hub:
-        monkeypatch.setenv("HF_ENDPOINT", hub.url)
-        monkeypatch.delenv("HF_TOKEN", raising=False)
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-        monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", "/nowhere/token")
-        monkeypatch.setattr(retry, "FIRST_WAIT", 0.01)
+    with reached(monkeypatch, repos) as hub:
         yield hub
 
 

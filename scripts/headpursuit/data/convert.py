@@ -8,7 +8,7 @@ import gguf
 import torch
 
 from headpursuit.data.sources import write_made_provenance
-from headpursuit.method.models import loading
+from headpursuit.method.models import LOCAL, loading
 from headpursuit.run.files import sha256
 
 
@@ -21,7 +21,7 @@ def convert_gguf(path: Path, provenance: Path, source_provenance: str | Path) ->
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder = provenance.parent
-    local = {"gguf_file": path.name, "local_files_only": True, "trust_remote_code": False}
+    local = {"gguf_file": path.name, **LOCAL}
     # The file is read for the config, the weights and the tokenizer, which takes seconds each.
     with loading(path, "model"), patch.object(gguf, "GGUFReader", cache(gguf.GGUFReader)):
         model = AutoModelForCausalLM.from_pretrained(path.parent, dtype=torch.float32, **local)

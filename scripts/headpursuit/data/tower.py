@@ -32,8 +32,8 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from headpursuit.data.images import PARTS, class_names, open_image, read_images
 from headpursuit.data.sources import source_files
-from headpursuit.method.models import loading
-from headpursuit.method.vision import LOCAL, render_question
+from headpursuit.method.models import LOCAL, loading
+from headpursuit.method.vision import render_question
 from headpursuit.run.files import UserError, atomic
 
 TRAINED = ("model.vision_tower.", "model.multi_modal_projector.")

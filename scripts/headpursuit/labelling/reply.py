@@ -59,8 +59,8 @@ def is_refusal(reply: str) -> bool:
 def sift_words(words: Sequence[str], response: str) -> tuple[list[str], list[str]]:
     """Part the words that occur in the response, whole, from those that do not.
 
-    Those that do are returned in each case in which they stand there, since `words.case_sensitive`
-    tells them apart.
+    Those that do are returned in each case in which they stand there, since a concept's
+    `case_sensitive` tells them apart.
     """
     kept, dropped = [], []
     for word, count in zip(words, count_words([response], words)[0], strict=True):

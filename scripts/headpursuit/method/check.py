@@ -109,7 +109,7 @@ def _wrong_edits(decoder: Decoder, passed: list[Passed]) -> Iterator[str]:
         expected[..., head, :] *= -1
         with (
             scaled_heads(decoder, [(layer, head)], -1.0),
-            collected(decoder.projections, lambda layer, args, output: args[0]) as read,
+            collected(decoder.projections, lambda layer, args, output: args[0], [layer]) as read,
         ):
             decoder.projections[layer](own.z)
         if not torch.equal(read[layer], expected.flatten(-2)):
