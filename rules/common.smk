@@ -13,6 +13,7 @@ from headpursuit.run.experiments import (
     candidate_layers,
     concept_of,
     conditions,
+    family_of,
     heads_of,
     methods_of,
     of_images,
@@ -224,6 +225,7 @@ def ratio_facts(name):
     own = EXPERIMENTS[name]
     return {
         **pick(own, "samples", "model", "alpha", "heads_from", "k"),
+        "family": family_of(config, name),
         "methods": methods_of(config, name),
         "draws": 0 if own["heads_from"] else own["draws"],
         "iterations": EXPERIMENTS[heads_of(config, name)]["pursuit"]["iterations"],

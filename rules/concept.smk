@@ -91,7 +91,7 @@ rule split_words:
     resources:
         **by_attempt(mem_mb=1000, runtime=10),
     params:
-        **own("concept", "key", "name"),
+        **own("concept", "key", "name", "split"),
         content=own_content("{experiment}/words_file", STATED),
         seed=config["seed"],
         code=code_hash("split_words"),

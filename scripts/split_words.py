@@ -39,7 +39,8 @@ def main(snakemake):
         ranked = most_frequent(label_counts(labels, concept["case_sensitive"]), concept["top"])
     else:
         ranked = listed(snakemake, concept)
-    table = split_words(ranked, concept["selection_share"], params.seed, params.name)
+    share = concept["selection_share"]
+    table = split_words(ranked, share, params.seed, params.name, params.split)
     write_csv(snakemake.output[0], table)
 
 

@@ -105,7 +105,7 @@ def make_run(run: Path) -> Path:
     facts = {
         name: {
             **{key: own[key] for key in ("samples", "model", "alpha", "heads_from", "k", "draws")},
-            "methods": ["somp"],
+            **{"methods": ["somp"], "family": name},
         }
         for name, own in config["experiments"].items()
     }

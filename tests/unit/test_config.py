@@ -91,6 +91,13 @@ MISTAKES = [
     (f"{RTP}/heads_from", "x", r"^experiments\.rtp\.heads_from: 'x' is not under experiments"),
     (f"{RTP}/heads_from", "rtp", r"^experiments\.rtp\.heads_from: rtp has its heads from rtp"),
     (f"{RTP}/heads_from", "mnist", r"rtp\.heads_from: mnist is of another model, llava-next"),
+    (f"{RTP}/splits", 10**9, r"^experiments\.rtp\.splits: .* is greater than the maximum of 100"),
+    (f"{IMAGES}/splits", 3, r"mnist\.splits: another split, but the concept's words are not split"),
+    (
+        "experiments/tet",
+        {"like": "rtp", "samples": "rtp", "heads_from": "rtp", "split": 2},
+        r"tet\.heads_from: words that are measured here choose heads in rtp, whose split is 0, not 2",
+    ),
     (f"{IMAGES}/heads_from", "gtsrb", r"^experiments\.mnist\.k: 8 is no k of gtsrb, whose heads"),
     ("tables/table2", ["rtp", "x"], r"^tables\.table2: 'x' is not under experiments; .* rtp, tet"),
     ("tables/run", ["rtp"], r"^tables\.run: the report has a page of that name; use another"),

@@ -8,6 +8,7 @@ from headpursuit.run.experiments import (
     STAGES,
     condition_name,
     conditions,
+    family_of,
     heads_of,
     methods_of,
     owners,
@@ -54,6 +55,7 @@ def test_a_variant_has_its_parents_keys_but_for_its_own(paper: Config) -> None:
         ("rtp", {"pursuit": {"norm": "l2"}}, ["rankings", *HEADS, "decomposition"]),
         # Listed words are those of whoever lists them first, here experiments.months.
         ("rtp", {"concept": "months"}, ["labels", "rankings", *HEADS]),
+        ("rtp", {"split": 1}, ["words", "dictionary", "rankings", *HEADS]),
         ("rtp", {"positions": "last"}, CACHE),
         ("rtp", {"generation": {"temperature": 1.0}}, WORDS),
         ("rtp", {"model": "llava-next", "concept": "months"}, [s for s in STAGES if s != "words"]),
@@ -75,6 +77,20 @@ def test_a_variant_shares_all_that_does_not_differ(
         assert set(found.values()) == {"tet"}  # it is another experiment's equal
     if changes.get("heads_from"):
         assert found["rankings"] == found["selected"] == "svhn"
+
+
+def test_splits_are_experiments_that_follow_theirs(paper: Config) -> None:
+    config = with_variant(paper, splits=3, pursuit={"norm": "l2"})
+    family = ["variant", "variant-split1", "variant-split2"]
+    assert config["tables"]["mine"] == [n for n in config["experiments"] if n in family] == family
+    own = config["experiments"]
+    assert [own[name]["split"] for name in family] == [0, 1, 2]
+    assert own["variant-split2"] == own["variant"] | {"split": 2, "splits": 1}
+    assert [family_of(config, name) for name in [*family, "rtp"]] == ["variant"] * 3 + ["rtp"]
+    owned = [owners(config)[name] for name in family]
+    assert {own["activations"] for own in owned} == {own["labels"] for own in owned} == {"rtp"}
+    assert [own["words"] for own in owned] == ["rtp", *family[1:]]  # the first is rtp's own split
+    assert load_config(config) == config
 
 
 def test_the_experiment_named_like_its_samples_owns_what_is_shared(paper: Config) -> None:

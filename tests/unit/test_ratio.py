@@ -1,5 +1,6 @@
 """Ratios, their intervals, flags and published values, and how they are shown."""
 
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,7 @@ def made(
     **changed: Any,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     facts = {"coverage": 0.8} if "tokens" in set(table["measure"]) else {"classes": 10}
-    experiments = {name: OWN | {"samples": name} | changed for name in names}
+    experiments = {name: OWN | {"samples": name, "family": name} | changed for name in names}
     rows, draws = ratio_rows(dict.fromkeys(names, (table, facts)), experiments, score, 0)
     return put_published(rows, PUBLISHED, published_heads), draws
 
@@ -73,6 +74,30 @@ def one(table: pd.DataFrame, method: str, heads: int, measure: str) -> pd.Series
     own = table.set_index(["method", "heads", "measure"]).loc[(method, heads, measure)]
     assert isinstance(own, pd.Series)
     return own
+
+
+def test_splits_have_a_spread_of_their_own():
+    scores = {name: scored() for name in ("rtp", "rtp-split1", "rtp-split2", "tet")}
+    for number, name in enumerate(scores):
+        scores[name]["after"] *= 1 + number
+    scores = {name: (table, {"coverage": 0.8}) for name, table in scores.items()}
+    own = {name: OWN | {"samples": "rtp", "family": name.split("-")[0]} for name in scores}
+    table, _ = ratio_rows(scores, own, SCORE, 0)
+    rows = table.set_index(["experiment", "method", "heads", "measure"])
+    for method, k, measure in product(["somp", "random"], OWN["k"], TEXT):
+        value = rows.loc[("rtp", method, k, measure), "value"]
+        for name in scores:
+            row = rows.loc[(name, method, k, measure)]
+            if name == "tet":
+                assert row["splits"] == 1 and np.isnan([row["splits_mean"], row["splits_sd"]]).all()
+            else:
+                assert row["splits"] == 3
+                assert (row["splits_mean"], row["splits_sd"]) == pytest.approx((2 * value, value))
+    shown = display(table, "sd", 0.95)["mean of splits"]
+    assert all(shown[table["experiment"] == "tet"] == "") and (shown != "").sum() == 3 * 12
+    assert any(text.startswith("Mean of splits") for text in notes(table, scores, own, SCORE, 0))
+    alone, _ = made(scored())
+    assert "mean of splits" not in display(alone, "sd", 0.95)
 
 
 @both_kinds

@@ -200,11 +200,15 @@ def test_words_that_are_not_split_select_and_are_measured(n: int):
     assert measured_words(table).tolist() == [True] * n
 
 
-def test_the_split_depends_on_seed_and_name_and_not_on_the_rank():
-    def heldout(seed: int, name: str = "rtp") -> np.ndarray:
-        return (split_words(HUNDRED, 0.7, seed, name)["split"] == "heldout").to_numpy()
+def test_the_split_depends_on_seed_name_and_number_and_not_on_the_rank():
+    def heldout(seed: int, *which: str | int) -> np.ndarray:
+        table = split_words(HUNDRED, 0.7, seed, *(which or ("rtp",)))
+        return (table["split"] == "heldout").to_numpy()
 
     assert (heldout(0) == heldout(0)).all() and (heldout(0) != heldout(0, "tet")).any()
+    splits = [heldout(0, "rtp", number) for number in range(20)]
+    assert (splits[0] == heldout(0)).all() and len({own.tobytes() for own in splits}) == 20
+    assert {own.sum() for own in splits} == {30}
     held = np.mean([heldout(seed) for seed in range(300)], axis=0)
     assert abs(held.mean() - 0.3) < 1e-12
     # Five standard errors of a share of 0.3 over 300 seeds.

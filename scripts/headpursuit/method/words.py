@@ -122,9 +122,15 @@ def most_frequent(counts: Counter[str], top: int | None) -> list[tuple[str, int]
 
 
 def split_words(
-    ranked: Sequence[tuple[str, int | None]], selection_share: float, seed: int, dataset: str
+    ranked: Sequence[tuple[str, int | None]],
+    selection_share: float,
+    seed: int,
+    dataset: str,
+    split: int = 0,
 ) -> pd.DataFrame:
-    """Split words, with their counts where there are any, at random; seed and dataset decide it.
+    """Split words, with their counts where there are any, at random.
+
+    Seed, dataset and the split's number decide which are held out.
 
     The table has word, count, rank (from 1) and split: ``selection`` for that share of the words,
     and ``heldout``.
@@ -141,7 +147,8 @@ def split_words(
         )
     heldout = np.zeros(n, dtype=bool)
     if selection_share < 1:
-        order = np.random.default_rng(seed_for(seed, dataset, "split")).permutation(n)
+        identity = (dataset, "split", split) if split else (dataset, "split")
+        order = np.random.default_rng(seed_for(seed, *identity)).permutation(n)
         heldout[order[min(max(round(selection_share * n), 1), n - 1) :]] = True
     words, counts = zip(*ranked, strict=True)
     return pd.DataFrame(

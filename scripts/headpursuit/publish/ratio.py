@@ -60,7 +60,8 @@ def ratio_rows(
     Args:
         scores: experiment to its scores and their metadata: ``coverage`` (share of the measured
             words that `expected` sees) and ``classes`` (how many an image may have).
-        experiments: of each its samples, model, alpha, heads_from, methods, k and draws.
+        experiments: of each its samples, model, alpha, heads_from, methods, k, draws and family
+            (the experiment that it is a further split of, or itself).
         score: the config's ``score``.
         seed: the config's seed.
     """
@@ -80,7 +81,8 @@ def ratio_rows(
             row, values = _ratio(measured, own_draws, measure, facts, score, own_seed)
             rows.append(key | same | row)
             draws += [{**key, "draw": draw, "value": value} for draw, value in enumerate(values)]
-    return lay_out("tables/{table}.csv", rows), lay_out("tables/{table}.draws.csv", draws)
+    table = put_splits(lay_out("tables/{table}.csv", rows), experiments)
+    return table, lay_out("tables/{table}.draws.csv", draws)
 
 
 def _ratio(
@@ -174,6 +176,16 @@ def bootstrap_ratio(
     return after.sum(axis=1) / total, float(low), float(high)
 
 
+def put_splits(table: pd.DataFrame, experiments: Experiments) -> pd.DataFrame:
+    """Return rows of ratios with their mean and standard deviation over splits of the words."""
+    family = table["experiment"].map({name: own["family"] for name, own in experiments.items()})
+    keys = [table[key] for key in ("method", "heads", "measure")]
+    values = table.groupby([family, *keys], dropna=False)["value"]
+    n = values.transform("size")
+    mean, sd = (values.transform(what).where(n > 1) for what in ("mean", "std"))
+    return table.assign(splits=n, splits_mean=mean, splits_sd=sd)
+
+
 def put_published(
     table: pd.DataFrame, published: pd.DataFrame, published_heads: Mapping[Any, int] | None
 ) -> pd.DataFrame:
@@ -224,6 +236,7 @@ def display(table: pd.DataFrame, spread: str, confidence: float) -> pd.DataFrame
             among = interval(row, "median", "q25", "q75")
         else:
             among = f"± {number(row['sd'])}" if pd.notna(row["sd"]) else ""
+        among_splits = f"{number(row['splits_mean'])} ± {number(row['splits_sd'])}"
         scale = row["n"] if row["measure"] in ANSWERS else 1
         forms = (".0f", ".1f") if row["measure"] == "count" else (".2f", ".2f")
         return {
@@ -234,6 +247,7 @@ def display(table: pd.DataFrame, spread: str, confidence: float) -> pd.DataFrame
             ratio: interval(row, "value", "ci_low", "ci_high") or "not defined",
             "draws": str(row["draws"]),
             among_draws: among,
+            "mean of splits": among_splits if row["splits"] > 1 else "",
             "before": number(row["before"] / scale, forms[0]),
             "after": number(row["after"] / scale, forms[1]),
             "length": number(row["length_ratio"]),
@@ -246,7 +260,8 @@ def display(table: pd.DataFrame, spread: str, confidence: float) -> pd.DataFrame
         }
 
     shown = pd.DataFrame(list(map(cells, table.to_dict("records"))))
-    optional = ["length", "repetition", "nats/token", "several classes", "no class"]
+    optional = ["mean of splits", "length", "repetition", "nats/token"]
+    optional += ["several classes", "no class"]
     return shown.drop(columns=[name for name in optional if (shown[name] == "").all()])
 
 
@@ -294,6 +309,12 @@ def notes(
         f"{score['resamples']} resamples, seed {seed}; for random heads, of the mean over draws. "
         "Random heads are matched by layer and disjoint from the first method's."
     )
+    if (table["splits"] > 1).any():
+        yield (
+            "Mean of splits: of the ratio over splits of the words (NAME, NAME-split1, ...), ± "
+            "their standard deviation. Each has its own heads and held-out words; prompts and "
+            "responses before are the same. Brackets hold the spread between samples alone."
+        )
     if {"unrelated", "size"} & set(table["method"]):
         yield (
             "Controls: unrelated words are ranked by the same method over as many tokens of other "

@@ -244,6 +244,9 @@ def _words(config: Config, own: Entry) -> Findings:
         return
     unnamed = concept.get("class_names") and not images
     yield "concept", unnamed, f"{read} are prompts, which have no classes"
+    whole = max(own["split"], own["splits"] - 1) and concept["selection_share"] == 1
+    said = "another split, but the concept's words are not split (selection_share is 1)"
+    yield "split" if own["split"] else "splits", whole, said
     unread = images and "prompt" in concept.get("labelled", {}).get("texts", [])
     yield "concept", unread, "labelled.texts has prompt, but images have no prompts of their own"
     yield "pursuit.unrelated_words", *_no_file(own["pursuit"]["unrelated_words"])
@@ -278,6 +281,10 @@ def _heads_from(config: Config, own: Entry) -> Findings:
     yield "heads_from", circle, f"{chooser} has its heads from {theirs['heads_from']}, in a circle"
     another = theirs["model"] != own["model"]
     yield "heads_from", another, f"{chooser} is of another model, {theirs['model']}"
+    words = [(each["samples"], each["concept"], each["split"]) for each in (own, theirs)]
+    leaks = words[0][:2] == words[1][:2] and words[0] != words[1]
+    said = f"words that are measured here choose heads in {chooser}, whose split is"
+    yield "heads_from", leaks, f"{said} {theirs['split']}, not {own['split']}"
     for k in sorted(set(own["k"]) - set(theirs["k"])):
         yield "k", True, f"{k} is no k of {chooser}, whose heads it has"
 

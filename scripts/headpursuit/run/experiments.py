@@ -13,6 +13,7 @@ from functools import cache
 from typing import Any
 
 Config = Mapping[str, Any]
+MOST_SPLITS = 100
 STAGES = (
     *("samples", "baseline", "labels", "words", "dictionary", "activations", "rankings"),
     *("selected", "random", "scaled", "expected", "scores", "decomposition", "lens"),
@@ -29,7 +30,8 @@ def merge(below: Any, above: Any) -> Any:
 def expand(config: Config) -> dict[str, Any]:
     """Return a config whose experiments have the keys of those they are ``like``, and defaults.
 
-    ``like`` stays where it names none, or leads back; the config's check tells of it.
+    An experiment with ``splits: 3`` is followed by ``NAME-split1`` and ``NAME-split2``, here and in
+    tables. ``like`` stays where it names none, or leads back; the config's check tells of it.
     """
     experiments = config.get("experiments")
     if not isinstance(experiments, Mapping):  # the schema tells of it
@@ -46,7 +48,39 @@ def expand(config: Config) -> dict[str, Any]:
         return merge(theirs, own)
 
     full = {name: merge(config.get("defaults"), whole(name, ())) for name in experiments}
-    return {**config, "experiments": full}
+    families = {name: {name: own, **_splits(name, own)} for name, own in full.items()}
+    every = {name: own for family in families.values() for name, own in family.items()} | full
+    tables = {key: _with_splits(own, families) for key, own in config.items() if key == "tables"}
+    return {**config, "experiments": every, **tables}
+
+
+def _splits(name: str, own: Any) -> dict[str, Any]:
+    """Return the further experiments that ``splits`` asks for: each splits the words anew."""
+    first, n = (own.get(key, 0) if isinstance(own, Mapping) else 0 for key in ("split", "splits"))
+    if not type(first) is type(n) is int or n > MOST_SPLITS:  # the schema tells of it
+        return {}
+    return {
+        f"{name}-split{split}": {**own, "split": split, "splits": 1}
+        for split in range(first + 1, first + n)
+    }
+
+
+def _with_splits(tables: Any, families: Mapping[str, Iterable[str]]) -> Any:
+    """Return tables in which an experiment is followed by its further splits."""
+    if not isinstance(tables, Mapping):
+        return tables
+
+    def whole(names: Any) -> Any:
+        if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+            return names
+        return list(dict.fromkeys(own for name in names for own in families.get(name, [name])))
+
+    return {table: whole(names) for table, names in tables.items()}
+
+
+def family_of(config: Config, name: str) -> str:
+    """Return the experiment that an experiment is a further split of, or its own name."""
+    return name.removesuffix(f"-split{config['experiments'][name]['split']}")
 
 
 def running(config: Config) -> list[str]:
@@ -145,7 +179,7 @@ def stands_on(config: Config, name: str) -> dict[str, tuple[list[Any], list[str]
         "samples": ([own["samples"], *([] if images else spoken)], []),
         "baseline": ([model, own["generation"]], ["samples"]),
         "labels": ([concept.get("labelled")], ["baseline"]),
-        "words": ([own["concept"]], words),
+        "words": ([own["concept"], own["split"]], words),
         "dictionary": ([model], ["words"]),
         "activations": (
             [model, positions_of(config, own), own["special_tokens"]],
