@@ -96,7 +96,7 @@ MISTAKES = [
     (
         "experiments/tet",
         {"like": "rtp", "samples": "rtp", "heads_from": "rtp", "split": 2},
-        r"tet\.heads_from: words that are measured here choose heads in rtp, whose split is 0, not 2",
+        r"tet\.heads_from: words that are measured here choose heads in rtp, whose split is 0",
     ),
     (f"{IMAGES}/heads_from", "gtsrb", r"^experiments\.mnist\.k: 8 is no k of gtsrb, whose heads"),
     ("tables/table2", ["rtp", "x"], r"^tables\.table2: 'x' is not under experiments; .* rtp, tet"),
