@@ -229,6 +229,7 @@ def ratio_facts(name):
         "methods": methods_of(config, name),
         "draws": 0 if own["heads_from"] else own["draws"],
         "iterations": EXPERIMENTS[heads_of(config, name)]["pursuit"]["iterations"],
+        "layers": STATED[heads_of(config, name)]["layers"],
     }
 
 

@@ -32,6 +32,7 @@ rule publish_ratios:
     """A table of ratios in three formats, the single random draws behind it, and its figure."""
     input:
         scores=in_table("<results>/scores/{scores}.parquet"),
+        rankings=in_table("<results>/rankings/{rankings}.csv"),
         published=PUBLISHED,
     output:
         csv="<results>/tables/{ratios}.csv",

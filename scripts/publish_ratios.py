@@ -1,5 +1,6 @@
 """Publish ratios: csv, Markdown and LaTeX, the single random draws, and the figure."""
 
+from headpursuit.publish.overlap import put_rankings, ranking_notes
 from headpursuit.publish.ratio import (
     display,
     notes,
@@ -18,8 +19,9 @@ def main(snakemake):
     own, score, seed = params.experiments, params.score, params.seed
     scores = read_scores(files.scores, own)
     table, draws = ratio_rows(scores, own, score, seed)
+    table = put_rankings(table, dict(zip(own, files.rankings, strict=True)), own)
     table = put_published(table, read_csv(files.published), params.publish["published_heads"])
-    said = notes(table, scores, own, score, seed)
+    said = [*notes(table, scores, own, score, seed), *ranking_notes(table, own)]
     shown = display(table, params.publish["spread"], score["confidence"])
     publish(output, table, shown, said, snakemake.wildcards.ratios)
     write_csv(output.draws, draws)

@@ -9,7 +9,7 @@ import pandas as pd
 import pyarrow as pa
 import yaml
 from headpursuit.method.score import score_answers, score_counts, score_expected
-from headpursuit.publish.overlap import overlaps
+from headpursuit.publish.overlap import overlaps, put_rankings
 from headpursuit.publish.published import compare
 from headpursuit.publish.ratio import put_published, ratio_rows
 from headpursuit.run.config import load_config
@@ -90,10 +90,11 @@ def frame(columns: str, rows: list[tuple]) -> pd.DataFrame:
 def ranking(order: list[int], atoms: str) -> pd.DataFrame:
     places = list(np.ndindex(LAYERS, HEADS))
     rows = [
-        ("somp", *places[own], 1 / n, n, atoms if n < 8 else None)
+        ("somp", *places[own], 1 / n, n, 1.5 - n, 0.5, *[0.5 / n] * 3, 3, atoms if n < 8 else None)
         for n, own in enumerate(order, start=1)
     ]
-    return frame("method layer head score rank atoms", rows)
+    fewer = "score_5 score_10 score_20"
+    return frame(f"method layer head score rank direction positive {fewer} rows atoms", rows)
 
 
 def make_run(run: Path) -> Path:
@@ -105,7 +106,7 @@ def make_run(run: Path) -> Path:
     facts = {
         name: {
             **{key: own[key] for key in ("samples", "model", "alpha", "heads_from", "k", "draws")},
-            **{"methods": ["somp"], "family": name},
+            **{"methods": ["somp"], "family": name, "layers": (0, LAYERS - 1)},
         }
         for name, own in config["experiments"].items()
     }
@@ -115,6 +116,7 @@ def make_run(run: Path) -> Path:
     for table, name in (("table2", "rtp"), ("figure1", "mnist")):
         score = {**config["score"], "resamples": 20}
         rows, _ = ratio_rows({name: tables[name]}, {name: facts[name]}, score, 0)
+        rows = put_rankings(rows, {name: run / f"rankings/{name}.csv"}, {name: facts[name]})
         ratios.append(put_published(rows, published, {K: 16}))
         write(run / f"tables/{table}.csv", ratios[-1])
     models = {name: name for name in config["models"]}

@@ -5,7 +5,17 @@ import itertools
 import numpy as np
 import pandas as pd
 import pytest
-from headpursuit.publish.overlap import chance_jaccard, display, jaccard, notes, overlaps
+from headpursuit.method.heads import rank
+from headpursuit.publish.overlap import (
+    chance_jaccard,
+    display,
+    jaccard,
+    notes,
+    overlaps,
+    put_rankings,
+    ranking_notes,
+)
+from headpursuit.run.tables import write_csv
 
 HEADS = pd.DataFrame(list(np.ndindex(4, 2)), columns=["layer", "head"])
 UP, DOWN = HEADS.assign(rank=range(1, 9)), HEADS.assign(rank=range(8, 0, -1))
@@ -50,3 +60,30 @@ def test_overlaps_keep_to_models_k_and_candidate_layers(experiments, layers, row
     shown = display(table)["Jaccard (chance)"]
     assert list(shown[:1]) in (["0.00 (0.39)"], [])
     assert "Top heads of layers 2 to 3" in " ".join(notes(experiments, layers))
+
+
+def test_rows_have_what_the_ranking_says_and_cannot_say(tmp_path):
+    """By 20 atoms heads are ranked as by all, by 10 the two best change places, by 5 all do."""
+    score = np.arange(8, 0, -1) / 10
+    ten = score[[1, 0, *range(2, 8)]]
+    facts = {"direction": [1, -1, -1, 1, -1, 1, 1, 1], "positive": 0.5, "score_5": score[::-1]}
+    facts |= {"score_10": ten, "score_20": score, "rows": 12, "atoms": "a"}
+    somp = rank(HEADS.assign(method="somp", score=score, **facts))
+    lens = rank(HEADS.assign(method="logit_lens", score=score, **facts))
+    lens[["score_5", "score_10", "score_20"]] = np.nan
+    columns = ["method", "layer", "head", "score", "rank", *facts]
+    path = tmp_path / "rankings/x.csv"
+    write_csv(path, pd.concat([somp, lens])[columns])
+    methods = ["somp"] * 3 + ["logit_lens", "random"]
+    table = pd.DataFrame({"experiment": "x", "method": methods, "heads": [1, 2, 8, 2, 2]})
+    said = put_rankings(table, {"x": path}, {"x": {"layers": (0, 3)}})
+    found = said[["against", "rows", "kept_5", "kept_10", "kept_20"]].astype(float)
+    nan = np.nan
+    wanted = [[0, 12, 0, 0, 1], [1, 12, 0, 2, 2], [3, 12, 8, 8, 8]]
+    wanted += [[1, 12, nan, nan, nan], [nan] * 5]
+    np.testing.assert_array_equal(found, wanted)
+    late = put_rankings(table, {"x": path}, {"x": {"layers": (1, 3)}})
+    assert late["against"].tolist()[:2] == [1, 1]  # of the candidate layers alone
+    for iterations, whole in ((11, False), (12, True)):
+        text = " ".join(ranking_notes(said, {"x": {"iterations": iterations}}))
+        assert "write against the concept" in text and ("x: 12 rows" in text) == whole

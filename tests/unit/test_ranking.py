@@ -10,6 +10,7 @@ import torch
 from headpursuit.method.activations import pooled_inputs, pooled_positions, write_cache
 from headpursuit.method.heads import read_ranking
 from headpursuit.method.ranking import rank_heads
+from headpursuit.method.special import special_tokens
 from headpursuit.run.files import UserError
 from headpursuit.run.tables import write_csv
 from test_somp import direct
@@ -53,15 +54,18 @@ def writes(decoder, path: Path, layer: int, head: int) -> np.ndarray:
     return z.astype(np.float64)[:, own] @ weight[:, own].double().numpy().T
 
 
-def direct_somp(h: np.ndarray, atoms: np.ndarray, options: dict) -> tuple[list[int], float]:
+Direct = tuple[list[int], list[float]]  # atoms, and the scores that the first, first two ... give
+
+
+def direct_somp(h: np.ndarray, atoms: np.ndarray, options: dict) -> Direct:
     options = {key: own for key, own in options.items() if key != "fold_norm_gain"}
     found = direct(torch.from_numpy(h), torch.eye(h.shape[1]), torch.from_numpy(atoms), **options)
-    return found.support, found.explained[-1]
+    return found.support, found.explained
 
 
-def direct_lens(h: np.ndarray, atoms: np.ndarray, options: dict) -> tuple[list[int], float]:
+def direct_lens(h: np.ndarray, atoms: np.ndarray, options: dict) -> Direct:
     logits = h @ atoms.T
-    return np.argsort(-logits.mean(0))[: options["iterations"]].tolist(), logits.mean()
+    return np.argsort(-logits.mean(0))[: options["iterations"]].tolist(), [logits.mean()]
 
 
 @families
@@ -82,19 +86,62 @@ def test_heads_are_ranked_as_by_the_definition(
 ):
     decoder, path, options = model(family), cache(family), PURSUIT | changed
     ranking = rank_heads(weights(family), tokenizer, path, {method: token_ids}, options)
-    atoms = decoder.model.get_output_embeddings().weight[token_ids].double().numpy()
-    if options["fold_norm_gain"]:
-        base = decoder.model.base_model
-        gain = (base.ln_f if family == "gpt2" else base.norm).weight.double().numpy()
-        atoms = atoms * (gain + (family == "gemma"))
+    unembedding = decoder.model.get_output_embeddings().weight.double().numpy()
+    base = decoder.model.base_model
+    gain = (base.ln_f if family == "gpt2" else base.norm).weight.double().numpy()
+    gain = gain + (family == "gemma")
+    atoms = unembedding[token_ids] * (gain if options["fold_norm_gain"] else 1)
+    text = sorted(set(tokenizer.get_vocab().values()) - special_tokens(tokenizer))
+    concept = (unembedding[token_ids].mean(0) - unembedding[text].mean(0)) * gain
     direct = {"somp": direct_somp, "logit_lens": direct_lens}[method]
     tokens = tokenizer.convert_ids_to_tokens(token_ids)
     for row in ranking.itertuples():
-        support, score = direct(writes(decoder, path, row.layer, row.head), atoms, options)
+        own = writes(decoder, path, row.layer, row.head)
+        support, scores = direct(own, atoms, options)
         assert row.atoms.split(" ") == [tokens[i] for i in support]
-        assert row.score == pytest.approx(score, abs=1e-5)
+        assert row.score == pytest.approx(scores[-1], abs=1e-5)
+        fewer = [np.nan] * 3
+        if method == "somp":
+            fewer = [scores[min(n, len(scores)) - 1] for n in (5, 10, 20)]
+        found = [row.score_5, row.score_10, row.score_20]
+        assert found == pytest.approx(fewer, abs=1e-5, nan_ok=True)
+        assert row.direction == pytest.approx((own @ concept).mean(), abs=1e-5)
+        assert row.positive == pytest.approx(((own @ concept) > 0).mean())
+        assert row.rows == len(token_ids)
     assert list(ranking["rank"]) == list(range(1, LAYERS * HEADS + 1))
     assert ranking["score"].is_monotonic_decreasing
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_direction_tells_a_head_that_writes_a_concept_from_one_that_writes_against_it(
+    weights, tokenizer, token_ids, tmp_path, sign
+):
+    """Explained variance, and so rank and atoms, are the same for both."""
+    own, path = weights("llama"), tmp_path / "c.parquet"
+    rows = own.unembedding(token_ids, True).mean(0)
+    strength = torch.tensor([1.0, 2.0, 3.0, 4.0, -1.0])[:, None]
+    # The input whose write points along the concept as far as a head's columns can.
+    z = [(own.layer_columns(layer).mT @ rows).flatten() for layer in range(LAYERS)]
+    pooled = [(list(range(5)), i, sign * strength * each) for i, each in enumerate(z)]
+    write_cache(path, pooled, list("abcde"), "float32", {"heads": HEADS})
+    ranking = rank_heads(own, tokenizer, path, {"somp": token_ids}, PURSUIT)
+    assert (np.sign(ranking["direction"]) == sign).all()
+    assert ranking["positive"].tolist() == [0.8 if sign > 0 else 0.2] * len(ranking)
+    pooled = [(samples, i, -each) for samples, i, each in pooled]
+    write_cache(path, pooled, list("abcde"), "float32", {"heads": HEADS})
+    other = rank_heads(own, tokenizer, path, {"somp": token_ids}, PURSUIT)
+    assert other["direction"].tolist() == (-ranking["direction"]).tolist()
+    same = ["layer", "head", "score", "rank", "score_5", "atoms"]
+    pd.testing.assert_frame_equal(other[same], ranking[same])
+
+
+@pytest.mark.parametrize(("iterations", "said"), [(11, False), (12, True)])
+def test_a_dictionary_that_somp_takes_whole_is_told(
+    weights, tokenizer, cache, token_ids, caplog, iterations, said
+):
+    options = PURSUIT | {"iterations": iterations}
+    rank_heads(weights("llama"), tokenizer, cache("llama"), {"somp": token_ids}, options)
+    assert ("12 rows" in caplog.text and "plain projection" in caplog.text) == said
 
 
 def still(path: Path, weights, moving: list[int], value: float = 1.0) -> Path:

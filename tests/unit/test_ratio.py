@@ -246,7 +246,7 @@ def test_the_display_holds_the_rows_numbers(measures: list[str], spread: str):
     ("measures", "facts", "said", "unsaid"),
     [
         (TEXT, {"coverage": 0.8}, ["times -1", "40 prompts (rtp)", "80% (rtp)", "95%"], "classes"),
-        (IMAGES, {"classes": 10}, ["40 images of 10 classes (rtp)", "plain projection"], "prompts"),
+        (IMAGES, {"classes": 10}, ["40 images of 10 classes (rtp)"], "prompts"),
     ],
 )
 def test_the_notes_say_how_it_was_measured(measures, facts, said, unsaid):

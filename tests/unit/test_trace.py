@@ -52,7 +52,11 @@ def test_what_is_traced_sums_to_every_cell(made, trace, table):
 def test_the_texts_that_gained_or_lost_are_shown(trace):
     said = trace("tables/table2.csv", "rtp", "somp", K, "--unmasked")
     assert "heads/rtp/selected.csv): L1.H2, L0.H1" in said
-    assert re.search(r"^ +L1\.H2 +1 +1\.0* +cand st x$", said, re.MULTILINE)
+    # Rank, score, that of 5, 10 and 20 atoms, direction, and the share of samples that have it.
+    row = r"^ +L1\.H2 +1 +1\.0* +0\.50* +0\.50* +0\.50* +0\.50* +0\.5 +cand st x$"
+    assert re.search(row, said, re.MULTILINE)
+    assert "rankings/rtp.csv, dictionary of 3 rows)" in said
+    assert "  against: 1\n  rows: 3\n  kept_5: 2\n" in said  # L0.H1, ranked second, writes against
     assert (
         "    rtp-1: 1 -> 0\n"
         "      words:  glass 1 -> 0\n"
@@ -137,7 +141,7 @@ def test_a_published_value_leads_to_the_runs(trace):
 )
 def test_files_that_do_not_add_up_are_said(made, trace, tmp_path, table, column, row):
     run = shutil.copytree(made, tmp_path / "run")
-    rows = pd.read_csv(run / f"tables/{table}.csv")
+    rows = pd.read_csv(run / f"tables/{table}.csv", dtype_backend="numpy_nullable")
     rows[column] += 1
     rows.to_csv(run / f"tables/{table}.csv", index=False)
     assert "and the table says" in trace(f"tables/{table}.csv", *row, folder=run, fails=True)

@@ -11,6 +11,8 @@ from headpursuit.run.files import UserError, seed_for
 from headpursuit.run.tables import read_csv, write_csv
 
 Head = tuple[int, int]  # (layer, head), both from 0
+# Columns of a ranking by pursuit: the score of a head's first atoms alone.
+FEWER_ATOMS = {"score_5": 5, "score_10": 10, "score_20": 20}
 
 
 def rank(scores: pd.DataFrame) -> pd.DataFrame:
@@ -26,12 +28,12 @@ def rank(scores: pd.DataFrame) -> pd.DataFrame:
 
 
 def read_ranking(path: str | Path, method: str) -> pd.DataFrame:
-    """Read one method's ranking of all heads: layer, head, score, rank and atoms.
+    """Read one method's ranking of all heads, without the column method.
 
     Raises:
         UserError: if the file has no ranking by the method.
     """
-    table = read_csv(path, ["method", "layer", "head", "score", "rank", "atoms"])
+    table = read_csv(path)
     own = table[table["method"] == method]
     if own.empty:
         raise UserError(

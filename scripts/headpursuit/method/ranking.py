@@ -1,6 +1,8 @@
 """Rankings of heads over a dictionary of tokens: by SOMP, the logit lens and two controls."""
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +12,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from headpursuit.method.activations import read_layer
-from headpursuit.method.heads import rank
+from headpursuit.method.decompose import vocabulary
+from headpursuit.method.heads import FEWER_ATOMS, rank
 from headpursuit.method.somp import check_layer, pursue_layer
 from headpursuit.method.weights import HeadWeights
 from headpursuit.run.files import UserError
+
+log = logging.getLogger(__name__)
 
 
 def rank_heads(
@@ -32,24 +37,41 @@ def rank_heads(
     subject), and ``size`` the root mean square of what the head writes, whatever it says.
 
     Takes an activation cache, each method's dictionary (rows of the unembedding) and the config's
-    ``pursuit``. Returns method, layer, head, score, rank (within the method) and atoms (tokens
-    with a space between).
+    ``pursuit``. Returns method, layer, head, score, rank (within the method), direction and
+    positive (:func:`directions`), the score that the first 5, 10 and 20 atoms give (missing where a
+    method has none), the number of the dictionary's rows, and atoms (tokens with a space between).
 
     Raises:
         UserError: if a method finds nothing to rank heads by.
     """
     fold = pursuit["fold_norm_gain"]
     rows = {method: weights.unembedding(ids, fold) for method, ids in dictionaries.items()}
+    everything = vocabulary(weights, tokenizer, True)[1].mean(0)
+    concepts = {
+        method: weights.unembedding(ids, True).mean(0) - everything
+        for method, ids in dictionaries.items()
+    }
+    if "somp" in rows and len(rows["somp"]) <= pursuit["iterations"]:
+        log.warning(
+            "The dictionary has %d rows and pursuit.iterations is %d: SOMP takes every row, its "
+            "score is a plain projection, and neither norm nor order decides anything. The columns "
+            "score_5, score_10 and score_20 are of fewer atoms, where they do.",
+            len(rows["somp"]), pursuit["iterations"],
+        )  # fmt: skip
     records = []
     for layer in tqdm(range(weights.shape[0]), desc="ranking", unit="layer"):
         z = torch.from_numpy(read_layer(activations, layer)[1])
         columns = weights.layer_columns(layer)
         for method, ids in dictionaries.items():
             found = METHODS[method](z, columns, rows[method], pursuit)
-            for head, (score, support) in enumerate(found):
-                atoms = tokenizer.convert_ids_to_tokens([ids[row] for row in support])
-                records.append((method, layer, head, score, " ".join(atoms)))
-    table = pd.DataFrame(records, columns=["method", "layer", "head", "score", "atoms"])
+            along = directions(z, columns, concepts[method])
+            for head, (score, support, path) in enumerate(found):
+                atoms = " ".join(tokenizer.convert_ids_to_tokens([ids[row] for row in support]))
+                fewer = [path[min(n, len(path)) - 1] if path else nan for n in FEWER_ATOMS.values()]
+                own = [method, layer, head, score, *along[head], *fewer, len(ids), atoms]
+                records.append(own)
+    names = ["method", "layer", "head", "score", "direction", "positive", *FEWER_ATOMS]
+    table = pd.DataFrame(records, columns=[*names, "rows", "atoms"])
     rankings = [rank(own) for _, own in table.groupby("method", sort=False)]
     if not all(ranking["score"].any() for ranking in rankings):
         raise UserError(
@@ -59,24 +81,26 @@ def rank_heads(
     return pd.concat(rankings, ignore_index=True)
 
 
-Scored = Iterable[tuple[float, list[int]]]  # each head's score, and rows of the dictionary
+# Each head's score, rows of the dictionary, and the shares that the first, first two ... explain.
+Scored = Iterable[tuple[float, list[int], list[float]]]
 
 
 def _somp(z: Tensor, columns: Tensor, dictionary: Tensor, pursuit: Mapping[str, Any]) -> Scored:
     options = {key: pursuit[key] for key in ("iterations", "norm", "center", "normalise_atoms")}
     for found in pursue_layer(z, columns, dictionary, **options):
-        yield found.explained[-1] if found.explained else 0.0, found.support
+        explained = found.explained or [0.0]
+        yield explained[-1], found.support, explained
 
 
 def _logit_lens(z: Tensor, columns: Tensor, dictionary: Tensor, pursuit) -> Scored:
     for head, own in enumerate(columns):
         logits = mean_logits(z[:, head], own, dictionary)
         order = logits.argsort(descending=True, stable=True)[: pursuit["iterations"]]
-        yield float(logits.mean()), order.tolist()
+        yield float(logits.mean()), order.tolist(), []
 
 
 def _size(z: Tensor, columns: Tensor, dictionary: Tensor, pursuit) -> Scored:
-    return ((size, []) for size in write_sizes(z, columns, pursuit["center"]))
+    return ((size, [], []) for size in write_sizes(z, columns, pursuit["center"]))
 
 
 METHODS = {"somp": _somp, "logit_lens": _logit_lens, "unrelated": _somp, "size": _size}
@@ -94,6 +118,29 @@ def mean_logits(z: Tensor, w_o: Tensor, dictionary: Tensor) -> Tensor:
     device, dtype = dictionary.device, torch.promote_types(dictionary.dtype, torch.float32)
     write = w_o.to(device).double() @ z.to(device).double().mean(0)
     return (dictionary.to(dtype) @ write.to(dtype)).double()
+
+
+def directions(z: Tensor, columns: Tensor, concept: Tensor) -> list[tuple[float, float]]:
+    """Return which way each head of a layer writes along a concept's direction, and how steadily.
+
+    Explained variance is blind to it: heads that write h and -h have the same. With d the concept's
+    direction, the mean of its tokens' rows of the unembedding less the mean row of the whole
+    vocabulary (the final norm's gain folded into both), a head's projection on a sample is h · d:
+    what it adds to the concept's mean logit above the mean of all logits, up to the final norm's
+    positive scale. Without the mean row, what all tokens have in common would decide the sign, and
+    that moves no probability: on the demo's model it turns the sign of two thirds of the heads.
+
+    The write is not centred, since it is scaled as a whole: multiplying it by alpha moves that
+    logit by (alpha - 1) h · d, so that alpha -1 lowers the concept where h · d is positive, and
+    raises it where it is negative, as far as the head's own write goes.
+
+    Takes z (n x heads x head_dim), columns (heads x d x head_dim) and the direction (d). Returns of
+    each head the mean over samples of h · d, and the share of samples in which it is positive.
+    """
+    along = columns.double().mT @ concept.double()  # heads x head_dim
+    projections = (z.double() * along).sum(2)
+    positive = (projections > 0).double().mean(0)
+    return list(zip(projections.mean(0).tolist(), positive.tolist(), strict=True))
 
 
 def write_sizes(z: Tensor, columns: Tensor, center: bool) -> list[float]:

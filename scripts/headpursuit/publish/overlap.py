@@ -7,8 +7,8 @@ from typing import Any
 
 import pandas as pd
 
-from headpursuit.method.heads import Head, top_heads
-from headpursuit.run.tables import lay_out
+from headpursuit.method.heads import FEWER_ATOMS, Head, rank, top_heads
+from headpursuit.run.tables import lay_out, read_csv
 
 Experiments = Mapping[str, Mapping[str, Any]]
 
@@ -47,6 +47,58 @@ def overlaps(
             rows.append(row | {"jaccard": jaccard(mine, theirs), "chance": chance_jaccard(k, n)})
     table = lay_out("tables/{table}.overlap.csv", rows)
     return table.sort_values("heads", kind="stable", ignore_index=True)
+
+
+def put_rankings(
+    table: pd.DataFrame, rankings: Mapping[str, str], experiments: Experiments
+) -> pd.DataFrame:
+    """Return rows of ratios with what the ranking that chose their heads says, and cannot say.
+
+    That is how many of the heads write against the concept, the rows of the dictionary, and how
+    many of the heads a ranking by fewer atoms would choose.
+
+    Args:
+        table: rows of ratios.
+        rankings: experiment to the file of its ranking.
+        experiments: their candidate ``layers``.
+    """
+    methods = {
+        name: dict(list(read_csv(path).groupby("method"))) for name, path in rankings.items()
+    }
+
+    def said(row: Any) -> dict[str, int]:
+        if (ranking := methods[row.experiment].get(row.method)) is None:
+            return {}
+        chosen = top_heads(ranking, row.heads, *experiments[row.experiment]["layers"])
+        own = ranking.set_index(["layer", "head"]).loc[chosen]
+        kept = {}
+        for score, atoms in FEWER_ATOMS.items():
+            if ranking[score].notna().all():
+                fewer = rank(ranking.drop(columns="rank").assign(score=ranking[score]))
+                other = top_heads(fewer, row.heads, *experiments[row.experiment]["layers"])
+                kept[f"kept_{atoms}"] = len({*chosen} & {*other})
+        return {"against": int((own["direction"] < 0).sum()), "rows": own["rows"].iloc[0]} | kept
+
+    rows = [row | said(pd.Series(row)) for row in table.to_dict("records")]
+    return lay_out("tables/{table}.csv", rows)
+
+
+def ranking_notes(table: pd.DataFrame, experiments: Experiments) -> Iterator[str]:
+    """Yield what a reader of :func:`put_rankings` has to know; experiments have ``iterations``."""
+    if table["against"].notna().any():
+        yield (
+            "Against: of these heads, those that write against the concept (direction in "
+            "rankings/): inverting one raises it, as far as its own write goes. Kept: those that "
+            "the scores of 5, 10 and 20 atoms would choose as well."
+        )
+    pursued = table[table["method"] == "somp"].groupby("experiment", sort=False)["rows"].first()
+    few = [f"{name}: {n}" for name, n in pursued.items() if n <= experiments[name]["iterations"]]
+    if few:
+        yield (
+            f"With as many iterations as rows of the dictionary or more ({', '.join(few)} rows), "
+            "SOMP takes every row: its score is a plain projection, and neither its norm nor its "
+            "order decides anything; of fewer atoms, they do."
+        )
 
 
 def display(table: pd.DataFrame) -> pd.DataFrame:

@@ -29,6 +29,7 @@ MEASURE_NAMES = {
     "strict": "strict",
     "first_word": "first word",
 }
+KEPT = ("kept_5", "kept_10", "kept_20")
 # Right answers are shown as a share of the samples.
 ANSWERS = ("strict", "first_word")
 # The artefacts of data/published.csv, and the measure that each prints.
@@ -237,6 +238,7 @@ def display(table: pd.DataFrame, spread: str, confidence: float) -> pd.DataFrame
         else:
             among = f"± {number(row['sd'])}" if pd.notna(row["sd"]) else ""
         among_splits = f"{number(row['splits_mean'])} ± {number(row['splits_sd'])}"
+        kept = [number(row[name], ".0f") for name in KEPT if pd.notna(row[name])]
         scale = row["n"] if row["measure"] in ANSWERS else 1
         forms = (".0f", ".1f") if row["measure"] == "count" else (".2f", ".2f")
         return {
@@ -255,13 +257,15 @@ def display(table: pd.DataFrame, spread: str, confidence: float) -> pd.DataFrame
             "nats/token": number(row["nats_per_token"], "+.2f"),
             "several classes": number(row["several"]),
             "no class": number(row["none"]),
+            "against": number(row["against"], ".0f"),
+            "kept at 5, 10, 20": ", ".join(kept),
             "published": interval(row, "published", "published_low", "published_high"),
             "note": "" if pd.isna(row["flag"]) else row["flag"],
         }
 
     shown = pd.DataFrame(list(map(cells, table.to_dict("records"))))
     optional = ["mean of splits", "length", "repetition", "nats/token"]
-    optional += ["several classes", "no class"]
+    optional += ["several classes", "no class", "against", "kept at 5, 10, 20"]
     return shown.drop(columns=[name for name in optional if (shown[name] == "").all()])
 
 
@@ -272,7 +276,7 @@ def notes(
     score: Mapping[str, Any],
     seed: int,
 ) -> Iterator[str]:
-    """Yield what a reader of the rows has to know: see :func:`ratio_rows`, and iterations."""
+    """Yield what a reader of the rows has to know: see :func:`ratio_rows`."""
     has = set(table["measure"])
     facts = {name: own for name, (_, own) in scores.items()}
     classes = {name: own["classes"] for name, own in facts.items() if "classes" in own}
@@ -319,13 +323,6 @@ def notes(
         yield (
             "Controls: unrelated words are ranked by the same method over as many tokens of other "
             "words; size ranks by the size of the write alone."
-        )
-    few = [name for name in classes if classes[name] <= experiments[name]["iterations"]]
-    if few:
-        yield (
-            f"With as many iterations as classes or more ({', '.join(sorted(few))}), SOMP takes "
-            "all the class names' rows where each is one token: its score is a plain projection, "
-            "and its selection of atoms decides nothing."
         )
 
 

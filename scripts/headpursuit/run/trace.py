@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from headpursuit.method.heads import read_conditions, read_ranking, top_heads
+from headpursuit.method.heads import FEWER_ATOMS, read_conditions, read_ranking, top_heads
 from headpursuit.method.words import count_words, measured_words
 from headpursuit.publish.masking import is_offensive
 from headpursuit.publish.published import ARTEFACTS
@@ -144,15 +144,16 @@ def _heads(run: Run, name: str, method: str, condition: str) -> Iterator[str]:
     yield f"  heads ({path}): {', '.join(head_name(*own) for own in heads)}"
     if kind == "selected":
         path = run.name("rankings/{rankings}.csv", name)
-        yield f"  as ranked ({path}):"
+        ranking = read_ranking(run.path(path), method)
+        yield f"  as ranked ({path}, dictionary of {ranking['rows'].iloc[0]} rows):"
         offensive = is_offensive(run.config, name) and method != "unrelated"
-        yield from _ranked(run, read_ranking(run.path(path), method), heads, offensive)
+        yield from _ranked(run, ranking, heads, offensive)
 
 
 def _ranked(
     run: Run, ranking: pd.DataFrame, heads: Sequence[tuple[int, int]], offensive: bool
 ) -> list[str]:
-    """Return how a ranking places heads, with the first atoms of each.
+    """Return how a ranking places heads: score, that of fewer atoms, direction, and first atoms.
 
     Atoms of offensive words are masked each, as they may be pieces of words.
     """
@@ -164,8 +165,11 @@ def _ranked(
         return " ".join(show(plain(atom).lstrip("Ġ▁") or atom) for atom in each)
 
     own = ranking.set_index(["layer", "head"]).loc[list(heads)]
-    shown = {"rank": own["rank"], "score": own["score"], "atoms": own["atoms"].map(atoms)}
-    return _lines(pd.DataFrame({"head": [head_name(*head) for head in heads], **shown}))
+    fewer = {f"of {n} atoms": own[score] for score, n in FEWER_ATOMS.items()}
+    shown = {"rank": own["rank"], "score": own["score"], **fewer, "direction": own["direction"]}
+    shown |= {"positive": own["positive"], "first atoms": own["atoms"].map(atoms)}
+    table = pd.DataFrame({"head": [head_name(*head) for head in heads], **shown})
+    return _lines(table.dropna(axis=1, how="all"))
 
 
 def _parts(
