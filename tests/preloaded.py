@@ -17,7 +17,7 @@ from snakemake.cli import main
 from snakemake.exceptions import WorkflowError
 from snakemake.script import PythonScript
 
-LARGE = ["datasets", "pandas", "torch", "matplotlib.pyplot", "transformers.generation.utils"]
+LARGE = ["pandas", "torch", "matplotlib.pyplot", "transformers.generation.utils"]
 LARGE += ["transformers.models.llama.modeling_llama", "transformers.models.auto.modeling_auto"]
 importing = threading.Lock()
 

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from headpursuit.data.rows import BATCH, kept_rows, label_names
+from headpursuit.data.rows import BATCH, kept_rows
 from headpursuit.data.sources import source_files
 from headpursuit.method.answers import normalise_answer
 from headpursuit.run.files import (
@@ -135,7 +135,7 @@ def class_names(spec: Mapping[str, Any], labels: set[Any], files: Sequence[Path]
         UserError: if a label has no name, a class no image, or two names are the same once
             normalised.
     """
-    stored = next(filter(None, (label_names(file, spec["label"]) for file in files)), None)
+    stored = next(filter(None, (_label_names(file, spec["label"]) for file in files)), None)
     listed = dict(enumerate(stored)) if stored else {label: label for label in labels}
     if spec["classes"]:  # keyed by the label itself, or by its name in the file
         of = {str(name): str(label) for label, name in listed.items()}
@@ -168,6 +168,21 @@ def class_names(spec: Mapping[str, Any], labels: set[Any], files: Sequence[Path]
             "an answer could match two. Give them other names under classes."
         )
     return {of_text[label]: name for label, name in names.items()}
+
+
+def _label_names(path: Path, column: str) -> list[str] | None:
+    """Return the names that a Parquet file's metadata give to a column's numbers, if they do."""
+    if path.suffix.lower() != ".parquet":
+        return None
+    from datasets import ClassLabel, Features  # which takes seconds, and few files come this far
+
+    stored = (pq.read_schema(path).metadata or {}).get(b"huggingface", b"")
+    try:
+        own = json.loads(stored)["info"]["features"][column]
+        feature = Features.from_dict({column: own})[column]
+    except (ValueError, LookupError, TypeError):  # none, or not as the Hub writes them
+        return None
+    return feature.names if isinstance(feature, ClassLabel) else None
 
 
 def draw_images(

@@ -1,8 +1,8 @@
 """Rows of data files, with their values as they stand there.
 
-The datasets library reads the label names in a Parquet file's metadata, but no rows: its readers of
-JSON and CSV take texts for dates and numbers, and that of Parquet refuses files for columns that
-nobody reads, is many times slower, and needs a cache folder in the home.
+The datasets library reads no rows here: its readers of JSON and CSV take texts for dates and
+numbers, and that of Parquet refuses files for columns that nobody reads, is many times slower, and
+needs a cache folder in the home.
 """
 
 import csv
@@ -175,21 +175,6 @@ READERS: Mapping[str, Callable[[Path, Collection[str]], Iterator[Any]]] = {
     ".parquet": _parquet,
     ".txt": _text,
 }
-
-
-def label_names(path: Path, column: str) -> list[str] | None:
-    """Return the names that a Parquet file's metadata give to a column's numbers, if they do."""
-    if path.suffix.lower() != ".parquet":
-        return None
-    from datasets import ClassLabel, Features  # which takes seconds, and few files come this far
-
-    stored = (pq.read_schema(path).metadata or {}).get(b"huggingface", b"")
-    try:
-        own = json.loads(stored)["info"]["features"][column]
-        feature = Features.from_dict({column: own})[column]
-    except (ValueError, LookupError, TypeError):  # none, or not as the Hub writes them
-        return None
-    return feature.names if isinstance(feature, ClassLabel) else None
 
 
 def matches_value(value: Any, wanted: Any) -> bool:
