@@ -24,11 +24,12 @@ SNAKEMAKE = .venv/bin/snakemake --cores $(CORES)
 
 env: .venv/complete
 
-.venv/complete: requirements.txt requirements-dev.txt
+.venv/complete: requirements.txt requirements-dev.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "Python 3.11 or newer is needed; name one: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11"; exit 1; }
 	$(PYTHON) -m venv .venv
 	.venv/bin/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	.venv/bin/pip install --quiet --disable-pip-version-check --no-deps --editable .
 	@touch $@
 
 demo: env

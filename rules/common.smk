@@ -5,7 +5,12 @@ import sys
 
 ROOT = Path(str(workflow.current_basedir)).parent
 sys.path.insert(0, str(ROOT / "scripts"))
-os.environ.update(HEADPURSUIT_ROOT=str(ROOT))  # for jobs in a container
+# For jobs: in a container the library lies elsewhere, and pip may have installed another copy of it.
+search = [str(ROOT / "scripts"), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+os.environ.update(
+    HEADPURSUIT_ROOT=str(ROOT),
+    PYTHONPATH=os.pathsep.join(dict.fromkeys(filter(None, search))),
+)
 hub_offline = os.environ.get("HF_HUB_OFFLINE")
 
 from headpursuit.run.config import labelled, load_config, used_models, used_sources
@@ -16,6 +21,7 @@ from headpursuit.run.experiments import (
     family_of,
     heads_of,
     methods_of,
+    model_record,
     of_images,
     owners,
     positions_of,
@@ -125,17 +131,19 @@ def source_record(name):
 
 def model_files(name):
     """The record of a model's files: as downloaded, as converted from GGUF, or as put together."""
-    if config["models"][name]["build"]:
-        return f"<resources>/assembled/{name}/provenance.json"
-    if config["models"][name]["gguf"]:
-        return f"<resources>/models/{name}/provenance.json"
-    return source_record(config["models"][name]["source"])
+    return f"<resources>/{model_record(config, name)}"
 
 
 def own_path(wildcards):
     """The path of a source that is the user's own file or folder; of others none."""
     source = config["sources"][wildcards.source]
     return [source["path"]] if source["kind"] == "local" else []
+
+
+def shipped_file(name):
+    """A file of this workflow, relative where that runs in its own folder: it may be moved then."""
+    at_home = os.path.samefile(ROOT, os.getcwd())
+    return name if at_home else workflow.source_path(f"../{name}")
 
 
 def own_file(where, within):

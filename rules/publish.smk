@@ -9,7 +9,7 @@ SHARED = {
     for table, names in (RATIOS | tables_of(config, "overlaps")).items()
     if len({OWNERS[name]["rankings"] for name in names}) > 1
 }
-PUBLISHED = workflow.source_path("../data/published.csv")
+PUBLISHED = shipped_file("data/published.csv")
 # The report's pages: file, caption, category and what they show. Categories go by their names.
 PAGES = [
     ("published", "published", "1 Published against reproduced", "overview"),
@@ -65,7 +65,7 @@ rule publish_heads:
         lens=in_table("<results>/lens/{lens}.parquet"),
         specialists=in_table("<results>/specialists/{decomposition}.csv"),
         nulls=in_table("<results>/specialists/{decomposition}.null.parquet"),
-        published=workflow.source_path("../data/published_tokens.csv"),
+        published=shipped_file("data/published_tokens.csv"),
     output:
         csv="<results>/tables/{heads_table}.csv",
         md="<results>/tables/{heads_table}.md",
@@ -164,7 +164,7 @@ TABLES = [
 rule write_pages:
     """The report's pages: published values, each table, the choices in force, what the run took."""
     input:
-        template=workflow.source_path("../report/page.html.jinja"),
+        template=shipped_file("report/page.html.jinja"),
         config="<results>/config.yaml",
         # The page on time and memory comes last.
         tables=TABLES,

@@ -1,37 +1,96 @@
-"""Follow a number back to its prompts, and see whether a run's files are as they were.
+"""Follow a run's numbers, and take its heads elsewhere.
 
-python -m headpursuit trace results/demo/tables/table2.csv rtp somp 8
-python -m headpursuit verify results/demo
-python -m headpursuit diff results/demo /elsewhere/results/demo
+headpursuit trace results/demo/tables/table2.csv rtp somp 8
+headpursuit verify results/demo
+headpursuit diff results/demo /elsewhere/results/demo
+headpursuit estimate --configfile configs/demo.yaml
+headpursuit checkpoint results/demo rtp somp-k8 /data/smollm2-inverted
 """
 
 import argparse
 import os
 import sys
+from argparse import Namespace
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-from headpursuit.run.files import UserError
-from headpursuit.run.finished import ROWS, run_folder
-from headpursuit.run.trace import trace
-from headpursuit.run.verify import differences, verify
+from headpursuit.run.files import ROOT, UserError
+
+# Each command imports what it needs, so that --help comes at once. It returns its exit status.
+
+
+def trace(options: Namespace) -> int:
+    """Print what a row of a table stands on."""
+    from headpursuit.run.trace import trace
+
+    for line in trace(options.table, options.row, options.top, options.unmasked):
+        print(line)
+    return 0
+
+
+def verify(options: Namespace) -> int:
+    """Compare a run's files with its manifest."""
+    from headpursuit.run.finished import run_folder
+    from headpursuit.run.verify import verify
+
+    lines, notes = verify(run_folder(options.results))
+    said = lines or ["All files are as the manifest says."]
+    print("\n".join([*said, *(f"Note: {note}" for note in notes)]))
+    return int(bool(lines))
+
+
+def diff(options: Namespace) -> int:
+    """Compare the manifests of two runs."""
+    from headpursuit.run.finished import run_folder
+    from headpursuit.run.verify import differences
+
+    lines = differences(run_folder(options.results), run_folder(options.other))
+    print("\n".join(lines or ["The runs differ in dates, hosts and times only."]))
+    return int(bool(lines))
+
+
+def estimate(options: Namespace) -> int:
+    """Reckon tokens, hours, disk and memory that a config takes."""
+    from headpursuit.run.estimate import estimate, measured, render
+
+    config = _laid_over(options.configfile)
+    print(render(estimate(config, measured(Path("results", config["run"], "benchmarks")))), end="")
+    return 0
+
+
+def _laid_over(files: Sequence[Path]) -> dict[str, Any]:
+    """Return the config that Snakemake runs with these files laid over config.yaml."""
+    from snakemake.common.configfile import load_configfile
+    from snakemake.exceptions import WorkflowError
+    from snakemake.utils import update_config
+
+    from headpursuit.run.config import load_config
+
+    config: dict[str, Any] = {}
+    for file in (ROOT / "config.yaml", *files):
+        try:
+            update_config(config, load_configfile(file))
+        except (WorkflowError, OSError) as error:
+            raise UserError(f"{file} cannot be laid over config.yaml: {error}") from error
+    return load_config(config, files)
+
+
+def checkpoint(options: Namespace) -> int:
+    """Save a run's model with the heads of a condition scaled, for another engine."""
+    from headpursuit.method.checkpoint import save_condition
+
+    where = options.results, options.experiment, options.condition, options.folder
+    print("\n".join(save_condition(*where, options.check)))
+    return 0
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command and return its exit status: 0, 1 if files differ, 2 for a mistake."""
     options = _parser().parse_args(arguments)
     try:
-        if options.command == "trace":
-            for line in trace(options.path, options.row, options.top, options.unmasked):
-                print(line)
-            return 0
-        if options.command == "verify":
-            lines, notes = verify(run_folder(options.results))
-            done = "All files are as the manifest says."
-        else:
-            lines, notes = differences(run_folder(options.results), run_folder(options.other)), []
-            done = "The runs differ in dates, hosts and times only."
-        print("\n".join([*(lines or [done]), *(f"Note: {note}" for note in notes)]))
-        return 1 if lines else 0
+        return options.command(options)
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
@@ -41,23 +100,35 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m headpursuit",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    commands = parser.add_subparsers(dest="command", required=True)
-    rows = "; ".join(f"of {kind}: {' '.join(row)}" for kind, row in ROWS.items())
-    one = commands.add_parser("trace", help="say what a row of a table stands on")
-    one.add_argument("path", type=Path, help="the table; of a run's folder the first of ratios")
-    one.add_argument("row", nargs="*", help=f"what names the row, {rows}")
-    one.add_argument("--top", type=int, default=10, help="words, samples or atoms shown")
-    one.add_argument("--unmasked", action="store_true", help="print offensive words in full")
-    other = commands.add_parser("verify", help="compare the files with the run's manifest")
-    other.add_argument("results", type=Path, help="the run's folder")
-    both = commands.add_parser("diff", help="compare the manifests of two runs")
-    both.add_argument("results", type=Path, help="a run's folder")
-    both.add_argument("other", type=Path, help="another's")
+    layout = partial(argparse.RawDescriptionHelpFormatter, max_help_position=16)
+    parser = argparse.ArgumentParser("headpursuit", description=__doc__, formatter_class=layout)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def add(command: Callable[[Namespace], int]) -> Callable:
+        said = str(command.__doc__).rstrip(".")
+        own = commands.add_parser(command.__name__, help=said, description=f"{said}.")
+        own.set_defaults(command=command)
+        return own.add_argument
+
+    argument = add(trace)
+    argument("table", type=Path, help="the table; of a run's folder the first of ratios")
+    argument("row", nargs="*", help="what names the row: rtp somp 8; a wrong one lists all")
+    argument("--top", type=int, default=10, help="words, samples or atoms shown (10)")
+    argument("--unmasked", action="store_true", help="print offensive words in full")
+    argument = add(verify)
+    argument("results", type=Path, help="the run's folder: results/demo")
+    argument = add(diff)
+    argument("results", type=Path, help="a run's folder: results/demo")
+    argument("other", type=Path, help="another's")
+    argument = add(estimate)
+    overlays = {"type": Path, "nargs": "+", "default": [], "metavar": "FILE"}
+    argument("--configfile", **overlays, help="laid over config.yaml, one after the other")
+    argument = add(checkpoint)
+    argument("results", type=Path, help="the run's folder: results/demo")
+    argument("experiment", help="of the run's config: rtp")
+    argument("condition", help="of the experiment: somp-k8")
+    argument("folder", type=Path, help="a new folder for the edited model")
+    argument("--check", action="store_true", help="load both models and compare their logits")
     return parser
 
 

@@ -1,11 +1,17 @@
-import sys
+import json
 from pathlib import Path
 
 import pytest
 import torch
-from headpursuit.method import checkpoint
+import yaml
+from headpursuit.__main__ import main
+from headpursuit.method.checkpoint import compare_logits, save_scaled
 from headpursuit.method.decoder import scaled_heads
-from headpursuit.method.heads import write_conditions
+from headpursuit.method.models import load_model
+from headpursuit.run.files import UserError
+from safetensors.torch import load_file, save_file
+from tiny import make_model
+from tiny_vision import make_vlm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 HEADS = [(0, 1), (2, 3)]
@@ -13,39 +19,117 @@ IDS = torch.arange(9)[None] * 7
 
 
 @pytest.fixture
-def save(tmp_path: Path, monkeypatch):
-    """Save a model with a condition's heads inverted, from the command line."""
-    write_conditions(tmp_path / "heads.csv", {"other": [(99, 0)], "somp-k2": HEADS})
-
-    def save(model: Path, condition: str) -> Path:
-        given = [model, tmp_path / "heads.csv", condition, "-1", tmp_path / "edited"]
-        monkeypatch.setattr(sys, "argv", ["checkpoint", *map(str, given)])
-        checkpoint.main()
-        return tmp_path / "edited"
-
-    return save
+def sharded(tmp_path: Path) -> Path:
+    """Give a model in several files of weights, beside files that no edited model needs."""
+    folder = make_model(tmp_path / "sharded")
+    AutoModelForCausalLM.from_pretrained(folder).save_pretrained(folder, max_shard_size="30KB")
+    (folder / "model.safetensors").unlink()
+    assert len(list(folder.glob("model-*.safetensors"))) > 2
+    for name in ("consolidated.safetensors", "model.gguf", "provenance.json"):
+        (folder / name).write_text("no weights")
+    return folder
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2"])
-def test_any_engine_reads_the_edited_model(model, model_path, save, tmp_path: Path, family: str):
-    folder = save(model_path(family), "somp-k2")
+@pytest.mark.parametrize("alpha", [-1.0, 0.0, 0.3])
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2", "sharded"])
+def test_any_engine_reads_the_edited_model(
+    model, model_path, request, tmp_path: Path, family: str, alpha: float
+):
+    source = request.getfixturevalue("sharded") if family == "sharded" else model_path(family)
+    decoder, folder = model("llama" if family == "sharded" else family), tmp_path / "edited"
+    save_scaled(source, HEADS, alpha, folder)
     with torch.inference_mode():
         saved = AutoModelForCausalLM.from_pretrained(folder)(IDS).logits
-        plain = model(family).model(IDS).logits
-        with scaled_heads(model(family), HEADS, -1.0):
-            assert torch.equal(saved, model(family).model(IDS).logits)
-    assert not torch.equal(saved, plain)
-    own, other = (AutoTokenizer.from_pretrained(path) for path in (folder, model_path(family)))
+        plain = decoder.model(IDS).logits
+        with scaled_heads(decoder, HEADS, alpha):
+            rows = decoder.model(IDS).logits
+    assert torch.equal(saved, rows) if alpha != 0.3 else torch.allclose(saved, rows, atol=1e-5)
+    assert not torch.allclose(saved, plain, atol=1e-2)
+    own, other = (AutoTokenizer.from_pretrained(path) for path in (folder, source))
     assert own("apple river")["input_ids"] == other("apple river")["input_ids"]
+    files = {path.name for path in source.iterdir()}
+    files -= {"consolidated.safetensors", "model.gguf", "provenance.json"}
+    assert {path.name for path in folder.iterdir()} == files
     assert list(tmp_path.glob(".*")) == []
-    with pytest.raises(SystemExit, match="exists already"):  # nothing is overwritten
-        save(model_path(family), "somp-k2")
+
+
+def test_an_image_text_models_tower_stays_as_it_is(tmp_path: Path):
+    source = make_vlm(tmp_path / "llava", "llava")
+    save_scaled(source, HEADS, -1.0, tmp_path / "edited")
+    before, after = (
+        load_file(path / "model.safetensors") for path in (source, tmp_path / "edited")
+    )
+    changed = [name for name in before if not torch.equal(before[name], after[name])]
+    assert len(changed) == 2 and all("language_model" in name for name in changed)
+    assert load_model(tmp_path / "edited", "float32", "cpu")
+
+
+def test_a_model_that_is_not_the_scaled_one_is_told(model_path, tmp_path: Path):
+    save_scaled(model_path("llama"), HEADS, -1.0, tmp_path / "edited")
+    assert compare_logits(model_path("llama"), HEADS, -1.0, tmp_path / "edited") == 0
+    with pytest.raises(UserError, match="not those of scaled rows"):
+        compare_logits(model_path("llama"), HEADS[:1], -1.0, tmp_path / "edited")
+    assert compare_logits(model_path("llama"), HEADS[:1], 0.5, tmp_path / "edited") > 0
+
+
+def quantised(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "quantization_config": {"bits": 4}}))
+
+
+def gguf_only(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "model.gguf")
+
+
+def without_a_layer(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    weights = load_file(path)
+    save_file({k: v for k, v in weights.items() if "layers.2.self_attn.o" not in k}, path)
 
 
 @pytest.mark.parametrize(
-    ("condition", "said"), [("other", "L99.H0 does not exist"), ("none", "no heads of none")]
+    ("spoil", "heads", "said"),
+    [
+        (quantised, HEADS, "quantised"),
+        (gguf_only, HEADS, "no model.safetensors, only .gguf"),
+        (without_a_layer, HEADS, "no output projection of layer 2"),
+        (None, [(99, 0)], "L99.H0 does not exist: 3 layers x 4 heads"),
+        (None, [(0, 4)], "L0.H4 does not exist"),
+    ],
 )
-def test_a_mistake_on_the_command_line_is_one_line(model_path, save, tmp_path, condition, said):
-    with pytest.raises(SystemExit, match=f"^[^\n]*{said}[^\n]*$"):
-        save(model_path("llama"), condition)
-    assert not (tmp_path / "edited").exists()
+def test_what_cannot_be_edited_is_refused(tmp_path: Path, spoil, heads, said):
+    folder = make_model(tmp_path / "model")
+    if spoil:
+        spoil(folder)
+    with pytest.raises(UserError, match=said):
+        save_scaled(folder, heads, -1.0, tmp_path / "edited")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_runs_condition_becomes_a_model(made: Path, tmp_path: Path, capsys):
+    """The run's model is in resources/ beside results/."""
+    results = tmp_path / "results/made"
+    results.parent.mkdir()
+    results.symlink_to(made)
+    config = yaml.safe_load((made / "config.yaml").read_text())
+    source = config["models"]["mistral"]["source"]
+    arguments = ["checkpoint", str(results), "rtp", "somp-k2", str(tmp_path / "edited"), "--check"]
+    assert main(arguments) == 2
+    record = tmp_path / f"resources/{source}/provenance.json"
+    assert f"{record} is not there" in capsys.readouterr().err
+    model = make_model(record.parent)
+    files = [
+        {"path": path.name, "size": path.stat().st_size, "sha256": ""} for path in model.iterdir()
+    ]
+    record.write_text(json.dumps({"name": source, "kind": "hub", "files": files}))
+    for at, wrong, said in (
+        (2, "none", "has no experiment none; there are rtp, "),
+        (3, "somp-k9", "has no condition somp-k9; there are somp-k2"),
+        (1, str(tmp_path / "elsewhere"), "is no run's folder"),
+    ):
+        assert main([*arguments[:at], wrong, *arguments[at + 1 :]]) == 2
+        assert said in capsys.readouterr().err
+    assert main(arguments) == 0
+    assert "largest difference from the logits of scaled rows: 0\n" in capsys.readouterr().out
+    assert main(arguments) == 2  # nothing is overwritten
+    assert "exists already" in capsys.readouterr().err

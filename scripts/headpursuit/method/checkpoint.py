@@ -1,23 +1,65 @@
-"""Save a model with heads scaled, for an inference engine of one's own.
+"""Save a model with heads scaled, for an engine of one's own, one file of weights at a time."""
 
-python -m headpursuit.method.checkpoint MODEL HEADS CONDITION ALPHA FOLDER
-"""
-
-import argparse
-import sys
+import re
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
-from headpursuit.method.decoder import gains
-from headpursuit.method.heads import read_conditions
-from headpursuit.method.models import load_model, load_tokenizer, read_config
-from headpursuit.run.files import UserError
+import torch
+import transformers
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from headpursuit.method.decoder import Family, family_of, scaled_heads
+from headpursuit.method.heads import Head
+from headpursuit.method.models import (
+    LOCAL,
+    load_model,
+    loading,
+    model_folder,
+    read_config,
+    refuse_quantised,
+)
+from headpursuit.run.files import UserError, read_json
+from headpursuit.run.finished import Run, run_folder
+
+# Of the model's folder these are not copied: weights, and what says where they are from.
+WEIGHTS = (".safetensors", ".gguf", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx")
+RECORD = "provenance.json"
 
 
-def save_scaled(model: Path, heads: Path, condition: str, alpha: float, folder: Path) -> None:
-    """Save a model whose heads write ``alpha`` times what they wrote, with its tokenizer.
+def save_condition(
+    results: Path, experiment: str, condition: str, folder: Path, check: bool = False
+) -> list[str]:
+    """Save the model of a run's experiment with the heads of one of its conditions scaled.
 
-    The model is a folder of config.json, safetensors and tokenizer; ``heads`` a table of a run's
-    ``heads/``, of which those of ``condition`` are scaled.
+    With ``check``, both models are then loaded, one after the other, and their logits compared.
+
+    Returns:
+        What was done, line by line.
+
+    Raises:
+        UserError: if the run, its model's files or the condition are not there, or as
+            :func:`save_scaled`.
+    """
+    run = Run(run_folder(results))
+    own = run.experiment(experiment)
+    heads = run.heads(experiment, condition)
+    model = model_folder(run.model_record(own["model"]), run.config["models"][own["model"]])
+    save_scaled(model, heads, own["alpha"], folder)
+    said = [f"{folder}: {model} with {len(heads)} heads times {own['alpha']:g}"]
+    if check:
+        largest = compare_logits(model, heads, own["alpha"], folder)
+        said.append(f"largest difference from the logits of scaled rows: {largest:g}")
+    return said
+
+
+def save_scaled(model: Path, heads: Sequence[Head], alpha: float, folder: Path) -> None:
+    """Save a model whose heads write ``alpha`` times what they wrote, with all files beside it.
+
+    The model is a folder of config.json, safetensors and tokenizer. One file of its weights is in
+    memory at a time.
 
     Raises:
         UserError: if the folder exists, or the model or the heads do not fit.
@@ -25,30 +67,85 @@ def save_scaled(model: Path, heads: Path, condition: str, alpha: float, folder: 
     if folder.exists():
         raise UserError(f"{folder} exists already: name a new folder, or remove it.")
     config = read_config(model)
-    dtype = config.get("dtype") or config.get("torch_dtype") or "float32"
-    decoder, tokenizer = load_model(model, dtype, "cpu"), load_tokenizer(model)
-    chosen = read_conditions([heads], [condition])[condition]
-    for layer, factors in enumerate(gains(decoder, [chosen], alpha)[0]):
-        decoder.matrix(layer).mul_(factors.repeat_interleave(decoder.head_dim))
+    family = family_of(config.get("model_type"))
+    refuse_quantised(model, config)
+    with loading(model, "model's config.json"):
+        shape = transformers.AutoConfig.from_pretrained(model, **LOCAL).get_text_config()
+    factors = torch.ones(shape.num_hidden_layers, shape.num_attention_heads)
+    for layer, head in heads:
+        if not (0 <= layer < len(factors) and 0 <= head < shape.num_attention_heads):
+            raise UserError(
+                f"L{layer}.H{head} does not exist: {len(factors)} layers x "
+                f"{shape.num_attention_heads} heads"
+            )
+        factors[layer, head] = alpha
+    wanted = {layer for layer, _ in heads}
+    files = weight_files(model)
     part = folder.with_name(f".{folder.name}.part")
-    decoder.model.save_pretrained(part)
-    tokenizer.save_pretrained(part)
-    part.rename(folder)
-
-
-def main() -> None:
-    """Run from the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("model", type=Path, help="folder of the model")
-    parser.add_argument("heads", type=Path, help="table of heads: results/<run>/heads/...csv")
-    parser.add_argument("condition", help="whose heads: somp-k16")
-    parser.add_argument("alpha", type=float, help="what the heads' writes are multiplied by")
-    parser.add_argument("folder", type=Path, help="where the edited model goes")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
     try:
-        save_scaled(**vars(parser.parse_args()))
-    except UserError as error:
-        sys.exit(str(error))
+        for file in files:
+            wanted -= _scale_file(file, part / file.name, family, factors)
+        if wanted:
+            raise UserError(f"{model}: no output projection of layer {min(wanted)} in its weights.")
+        for path in sorted(model.iterdir()):
+            if path.is_file() and path.suffix not in WEIGHTS and path.name != RECORD:
+                shutil.copyfile(path, part / path.name)
+        part.rename(folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
-if __name__ == "__main__":
-    main()
+def weight_files(model: Path) -> list[Path]:
+    """Return the safetensors that transformers loads a model from; UserError without any."""
+    index, single = model / "model.safetensors.index.json", model / "model.safetensors"
+    if single.is_file():
+        return [single]
+    if index.is_file():
+        return [model / name for name in sorted(set(read_json(index)["weight_map"].values()))]
+    other = sorted({path.suffix for path in model.iterdir()} & set(WEIGHTS))
+    raise UserError(
+        f"{model}: no model.safetensors, only {', '.join(other) or 'no weights at all'}. A "
+        "model in GGUF is saved from its converted folder, resources/models/<model>."
+    )
+
+
+def _scale_file(source: Path, target: Path, family: Family, factors: Tensor) -> set[int]:
+    """Write a file of weights with its output projections scaled, and return their layers."""
+    # In files, names begin in several ways: model., language_model.model., or nothing at all.
+    blocks = family.layers.rpartition(".")[2]
+    named = re.compile(rf"(?:.*\.)?{blocks}\.(\d+)\.{re.escape(family.projection)}\.weight")
+    with loading(source, "file of weights"):
+        with safe_open(source, "pt") as opened:
+            about = opened.metadata()
+        tensors = load_file(source)
+    scaled = set()
+    for name, weight in tensors.items():
+        found = named.fullmatch(name)
+        if not found or "vision" in name:
+            continue
+        layer, columns = int(found[1]), weight.T if family.transposed else weight
+        head_dim = columns.shape[1] // factors.shape[1]
+        columns.mul_(factors[layer].repeat_interleave(head_dim).to(weight.dtype))
+        scaled.add(layer)
+    save_file(tensors, target, about)
+    return scaled
+
+
+@torch.inference_mode()
+def compare_logits(model: Path, heads: Sequence[Head], alpha: float, folder: Path) -> float:
+    """Return the largest difference between a saved model's logits and those of scaled rows.
+
+    Raises:
+        UserError: if there is one where nothing is rounded, at an alpha of -1, 0 or 1.
+    """
+    dtype = read_config(model).get("dtype") or read_config(model).get("torch_dtype") or "float32"
+    ids = torch.arange(32)[None] * 97 % 251
+    saved = load_model(folder, dtype, "cpu").model(ids).logits
+    plain = load_model(model, dtype, "cpu")
+    with scaled_heads(plain, heads, alpha):
+        rows = plain.model(ids).logits
+    if alpha in (-1, 0, 1) and not torch.equal(saved, rows):
+        raise UserError(f"{folder}: its logits are not those of scaled rows. Do not use it.")
+    return float((saved - rows).abs().max())

@@ -51,11 +51,7 @@ def load_model(
     target = pick_device(device)
     config = read_config(folder)
     family_of(config.get("model_type"))
-    if any(own.get("quantization_config") for own in (config, config.get("text_config") or {})):
-        raise UserError(
-            f"{folder}: its weights are quantised, says its config.json, and heads are read from "
-            "plain ones. Name the unquantised model in models.*.source."
-        )
+    refuse_quantised(folder, config)
     auto = (
         transformers.AutoModelForImageTextToText
         if reads_images(folder)
@@ -85,6 +81,15 @@ def load_model(
         folder, *decoder.shape, decoder.head_dim, dtype, target,
     )  # fmt: skip
     return decoder
+
+
+def refuse_quantised(folder: str | Path, config: Mapping[str, Any]) -> None:
+    """Raise a UserError if a model's config.json says that its weights are quantised."""
+    if any(own.get("quantization_config") for own in (config, config.get("text_config") or {})):
+        raise UserError(
+            f"{folder}: its weights are quantised, says its config.json, and heads are read from "
+            "plain ones. Name the unquantised model in models.*.source."
+        )
 
 
 @contextmanager

@@ -178,11 +178,11 @@ def table_page(files: Any, config: Config, name: str) -> Iterator[Section]:
 def _traces(files: Any, config: Config, table: str) -> list[str]:
     """Return the commands that follow the rows of a table, and of its overlaps."""
     kind = kind_of(config, config["tables"][table])
-    commands = ["export PYTHONPATH=scripts"]
+    commands = []
     for end, own in (("csv", kind), ("overlap.csv", "overlaps")):
         if path := _parts(files, table).get(end):
             rows = row_names(read_csv(path, []), own)
-            commands += [f"python -m headpursuit trace {path} {' '.join(row)}" for row in rows]
+            commands += [f"headpursuit trace {path} {' '.join(row)}" for row in rows]
     return list(dict.fromkeys(commands))
 
 
@@ -197,13 +197,13 @@ def overview(files: Any, config: Config) -> Iterator[Section]:
     text = _parts(files, "published")["md"].read_text(encoding="utf-8")
     yield Section("Every published value beside this run's", markup=render_markdown(text))
     ratios = list(tables_of(config, "ratios"))[:1]
-    first = [command for table in ratios for command in _traces(files, config, table)[:2]]
+    first = [command for table in ratios for command in _traces(files, config, table)[:1]]
     yield Section(
         "Follow a number, check the files",
         "trace prints what a row of a table stands on, back to the prompts or images, with "
         "offensive words masked. verify names files that changed since the manifest was written, "
         "and what stands on them.",
-        commands=[*first, f"python -m headpursuit verify {Path(files.config).parent}"],
+        commands=[*first, f"headpursuit verify {Path(files.config).parent}"],
     )
 
 

@@ -256,6 +256,19 @@ def tables_of(config: Config, kind: str) -> dict[str, list[str]]:
     return {name: list(own) for name, own in full.items() if kind_of(config, own) == kind}
 
 
+def model_record(config: Config, name: str) -> str:
+    """Return, below resources/, the record of a model's files.
+
+    They are as downloaded, converted from GGUF, or put together of several.
+    """
+    model = config["models"][name]
+    if model["build"]:
+        return f"assembled/{name}/provenance.json"
+    return (
+        f"models/{name}/provenance.json" if model["gguf"] else f"{model['source']}/provenance.json"
+    )
+
+
 def models_of(config: Config, names: Iterable[str]) -> list[str]:
     """Return the models of experiments, each once."""
     return list(dict.fromkeys(config["experiments"][name]["model"] for name in names))

@@ -22,8 +22,16 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
-# The workflow's folder. Rules say it to their jobs: in a container this module lies elsewhere.
-ROOT = Path(os.environ.get("HEADPURSUIT_ROOT") or Path(__file__).parents[3])
+def _root() -> Path:
+    """Return the workflow's folder; of a copy that pip installed, what it carries of it."""
+    # Rules say it to their jobs: in a container this module lies elsewhere.
+    if named := os.environ.get("HEADPURSUIT_ROOT"):
+        return Path(named)
+    checkout = Path(__file__).parents[3]
+    return checkout if (checkout / "Snakefile").exists() else Path(__file__).parents[1] / "shipped"
+
+
+ROOT = _root()
 
 
 class UserError(Exception):

@@ -1,15 +1,18 @@
 """The files of a finished run by its experiments' stages, and what names a row of a table."""
 
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import yaml
 
+from headpursuit.method.heads import read_conditions
 from headpursuit.publish.masking import Cover, offensive_words
 from headpursuit.publish.table1 import head_name
-from headpursuit.run.experiments import of_images, owners
-from headpursuit.run.files import UserError, read_parquet
+from headpursuit.run.experiments import expand, model_record, of_images, owners
+from headpursuit.run.files import UserError, plain, read_parquet
+from headpursuit.run.schema import described, validator
 from headpursuit.run.tables import read_csv
 
 # What names a row, by the kind of its table. In a table of ratios the measure may be left out.
@@ -21,13 +24,18 @@ ROWS = {
 }
 
 
+AGAIN = "Read the run with the version that made it, or run it again with this one."
+
+
 def run_folder(path: Path) -> Path:
     """Return the folder of the run that a path is, or lies in; a UserError if it is in none."""
     for folder in (path, *path.absolute().parents):
         if (folder / "config.yaml").is_file() and not (folder / "Snakefile").exists():
             return folder
+    here = sorted(own.parent.as_posix() for own in Path("results").glob("*/config.yaml"))
     raise UserError(
-        f"{path} is no run's folder and lies in none: there is no config.yaml above it."
+        f"{path} is no run's folder and lies in none: a run's folder, results/<run>, has a "
+        f"config.yaml. Here there are {', '.join(here) or 'none in results/'}."
     )
 
 
@@ -38,17 +46,44 @@ def row_names(table: pd.DataFrame, kind: str) -> list[tuple[str, ...]]:
     return list(table[list(ROWS[kind])].astype(str).itertuples(index=False, name=None))
 
 
+def _config_of(results: Path) -> dict[str, Any]:
+    """Return a run's config, keys that are newer than the run filled in.
+
+    Raises:
+        UserError: if it is no config, or one of an older version with other keys.
+    """
+    path = results / "config.yaml"
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError) as error:
+        raise UserError(f"{path} is not readable YAML: {plain(error)}.") from error
+    if not isinstance(config, dict) or "experiments" not in config:
+        raise UserError(
+            f"{path} is of an older version, or no run's: it has no experiments. {AGAIN}"
+        )
+    config = expand(config)
+    strange = sorted(
+        found for error in validator().iter_errors(config) for found in described(error)
+    )
+    if strange:
+        listed = "; ".join(f"{key}: {said}" for key, said in strange[:3])
+        raise UserError(f"{path} is of another version: {listed} {AGAIN}")
+    return config
+
+
 class Run:
     """A run's files, and its texts with offensive words masked."""
 
-    def __init__(self, results: Path, top: int, unmasked: bool) -> None:
+    def __init__(self, results: Path, top: int = 10, unmasked: bool = False) -> None:
         """Read the config; ``top`` is how many of anything are shown."""
-        self.results, self.top = results, top
-        self.config = yaml.safe_load((results / "config.yaml").read_text(encoding="utf-8"))
-        if "experiments" not in self.config:
-            raise UserError(f"{results}/config.yaml is of an older version: it has no experiments.")
+        self.results, self.top, self.unmasked = results, top, unmasked
+        self.config = _config_of(results)
         self.owners = owners(self.config)
-        self.cover = Cover([] if unmasked else offensive_words(self.config, results))
+
+    @cached_property
+    def cover(self) -> Cover:
+        """What masks offensive words."""
+        return Cover([] if self.unmasked else offensive_words(self.config, self.results))
 
     def name(self, pattern: str, experiment: str) -> str:
         """Return the file of an experiment's stage, relative to the run's folder."""
@@ -73,8 +108,33 @@ class Run:
         return pd.concat(parts, ignore_index=True)
 
     def experiment(self, name: str) -> dict[str, Any]:
-        """Return what the config says of an experiment."""
+        """Return what the config says of an experiment; UserError if it has none of that name."""
+        if name not in self.config["experiments"]:
+            there = ", ".join(self.config["experiments"])
+            raise UserError(f"{self.results} has no experiment {plain(name)}; there are {there}.")
         return self.config["experiments"][name]
+
+    def heads(self, name: str, condition: str) -> list[tuple[int, int]]:
+        """Return the heads that a condition of an experiment scales; UserError without any."""
+        self.experiment(name)
+        kind = "random" if condition.startswith("random-") else "selected"
+        path = self.path(self.name(f"heads/{{{kind}}}/{kind}.csv", name))
+        found = read_conditions([path])
+        if condition not in found:
+            raise UserError(
+                f"{path} has no condition {plain(condition)}; there are {', '.join(found)}."
+            )
+        return found[condition]
+
+    def model_record(self, model: str) -> Path:
+        """Return the record of a model's files, which lie in resources/ beside results/."""
+        path = self.results.absolute().parents[1] / "resources" / model_record(self.config, model)
+        if not path.exists():
+            raise UserError(
+                f"{path} is not there: the run's model is in resources/ beside results/. Run where "
+                "the run was made, or make the file with Snakemake."
+            )
+        return path
 
     def has_images(self, name: str) -> bool:
         """Say whether an experiment's samples are images."""

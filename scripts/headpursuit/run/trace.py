@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from headpursuit.method.heads import FEWER_ATOMS, read_conditions, read_ranking, top_heads
+from headpursuit.method.heads import FEWER_ATOMS, read_ranking, top_heads
 from headpursuit.method.words import count_words, measured_words
 from headpursuit.publish.masking import is_offensive
 from headpursuit.publish.published import ARTEFACTS
@@ -140,7 +140,7 @@ def _ratio(run: Run, row: pd.Series) -> Iterator[str]:
 def _heads(run: Run, name: str, method: str, condition: str) -> Iterator[str]:
     kind = "random" if method == "random" else "selected"
     path = run.name(f"heads/{{{kind}}}/{kind}.csv", name)
-    heads = read_conditions([run.path(path)], [condition])[condition]
+    heads = run.heads(name, condition)
     yield f"  heads ({path}): {', '.join(head_name(*own) for own in heads)}"
     if kind == "selected":
         path = run.name("rankings/{rankings}.csv", name)
