@@ -177,6 +177,10 @@ def test_second_run_does_nothing(finished: Checkout) -> None:
     assert finished.planned() == {}
 
 
+def test_a_copied_checkout_has_nothing_to_do(checkout: Checkout) -> None:
+    assert checkout.planned() == {}
+
+
 DELETED = {
     "samples/rtp.parquet": {"prepare_samples": 1, "respond": 2, **BASELINE},
     "responses/rtp/baseline/part-1.parquet": {"respond": 1, **BASELINE},

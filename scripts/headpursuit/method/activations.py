@@ -4,6 +4,7 @@ import json
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -198,12 +199,32 @@ def _row_groups(
         yield joined(layer)
 
 
-def read_layer(path: str | Path, layer: int) -> tuple[list[str], np.ndarray]:
+@dataclass(frozen=True)
+class Inputs:
+    """An activation cache in memory: sample ids, and by layer z, samples x heads x head_dim."""
+
+    names: list[str]
+    layers: list[np.ndarray]
+
+
+def gather(decoder: Decoder, pooled: Iterable[Pooled], names: Sequence[str]) -> Inputs:
+    """Return the pooled inputs in the order of the samples, which have the ids ``names``."""
+    n_layers, n_heads = decoder.shape
+    shape = len(names), n_heads, decoder.head_dim
+    layers = [np.empty(shape, np.float32) for _ in range(n_layers)]
+    for samples, layer, z in pooled:
+        layers[layer][samples] = z.cpu().numpy().reshape(len(samples), n_heads, -1)
+    return Inputs(list(names), layers)
+
+
+def read_layer(path: str | Path | Inputs, layer: int) -> tuple[list[str], np.ndarray]:
     """Return a layer's sample ids, and z as float32 of samples x heads x head_dim.
 
     Raises:
         UserError: if the file is damaged or a value is not finite.
     """
+    if isinstance(path, Inputs):
+        return path.names, path.layers[layer]
     heads = parquet_metadata(path, ["heads"])["heads"]
     table = read_parquet(path, ["sample_id", "layer", "z"], [("layer", "=", layer)])
     width = getattr(table.schema.field("z").type, "list_size", 0)

@@ -1,8 +1,11 @@
 """Heads: which are selected, and the random ones they are compared with."""
 
+import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from numbers import Integral
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,6 +16,26 @@ from headpursuit.run.tables import read_csv, write_csv
 Head = tuple[int, int]  # (layer, head), both from 0
 # Columns of a ranking by pursuit: the score of a head's first atoms alone.
 FEWER_ATOMS = {"score_5": 5, "score_10": 10, "score_20": 20}
+
+
+def named_heads(heads: Any) -> list[Head]:
+    """Return the heads that a caller names: one or several of ``"L18.H27"`` and (18, 27).
+
+    Raises:
+        UserError: if one is neither.
+    """
+    pair = isinstance(heads, tuple) and heads and all(isinstance(own, Integral) for own in heads)
+    if pair or not isinstance(heads, Iterable) or isinstance(heads, str):
+        heads = [heads]
+    found = []
+    for head in heads:
+        named = re.fullmatch(r"L(\d+)\.H(\d+)", head) if isinstance(head, str) else None
+        try:
+            layer, number = named.groups() if named else head
+            found.append((int(layer), int(number)))
+        except (TypeError, ValueError):
+            raise UserError(f"{head!r} names no head: write 'L18.H27', or (18, 27).") from None
+    return found
 
 
 def rank(scores: pd.DataFrame) -> pd.DataFrame:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import transformers
+from transformers.utils import cached_file
 
 from headpursuit.data.sources import source_files, source_root, verify
 from headpursuit.method.batches import is_out_of_memory
@@ -81,6 +82,19 @@ def load_model(
         folder, *decoder.shape, decoder.head_dim, dtype, target,
     )  # fmt: skip
     return decoder
+
+
+def local_folder(model: str | Path) -> str:
+    """Return a model's folder: itself, or that of a repository in the Hub's cache; or UserError."""
+    if Path(model).is_dir():
+        return str(model)
+    try:
+        return str(Path(cached_file(str(model), "config.json", local_files_only=True)).parent)
+    except OSError as error:
+        raise UserError(
+            f"{model}: there is no such folder, and no such repository in the Hub's cache on this "
+            f"machine. Name a folder, or fetch the repository first: hf download {model}"
+        ) from error
 
 
 def refuse_quantised(folder: str | Path, config: Mapping[str, Any]) -> None:
@@ -159,6 +173,23 @@ def open_model(
     weights = [file["sha256"] for file in record["files"] if file["path"].endswith(".safetensors")]
     identity = {"name": record["name"], "commit": record.get("commit"), "weights_sha256": weights}
     return decoder, load_tokenizer(folder), identity
+
+
+def refuse_foreign(decoder: Decoder, own: Any, tokenizer: Any) -> None:
+    """Raise a UserError if a tokenizer is not the model's, which is ``own``, None if unknown."""
+    rows = decoder.model.get_output_embeddings().weight.shape[0]
+    ids = tokenizer.get_vocab()
+    if (highest := max(ids.values())) >= rows:
+        raise UserError(
+            f"The tokenizer is another model's: its ids go up to {highest}, and the model's "
+            f"unembedding has {rows} rows."
+        )
+    for token, number in own.get_vocab().items() if own else ():
+        if ids.get(token) != number:
+            raise UserError(
+                f"The tokenizer is another model's: its id of {token!r} is {ids.get(token)}, and "
+                f"the model's own tokenizer says {number}."
+            )
 
 
 def longest_input(folder: str | Path) -> int | None:

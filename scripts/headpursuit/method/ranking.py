@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from headpursuit.method.activations import read_layer
+from headpursuit.method.activations import Inputs, read_layer
 from headpursuit.method.decompose import vocabulary
 from headpursuit.method.heads import FEWER_ATOMS, rank
 from headpursuit.method.somp import check_layer, pursue_layer
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 def rank_heads(
     weights: HeadWeights,
     tokenizer,
-    activations: str | Path,
+    activations: str | Path | Inputs,
     dictionaries: Mapping[str, Sequence[int]],
     pursuit: Mapping[str, Any],
 ) -> pd.DataFrame:

@@ -27,7 +27,7 @@ SCHEMA = pa.schema(
 
 
 class Prompts:
-    """Prompts of a file, in batches of about the same length.
+    """Prompts, in batches of about the same length.
 
     Like :class:`headpursuit.method.vision.Images` it has a tokenizer, gives batches of rows, which
     begin with place, sample_id and repeat, always the same, encodes rows for the model, padded on
@@ -38,13 +38,15 @@ class Prompts:
         self,
         decoder: Decoder,
         tokenizer,
-        path: str | Path,
+        prompts: str | Path | pa.Table,
         generation: Mapping[str, Any],
         batch_tokens: int,
     ):
-        """Take the model, its tokenizer, the file, and what decides the batches."""
+        """Take the model, its tokenizer, the file or table, and what decides the batches."""
         self.decoder, self.tokenizer = decoder, tokenizer
-        table = read_parquet(path, ["sample_id", "token_ids"])
+        table = prompts
+        if not isinstance(prompts, pa.Table):
+            table = read_parquet(prompts, ["sample_id", "token_ids"])
         self.names, self.ids = (table[key].to_pylist() for key in ("sample_id", "token_ids"))
         self.repeats, self.new = generation["samples"], generation["max_new_tokens"]
         self.batch_tokens = batch_tokens

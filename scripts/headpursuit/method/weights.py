@@ -24,17 +24,7 @@ def write_weights(path: str | Path, decoder: Decoder, identity: Mapping[str, Any
 
     The file appears whole or not at all. ``identity`` is what open_model says of the model.
     """
-    base = decoder.language_model
-    final = base.ln_f if decoder.model.config.model_type == "gpt2" else base.norm
-    tensors = {
-        "unembedding": decoder.model.get_output_embeddings().weight,
-        "final_gain": decoder.gain(final),
-    }
-    for layer in range(len(decoder.layers)):
-        tensors[f"projection.{layer}"] = decoder.matrix(layer)
-        if (gain := decoder.post_gain(layer)) is not None:
-            tensors[f"post_gain.{layer}"] = gain
-    tensors = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    tensors = {name: own.detach().contiguous() for name, own in _tensors(decoder).items()}
     about = {
         "layers": len(decoder.layers),
         "heads": decoder.n_heads,
@@ -45,6 +35,20 @@ def write_weights(path: str | Path, decoder: Decoder, identity: Mapping[str, Any
     with atomic(path) as part:
         # In one text: safetensors writes several in any order.
         save_file(tensors, part, {"about": json.dumps(about)})
+
+
+def _tensors(decoder: Decoder) -> dict[str, Tensor]:
+    base = decoder.language_model
+    final = base.ln_f if decoder.model.config.model_type == "gpt2" else base.norm
+    tensors = {
+        "unembedding": decoder.model.get_output_embeddings().weight,
+        "final_gain": decoder.gain(final),
+    }
+    for layer in range(len(decoder.layers)):
+        tensors[f"projection.{layer}"] = decoder.matrix(layer)
+        if (gain := decoder.post_gain(layer)) is not None:
+            tensors[f"post_gain.{layer}"] = gain
+    return tensors
 
 
 def _crc32(tensor: Tensor) -> int:
@@ -74,13 +78,14 @@ class HeadWeights:
         self.head_dim: int = about["head_dim"]
         self.model: dict[str, Any] = about["model"]
         self._crc32: dict[str, int] = about["crc32"]
+        self._names = self._crc32.keys()
 
     def layer_columns(self, layer: int) -> Tensor:
         """Return what takes a layer's cached inputs to the stream, heads x d x head_dim.
 
         As :meth:`headpursuit.method.decoder.Decoder.layer_columns` does, bit by bit.
         """
-        gain = self._read(f"post_gain.{layer}") if f"post_gain.{layer}" in self._crc32 else None
+        gain = self._read(f"post_gain.{layer}") if f"post_gain.{layer}" in self._names else None
         return by_head(self._read(f"projection.{layer}"), self.shape[1], gain)
 
     def unembedding(self, token_ids: Sequence[int], fold_norm_gain: bool) -> Tensor:
@@ -100,3 +105,18 @@ class HeadWeights:
 
     def _damaged(self, why: object) -> UserError:
         return UserError(f"{self._path}: not readable weights ({why}). Delete it and run again.")
+
+
+class LoadedWeights(HeadWeights):
+    """The same of a model in memory."""
+
+    def __init__(self, decoder: Decoder, identity: Mapping[str, Any]) -> None:
+        """Take the model, and what identifies it."""
+        self._tensors = _tensors(decoder)
+        self._names = self._tensors.keys()
+        self.rows = len(self._tensors["unembedding"])
+        self.shape, self.head_dim = decoder.shape, decoder.head_dim
+        self.model = dict(identity)
+
+    def _read(self, name: str) -> Tensor:
+        return self._tensors[name].detach().cpu()

@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import product
 from pathlib import Path
 from string import capwords
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -209,6 +210,45 @@ def build_dictionary(
     table["token"] = tokenizer.convert_ids_to_tokens(table["token_id"].tolist())
     table["shared"] = table.groupby("token_id")["split"].transform("nunique") > 1
     return table
+
+
+def one_token_forms(
+    tokenizer, words: Iterable[str], cases: Sequence[str], strict: bool
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return a caller's words, all held out, and their rows, of forms of one token only.
+
+    Raises:
+        UserError: if there are no words, or none has a row; with ``strict`` if any has none.
+    """
+    if isinstance(words, str):
+        raise UserError("Words come as a list: put a single one into a list.")
+    table = pd.DataFrame({"word": list(dict.fromkeys(words))}).assign(split="heldout")
+    if table.empty:
+        raise UserError("The list of words is empty.")
+    try:
+        made = build_dictionary(table, tokenizer, "single", cases, [True, False])
+    except UserError:  # none has a row
+        made = pd.DataFrame(columns=["word"])
+    lacking = sorted(set(table["word"]) - set(made["word"]))
+    if lacking and (strict or made.empty):
+        raise UserError(
+            f"No form of these words is one token of this model: {', '.join(lacking)}. Leave them "
+            "out; strict=False goes on with the others."
+        )
+    return table, made
+
+
+def token_rows(
+    tokenizer, words: Iterable[Any], cases: Sequence[str], strict: bool, rows: int
+) -> list[int]:
+    """Return which of the unembedding's rows are a caller's words (:func:`one_token_forms`), or
+    token ids; UserError if one is none."""
+    words = words if isinstance(words, str) else list(words)
+    if not words or any(isinstance(word, str) for word in words):
+        return sorted(set(one_token_forms(tokenizer, words, cases, strict)[1]["token_id"].tolist()))
+    if strange := [number for number in words if not 0 <= number < rows]:
+        raise UserError(f"{strange[0]} is no token id of this model: they are 0 to {rows - 1}.")
+    return sorted(set(map(int, words)))
 
 
 def tokenised(tokenizer, forms: Iterable[str]) -> Iterator[tuple[str, list[int]]]:

@@ -99,7 +99,7 @@ class Run:
         """Read a CSV table."""
         return read_csv(self.path(name), columns)
 
-    def parquet(self, name: str, columns: list[str], **equal: Any) -> pd.DataFrame:
+    def parquet(self, name: str, columns: list[str] | None, **equal: Any) -> pd.DataFrame:
         """Read rows of a table, or of all its parts (``*``), whose columns have these values."""
         numbers = range(1, 1 + (self.config["compute"]["parts"] if "*" in name else 1))
         paths = [self.path(name.replace("*", str(number))) for number in numbers]
@@ -139,3 +139,56 @@ class Run:
     def has_images(self, name: str) -> bool:
         """Say whether an experiment's samples are images."""
         return of_images(self.config["samples"][self.experiment(name)["samples"]])
+
+    def table(self, name: str) -> pd.DataFrame:
+        """Return a published table, such as ``table2`` or ``concepts.overlap``."""
+        return self._frame(f"tables/{name}.csv")
+
+    def samples(self, name: str) -> pd.DataFrame:
+        """Return an experiment's samples: sample_id, text, rendered, token_ids and others."""
+        return self._frame("samples/{samples}.parquet", name)
+
+    def responses(self, name: str, condition: str = "baseline") -> pd.DataFrame:
+        """Return the responses of the model as it is, or under a condition."""
+        kind = "baseline" if condition == "baseline" else "scaled"
+        pattern = f"responses/{{{kind}}}/{kind}/part-*.parquet"
+        table = self._frame(pattern, name)
+        found = table[table["condition"] == condition]
+        if found.empty:
+            there = ", ".join(table["condition"].unique())
+            raise UserError(f"{self.results}: no responses under {condition}; there are {there}.")
+        return found.sort_values(["sample_id", "repeat"], ignore_index=True)
+
+    def words(self, name: str) -> pd.DataFrame:
+        """Return an experiment's words and their split, ``selection`` or ``heldout``."""
+        return self._frame("words/{words}.csv", name)
+
+    def rankings(self, name: str) -> pd.DataFrame:
+        """Return every head's score, rank and atoms, by each method."""
+        return self._frame("rankings/{rankings}.csv", name)
+
+    def scores(self, name: str) -> pd.DataFrame:
+        """Return each measure before and after: condition, sample_id, measure, before, after."""
+        return self._frame("scores/{scores}.parquet", name)
+
+    def _frame(self, pattern: str, experiment: str | None = None) -> pd.DataFrame:
+        """Return a file as a table, or of all its parts (``*``)."""
+        name = pattern
+        if experiment is not None:
+            self.experiment(experiment)
+            name = self.name(pattern, experiment)
+        if name.endswith(".csv"):
+            return read_csv(self.path(name), [])
+        return self.parquet(name, None)
+
+
+def read_run(folder: str | Path) -> Run:
+    """Return a finished run, whose methods give its files as data frames.
+
+    ``table("table2")``, and of an experiment ``samples``, ``responses``, ``words``, ``rankings``,
+    ``scores`` and ``heads``; ``config`` is the config in force. Texts are as they are, unmasked.
+
+    Raises:
+        UserError: if the folder is no run's, or of another version.
+    """
+    return Run(run_folder(Path(folder)))

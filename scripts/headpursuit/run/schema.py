@@ -17,7 +17,7 @@ from jsonschema.exceptions import ValidationError
 from jsonschema.protocols import Validator
 from jsonschema.validators import extend
 
-from headpursuit.run.files import ROOT, plain
+from headpursuit.run.files import ROOT, UserError, plain
 
 SCHEMA = ROOT / "schemas" / "config.schema.yaml"
 # Keys where a secret may have slipped in: messages do not repeat it.
@@ -64,6 +64,20 @@ def validator() -> Validator:
     )
     schema = yaml.safe_load(SCHEMA.read_text(encoding="utf-8"))
     return extend(Draft202012Validator, {"properties": fill}, type_checker=types)(schema)
+
+
+def with_defaults(key: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Return options of an experiment's ``key``, such as pursuit, with the defaults of the others.
+
+    Keys that name files are none of them. UserError if one is unknown or wrong.
+    """
+    own = validator().schema["$defs"]["experiment"]["properties"][key]["properties"]
+    known = {name: spec for name, spec in own.items() if spec.get("type") != "string"}
+    schema = {"properties": known, "additionalProperties": False}
+    for error in validator().evolve(schema=schema).iter_errors(options):
+        for name, said in described(error):
+            raise UserError(f"{name}: {said}")
+    return options
 
 
 def joined(*parts: Any) -> str:

@@ -1,0 +1,398 @@
+"""What heads write and what scaling them changes, in memory: the library for notebooks.
+
+    import headpursuit as hp
+
+    model = hp.load("resources/models/smollm2")
+    writes = hp.cache(model, texts)
+    heads = hp.rank(writes, ["January", "February", "March"])["name"].head(4)
+    with hp.scaled(model, heads, alpha=-1):
+        print(model.generate("My birthday is in"))
+
+docs/api.md has an example of each function. Heads are named ``"L18.H27"`` or (18, 27), both from 0.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from headpursuit.data.prompts import render_prompts
+from headpursuit.method.activations import Inputs, gather, pooled_inputs, pooled_positions
+from headpursuit.method.batches import InMemory, pad
+from headpursuit.method.check import self_check
+from headpursuit.method.decoder import Decoder, ScaledRows, gains, scaled_heads
+from headpursuit.method.decompose import vocabulary
+from headpursuit.method.expected import covered_words, measure_expected
+from headpursuit.method.heads import Head, named_heads
+from headpursuit.method.models import load_model, load_tokenizer, local_folder, refuse_foreign
+from headpursuit.method.ranking import METHODS, rank_heads
+from headpursuit.method.responses import Prompts, write_responses
+from headpursuit.method.score import score_counts, score_expected
+from headpursuit.method.somp import pursue as pursue_head
+from headpursuit.method.special import special_tokens as tokens_of_no_text
+from headpursuit.method.tokens import token_texts
+from headpursuit.method.weights import LoadedWeights
+from headpursuit.method.words import one_token_forms, token_rows
+from headpursuit.publish.table1 import head_name
+from headpursuit.run.files import UserError
+from headpursuit.run.finished import read_run
+from headpursuit.run.schema import with_defaults
+
+__all__ = ["Model", "UserError", "Writes", "cache", "load", "measure", "pursue", "rank"]
+__all__ += ["read_run", "respond", "scaled"]
+
+HeadLike = str | Head
+Texts = Sequence[str] | pd.Series  # of a series, the index names the samples
+BATCH_TOKENS = 4096
+WRITTEN = ("written",)  # of written, lower, title, upper: the cases in which words are looked up
+READ = ["sample_id", "text", "token_ids", "own_positions"]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A language model whose heads are understood, and its tokenizer.
+
+    Attributes:
+        decoder: where the heads are; ``decoder.model`` is the Hugging Face model.
+        tokenizer: pads on the left.
+        chat: whether texts go through the chat template, as a user's message.
+    """
+
+    decoder: Decoder
+    tokenizer: Any
+    chat: bool = False
+
+    @property
+    def hf(self) -> PreTrainedModel:
+        """The Hugging Face model; what :func:`scaled` does holds for it, too."""
+        return self.decoder.model
+
+    @cached_property
+    def weights(self) -> LoadedWeights:
+        """The output projections, the unembedding and the gains of norms."""
+        return LoadedWeights(self.decoder, {"name": self.hf.config.name_or_path})
+
+    @torch.inference_mode()
+    def generate(self, texts: str | Texts, max_new_tokens: int = 20, **options: Any) -> Any:
+        """Return how the model goes on: a text for a text, a list for several.
+
+        This is the Hugging Face model's own ``generate``, greedy unless the ``options`` say more.
+        """
+        rows = _prompts(self, [texts] if isinstance(texts, str) else texts)["token_ids"].to_pylist()
+        padding = self.tokenizer.pad_token_id
+        ids, mask = pad(rows, padding, left=True, device=self.decoder.device)
+        given = {"do_sample": False, "pad_token_id": padding, "max_new_tokens": max_new_tokens}
+        made = self.hf.generate(inputs=ids, attention_mask=mask, **{**given, **options})
+        new = made[:, ids.shape[1] :]
+        written = self.tokenizer.batch_decode(new, skip_special_tokens=True)
+        return written[0] if isinstance(texts, str) else written
+
+
+def load(
+    model: str | Path | PreTrainedModel,
+    tokenizer: Any = None,
+    *,
+    dtype: str = "float32",
+    device: str = "auto",
+    chat: bool = False,
+) -> Model:
+    """Load a model and check that its heads are where this library looks for them.
+
+    Args:
+        model: a folder of config.json, safetensors and tokenizer; the name of a repository that is
+            in the Hub's cache on this machine (``hf download`` puts it there); or a model of
+            transformers that is loaded already.
+        tokenizer: its folder or the tokenizer itself; left out, it is the model's own.
+        dtype: ``float32``, ``bfloat16`` or ``float16``.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        chat: whether texts go through the chat template, as a user's message.
+
+    Raises:
+        UserError: if there is no such model, its architecture is not supported, its heads are not
+            where they should be, or the tokenizer is another model's.
+    """
+    if isinstance(model, PreTrainedModel):
+        name, decoder = model.config.name_or_path, Decoder(model.eval())
+        self_check(decoder)
+    else:
+        name = local_folder(model)
+        decoder = load_model(name, dtype, device)
+    own = None
+    if tokenizer is None or Path(name).is_dir():
+        own = load_tokenizer(local_folder(name))
+    if tokenizer is None:
+        tokenizer = own
+    elif isinstance(tokenizer, str | Path):
+        tokenizer = load_tokenizer(local_folder(tokenizer))
+    refuse_foreign(decoder, own, tokenizer)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return Model(decoder, tokenizer, chat)
+
+
+def _heads(model: Model, heads: HeadLike | Iterable[HeadLike]) -> list[Head]:
+    """Return heads as (layer, head); UserError if one is no head of the model."""
+    found = named_heads(heads)
+    gains(model.decoder, [found], 1.0)  # refuses what is not there
+    return found
+
+
+def _prompts(model: Model, texts: Texts) -> pa.Table:
+    """Return what the model reads of each text: :data:`READ`."""
+    if isinstance(texts, str):
+        raise UserError("Several texts are read at once: put a single one into a list.")
+    names = texts.index if isinstance(texts, pd.Series) else range(len(texts))
+    texts = list(texts)
+    if not texts:
+        raise UserError("There are no texts.")
+    for name, text in zip(names, texts, strict=True):
+        if not isinstance(text, str) or not text.strip():
+            raise UserError(f"Text {name} is empty or no text: {text!r}.")
+    table = pa.table({"sample_id": [str(name) for name in names], "text": texts})
+    return render_prompts(table, "{prompt}", model.tokenizer, model.chat).select(READ)
+
+
+@dataclass(frozen=True)
+class Writes:
+    """What the heads of a model write over texts, averaged over each text's positions."""
+
+    model: Model
+    inputs: Inputs
+
+    def __getitem__(self, head: HeadLike) -> Tensor:
+        """Return what a head writes to the residual stream: float32, texts x d."""
+        [(layer, number)] = _heads(self.model, head)
+        return self.z(layer, number) @ self.model.weights.layer_columns(layer)[number].T
+
+    def z(self, layer: int, head: int) -> Tensor:
+        """Return a head's slice of what its output projection reads: texts x head_dim."""
+        return torch.from_numpy(self.inputs.layers[layer][:, head])
+
+
+def cache(
+    model: Model,
+    texts: Texts,
+    positions: str = "prompt",
+    *,
+    responses: pd.DataFrame | None = None,
+    max_new_tokens: int = 20,
+    special_tokens: bool = False,
+) -> Writes:
+    """Read texts and keep what every head writes, averaged over positions.
+
+    Args:
+        model: of :func:`load`.
+        texts: a list, or a series whose index names the samples.
+        positions: ``prompt`` averages over the text's tokens, ``last`` takes the last, ``response``
+            averages over the model's response to it.
+        responses: for ``response``, those of :func:`respond` or of a run; without them the model
+            writes some.
+        max_new_tokens: of these.
+        special_tokens: whether BOS and what the chat template writes count, too.
+    """
+    if positions not in ("prompt", "last", "response"):
+        raise UserError(f"positions is prompt, last or response, not {positions!r}.")
+    prompts, written = _prompts(model, texts), None
+    if positions == "response":
+        written = _paired(model, texts, responses, max_new_tokens)
+    special = None if special_tokens else tokens_of_no_text(model.tokenizer)
+    names, rows, where = pooled_positions(prompts, written, positions, special)
+    padding = model.tokenizer.pad_token_id
+    pooled = pooled_inputs(model.decoder, rows, where, padding, BATCH_TOKENS)
+    return Writes(model, gather(model.decoder, pooled, names))
+
+
+def pursue(
+    writes: Writes,
+    head: HeadLike,
+    words: Iterable[str] | Iterable[int] | None = None,
+    *,
+    cases: Sequence[str] = WRITTEN,
+    strict: bool = True,
+    iterations: int = 10,
+    **options: Any,
+) -> pd.DataFrame:
+    """Explain what a head writes by a few tokens: SOMP over rows of the unembedding.
+
+    Args:
+        writes: of :func:`cache`.
+        head: ``"L18.H27"`` or (18, 27).
+        words: the tokens to choose from: words, token ids, or None for the whole vocabulary.
+        cases: in which words are looked up: written, lower, title, upper.
+        strict: refuse words that are no single token; else they are left out.
+        iterations: how many tokens at most.
+        options: norm, center, normalise_atoms, fold_norm_gain, as in docs/choices.md.
+
+    Returns:
+        step (from 1), token_id, token, and explained: the share of the head's variance that the
+        tokens so far explain.
+    """
+    [(layer, number)] = _heads(writes.model, head)
+    chosen = with_defaults("pursuit", {"iterations": iterations, **options})
+    fold, weights = chosen.pop("fold_norm_gain"), writes.model.weights
+    if words is None:
+        ids, rows = vocabulary(weights, writes.model.tokenizer, fold)
+    else:
+        ids = token_rows(writes.model.tokenizer, words, cases, strict, writes.model.weights.rows)
+        rows = weights.unembedding(ids, fold)
+    z, columns = writes.z(layer, number), weights.layer_columns(layer)[number]
+    found = pursue_head(z, columns, rows, **chosen)
+    tokens = [int(ids[row]) for row in found.support]
+    texts = token_texts(writes.model.tokenizer, tokens)
+    table = {"token_id": tokens, "token": texts, "explained": found.explained}
+    return pd.DataFrame({"step": range(1, len(tokens) + 1), **table})
+
+
+def rank(
+    writes: Writes,
+    words: Iterable[str] | Iterable[int],
+    method: str = "somp",
+    *,
+    cases: Sequence[str] = WRITTEN,
+    strict: bool = True,
+    **options: Any,
+) -> pd.DataFrame:
+    """Rank all heads by how much of what they write is about words.
+
+    Args:
+        writes: of :func:`cache`.
+        words: words, or token ids.
+        method: ``somp`` (the variance that the words' tokens explain), ``logit_lens`` (their mean
+            logit) or ``size`` (how much a head writes, whatever it is).
+        cases: in which words are looked up: written, lower, title, upper.
+        strict: refuse words that are no single token; else they are left out.
+        options: iterations, norm, center, normalise_atoms, fold_norm_gain, as in docs/choices.md.
+
+    Returns:
+        name, layer, head, score, rank (from 1), atoms and what docs/columns.md says of rankings,
+        best first.
+    """
+    known = [name for name in METHODS if name != "unrelated"]  # somp, over unrelated words
+    if method not in known:
+        raise UserError(f"method is one of {', '.join(known)}, not {method!r}.")
+    ids = token_rows(writes.model.tokenizer, words, cases, strict, writes.model.weights.rows)
+    model, chosen = writes.model, with_defaults("pursuit", options)
+    table = rank_heads(model.weights, model.tokenizer, writes.inputs, {method: ids}, chosen)
+    table["method"] = list(map(head_name, table["layer"], table["head"]))
+    return table.rename(columns={"method": "name"})
+
+
+def scaled(model: Model, heads: HeadLike | Iterable[HeadLike], alpha: float = -1.0) -> ScaledRows:
+    """Multiply what heads write by ``alpha`` while a ``with`` block runs; no weight is edited.
+
+    Inside it ``model.generate``, ``model.hf`` and all that calls them give the scaled model's.
+    """
+    return scaled_heads(model.decoder, _heads(model, heads), alpha)
+
+
+def respond(
+    model: Model,
+    texts: Texts,
+    heads: HeadLike | Iterable[HeadLike] = (),
+    alpha: float = -1.0,
+    *,
+    max_new_tokens: int = 20,
+) -> pd.DataFrame:
+    """Write a greedy response to each text, of the model as it is or with heads scaled.
+
+    Returns:
+        sample_id, repeat (0), response, n_tokens, stop_reason and token_ids, in the texts' order.
+    """
+    prompts = _prompts(model, texts)
+    return _respond(model, prompts, {"own": _heads(model, heads)}, alpha, max_new_tokens)["own"]
+
+
+def _respond(
+    model: Model,
+    prompts: pa.Table,
+    conditions: Mapping[str, Sequence[Head]],
+    alpha: float,
+    max_new_tokens: int,
+) -> dict[str, pd.DataFrame]:
+    generation = {"samples": 1, "temperature": 0, "max_new_tokens": max_new_tokens}
+    file = InMemory({"alpha": alpha, "generation": generation, "seed": 0}, BATCH_TOKENS)
+    reader = Prompts(model.decoder, model.tokenizer, prompts, generation, BATCH_TOKENS)
+    write_responses(file, model.decoder, reader, conditions)
+    order = prompts["sample_id"].to_pylist()
+    return {
+        name: own.drop(columns="condition").set_index("sample_id").loc[order].reset_index()
+        for name, own in file.table.to_pandas().groupby("condition")
+    }
+
+
+def _paired(
+    model: Model, texts: Texts, responses: pd.DataFrame | None, max_new_tokens: int
+) -> pa.Table:
+    """Return responses to texts as the library's table; those given are to be theirs."""
+    if responses is None:
+        responses = respond(model, texts, max_new_tokens=max_new_tokens)
+    names = texts.index if isinstance(texts, pd.Series) else range(len(texts))
+    if strange := sorted(set(responses["sample_id"].astype(str)) - set(map(str, names))):
+        raise UserError(
+            f"The responses are not to these texts: there is no text {strange[0]}. The index of a "
+            "series of texts names them."
+        )
+    keys = responses[["sample_id", "repeat", "token_ids"]].astype({"sample_id": str})
+    return pa.Table.from_pandas(keys, preserve_index=False)
+
+
+def measure(
+    model: Model,
+    texts: Texts,
+    words: Iterable[str],
+    heads: HeadLike | Iterable[HeadLike],
+    alpha: float = -1.0,
+    *,
+    measures: Sequence[str] = ("expected", "count"),
+    responses: pd.DataFrame | None = None,
+    max_new_tokens: int = 20,
+    cases: Sequence[str] = WRITTEN,
+    strict: bool = True,
+) -> pd.DataFrame:
+    """Measure words in the responses to texts before and after heads are scaled.
+
+    Args:
+        model: of :func:`load`.
+        texts: a list, or a series whose index names the samples.
+        words: what is measured.
+        heads: what is scaled.
+        alpha: by what.
+        measures: ``expected`` is the probability of the words at the positions of the responses
+            before; it sees words of one token. ``count`` counts them in new responses.
+        responses: those before, of :func:`respond` or of a run; without them the model writes some.
+        max_new_tokens: of responses.
+        cases: in which `expected` looks words up; counting folds case.
+        strict: refuse words that are no single token; else ``expected`` does not see them.
+
+    Returns:
+        Summed over texts, a row a measure with before, after and ratio: expected; nll (nats that
+        the responses before cost: what the intervention does to the model) and positions; count,
+        with tokens and repeated (pairs of neighbouring tokens that stood earlier).
+    """
+    if strange := set(measures) - {"expected", "count"}:
+        raise UserError(f"measures are expected and count, not {', '.join(strange)}.")
+    table, dictionary = one_token_forms(
+        model.tokenizer, words, cases, strict and "expected" in measures
+    )
+    conditions = {"baseline": [], "scaled": _heads(model, heads)}
+    prompts = _prompts(model, texts)
+    written = _paired(model, texts, responses, max_new_tokens)
+    found = []
+    if "expected" in measures:
+        file = InMemory({"alpha": alpha}, BATCH_TOKENS)
+        covered = covered_words(table, dictionary)
+        measure_expected(file, model.decoder, prompts, written, covered, conditions)
+        by = [(name, "ascending") for name in ("condition", "sample_id", "repeat")]
+        found.append(score_expected(file.table.sort_by(by), table)[1])
+    if "count" in measures:
+        both = _respond(model, prompts, conditions, alpha, max_new_tokens)
+        found.append(score_counts(both, table, {})[1])
+    sums = pd.concat(found).groupby("measure", sort=False)[["before", "after"]].sum()
+    return sums.assign(ratio=sums["after"] / sums["before"])
