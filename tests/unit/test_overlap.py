@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from headpursuit.method.heads import rank
 from headpursuit.publish.overlap import (
-    chance_jaccard,
+    chance,
     display,
     jaccard,
     notes,
@@ -25,8 +25,10 @@ def test_jaccard_and_chance():
     assert jaccard([(0, 1), (0, 2)], [(0, 2), (0, 3)]) == pytest.approx(1 / 3)
     sets = list(itertools.combinations(range(7), 3))
     brute = np.mean([jaccard(a, b) for a in sets for b in sets])
-    assert chance_jaccard(3, 7) == pytest.approx(brute)
-    assert chance_jaccard(5, 5) == 1
+    two = np.mean([len({*a} & {*b}) >= 2 for a in sets for b in sets])
+    assert chance(3, 7, 2) == pytest.approx((brute, two))
+    assert chance(3, 7, 0)[1] == 1
+    assert chance(5, 5, 5) == (1, 1)
 
 
 def own(model: str = "m", k: tuple[int, ...] = (2, 4)) -> dict:
@@ -56,7 +58,7 @@ def test_overlaps_keep_to_models_k_and_candidate_layers(experiments, layers, row
     assert table[["heads", "one", "other", "shared"]].to_numpy().tolist() == rows
     for row in table.itertuples():
         assert row.jaccard == pytest.approx(row.shared / (2 * row.heads - row.shared))
-        assert row.chance == pytest.approx(chance_jaccard(row.heads, 4))
+        assert (row.chance, row.p) == pytest.approx(chance(row.heads, 4, row.shared))
     shown = display(table)["Jaccard (chance)"]
     assert list(shown[:1]) in (["0.00 (0.39)"], [])
     assert "Top heads of layers 2 to 3" in " ".join(notes(experiments, layers))

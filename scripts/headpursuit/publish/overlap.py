@@ -18,10 +18,14 @@ def jaccard(a: Sequence[Head], b: Sequence[Head]) -> float:
     return len(set(a) & set(b)) / len(set(a) | set(b))
 
 
-def chance_jaccard(k: int, n: int) -> float:
-    """Return the expected Jaccard index of two random sets of k out of n heads."""
-    ways = {shared: comb(k, shared) * comb(n - k, k - shared) for shared in range(k + 1)}
-    return sum(count * s / (2 * k - s) for s, count in ways.items()) / comb(n, k)
+def chance(k: int, n: int, shared: int) -> tuple[float, float]:
+    """Return what two random sets of k out of n heads share.
+
+    That is their expected Jaccard index, and the probability of sharing as many heads or more.
+    """
+    ways = [comb(k, s) * comb(n - k, k - s) for s in range(k + 1)]
+    expected = sum(count * s / (2 * k - s) for s, count in enumerate(ways))
+    return expected / comb(n, k), sum(ways[shared:]) / comb(n, k)
 
 
 def overlaps(
@@ -44,7 +48,8 @@ def overlaps(
             mine, theirs = (top_heads(rankings[name], k, *layers[name]) for name in (one, other))
             row = {"heads": k, "one": one, "other": other, "shared": len({*mine} & {*theirs})}
             n = int(rankings[one]["layer"].between(*layers[one]).sum())
-            rows.append(row | {"jaccard": jaccard(mine, theirs), "chance": chance_jaccard(k, n)})
+            expected, p = chance(k, n, row["shared"])
+            rows.append(row | {"jaccard": jaccard(mine, theirs), "chance": expected, "p": p})
     table = lay_out("tables/{table}.overlap.csv", rows)
     return table.sort_values("heads", kind="stable", ignore_index=True)
 
