@@ -186,10 +186,12 @@ def state(name):
     own = EXPERIMENTS[name]
     samples, model = config["samples"][own["samples"]], config["models"][own["model"]]
     concept, reads = concept_of(config, own), not of_images(samples)
+    excluded = config["samples"].get(samples.get("excluding"))
     return {
         **own,
         "name": own["samples"],  # part of all seeds
         "samples": samples,
+        "excluded": excluded and pick(excluded, "source", "files", "text", "where"),
         "reader": model if reads else None,
         "max_new_tokens": own["generation"]["max_new_tokens"] if reads else None,
         "model": model,

@@ -5,6 +5,11 @@ rule prepare_samples:
     """Draw prompts and render what the model reads; or draw images, class by class."""
     input:
         data=lambda wildcards: source_record(STATED[wildcards.experiment]["samples"]["source"]),
+        excluded=lambda wildcards: [
+            source_record(own["source"])
+            for own in [STATED[wildcards.experiment]["excluded"]]
+            if own
+        ],
         # Images are drawn without a model.
         model=branch(lookup("{experiment}/reader", within=STATED), then=files_of_model),
     output:
@@ -19,7 +24,7 @@ rule prepare_samples:
     resources:
         **by_attempt(mem_mb=4000, runtime=60),
     params:
-        **own("name", "samples", "max_new_tokens"),
+        **own("name", "samples", "excluded", "max_new_tokens"),
         model=lookup("{experiment}/reader", within=STATED),
         seed=config["seed"],
         code=code_hash("prepare_samples"),

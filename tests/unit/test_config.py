@@ -56,6 +56,8 @@ RTP = "experiments/rtp"  # and all that are like it
 IMAGES = "experiments/mnist"
 HEADS = "experiments/triviaqa/vocabulary"
 OWN = {"kind": "local", "path": "no/such"}
+PART = {"files": "*.parquet"}
+PHOTOS = {"source": "mnist", "references": "caption", "selection": PART, "evaluation": PART}
 MISTAKES = [
     # What the schema refuses; every key comes below.
     (f"{RTP}/generation/temprature", 0.0, r"rtp\.generation\.temprature: unknown key; did you"),
@@ -112,6 +114,21 @@ MISTAKES = [
     (f"{IMAGES}/concept", "spoken", r"mnist\.concept: .* images have no prompts of their own"),
     (f"{RTP}/concept", "classes", r"^experiments\.rtp\.concept: rtp are prompts, which have no"),
     ("experiments/triviaqa/measures", ["count"], r"triviaqa\.measures: nothing can be measured"),
+    (f"{RTP}/measures", ["f1"], r"^experiments\.rtp\.measures: f1 needs right answers or cap"),
+    (f"{IMAGES}/measures", ["cider"], r"mnist\.measures: cider needs .*: references of mnist$"),
+    (f"{IMAGES}/samples", "photos", r"exact_match is measured on images of classes; photos are im"),
+    (f"{IMAGES}/samples", "photos", r"mnist\.concept: photos are images with references, which"),
+    ("samples/mnist/references", "captions", r"^samples\.mnist\.object: unknown key; known are"),
+    ("samples/photos/template", "{image} {object}", r"photos\.template: \{object\}, but images"),
+    ("samples/photos/template", "Describe", r"^samples\.photos\.template: \{image\} has to be"),
+    (
+        "samples/rtp/references",
+        [],
+        r"^samples\.rtp\.references: \[\] (is too short|should be non-)",
+    ),
+    ("samples/rtp/excluding", "rtp", r"^samples\.rtp\.excluding: no prompt would be left$"),
+    ("samples/rtp/excluding", "mnist", r"excluding: mnist are images, which have no text$"),
+    ("samples/rtp/excluding", "x", r"^samples\.rtp\.excluding: 'x' is not under samples; there"),
     # Numbers that bound each other.
     (f"{RTP}/k", [512, 513], r"^experiments\.rtp\.k: 513 heads .* the 1024 heads .* at most 512$"),
     (f"{RTP}/first_layer", 32, r"rtp\.first_layer: 32 comes after the last .* layer, 31"),
@@ -140,6 +157,12 @@ MISTAKES = [
 @pytest.mark.parametrize(("path", "value", "said"), MISTAKES)
 def test_a_mistake_is_named_with_what_is_right(paper: Config, path: str, value: Any, said: str):
     paper["concepts"]["spoken"] = {"labelled": {"texts": ["response", "prompt"]}}
+    paper["samples"]["photos"] = PHOTOS
+    paper["experiments"]["svhn"] |= {
+        "samples": "photos",
+        "concept": "colours",
+        "measures": ["cider"],
+    }
     paper["experiments"]["mnist"]["k"] = [8]
     paper["experiments"]["gtsrb"]["k"] = [16]
     problems = refusal(put(paper, path, value))
@@ -151,6 +174,7 @@ def test_a_mistake_is_named_with_what_is_right(paper: Config, path: str, value: 
     [
         ("build/language_model", "x", r"\.build\.language_model: 'x' is not under models"),
         ("build/samples", "x", r"\.build\.samples: 'x' is not under samples"),
+        ("build/samples", "rtp", r"\.build\.samples: rtp have no classes to be learnt"),
         ("build/trained", "x", r"\.build\.trained: there is no file 'x'"),
         (
             "build/tower/patch_size",

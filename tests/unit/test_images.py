@@ -146,6 +146,58 @@ def test_numbers_in_a_csv_are_no_names(folder: Path) -> None:
     assert prepare(folder, named)[0] == ["apple", "pear"]
 
 
+def captioned(folder: Path, captions: list, **changes) -> dict:
+    """Write a Parquet file of images with captions and return its entry of the config."""
+    encoded = [{"bytes": (folder / f"{i}.png").read_bytes()} for i in range(len(captions))]
+    pq.write_table(pa.table({"image": encoded, "caption": captions}), folder / "all.parquet")
+    part = {"files": "*.parquet"}
+    base = {"source": "own", "image": "image", "references": "caption"}
+    return {**base, "selection": part, "evaluation": part, **changes}
+
+
+def test_images_with_captions_are_drawn_from_all(folder: Path) -> None:
+    captions = [[f"A cat, number {n}.", f"cat {n}"] for n in range(30)]
+    own = captioned(folder, captions, sample={"selection": 12, "evaluation": 9})
+    classes, table = prepare(folder, own)
+    assert classes == [] and table["label"].isna().all() and table["class_name"].isna().all()
+    assert table["part"].tolist() == ["selection"] * 12 + ["evaluation"] * 9
+    rows = table["source"].str.removeprefix("all.parquet:").astype(int) - 1
+    assert rows.is_unique and rows.max() > 20  # the parts share no image
+    assert [list(own) for own in table["references"]] == [captions[row] for row in rows]
+    for row, image in zip(rows, table["image"], strict=True):
+        assert image == (folder / f"{row}.png").read_bytes()
+    own["selection"] = {"files": "*.parquet", "rows": [1, 15]}
+    own["evaluation"] = {"files": "*.parquet", "rows": [16, 30]}
+    own["sample"] = {"selection": 100, "evaluation": 100}
+    assert prepare(folder, own)[1]["source"].tolist() == [f"all.parquet:{n}" for n in range(1, 31)]
+
+
+def test_captions_in_columns_of_a_csv(folder: Path) -> None:
+    part = {"selection": {"files": "labels.csv", "where": {"split": "train"}}}
+    own = captioned(folder, [], image="file", references=["name", "split"], **part)
+    own |= {"evaluation": {"files": "labels.csv"}, "sample": {"selection": 2, "evaluation": 3}}
+    _, table = prepare(folder, own)
+    assert {tuple(own) for own in table["references"][:2]} <= {
+        ("pear", "train"), ("red_apple", "train"),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("captions", "changes", "said"),
+    [
+        ([["a"], [""], []], {}, r"own\.references: .*, row 2: there is no text in caption, so"),
+        ([["a"], None], {}, r"samples\.own\.references: .*all\.parquet, row 2: there is no text"),
+        ([["a"]], {}, r"^samples\.own\.selection: there is no image \(left\); see its files, row"),
+        ([["a"], ["b"]], {"references": "captions"}, "no column 'captions'; it has image, caption"),
+        ([[1], [2]], {}, "row 1: 1 is no text"),
+    ],
+)
+def test_captions_that_cannot_be_used(folder: Path, captions, changes, said: str) -> None:
+    own = captioned(folder, captions, sample={"selection": 9, "evaluation": 9}, **changes)
+    with pytest.raises(UserError, match=said):
+        prepare(folder, own)
+
+
 def test_rows_of_pixels(folder: Path, monkeypatch) -> None:
     rng = np.random.default_rng(0)
     rows = [[*rng.integers(0, 17, 16), number % 2] for number in range(12)]

@@ -151,9 +151,13 @@ def test_cells_of_a_csv_are_texts_for_prompts_and_images_alike(tmp_path: Path, w
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_a_missing_column_is_named_with_those_there(tmp_path: Path, suffix: str):
     path = save_texts(tmp_path, suffix, ["x"])
+    said = r"^samples\.rtp: .* no column 'text.*'; it has .*text"
     for column, where in (("texts", None), ("text", {"texts": 1}), ("text.texts", None)):
-        with pytest.raises(UserError, match=r"^samples\.rtp: .* no column 'text.*'; it has .*text"):
+        with pytest.raises(UserError, match=said):
             rows(path, column, where)
+    said = said if suffix in (".csv", ".parquet") else r"row 1: there is no text in texts"
+    with pytest.raises(UserError, match=said):
+        list(read_rows([path], "text", None, "samples.rtp", ["texts"]))
 
 
 @pytest.mark.parametrize(
@@ -226,8 +230,75 @@ def test_all_prompts_keep_order_and_source_and_empty_and_repeated_ones_go(caplog
         "sample_id": ["rtp-000000", "rtp-000001"],
         "text": ["x", "y"],
         "source": ["a:1", "a:5"],
+        "references": [[], []],
     }
     assert "dropped 3" in caplog.text
+
+
+def test_no_text_of_the_excluded_samples_is_left(caplog):
+    rows = [(f"a:{n}", f"Which  Café is no. {n}?", f"answer {n}") for n in range(50)]
+    others = [(f"b:{n}", f"which cafe\u0301 IS no. {n}? ", "another") for n in range(0, 200, 3)]
+    with caplog.at_level(logging.INFO):
+        table = sample_prompts(unique_prompts(rows, "qa", others), 20, 0, "qa")
+    numbers = [int(text[18:-1]) for text in table["text"].to_pylist()]
+    assert len(set(numbers)) == 20 and all(number % 3 for number in numbers)
+    assert table["references"].to_pylist() == [[f"answer {number}"] for number in numbers]
+    assert "qa: dropped 17 prompts that the excluded samples have" in caplog.text
+
+
+NESTED = {"value": "Paris", "aliases": ["paris", "", None, "City of Light"]}
+
+
+@pytest.mark.parametrize(
+    ("columns", "found"),
+    [
+        (["answer.value"], ["Paris"]),
+        (["answer.aliases"], ["paris", "City of Light"]),
+        (["answer.value", "answer.aliases"], ["Paris", "paris", "City of Light"]),
+        (["one", "two", "answer.value"], ["first", "Paris"]),
+        (["people.name"], ["Ann", "Bo"]),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_references_are_texts_and_lists_of_several_columns(tmp_path, suffix, columns, found):
+    """As the Hub stores them: a Sequence of features is a mapping of lists."""
+    row = {
+        "q": "x",
+        "answer": NESTED,
+        "one": "first",
+        "two": " ",
+        "people": {"name": ["Ann", "Bo"]},
+    }
+    path = tmp_path / f"a{suffix}"
+    if suffix == ".jsonl":
+        save(path, json.dumps(row))
+    else:
+        pq.write_table(pa.Table.from_pylist([row]), path)
+    assert list(read_rows([path], "q", None, "samples.qa", columns)) == [
+        (f"a{suffix}:1", "x", *found)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        ('{"value": null, "aliases": []}', "row 2: there is no text in answer.value or answer.al"),
+        ('{"value": "", "aliases": [" "]}', "row 2: there is no text in answer.value or answer.a"),
+        ("{}", "row 2: there is no text in answer.value or answer.aliases, so nothing can be mea"),
+        ('{"value": "a", "aliases": [1]}', "row 2: 1 is no text."),
+        ('{"value": {"a": 1}}', "row 2: {'a': 1} is no text."),
+        ('{"value": "a", "aliases": ["\\ud800"]}', "row 2 is not UTF-8, or holds half a character"),
+    ],
+)
+def test_a_question_without_an_answer_is_named(tmp_path: Path, answer: str, said: str):
+    lines = [
+        '{"q": "x", "answer": {"value": "a", "aliases": []}}',
+        f'{{"q": "y", "answer": {answer}}}',
+    ]
+    path = save(tmp_path / "a.jsonl", "\n".join(lines))
+    with pytest.raises(UserError) as caught:
+        list(read_rows([path], "q", None, "samples.qa", ["answer.value", "answer.aliases"]))
+    assert said in str(caught.value) and str(path) in str(caught.value)
 
 
 def test_a_sample_is_a_subset_in_order_that_depends_on_seed_and_data_set():

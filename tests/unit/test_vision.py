@@ -258,7 +258,8 @@ def store(folder: Path, images: list[Image.Image], part: str = "evaluation") -> 
     pq.write_table(pa.table({
         "sample_id": [f"x-{i}" for i in range(len(images))], "part": [part] * len(images),
         "source": ["x:1"] * len(images), "label": [0] * len(images),
-        "class_name": ["apple"] * len(images), "image": [png(image) for image in images],
+        "class_name": ["apple"] * len(images), "references": [[""]] * len(images),
+        "image": [png(image) for image in images],
     }), path)  # fmt: skip
     return path
 

@@ -1,4 +1,4 @@
-"""Images: read out of data files, drawn class by class, and stored for the model to read."""
+"""Images: read out of data files, drawn by class or from all, and stored for the model to read."""
 
 import gzip
 import io
@@ -16,9 +16,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from headpursuit.data.rows import BATCH, kept_rows
+from headpursuit.data.rows import BATCH, column_names, kept_rows, references_in
 from headpursuit.data.sources import source_files
 from headpursuit.method.answers import normalise_answer
+from headpursuit.run.experiments import of_classes
 from headpursuit.run.files import (
     UserError,
     atomic,
@@ -40,6 +41,7 @@ SCHEMA = pa.schema(
         "source": pa.string(),
         "label": pa.int32(),
         "class_name": pa.string(),
+        "references": pa.list_(pa.string()),
         "image": pa.binary(),
     }
 )
@@ -57,25 +59,32 @@ def read_images(
     holds a square grey image's pixels and then its label.
 
     Yields:
-        (file and row, label, encoded image or None where only labels are read).
+        (file and row, the image's label or list of references, encoded image or None where only
+        these are read).
 
     Raises:
         UserError: if a file or a column is missing or damaged.
     """
     first, last = spec[part].get("rows") or (1, float("inf"))
-    columns = [spec["label"], *([spec["image"]] if with_images else [])]
+    references = column_names(spec.get("references"))
+    columns = [*(references or [spec["label"]]), *([spec["image"]] if with_images else [])]
+
+    def said(path: Path, number: int, row: Mapping[str, Any]) -> Any:
+        place = f"samples.{dataset}.references: {path}, row {number}"
+        return references_in(row, references, place) if references else row[spec["label"]]
+
     for path in files:
         if spec["image"] is None:
             rows = _pixel_rows(path, with_images)
         else:
             key = f"samples.{dataset}.{part}"
             found = kept_rows(path, columns, spec[part].get("where"), key)
-            rows = ((number, row[spec["label"]], row.get(spec["image"])) for number, row in found)
-        for number, label, image in rows:
+            rows = ((n, said(path, n, row), row.get(spec["image"])) for n, row in found)
+        for number, own, image in rows:
             if number > last:
                 break
             if number >= first:
-                yield (path, number), label, _encoded(path, image) if with_images else None
+                yield (path, number), own, _encoded(path, image) if with_images else None
 
 
 def _pixel_rows(path: Path, with_images: bool) -> Iterator[tuple[int, int, np.ndarray | None]]:
@@ -188,13 +197,13 @@ def _label_names(path: Path, column: str) -> list[str] | None:
 def draw_images(
     labels: Mapping[str, Sequence[tuple[Where, Any]]],
     names: Mapping[Any, str],
-    per_class: Mapping[str, int],
+    each: Mapping[str, int],
     seed: int,
     dataset: str,
 ) -> dict[str, set[Where]]:
-    """Draw up to ``per_class`` images of every class for each part; the parts share none.
+    """Draw up to so many images of ``each`` class for each part; the parts share none.
 
-    Seed, data set, part and class decide the draw.
+    Seed, data set, part and class decide the draw. Images without classes are all of class None.
 
     Raises:
         UserError: if a class has no image in a part.
@@ -209,12 +218,13 @@ def draw_images(
                 by_class[label].append(place)
         for label, name in names.items():
             if not (there := by_class[label]):
+                has = "there is" if label is None else f"the class {name} has"
                 raise UserError(
-                    f"samples.{dataset}.{part}: the class {name} has no image (left); "
-                    "see its files, rows and where, and per_class."
+                    f"samples.{dataset}.{part}: {has} no image (left); "
+                    "see its files, rows and where, and per_class or sample."
                 )
             rng = np.random.default_rng(seed_for(seed, dataset, part, str(label)))
-            some = rng.choice(len(there), min(per_class[part], len(there)), replace=False)
+            some = rng.choice(len(there), min(each[part], len(there)), replace=False)
             drawn[part] |= {there[i] for i in some}
     return drawn
 
@@ -234,29 +244,41 @@ def prepare_images(
     def read(part: str, with_images: bool) -> Iterator[tuple[Where, Any, bytes | None]]:
         return read_images(files[part], spec, part, with_images, dataset)
 
-    labels = {part: [(where, label) for where, label, _ in read(part, False)] for part in PARTS}
-    every = {label for own in labels.values() for _, label in own}
-    names = class_names(spec, every, [file for part in PARTS for file in files[part]])
-    drawn = draw_images(labels, names, spec["per_class"], seed, dataset)
+    classed = of_classes(spec)
+    labels = {
+        part: [(where, own if classed else None) for where, own, _ in read(part, False)]
+        for part in PARTS
+    }
+    names, each = {None: ""}, spec.get("sample")
+    if classed:
+        every = {label for own in labels.values() for _, label in own}
+        names = class_names(spec, every, [file for part in PARTS for file in files[part]])
+        each = spec["per_class"]
+    drawn = draw_images(labels, names, each, seed, dataset)
     numbers = {label: number for number, label in enumerate(names)}
+
+    def shows(own: Any) -> dict[str, Any]:
+        if classed:
+            return {"label": numbers[own], "class_name": names[own], "references": []}
+        return {"references": own}
 
     def records() -> Iterator[dict[str, Any]]:
         for part in PARTS:
             count = 0
-            for (file, row), label, image in read(part, True):
+            for (file, row), own, image in read(part, True):
                 if (file, row) in drawn[part]:
                     open_image(image, f"{file}:{row}")
                     yield {
                         "sample_id": f"{dataset}-{part}-{count:06d}",
                         "part": part,
                         "source": f"{file.name}:{row}",
-                        "label": numbers[label],
-                        "class_name": names[label],
                         "image": image,
+                        **shows(own),
                     }
                     count += 1
 
-    schema = SCHEMA.with_metadata({"classes": json.dumps(list(names.values()))})
+    listed = list(names.values()) if classed else []
+    schema = SCHEMA.with_metadata({"classes": json.dumps(listed)})
     with (
         atomic(path) as temporary,
         pq.ParquetWriter(temporary, schema, write_page_checksum=True) as writer,

@@ -1,6 +1,7 @@
 """Prompts: which are drawn out of data files, and what the model reads of them."""
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from headpursuit.data.rows import READERS, kept_rows
+from headpursuit.data.rows import READERS, kept_rows, references_in
 from headpursuit.data.sources import size_of
+from headpursuit.method.answers import normalise_answer
 from headpursuit.method.special import as_user, opened, special_tokens
 from headpursuit.run.files import UserError, seed_for
 
@@ -20,12 +22,17 @@ PLACEHOLDER = "headpursuit"  # a message that shows what the chat template write
 
 
 def read_rows(
-    files: Iterable[Path], column: str, where: Mapping[str, Any] | None, key: str
-) -> Iterator[tuple[str, str]]:
+    files: Iterable[Path],
+    column: str,
+    where: Mapping[str, Any] | None,
+    key: str,
+    references: Sequence[str] = (),
+) -> Iterator[tuple[str, ...]]:
     """Stream the texts of a column from data files (:func:`.rows.kept_rows`) of known formats.
 
     Yields:
-        (``file name:row``, text) with rows from 1; the text is empty where there is none.
+        (``file name:row``, text) with rows from 1; the text is empty where there is none. Where
+        there are columns of references, these follow (:func:`.rows.references_in`).
 
     Raises:
         UserError: if no file is readable, a column is missing, a file is damaged, or a value is
@@ -40,31 +47,48 @@ def read_rows(
     for path in readable:
         if size_of(path) == 0 and path.suffix.lower() != ".parquet":
             continue  # a text of no rows
-        for number, row in kept_rows(path, [column], where, key):
+        for number, row in kept_rows(path, [column, *references], where, key):
             text = "" if row[column] is None else row[column]
             if not isinstance(text, str):
                 raise UserError(f"{key}.text: {path}, row {number}: {text!r:.60} is no text.")
-            yield f"{path.name}:{number}", text
+            own = references_in(row, references, f"{key}.references: {path}, row {number}")
+            yield f"{path.name}:{number}", text, *own
 
 
-def unique_prompts(rows: Iterable[tuple[str, str]], dataset: str) -> pa.Table:
-    """Drop empty and repeated texts.
+def unique_prompts(
+    rows: Iterable[tuple[str, ...]], dataset: str, others: Iterable[tuple[str, ...]] = ()
+) -> pa.Table:
+    """Drop empty and repeated texts, and those that other samples have, but for case and space.
+
+    Args:
+        rows: of :func:`read_rows`.
+        dataset: name of the samples.
+        others: rows of the other samples.
 
     Returns:
-        Table with sample_id, text and source, in the order of the files.
+        Table with sample_id, text, source and references, in the order of the files.
     """
-    kept: dict[str, str] = {}
-    dropped = 0
-    for source, text in rows:
+    theirs = {_as_compared(text) for _, text, *_ in others}
+    kept: dict[str, tuple[str, list[str]]] = {}
+    dropped = Counter()
+    for source, text, *references in rows:
         if not text.strip() or text in kept:
-            dropped += 1
+            dropped["empty or repeated prompts"] += 1
+        elif theirs and _as_compared(text) in theirs:
+            dropped["prompts that the excluded samples have"] += 1
         else:
-            kept[text] = source
-    if dropped:
-        log.info("%s: dropped %d empty or repeated prompts", dataset, dropped)
+            kept[text] = source, references
+    for what, number in dropped.items():
+        log.info("%s: dropped %d %s", dataset, number, what)
     names = [f"{dataset}-{i:06d}" for i in range(len(kept))]
-    columns = {"sample_id": names, "text": list(kept), "source": list(kept.values())}
-    return pa.table({name: pa.array(column, pa.string()) for name, column in columns.items()})
+    sources, references = zip(*kept.values(), strict=True) if kept else ((), ())
+    columns = {"sample_id": names, "text": list(kept), "source": sources}
+    table = {name: pa.array(column, pa.string()) for name, column in columns.items()}
+    return pa.table({**table, "references": pa.array(references, pa.list_(pa.string()))})
+
+
+def _as_compared(text: str) -> str:
+    return normalise_answer(text, ("case", "space"))
 
 
 def sample_prompts(

@@ -74,7 +74,8 @@ def _rows(path: Path, names: Collection[str]) -> Iterator[dict[str, Any]]:
         if missing:
             missing -= found.keys()
             there |= dict.fromkeys(row)
-        if any(isinstance(value, str) and SURROGATE.search(value) for value in found.values()):
+        texts = (text for value in found.values() for text in _listed(value))
+        if any(isinstance(text, str) and SURROGATE.search(text) for text in texts):
             raise ValueError(f"row {number} is not UTF-8, or holds half a character. Correct it")
         yield dict.fromkeys(names) | found
     if missing and there:
@@ -90,6 +91,33 @@ def _nested(row: Mapping[str, Any], name: str) -> Any:
             raise KeyError(name)
         value = value[part]
     return value
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def column_names(named: str | list[str] | None) -> list[str]:
+    """Return the columns that a config's key names: one, several or none."""
+    return [] if named is None else _listed(named)
+
+
+def references_in(row: Mapping[str, Any], columns: Iterable[str], place: str) -> list[str]:
+    """Return the texts of a row's columns, each of which holds one or a list; blank ones left out.
+
+    Raises:
+        UserError: that begins with the place, if a value is no text, or all are blank.
+    """
+    values = [value for name in columns for value in _listed(row[name]) if value is not None]
+    if wrong := [value for value in values if not isinstance(value, str)]:
+        raise UserError(f"{place}: {wrong[0]!r:.60} is no text.")
+    found = [value for value in values if value.strip()]
+    if columns and not found:
+        raise UserError(
+            f"{place}: there is no text in {' or '.join(columns)}, so nothing can be measured "
+            "against it. Correct the row, or keep it out by where."
+        )
+    return found
 
 
 def _lacking(missing: Iterable[str], there: Iterable[str]) -> _NoColumnError:

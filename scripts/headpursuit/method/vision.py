@@ -200,6 +200,7 @@ def open_images(
         raise UserError(f"{folder}: this model reads no images, as far as its config.json says.")
     processor = load_processor(folder)
     names = parquet_metadata(path, ["classes"])["classes"]
-    question = render_question(processor, spec["template"], spec["object"], names, model["chat"])
+    thing = spec.get("object", "")  # images with references have none, and no classes
+    question = render_question(processor, spec["template"], thing, names, model["chat"])
     decoder, _, identity = open_model(provenance, model, device)
     return Images(decoder, processor, question, path, batch_images), identity

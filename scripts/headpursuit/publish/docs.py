@@ -47,8 +47,8 @@ def _section(name: str, own: Mapping[str, Any]) -> dict[str, Any]:
             in_demo = ". ".join(filter(None, [in_demo, leaf.get("demo")]))
             said = (_prose(leaf["paper"]), _prose(leaf["reason"]))
             choices.append([key, what, value, *said, in_demo])
-        else:
-            settings.append([key, *(default or [""]), what])
+        elif (row := [key, *(default or [""]), what]) not in settings:  # kinds of samples share it
+            settings.append(row)
     about = "" if (name,) in dict(leaves(own, (name,))) else _prose(own.get("description", ""))
     return {"name": name, "about": about, "choices": choices, "settings": settings}
 

@@ -218,7 +218,8 @@ def _described(config: Config) -> dict[str, str]:
         shape = of(config["models"][name], "layers", "heads", "dtype")
         said[f"model {name}"] = shown({"from": model_name(config, name)} | shape)
     for name in used_samples(config):
-        said[f"samples {name}"] = shown(of(config["samples"][name], "sample", "per_class")) or "all"
+        drawn = of(config["samples"][name], "sample", "per_class", "references", "excluding")
+        said[f"samples {name}"] = shown(drawn) or "all"
     for name in running(config):
         own = config["experiments"][name]
         facts = of(own, "samples", "model", "concept") | {"positions": positions_of(config, own)}

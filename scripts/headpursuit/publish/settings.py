@@ -50,15 +50,19 @@ def leaves(
     if "$ref" in own:
         own = {**schema()["$defs"][own["$ref"].rsplit("/", 1)[1]], **own}
     entries = own.get("additionalProperties")
-    kinds = [entries] if isinstance(entries, Mapping) else []
-    if kinds and "then" in entries:
-        kinds = [entries["then"], entries["else"]]
+    kinds = _kinds(entries) if isinstance(entries, Mapping) else []
     catalogue = [("*", kind) for kind in kinds if {"$ref", "properties"} & set(kind)]
     inner = [*catalogue, *own.get("properties", {}).items()]
     for name, each in inner:
         yield from leaves(each, (*path, name))
     if not inner:
         yield path, own
+
+
+def _kinds(entries: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    if "then" not in entries:
+        return [entries]
+    return [*_kinds(entries["then"]), *_kinds(entries["else"])]
 
 
 def sections() -> dict[str, Mapping[str, Any]]:

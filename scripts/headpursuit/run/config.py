@@ -21,6 +21,7 @@ from headpursuit.run.experiments import (
     heads_of,
     kind_of,
     models_of,
+    of_classes,
     of_images,
     running,
 )
@@ -117,10 +118,11 @@ def used_models(config: Config) -> list[str]:
 
 
 def used_samples(config: Config) -> list[str]:
-    """Return the samples of a run, those that a tower learns from included."""
+    """Return the samples of a run, with those that a tower learns from or that others exclude."""
     builds = [config["models"][name]["build"] for name in used_models(config)]
-    using = [*_used(config), *filter(None, builds)]
-    return list(dict.fromkeys(own["samples"] for own in using))
+    names = [own["samples"] for own in (*_used(config), *filter(None, builds))]
+    excluded = [config["samples"][name].get("excluding") for name in names]
+    return list(dict.fromkeys([*names, *filter(None, excluded)]))
 
 
 def _used_concepts(config: Config) -> Iterable[str]:
@@ -155,7 +157,7 @@ Findings = Iterator[tuple[str, Any, str]]
 Entry = Mapping[str, Any]
 # Keys of an entry that name one elsewhere.
 NAMING = {"model": "models", "samples": "samples", "concept": "concepts", "source": "sources"}
-NAMING |= {"heads_from": "experiments"}
+NAMING |= {"heads_from": "experiments", "excluding": "samples"}
 # Pages of the report beside those of the tables.
 PAGES = ("published", "choices", "run")
 
@@ -229,21 +231,29 @@ def _labeller(config: Config, own: Entry) -> Findings:
 
 
 def _words(config: Config, own: Entry) -> Findings:
-    images = of_images(config["samples"][own["samples"]])
-    concept, read = concept_of(config, own), own["samples"]
+    samples, read = config["samples"][own["samples"]], own["samples"]
+    images, concept = of_images(samples), concept_of(config, own)
     usual = "images: image" if images else "prompts: prompt, last or response"
     strange = own["positions"] is not None and (own["positions"] == "image") != images
     yield "positions", strange, f"{own['positions']} is none of {read}, {usual}"
     alone = own["measures"] and concept is None
     yield "measures", alone, "nothing can be measured without a concept"
-    for measure, unfit in (("exact_match", not images), ("expected", images)):
-        needs, has = ("prompts", "images") if images else ("images", "prompts")
-        said = f"{measure} is measured on {needs}; {read} are {has}"
-        yield "measures", measure in own["measures"] and unfit, said
+    classed = "images of classes" if of_classes(samples) else "images with references"
+    kind = classed if images else "prompts"
+    fitting = {"exact_match": "images of classes", "expected": "prompts"}
+    for measure in own["measures"]:
+        needed = fitting.get(measure, kind)
+        yield "measures", needed != kind, f"{measure} is measured on {needed}; {read} are {kind}"
+        lacking = measure in ("f1", "cider") and not samples.get("references")
+        yield (
+            "measures",
+            lacking,
+            f"{measure} needs right answers or captions: references of {read}",
+        )
     if concept is None:
         return
-    unnamed = concept.get("class_names") and not images
-    yield "concept", unnamed, f"{read} are prompts, which have no classes"
+    unnamed = concept.get("class_names") and not of_classes(samples)
+    yield "concept", unnamed, f"{read} are {kind}, which have no classes"
     whole = max(own["split"], own["splits"] - 1) and concept["selection_share"] == 1
     said = "another split, but the concept's words are not split (selection_share is 1)"
     yield "split" if own["split"] else "splits", whole, said
@@ -305,13 +315,20 @@ def _vocabulary(config: Config, own: Entry) -> Findings:
     yield "vocabulary.neighbours", spec["neighbours"] < 2 * atoms, f"{few}; at least {2 * atoms}"
 
 
-def _images(config: Config, own: Entry) -> Findings:
-    if of_images(own):
-        for part in ("selection", "evaluation"):
-            first, last = own[part]["rows"] or (1, 1)
-            yield f"{part}.rows", first > last, f"the first, {first}, is after the last"
-        for field in ("{image}", "{classes}"):
-            yield "template", own["template"].count(field) != 1, f"{field} has to be in it once"
+def _samples(config: Config, own: Entry) -> Findings:
+    if not of_images(own):
+        if (name := own["excluding"]) is not None:
+            other = config["samples"][name]
+            yield "excluding", other is own, "no prompt would be left"
+            yield "excluding", of_images(other), f"{name} are images, which have no text"
+        return
+    for part in ("selection", "evaluation"):
+        first, last = own[part]["rows"] or (1, 1)
+        yield f"{part}.rows", first > last, f"the first, {first}, is after the last"
+    for field in ("{image}", "{classes}") if of_classes(own) else ("{image}",):
+        yield "template", own["template"].count(field) != 1, f"{field} has to be in it once"
+    for field in () if of_classes(own) else ("{classes}", "{object}"):
+        yield "template", field in own["template"], f"{field}, but images with references have none"
 
 
 def _build(config: Config, own: Entry) -> Findings:
@@ -320,6 +337,8 @@ def _build(config: Config, own: Entry) -> Findings:
     yield "gguf", own["gguf"], "null, since build makes this model"
     yield "build.language_model", *_absent(config, "models", build["language_model"])
     yield "build.samples", *_absent(config, "samples", build["samples"])
+    classes = of_classes(config["samples"][build["samples"]])
+    yield "build.samples", not classes, f"{build['samples']} have no classes to be learnt"
     if build["trained"]:
         yield "build.trained", *_no_file(build["trained"])
     tower = build["tower"]
@@ -339,7 +358,7 @@ CHECKS: list[tuple[str, Callable[[Config], Iterable[Any]], Callable[..., Finding
     ("samples", used_samples, _references),
     ("labeller", lambda config: [None], _labeller),
     ("sources", used_sources, _own_source),
-    ("samples", used_samples, _images),
+    ("samples", used_samples, _samples),
     ("concepts", _used_concepts, _concept),
     *(("experiments", running, check) for check in (_words, _heads, _heads_from, _vocabulary)),
 ]

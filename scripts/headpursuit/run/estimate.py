@@ -18,6 +18,7 @@ from headpursuit.run.experiments import (
     concept_of,
     conditions,
     models_of,
+    of_classes,
     of_images,
     positions_of,
     running,
@@ -102,12 +103,16 @@ def size_of(config: Config, name: str, given: Mapping[str, float]) -> Size:
     image = given["tokens of an image (where the config does not build the tower)"]
     if build := config["models"][own["model"]]["build"]:
         image = (build["tower"]["image_size"] // build["tower"]["patch_size"]) ** 2
-    named = len(samples["classes"] or ())
-    classes = named or given["classes of images, where the config does not name them"]
-    drawn = samples["per_class"]
-    answer = longest * given["share of max_new_tokens that an answer about an image has"]
+    if of_classes(samples):
+        named = len(samples["classes"] or ())
+        classes = named or given["classes of images, where the config does not name them"]
+        drawn = {part: classes * number for part, number in samples["per_class"].items()}
+        share = given["share of max_new_tokens that an answer about an image has"]
+    else:
+        drawn = samples["sample"]
+        share = given["share of max_new_tokens that a response has"]
     asked = image + given["tokens of a question about an image"]
-    return Size(classes * drawn["selection"], classes * drawn["evaluation"], asked, max(1, answer))
+    return Size(drawn["selection"], drawn["evaluation"], asked, max(1, longest * share))
 
 
 def work(config: Config, given: Mapping[str, float]) -> dict[str, Counter]:

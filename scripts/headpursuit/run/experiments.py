@@ -96,6 +96,11 @@ def of_images(samples: Mapping[str, Any]) -> bool:
     return "selection" in samples
 
 
+def of_classes(samples: Mapping[str, Any]) -> bool:
+    """Say whether samples are images of classes; images with references have none."""
+    return "object" in samples
+
+
 def concept_of(config: Config, experiment: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return an experiment's concept; None if it asks for the whole vocabulary."""
     name = experiment["concept"]
@@ -158,7 +163,7 @@ def head_of(name: str) -> tuple[int, int]:
 
 def writes_responses(experiment: Mapping[str, Any]) -> bool:
     """Say whether responses are written under an experiment's conditions."""
-    return bool({"count", "exact_match"} & set(experiment["measures"]))
+    return bool(set(experiment["measures"]) - {"expected"})
 
 
 def stands_on(config: Config, name: str) -> dict[str, tuple[list[Any], list[str]]]:
