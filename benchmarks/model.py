@@ -355,7 +355,7 @@ def conditions_alone() -> dict[str, float]:
     """Return the seconds of a job of all conditions, process and all, and of each's generation."""
     decoder, tokenizer = ours()
     conditions = {"baseline": [], **draws(CONDITIONS - 1)}
-    settings = {"max_new_tokens": 20, "temperature": 1.0, "top_p": 1.0, "samples": 1}
+    settings = {"max_new_tokens": 20, "temperature": 1.0, "top_p": 1.0, "samples": 1, "seed": 0}
     with tempfile.TemporaryDirectory() as folder:
         few = Path(folder) / "samples.parquet"
         pq.write_table(read_parquet(PROMPTS, ["sample_id", "token_ids"])[:RESPONDED], few)

@@ -124,7 +124,7 @@ def prompts(tokenizer, tmp_path: Path) -> pa.Table:
 
 def test_halved_batches_give_the_same_responses(model, tokenizer, prompts, tmp_path):
     decoder = model("llama")
-    generation = {"max_new_tokens": 6, "samples": 1, "temperature": 0.7, "top_p": 0.9}
+    generation = {"max_new_tokens": 6, "samples": 1, "temperature": 0.7, "top_p": 0.9, "seed": 0}
     settings = {"alpha": 1.0, "generation": generation, "seed": 0}
     reader = Prompts(decoder, tokenizer, tmp_path / "prompts", generation, 10_000)
 
@@ -186,7 +186,7 @@ model, folder, room = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 torch.set_num_threads(1)
 logging.basicConfig(level=logging.WARNING, stream=sys.stdout)
 decoder, tokenizer = load_model(model, "float32", "cpu"), load_tokenizer(model)
-generation = {"max_new_tokens": 2, "samples": 1, "temperature": 0.0, "top_p": 1.0}
+generation = {"max_new_tokens": 2, "samples": 1, "temperature": 0.0, "top_p": 1.0, "seed": 0}
 settings = {"alpha": 1.0, "generation": generation, "seed": 0}
 
 def respond_to(n):

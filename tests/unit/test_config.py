@@ -44,6 +44,8 @@ def refusal(config: Config) -> list[str]:
     "overlay", [None, *sorted((ROOT / "configs").glob("*.yaml"))], ids=lambda p: p and p.stem
 )
 def test_every_overlay_is_valid(paper: Config, overlay: Path | None):
+    if overlay and overlay.stem == "multiverse":  # it varies experiments of the demo
+        update_config(paper, yaml.safe_load(overlay.with_stem("demo").read_text(encoding="utf-8")))
     if overlay:
         update_config(paper, yaml.safe_load(overlay.read_text(encoding="utf-8")))
     given = copy.deepcopy(paper)
@@ -135,6 +137,26 @@ MISTAKES = [
     (f"{RTP}/last_layer", 32, r"rtp\.last_layer: 32, but the last layer of mistral is 31"),
     (f"{RTP}/count_draws", 11, r"^experiments\.rtp\.count_draws: 11 is above draws, 10"),
     (f"{RTP}/generation", {"samples": 4}, r"samples: 4 greedy responses .* the same; 1, or"),
+    (f"{RTP}/generation", {"seed": 1}, r"generation\.seed: greedy responses use no random numbers"),
+    ("multiverse", {"of": ["x"]}, r"^multiverse\.of: 'x' is not under experiments; there are rtp"),
+    *(
+        ("multiverse", {"of": ["rtp"], **own}, rf"^multiverse\.{place}: '{key}' is no choice of an")
+        for key in ("concept", "pursuit.nrom", "labeller.backend", "concept.words", "pursuit")
+        for place, own in (
+            ("choices", {"choices": {key: ["x"]}}),
+            ("together", {"together": [{key: 1}]}),
+        )
+    ),
+    (
+        "multiverse",
+        {"of": ["rtp"], "choices": {"pursuit.norm": ["l3"]}},
+        r"^experiments\.rtp-norm-l3\.pursuit\.norm: 'l3' is not one of 'l1', 'l2'",
+    ),
+    (
+        "multiverse",
+        {"of": ["rtp"], "choices": {"k": [[4], [4, 4], [4]]}},
+        r"choices: 1 variants of rtp",
+    ),
     (HEADS, {"tokens": 51}, r"vocabulary\.tokens: 51 is above pursuit\.iterations, 50"),
     (HEADS, {"neighbours": 99}, r"vocabulary\.neighbours: 99 .*least 100"),
     (HEADS, {"heads": ["L32.H0"]}, r"vocabulary\.heads: L32\.H0, but mistral has 32 layers"),

@@ -11,6 +11,7 @@ from headpursuit.run.experiments import (
     family_of,
     heads_of,
     methods_of,
+    multiverse,
     owners,
     running,
     tables_of,
@@ -90,6 +91,36 @@ def test_splits_are_experiments_that_follow_theirs(paper: Config) -> None:
     owned = [owners(config)[name] for name in family]
     assert {own["activations"] for own in owned} == {own["labels"] for own in owned} == {"rtp"}
     assert [own["words"] for own in owned] == ["rtp", *family[1:]]  # the first is rtp's own split
+    assert load_config(config) == config
+
+
+def test_a_multiverse_is_variants_that_share_all_but_their_choices(demo: Config) -> None:
+    demo["multiverse"] = {
+        "of": ["pronouns", "rtp"],
+        "all": {"measures": ["expected"], "k": [8], "draws": 3},
+        "choices": {"pursuit.norm": ["l2"], "concept.rows": ["all"], "alpha": [-1.0, 1.0]},
+        "together": [{"generation.seed": 1, "split": 2}],
+    }
+    demo["experiments"]["rtp"]["splits"] = 2
+    config = load_config(demo)
+    own, varied = config["experiments"], multiverse(config)
+    labels = ["as-is", "norm-l2", "rows-all", "alpha-minus1-0", "alpha-1-0", "seed-1-split-2"]
+    for base in ("rtp", "pronouns"):
+        names = [f"{base}-{label}" for label in labels]
+        assert config["tables"][f"multiverse-{base}"] == list(varied[base]) == names
+        as_is = own[base] | {"measures": ["expected"], "k": [8], "draws": 3, "splits": 1}
+        assert own[names[0]] == as_is
+        assert own[names[1]]["pursuit"] == own[base]["pursuit"] | {"norm": "l2"}
+        assert own[names[2]] == as_is | {"concept": names[2]}
+        theirs = config["concepts"][own[base]["concept"]]
+        assert config["concepts"][names[2]] == theirs | {"rows": "all"}
+        assert (own[names[5]]["generation"]["seed"], own[names[5]]["split"]) == (1, 2)
+    found = owners(config)
+    for stage, owner in {"labels": "rtp", "activations": "rtp", "rankings": "rtp-norm-l2"}.items():
+        assert found["rtp-norm-l2"][stage] == owner
+    assert found["rtp-rows-all"]["labels"] == "rtp"
+    assert found["pronouns-rows-all"]["activations"] == "rtp"
+    assert found["rtp-seed-1-split-2"]["baseline"] == "pronouns-seed-1-split-2"
     assert load_config(config) == config
 
 

@@ -19,7 +19,7 @@ from headpursuit.run.files import parquet_metadata, read_responses, write_parque
 from hypothesis import given
 from hypothesis import strategies as st
 
-GREEDY = {"max_new_tokens": 8, "samples": 1, "temperature": 0.0, "top_p": 1.0}
+GREEDY = {"max_new_tokens": 8, "samples": 1, "temperature": 0.0, "top_p": 1.0, "seed": 0}
 SAMPLED = GREEDY | {"temperature": 0.7, "top_p": 0.9, "samples": 2}
 families = pytest.mark.parametrize(
     "family", ["llama", "mistral", "qwen2", "gemma", "gemma2", "gpt2"]
@@ -121,7 +121,9 @@ def test_parts_make_up_the_whole(model, run, tmp_path: Path, parts: int):
 def test_repeats_and_prompts_have_numbers_of_their_own(model, run):
     settings = SAMPLED | {"temperature": 2.0, "top_p": 1.0}
     table = run(model("llama"), settings, texts=["river"] * 2)
-    assert len({tuple(own) for own in table["token_ids"].to_pylist()}) == 4
+    others = run(model("llama"), settings | {"seed": 1}, texts=["river"] * 2, file="other")
+    found = [tuple(own) for each in (table, others) for own in each["token_ids"].to_pylist()]
+    assert len(set(found)) == 8
     assert len({stream(seed, "a", 0).random() for seed in (0, 1)}) == 2
 
 

@@ -210,7 +210,13 @@ def answers(vlm, tmp_path: Path):
     """Write a tiny model's answers about stored images, and read them."""
 
     def write(path: Path, name: str, size: int = 2, new: int = 4, **changed) -> list[dict]:
-        settings = {"max_new_tokens": new, "samples": 1, "temperature": 0.0, "top_p": 1.0}
+        settings = {
+            "max_new_tokens": new,
+            "samples": 1,
+            "temperature": 0.0,
+            "top_p": 1.0,
+            "seed": 0,
+        }
         given = {"alpha": -1.0, "images": "x", "generation": settings, "seed": 0} | changed
         decoder, _ = loaded = vlm("llava_next")
         images, edits = reader(loaded, path, size), {"baseline": [], "edited": CHOSEN}

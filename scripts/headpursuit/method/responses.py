@@ -82,7 +82,8 @@ def _picker(
     generation = settings["generation"]
     if generation["temperature"] == 0:
         return greedy
-    streams = [stream(settings["seed"], name, repeat) for _, name, repeat in rows]
+    seeds = settings["seed"], generation["seed"]
+    streams = [stream(seeds[0], name, repeat, seeds[1]) for _, name, repeat in rows]
     width = decoder.model.get_output_embeddings().weight.shape[0]
     noise = Noise(streams, width, keep=KEPT if len(conditions) > 1 else 0)
     return GumbelMax(noise, generation["temperature"], generation["top_p"])

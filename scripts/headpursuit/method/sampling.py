@@ -73,6 +73,7 @@ class GumbelMax:
         return (scores + next(self.steps).to(scores.device)[samples]).argmax(-1)
 
 
-def stream(seed: int, prompt_id: str, sample: int) -> np.random.Generator:
-    """Return the random numbers of one response, from its identity alone."""
-    return np.random.default_rng(seed_for(seed, prompt_id, sample))
+def stream(seed: int, prompt_id: str, sample: int, other: int = 0) -> np.random.Generator:
+    """Return the random numbers of one response, from its identity and ``other`` alone."""
+    identity = (prompt_id, sample, other) if other else (prompt_id, sample)
+    return np.random.default_rng(seed_for(seed, *identity))

@@ -21,12 +21,13 @@ from headpursuit.run.experiments import (
     heads_of,
     kind_of,
     models_of,
+    multiverse,
     of_classes,
     of_images,
     running,
 )
 from headpursuit.run.files import UserError, beside, plain
-from headpursuit.run.schema import described, joined, shown, validator
+from headpursuit.run.schema import described, is_choice, joined, schema_of, shown, validator
 
 # Keys of the config before experiments: what says the same now (CHANGELOG.md has all of it).
 MOVED = {
@@ -65,7 +66,10 @@ def load_config(config: Config, files: Iterable[str | Path] = ()) -> dict[str, A
         if isinstance(inside, dict) and last in inside:
             problems.append(f"{key}: an older version's key; it says the same under {now}")
             del inside[last]
-    full = expand(full)
+    varied = full.setdefault("multiverse", {})
+    if sound := validator().evolve(schema=schema_of("multiverse")).is_valid(varied):
+        problems += _no_choices(varied)
+    full = expand({**full, "multiverse": varied if sound else {}}) | {"multiverse": varied}
     errors = list(validator().iter_errors(full))
     refused = sorted(found for error in errors for found in described(error))
     problems += [f"{key}: {said}" for key, said in refused]
@@ -75,6 +79,19 @@ def load_config(config: Config, files: Iterable[str | Path] = ()) -> dict[str, A
         listed = "\n".join(f"  - {problem}" for problem in dict.fromkeys(problems))
         raise UserError(f"The config cannot run:\n{listed}")
     return full
+
+
+def _no_choices(varied: Mapping[str, Any]) -> Iterator[str]:
+    """Name what a multiverse would vary that is no choice, and take it out."""
+    places = [("choices", varied["choices"]), *(("together", own) for own in varied["together"])]
+    for place, own in places:
+        for key in [key for key in own if not is_choice(str(key))]:
+            del own[key]
+            yield (
+                f"multiverse.{place}: {shown(key)} is no choice of an experiment, nor of its "
+                "concept (such as concept.rows); docs/choices.md has all. What all experiments "
+                "share, such as the labeller, differs between runs only"
+            )
 
 
 def _repeats(file: str | Path) -> Iterator[str]:
@@ -199,6 +216,14 @@ def _like(config: Config, own: Entry) -> Findings:
         yield "like", name in seen, f"leads back, in a circle: {', '.join(seen)}"
 
 
+def _of_multiverse(config: Config, own: Entry) -> Findings:
+    for name in own["of"]:
+        yield "of", *_absent(config, "experiments", name)
+    for name, variants in multiverse(config).items():
+        lost = 1 + sum(map(len, own["choices"].values())) + len(own["together"]) - len(variants)
+        yield "choices", lost > 0, f"{lost} variants of {name} have the name of another"
+
+
 def _references(config: Config, own: Entry) -> Findings:
     for key, catalogue in NAMING.items():
         if own.get(key) is not None:
@@ -267,6 +292,8 @@ def _heads(config: Config, own: Entry) -> Findings:
     same = generation["samples"] > 1 and generation["temperature"] == 0
     alike = f"{generation['samples']} greedy responses of a sample are all the same"
     yield "generation.samples", same, f"{alike}; 1, or a temperature above 0"
+    same = generation["seed"] > 0 and generation["temperature"] == 0
+    yield "generation.seed", same, "greedy responses use no random numbers; a temperature above 0"
     if own["concept"] is None:
         return
     model = config["models"][own["model"]]
@@ -351,6 +378,7 @@ def _build(config: Config, own: Entry) -> Findings:
 CHECKS: list[tuple[str, Callable[[Config], Iterable[Any]], Callable[..., Findings]]] = [
     ("tables", lambda config: [None], _table_names),
     ("tables", lambda config: config["tables"], _table),
+    ("multiverse", lambda config: [None], _of_multiverse),
     ("experiments", lambda config: config["experiments"], _like),
     ("experiments", lambda config: config["experiments"], _references),  # rules look at them all
     ("models", lambda config: config["models"], _references),  # tables have the Hub's id of all

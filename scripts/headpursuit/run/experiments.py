@@ -31,7 +31,8 @@ def expand(config: Config) -> dict[str, Any]:
     """Return a config whose experiments have the keys of those they are ``like``, and defaults.
 
     An experiment with ``splits: 3`` is followed by ``NAME-split1`` and ``NAME-split2``, here and in
-    tables. ``like`` stays where it names none, or leads back; the config's check tells of it.
+    tables; a multiverse becomes variants and tables of them. ``like`` stays where it names none, or
+    leads back; the config's check tells of it.
     """
     experiments = config.get("experiments")
     if not isinstance(experiments, Mapping):  # the schema tells of it
@@ -48,10 +49,57 @@ def expand(config: Config) -> dict[str, Any]:
         return merge(theirs, own)
 
     full = {name: merge(config.get("defaults"), whole(name, ())) for name in experiments}
+    config, full = _with_variants(config, full) if config.get("multiverse") else (config, full)
     families = {name: {name: own, **_splits(name, own)} for name, own in full.items()}
     every = {name: own for family in families.values() for name, own in family.items()} | full
     tables = {key: _with_splits(own, families) for key, own in config.items() if key == "tables"}
     return {**config, "experiments": every, **tables}
+
+
+def multiverse(config: Config) -> dict[str, dict[str, dict[str, Any]]]:
+    """Return the experiments that a multiverse varies: their variants, and the choices of each.
+
+    The first variant makes no other choice than the experiment itself.
+    """
+    spec = config["multiverse"]
+    single = [{key: value} for key, values in spec["choices"].items() for value in values]
+    each = [{}, *single, *spec["together"]]
+    return {base: {_variant_name(base, own): own for own in each} for base in spec["of"]}
+
+
+def _variant_name(base: str, choices: Mapping[str, Any]) -> str:
+    """Return a name such as ``rtp-norm-l2-center-false``."""
+    said = [
+        f"{key.rpartition('.')[2]}-{own}".replace("--", "-minus") for key, own in choices.items()
+    ]
+    return f"{base}-{re.sub('[^a-z0-9_]+', '-', '-'.join(said).lower()).strip('-') or 'as-is'}"
+
+
+def _with_variants(config: Config, full: dict[str, Any]) -> tuple[Config, dict[str, Any]]:
+    """Return a config with the multiverse's tables and concepts, and experiments with its variants.
+
+    A key such as ``concept.rows`` is of the experiment's concept: the variant has one of its own.
+    """
+    concepts, tables = (config.get(key) or {} for key in ("concepts", "tables"))
+    if not (isinstance(concepts, Mapping) and isinstance(tables, Mapping)):
+        return config, full
+    variants: dict[str, Any] = {}
+    for base, all_choices in multiverse(config).items():
+        if not isinstance(parent := full.get(base), Mapping):  # the config's check tells of it
+            continue
+        for name, choices in all_choices.items():
+            changed: Any = {"splits": 1, **config["multiverse"]["all"]}
+            for key, value in choices.items():
+                for part in reversed(key.split(".")):
+                    value = {part: value}
+                changed = merge(changed, value)
+            if concept := changed.pop("concept", None):
+                theirs = concepts.get(parent.get("concept"))
+                concepts = {name: merge(theirs, concept), **concepts}
+                changed["concept"] = name
+            variants[name] = merge(parent, changed)
+        tables = {f"multiverse-{base}": list(all_choices), **tables}
+    return {**config, "concepts": concepts, "tables": tables}, {**full, **variants, **full}
 
 
 def _splits(name: str, own: Any) -> dict[str, Any]:

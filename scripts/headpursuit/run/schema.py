@@ -80,6 +80,23 @@ def with_defaults(key: str, options: dict[str, Any]) -> dict[str, Any]:
     return options
 
 
+def schema_of(section: str) -> dict[str, Any]:
+    """Return the schema of a section of the config."""
+    return validator().schema["properties"][section]
+
+
+def is_choice(key: str) -> bool:
+    """Say whether a key of an experiment, or of its concept (``concept.rows``), is a choice.
+
+    Choices are the keys with the paper's word on them in the schema.
+    """
+    kind, path = ("concept", key[8:]) if key.startswith("concept.") else ("experiment", key)
+    own = validator().schema["$defs"][kind]
+    for part in path.split("."):
+        own = own.get("properties", {}).get(part, {})
+    return "paper" in own
+
+
 def joined(*parts: Any) -> str:
     """Return a key's path as messages have it."""
     return ".".join(shown for part in parts if (shown := plain(part)))
