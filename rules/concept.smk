@@ -35,7 +35,11 @@ rule label_responses:
 
 
 use rule label_responses as label_second with:
-    """The same texts, labelled by labeller.second, and how far it agrees, by response and word."""
+    """The same texts, labelled by labeller.second, and how far it agrees, by response and word.
+
+    It comes after the first labels, though the agreement alone needs them: two models asked at once
+    would share a GPU. Where these are made again, its journal has every reply already.
+    """
     input:
         responses=made("<results>/responses/{baseline}/baseline/part-{part}.parquet"),
         prompts=made(

@@ -12,11 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from headpursuit.labelling import audit, prompt, used_labellers
-from headpursuit.labelling.backend import Answer, ChatBackend, Server
+from headpursuit.labelling.backend import Answer, connection
 from headpursuit.labelling.journal import Journal, journal_key
 from headpursuit.labelling.label import label_responses, open_backend
 from headpursuit.labelling.lexicon import Lexicon
-from headpursuit.labelling.ollama import Ollama, _server, prepare_model
+from headpursuit.labelling.ollama import Ollama, Server, prepare_model
 from headpursuit.labelling.reply import clean, is_refusal, parse_reply, sift_words
 from headpursuit.run.config import load_config, run_labellers
 from headpursuit.run.files import UserError, write_json
@@ -291,35 +291,37 @@ def test_patience_ends_with_the_reason():
 # What servers answer
 
 
-def answering(backend: type, handler) -> ChatBackend:
+def answering(handler) -> Ollama:
     """Make a backend whose server is a function."""
-    made = object.__new__(backend)
-    made.server = Server("http://first", "MY_KEY", 1)
-    made.server.http._transport = httpx.MockTransport(handler)
+    made = object.__new__(Ollama)
+    made.server = Server("first", 1)
+    made.server._client._mounts = {}
+    made.server._client._transport = httpx.MockTransport(handler)
     made.model, made.mode, made.num_ctx = "llama3.3:70b", "tags", 256
     return made
 
 
-WELL = {"done": True, "message": {"content": "a"}, "eval_count": 1, "prompt_eval_count": None}
+MESSAGE = {"role": "assistant", "content": "a"}
+WELL = {"done": True, "message": MESSAGE, "eval_count": 1, "prompt_eval_count": None}
 
 
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"eval_count": "1"},
+        {"eval_count": "one"},
         {"prompt_eval_count": 1.5},
         {"done_reason": ["stop"]},
-        {"message": {"content": ["a"]}},
+        {"message": {**MESSAGE, "content": ["a"]}},
         {"message": "a"},
     ],
 )
 def test_an_answer_of_a_wrong_form_may_pass(wrong):
-    backend = answering(Ollama, lambda request: httpx.Response(200, json=WELL | wrong))
-    with pytest.raises(Busy, match="first"):
+    backend = answering(lambda request: httpx.Response(200, json=WELL | wrong))
+    with pytest.raises(Busy, match="first:11434: a garbled answer"):
         backend._chat([], {})
 
 
-def test_what_is_told_of_a_model_in_a_wrong_form(load):
+def test_what_is_told_of_a_model_in_a_wrong_form(load, monkeypatch):
     """Its length may be unknown; what tells one model's replies from another's may not."""
     answers = {
         "/api/tags": {"models": [{"model": "m:latest", "details": {}}]},
@@ -328,13 +330,14 @@ def test_what_is_told_of_a_model_in_a_wrong_form(load):
         "/api/version": [],
         "/api/generate": {"prompt_eval_count": 99},
     }
-    made = answering(Ollama, lambda request: httpx.Response(200, json=answers[request.url.path]))
+    made = answering(lambda request: httpx.Response(200, json=answers[request.url.path]))
+    monkeypatch.setattr("headpursuit.labelling.ollama.Server", lambda host, timeout: made.server)
     made.model, made.prompt = "m", load()
     settings = {"patience": 0, "ollama": {"model": "m", "pull": False}}
     expected = dict.fromkeys(["digest", "quantisation", "parameters", "context_length", "version"])
     assert prepare_model(made.server, settings) == {**expected, "model": "m:latest"}
     assert made._load(1) is None
-    answers["/api/generate"]["prompt_eval_count"] = "99"
+    answers["/api/generate"]["prompt_eval_count"] = "many"
     with pytest.raises(Busy, match="garbled"):
         made._load(1)
     answers["/api/tags"]["models"][0]["details"] = "Q4"
@@ -343,9 +346,17 @@ def test_what_is_told_of_a_model_in_a_wrong_form(load):
 
 
 def test_a_model_that_is_gone_is_to_be_pulled():
-    backend = answering(Ollama, lambda request: httpx.Response(404, json={"error": "not found"}))
+    backend = answering(lambda request: httpx.Response(404, json={"error": "not found"}))
     with pytest.raises(UserError, match=r"HTTP 404.*`ollama pull llama3\.3:70b`"):
         backend._chat([], {})
+
+
+def test_a_server_says_how_long_to_leave_it_alone():
+    """Ollama's client drops the headers of what refuses."""
+    reply = httpx.Response(429, json={"error": "slow down"}, headers={"Retry-After": "7"})
+    with pytest.raises(Busy, match=r"first:11434: HTTP 429: .*slow down") as caught:
+        answering(lambda request: reply)._chat([], {})
+    assert caught.value.after == 7
 
 
 def test_a_redirect_is_followed_without_the_key(monkeypatch):
@@ -356,17 +367,34 @@ def test_a_redirect_is_followed_without_the_key(monkeypatch):
         return httpx.Response(200, json=WELL)
 
     keys = []
-    monkeypatch.setenv("MY_KEY", "secret")
-    assert answering(Ollama, handler)._chat([], {}) == Answer("a", 1)
+    monkeypatch.setenv("OLLAMA_API_KEY", "secret\n")
+    assert answering(handler)._chat([], {}) == Answer("a", 1)
     assert keys == [("first", "Bearer secret"), ("other", None)]
+
+
+def test_no_proxy_leads_to_this_machine(monkeypatch):
+    """Nothing listens at the proxy."""
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    with httpx.Client(**connection("MY_KEY", 1)) as http:
+        for host in ("127.0.0.1", "localhost", "[::1]", "0.0.0.0", "0.0.0.0:80"):
+            assert http._transport_for_url(httpx.URL(f"http://{host}/api")) is http._transport
+        with pytest.raises(httpx.ConnectError):
+            http.get("http://example.org")
 
 
 @pytest.mark.parametrize("key", ["sec\nret", "secr\u00e9t"])
 def test_a_key_that_no_header_can_hold_is_not_told(monkeypatch, key):
     monkeypatch.setenv("OLLAMA_API_KEY", key)
     with pytest.raises(UserError, match="OLLAMA_API_KEY") as caught:
-        _server("127.0.0.1:9", 1)
+        Server("127.0.0.1:9", 1)
     assert "sec" not in str(caught.value)
+
+
+@pytest.mark.parametrize("host", ["first:port", "http://[::1"])
+def test_an_address_that_is_none_is_told(host):
+    with pytest.raises(UserError, match=r"labeller\.ollama\.host or OLLAMA_HOST"):
+        Server(host, 1)
 
 
 # Labels without a server

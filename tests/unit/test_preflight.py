@@ -285,7 +285,7 @@ def asking(backend: str, host: str | None, model: str, **more: Any) -> Config:
         ("ollama", "x", None, 0, ["No Ollama server answers", "ollama serve", "lexicon"]),
         ("openai", "x", [], 200, []),
         ("openai", "x", [], 401, ["$MY_KEY was refused"]),
-        ("openai", "x", None, 0, ["Nothing answers at http://", "labeller.openai.base_url"]),
+        ("openai", "x", None, 0, ["/v1: ", "refused", "labeller.openai.base_url"]),
     ],
 )
 def test_a_labeller_s_server(tmp_path: Path, monkeypatch, backend, model, served, status, said):

@@ -3,8 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-# Hosts for which no proxy of the environment is meant.
-LOOPBACK = {"127.0.0.1", "localhost", "::1", "0.0.0.0", ""}
 # Statuses of responses that have no label.
 UNLABELLED = ("refused", "unparsed")
 

@@ -14,18 +14,20 @@ of the config's ``labeller``. It has
 
 import os
 import uuid
-from collections.abc import Callable, Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import httpx
 
-from headpursuit.labelling import LOOPBACK
 from headpursuit.labelling.prompt import fewest_tokens, fit_window, load_prompt
 from headpursuit.run.files import UserError
 from headpursuit.run.retry import TRANSIENT, Busy, asked_to_wait
 
+# Hosts for which no proxy of the environment is meant.
+LOOPBACK = {"127.0.0.1", "localhost", "::1", "0.0.0.0"}
 # How much warmer each further attempt is asked: at temperature 0 another seed changes nothing.
 STEP = 0.2
 
@@ -40,94 +42,75 @@ class Answer:
     ended: str | None = None  # "stop", or "length" where the longest reply was reached
 
 
-class Server:
-    """A server that speaks JSON over HTTP; its key is read from an environment variable."""
+class Refused(UserError):
+    """A server refused a request, and will again."""
 
-    def __init__(self, url: str | httpx.URL, key_variable: str, timeout: float):
-        """Make a client, which takes no proxy to a server of this machine.
-
-        Raises:
-            UserError: if the key is none that a header can hold.
-        """
-        self.url = httpx.URL(url)
-        self.name = f"{self.url.host}:{self.url.port or 'default'}"
-        self.here = self.url.host in LOOPBACK
-        self.key_variable = key_variable
-        self.key = os.environ.get(key_variable, "").strip()
-        if not (self.key.isascii() and self.key.isprintable()):  # HTTP's errors would quote it
-            raise UserError(f"${key_variable}: a key is one line of ASCII characters.")
-        headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
-        self.http = httpx.Client(
-            base_url=self.url,
-            headers=headers,
-            timeout=timeout,
-            trust_env=not self.here,
-            follow_redirects=True,  # to another server without the key
-        )
-
-    def call(
-        self,
-        path: str,
-        body: dict | None = None,
-        read: Callable[[Any], Any] = lambda answer: answer,
-        timeout: float | None = None,
-    ) -> Any:
-        """Return what ``read`` makes of the JSON that answers a GET, or a POST of ``body``.
-
-        Raises:
-            Busy: if asking again may help.
-            UserError: if it will not.
-        """
-        with self.request(path, body, timeout) as response:
-            response.read()
-            return read(response.json())
-
-    @contextmanager
-    def request(
-        self, path: str, body: dict | None = None, timeout: float | None = None
-    ) -> Iterator[httpx.Response]:
-        """Yield the answer before its body has come; it fails as :meth:`call` does."""
-        method = "POST" if body else "GET"
-        timeout = timeout or self.http.timeout
-        try:
-            with self.http.stream(method, path, json=body, timeout=timeout) as response:
-                if not response.is_success:
-                    self._fail(response)
-                yield response
-        except httpx.RequestError as error:
-            raise Busy(f"{self.name}: {error or type(error).__name__}") from error
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
-            raise Busy(f"{self.name}: a garbled answer ({type(error).__name__})") from error
-
-    def _fail(self, response: httpx.Response) -> None:
-        reason = f"{self.name}: HTTP {response.status_code}"
-        if response.status_code in (401, 403):  # such bodies may quote a part of the key
-            known = "was refused" if self.key else "is not set"
-            raise UserError(f"{reason}; the key in ${self.key_variable} {known}.")
-        body = response.read().decode(errors="replace")
-        reason = f"{reason}: {(body.replace(self.key, '***') if self.key else body)[:300]}"
-        if response.status_code in TRANSIENT:
-            raise Busy(reason, after=asked_to_wait(response.headers))
-        raise UserError(reason)
+    def __init__(self, reason: str, status: int):
+        """Keep the reason, for people, and the HTTP status."""
+        super().__init__(reason)
+        self.status = status
 
 
-class ChatBackend:
-    """Asks a chat model with the labelling prompt.
+def connection(key_variable: str, timeout: float) -> dict[str, Any]:
+    """Return what clients of labellers' servers have in common: arguments of ``httpx.Client``.
 
-    Each kind of server has ``path``, where it takes chats, ``longest``, its name of the option that
-    limits a reply, and its way to write a request and to read the answer.
+    The key, read from an environment variable, goes along no redirect to another host. No proxy is
+    taken to this machine. An answer that refuses raises Busy if asking again may help, else
+    Refused.
+
+    Raises:
+        UserError: if the key is none that a header can hold.
     """
+    key = os.environ.get(key_variable, "").strip()
+    if not (key.isascii() and key.isprintable()):  # HTTP's errors would quote it
+        raise UserError(f"${key_variable}: a key is one line of ASCII characters.")
 
-    path: str
-    longest: str
+    def refuse(response: httpx.Response) -> None:
+        status = response.status_code
+        if response.is_success or response.has_redirect_location:
+            return
+        reason = f"{response.request.url.netloc.decode()}: HTTP {status}"
+        if status in (401, 403):  # such bodies may quote a part of the key
+            reason += f"; the key in ${key_variable} {'was refused' if key else 'is not set'}."
+        else:
+            body = response.read().decode(errors="replace")
+            reason += f": {(body.replace(key, '***') if key else body)[:300]}"
+        if status in TRANSIENT:
+            raise Busy(reason, after=asked_to_wait(response.headers))
+        raise Refused(reason, status)
+
+    return {
+        "headers": {"Authorization": f"Bearer {key}"} if key else {},
+        "timeout": timeout,
+        "follow_redirects": True,
+        "mounts": {f"all://{f'[{host}]' if ':' in host else host}": None for host in LOOPBACK},
+        "event_hooks": {"response": [refuse]},
+    }
+
+
+@contextmanager
+def telling(name: str) -> Iterator[None]:
+    """Raise Busy where a server is out of reach, or what it says is not what was asked for."""
+    try:
+        yield
+    except (httpx.RequestError, ConnectionError) as error:
+        # Ollama's client says how to install Ollama; behind it stands what happened.
+        raise Busy(f"{name}: {error.__context__ or type(error).__name__}") from error
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise Busy(f"{name}: a garbled answer ({type(error).__name__})") from error
+
+
+class ChatBackend(ABC):
+    """Asks a chat model with the labelling prompt."""
+
+    longest: str  # the server's name of the option that limits a reply
     frame_tokens = 0  # those of the prompt without a text, at the least
 
-    def __init__(self, server: Server, settings: dict, texts: list[str], model: dict, limit: int):
+    def __init__(self, settings: dict, texts: list[str], model: dict, limit: int):
         """Ask for the context that the longest of ``texts`` needs, at most ``limit`` tokens.
 
         ``model`` is the model's ``model``, its name, and what else tells it from others.
         """
-        self.server = server
         self.model = model["model"]
         self.prompt = load_prompt(settings["prompt"])
         self.mode = self.prompt.mode
@@ -177,17 +160,17 @@ class ChatBackend:
 
     def _chat(self, chat: list[dict], options: dict) -> Answer:
         try:
-            answer = self.server.call(self.path, self._body(chat, options), self._read)
-        except UserError as error:
-            raise UserError(f"{error} {self.remedy(str(error))}".rstrip()) from error
-        match answer:
-            case Answer(str(), int() | None, int() | None, str() | None):
-                return answer
-        raise Busy(f"{self.server.name}: a reply or a count of an unknown form")
+            return self._answer(chat, options)
+        except Refused as error:
+            raise UserError(f"{error} {self.remedy(error)}".rstrip()) from error
 
-    def remedy(self, error: str) -> str:
+    @abstractmethod
+    def _answer(self, chat: list[dict], options: dict) -> Answer:
+        """Ask for one reply; Busy if asking again may help, Refused if not."""
+
+    def remedy(self, error: Refused) -> str:
         """Say what to do about a request that was refused, if that is known."""
-        return self.longer_context() if "context" in error else ""
+        return self.longer_context() if "context" in str(error) else ""
 
     def longer_context(self) -> str:
         """Say what to do about a server whose context is too short."""

@@ -1,4 +1,9 @@
-"""The journal: every request and every raw reply, on disk before anything is made of them."""
+"""The journal: every request and every raw reply, on disk before anything is made of them.
+
+It is the record of what a labeller said, kept for good, of all prompts and models that were ever
+asked; ``journaled`` in method/batches.py resumes one job, and is deleted at its end. One for both
+would need every part of either: writing from threads and a lock here, an order there.
+"""
 
 import fcntl
 import hashlib

@@ -1,6 +1,5 @@
 """Backend ``ollama``: a running Ollama server, or one that is started and ended here."""
 
-import json
 import os
 import re
 import shutil
@@ -12,25 +11,76 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from itertools import groupby
-from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from ollama._client import _parse_host
+import httpx
+import ollama
 from tqdm import tqdm
 
-from headpursuit.labelling.backend import Answer, ChatBackend, Server
+from headpursuit.labelling.backend import LOOPBACK, Answer, ChatBackend, connection, telling
 from headpursuit.labelling.prompt import SCHEMA
 from headpursuit.run.files import UserError
 from headpursuit.run.retry import Busy, persist
 
 START_SECONDS = 60
+ANSWER_SECONDS = 5
 UNLOAD_SECONDS = 10
 # Starts a server that died anew. On SIGTERM all of its process group is ended.
 SERVE = """
 trap 'trap "" TERM; kill 0; wait; exit' TERM
 while :; do ollama serve & wait; sleep 1; done
 """
+
+
+class Server(ollama.Client):
+    """The official client; what it asks raises Busy if asking again may help, else Refused."""
+
+    def __init__(self, host: str | None, timeout: float):
+        """Take an address in any form that OLLAMA_HOST may have; None is that of OLLAMA_HOST."""
+        try:
+            super().__init__(host, **connection("OLLAMA_API_KEY", timeout))
+        except (ValueError, httpx.InvalidURL) as error:
+            raise UserError(f"labeller.ollama.host or OLLAMA_HOST: no address ({error}).") from None
+        url = self._client.base_url
+        self.host, self.name, self.here = str(url), url.netloc.decode(), url.host in LOOPBACK
+
+    def _request(self, *args: Any, **kwargs: Any) -> Any:
+        with telling(self.name):
+            return super()._request(*args, **kwargs)
+
+    def chat_whole(self, **body: Any) -> ollama.ChatResponse:
+        """Chat, and have servers since the end of 2025 refuse what they would cut."""
+        body |= {"stream": False, "truncate": False}
+        return self._request(ollama.ChatResponse, "POST", "/api/chat", json=body)
+
+    def version(self) -> str | None:
+        """Return the server's version, or None where nothing answers like an Ollama server."""
+        with suppress(Busy, UserError), telling(self.name):
+            said = self._request_raw("GET", "/api/version", timeout=ANSWER_SECONDS)
+            return said.json()["version"]
+
+    def models(self) -> dict[str, Any]:
+        """Return what the server says of each model that it has, by its plain name."""
+        return {plain_name(own.model): own for own in self.list().models}
+
+    def loaded(self, name: str) -> Any:
+        """Return the same of a loaded model; None if it is not loaded, or the server says not."""
+        with suppress(Busy, UserError):
+            return next((own for own in self.ps().models if own.model == name), None)
+
+    def longest_context(self, name: str) -> int | None:
+        """Return the longest context that a model can have, where the server says it."""
+        with suppress(Busy, UserError):
+            said = self.show(name).modelinfo or {}
+            sizes = [size for key, size in said.items() if key.endswith(".context_length")]
+            return next((size for size in sizes if isinstance(size, int)), None)
+
+
+def plain_name(name: str | None) -> str:
+    """Return a model's name as servers list it, and without the tag that goes without saying."""
+    name = (name or "").removesuffix(":latest")
+    return name.removeprefix("registry.ollama.ai/").removeprefix("library/")
 
 
 @contextmanager
@@ -43,7 +93,7 @@ def open_ollama(settings: dict, texts: list[str], log: Path | None) -> Iterator[
         model = {**prepare_model(server, settings), "started": started}
         name = model["model"]
         # What a server on another machine had loaded before may be in use by others.
-        stays = started or (not server.here and _loaded(server, name))
+        stays = started or (not server.here and server.loaded(name))
         with nullcontext() if stays else at_end(lambda: unload(server, name)):
             yield Ollama(server, settings, texts, model)
 
@@ -51,33 +101,29 @@ def open_ollama(settings: dict, texts: list[str], log: Path | None) -> Iterator[
 class Ollama(ChatBackend):
     """Asks Ollama's own API, which is told the context length."""
 
-    path = "api/chat"
     longest = "num_predict"
 
     def __init__(self, server: Server, settings: dict, texts: list[str], model: dict):
         """Load the model with the context length that the longest of ``texts`` needs."""
+        self.server = server
         limit = min(settings["max_ctx"], model["context_length"] or settings["max_ctx"])
         named = {key: model[key] for key in ("model", "digest")}
-        super().__init__(server, settings, texts, named, limit)
+        super().__init__(settings, texts, named, limit)
         patience = settings["patience"]
         loaded = persist(lambda: self._load(patience), patience)
         self.facts |= {**model, "num_ctx": self.num_ctx, "num_ctx_loaded": loaded}
 
-    def _body(self, chat: list[dict], options: dict) -> dict:
-        return {
-            "model": self.model,
-            "messages": chat,
-            "options": {**options, "num_ctx": self.num_ctx},
-            "stream": False,
-            "truncate": False,  # servers since the end of 2025 then refuse what they would cut
+    def _answer(self, chat: list[dict], options: dict) -> Answer:
+        said = self.server.chat_whole(
+            model=self.model,
+            messages=chat,
+            options={**options, "num_ctx": self.num_ctx},
             **({"format": SCHEMA} if self.mode == "json" else {}),
-        }
-
-    def _read(self, answer: Any) -> Answer:
-        if not answer["done"]:
-            raise Busy("Ollama: the reply ended before it was done")
-        cost = answer.get("eval_count"), answer.get("prompt_eval_count")
-        return Answer(answer["message"]["content"] or "", *cost, answer.get("done_reason"))
+        )
+        if not said.done:
+            raise Busy(f"{self.server.name}: the reply ended before it was done")
+        cost = said.eval_count, said.prompt_eval_count
+        return Answer(said.message.content or "", *cost, said.done_reason)
 
     def _load(self, patience: float) -> int | None:
         """Load the model; return the context length that it has, None if the server tells none.
@@ -85,25 +131,23 @@ class Ollama(ChatBackend):
         The request is the labelling prompt without a text, so that its tokens are counted too.
         """
         frame = [message["content"] for message in self.prompt.messages("")]
-        body = {"model": self.model, "prompt": "\n".join(frame), "raw": True, "stream": False}
-        body["options"] = {"num_ctx": self.num_ctx, "num_predict": 1}
-
-        def read(answer: Any) -> int:
-            # Line ends in between, and what merges with them, make two tokens a message at most.
-            return max((answer.get("prompt_eval_count") or 0) - 2 * len(frame), 0)
-
-        self.frame_tokens = self.server.call("api/generate", body, read, patience)
-        context = _loaded(self.server, self.model).get("context_length")
+        options = {"num_ctx": self.num_ctx, "num_predict": 1}
+        patient = Server(self.server.host, patience)
+        said = patient.generate(self.model, "\n".join(frame), raw=True, options=options)
+        # Line ends in between, and what merges with them, make two tokens a message at most.
+        self.frame_tokens = max((said.prompt_eval_count or 0) - 2 * len(frame), 0)
+        loaded = self.server.loaded(self.model)
+        context = loaded and loaded.context_length
         if context and context < self.num_ctx:
             raise UserError(
                 f"Ollama gives {self.model} {context} tokens of context, and would cut prompts "
                 f"without a word. {self.longer_context()}"
             )
-        return context
+        return context or None
 
-    def remedy(self, error: str) -> str:
+    def remedy(self, error: UserError) -> str:
         """Say how to bring back a model that is gone."""
-        return _pull_it(self.model) if "HTTP 404" in error else super().remedy(error)
+        return _pull_it(self.model) if error.status == 404 else super().remedy(error)
 
 
 def prepare_model(server: Server, settings: dict) -> dict:
@@ -112,24 +156,22 @@ def prepare_model(server: Server, settings: dict) -> dict:
     Raises:
         UserError: if it is missing and may not, or cannot, be pulled.
     """
-    name, patience = settings["ollama"]["model"].removesuffix(":latest"), settings["patience"]
-    name = name.removeprefix("registry.ollama.ai/").removeprefix("library/")  # lists have neither
-    models = persist(lambda: _models(server, "api/tags"), patience)
+    name, patience = plain_name(settings["ollama"]["model"]), settings["patience"]
+    models = persist(server.models, patience)
     if name not in models and settings["ollama"]["pull"]:
-        persist(lambda: _pull(server, name, patience), patience)
-        models = persist(lambda: _models(server, "api/tags"), patience)
+        persist(lambda: _pull(Server(server.host, patience), name), patience)
+        models = persist(server.models, patience)
     if name not in models:
         choice = "" if settings["ollama"]["pull"] else " Or set labeller.ollama.pull: true."
         raise UserError(f"The Ollama server does not have {name}. {_pull_it(name)}{choice}")
-
-    def length(answer: Any) -> int | None:
-        info = answer["model_info"].items()
-        return next((int(value) for key, value in info if key.endswith(".context_length")), None)
-
+    own, details = models[name], models[name].details
     return {
-        **models[name],
-        "context_length": _if_known(lambda: server.call("api/show", {"model": name}, length)),
-        "version": _version(server),
+        "model": own.model,
+        "digest": own.digest,
+        "quantisation": details and details.quantization_level,
+        "parameters": details and details.parameter_size,
+        "context_length": server.longest_context(name),
+        "version": server.version(),
     }
 
 
@@ -137,19 +179,19 @@ def _pull_it(name: str) -> str:
     return f"On its machine run `ollama pull {name}`."
 
 
-def _pull(server: Server, name: str, patience: float) -> None:
-    with server.request("api/pull", {"model": name}, patience) as response:
-        steps = map(json.loads, response.iter_lines())
-        for layer, progress in groupby(steps, key=lambda step: step.get("digest", "")):
-            desc = f"pull {layer[7:19]}"
-            with tqdm(desc=desc, unit="B", unit_scale=True, disable=not layer) as bar:
-                for step in progress:
-                    if error := step.get("error"):
-                        lasts = re.search("does not exist|not found|newer version", error)
-                        kind = UserError if lasts else Busy
-                        raise kind(f"Ollama cannot pull {name}: {error}")
-                    bar.total = step.get("total")
-                    bar.update(step.get("completed", 0) - bar.n)
+def _pull(server: Server, name: str) -> None:
+    try:
+        with telling(server.name):
+            steps = server.pull(name, stream=True)
+            for layer, progress in groupby(steps, key=lambda step: step.digest or ""):
+                desc = f"pull {layer[7:19]}"
+                with tqdm(desc=desc, unit="B", unit_scale=True, disable=not layer) as bar:
+                    for step in progress:
+                        bar.total = step.total
+                        bar.update((step.completed or 0) - bar.n)
+    except ollama.ResponseError as error:  # the server says it in a line of its own
+        lasts = re.search("does not exist|not found|newer version", error.error)
+        raise (UserError if lasts else Busy)(f"Ollama cannot pull {name}: {error.error}") from error
 
 
 @contextmanager
@@ -160,14 +202,22 @@ def find_server(settings: dict, log: Path | None) -> Iterator[tuple[Server, bool
     this machine is used, and one started where none answers.
     """
     host = settings["ollama"]["host"]
-    server = _server(host, settings["timeout"])
+    server = Server(host, settings["timeout"])
+
+    def answers() -> None:
+        if server.version() is None:
+            raise Busy(f"no Ollama server answers at {server.name}")
+
     if host or not server.here:
         step = (
             "Start it there (`ollama serve`), or correct labeller.ollama.host (null, and no "
             "OLLAMA_HOST: one is started on this machine). Then run the same command again."
         )
-        _wait_for(server, settings["patience"], step)
-    elif _version(server) is None:
+        try:
+            persist(answers, settings["patience"])
+        except UserError as error:
+            raise UserError(f"{error}. {step}") from None
+    elif server.version() is None:
         with own_server(settings, log) as server:
             yield server, True
         return
@@ -213,9 +263,9 @@ def own_server(settings: dict, log: Path | None) -> Iterator[Server]:
                 process.wait(10)
 
     with at_end(stop):
-        server = _server(host, settings["timeout"])
+        server = Server(host, settings["timeout"])
         deadline = time.monotonic() + START_SECONDS
-        while _version(server) is None:
+        while server.version() is None:
             if time.monotonic() > deadline:
                 raise UserError(
                     f"`ollama serve` did not answer within {START_SECONDS} s; its log is {log}."
@@ -227,9 +277,8 @@ def own_server(settings: dict, log: Path | None) -> Iterator[Server]:
 def unload(server: Server, name: str) -> None:
     """Have the server free the memory that a model takes, which it else keeps for minutes."""
     # With a client of its own: a signal may come while another holds its locks.
-    own = Server(server.url, server.key_variable, UNLOAD_SECONDS)
-    body = {"model": name, "keep_alive": 0, "stream": False}
-    _if_known(lambda: own.call("api/generate", body))
+    with suppress(Busy, UserError):
+        Server(server.host, UNLOAD_SECONDS).generate(name, keep_alive=0)
 
 
 @contextmanager
@@ -249,57 +298,3 @@ def at_end(finish: Callable[[], None]) -> Iterator[None]:
         if main:
             signal.signal(signal.SIGTERM, previous)
         finish()
-
-
-def _server(host: str | None, timeout: float) -> Server:
-    # The official client knows the forms that an address, and OLLAMA_HOST, may have.
-    url = _parse_host(host or os.environ.get("OLLAMA_HOST"))
-    return Server(url, "OLLAMA_API_KEY", timeout)
-
-
-def _wait_for(server: Server, patience: float, step: str) -> None:
-    def answers() -> None:
-        if _version(server) is None:
-            raise Busy(f"no Ollama server answers at {server.name}")
-
-    try:
-        persist(answers, patience)
-    except UserError as error:
-        raise UserError(f"{error}. {step}") from None
-
-
-def _version(server: Server) -> str | None:
-    """Return the server's version, or None where nothing answers like an Ollama server."""
-    return _if_known(lambda: server.call("api/version", None, itemgetter("version"), 5))
-
-
-def _models(server: Server, path: str) -> dict[str, dict]:
-    """Return what a server says of its models (api/tags), or of those loaded (api/ps)."""
-
-    def facts(model: dict) -> dict:
-        details = model.get("details") or {}
-        return {
-            "model": model["model"],
-            "digest": model.get("digest"),
-            "quantisation": details.get("quantization_level"),
-            "parameters": details.get("parameter_size"),
-            "context_length": int(model.get("context_length") or 0) or None,  # of a loaded one
-        }
-
-    def read(answer: Any) -> dict[str, dict]:
-        models = map(facts, answer["models"])
-        return {model["model"].removesuffix(":latest"): model for model in models}
-
-    return server.call(path, read=read)
-
-
-def _loaded(server: Server, name: str) -> dict:
-    """Return the same of one model, nothing where it is not loaded or the server does not tell."""
-    models = _if_known(lambda: _models(server, "api/ps")) or {}
-    return models.get(name.removesuffix(":latest"), {})
-
-
-def _if_known(call: Callable[[], Any]) -> Any:
-    """Return what a server may not know (older ones, stand-ins), else None."""
-    with suppress(Busy, UserError):
-        return call()

@@ -11,21 +11,23 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import httpx
-import ollama
 import psutil
 
 from headpursuit.data.download import bytes_to_come
 from headpursuit.data.sources import source_files
-from headpursuit.labelling import LOOPBACK
+from headpursuit.labelling.backend import Refused, telling
+from headpursuit.labelling.ollama import Server, plain_name
+from headpursuit.labelling.openai import open_http
 from headpursuit.labelling.prompt import load_prompt
 from headpursuit.run.config import run_labellers, used_sources
 from headpursuit.run.estimate import file_bytes, models
 from headpursuit.run.experiments import Config
-from headpursuit.run.files import UserError, bare_url
+from headpursuit.run.files import UserError
+from headpursuit.run.retry import Busy
 
 LARGE = 1e9  # parameters; from here on a run without a GPU takes days
 GIB = 2**30
+ASKING_SECONDS = 10  # until a labeller's server has to answer
 
 
 class Told(NamedTuple):
@@ -197,7 +199,11 @@ def _check_labeller(config: Config, told: Told) -> dict[str, Any]:
     labeller, found = config["labeller"], []
     for backend in run_labellers(config):
         asked = {"ollama": _ask_ollama, "openai": _ask_openai}.get(backend)
-        found.append({"backend": backend, **(asked(labeller[backend], told) if asked else {})})
+        found.append({"backend": backend})
+        try:
+            found[-1] |= asked(labeller[backend], told) if asked else {}
+        except UserError as error:  # an address or a key that is none
+            told.lacks.append(str(error))
     if any(own["backend"] != "lexicon" for own in found):
         try:
             load_prompt(labeller["prompt"])
@@ -208,54 +214,41 @@ def _check_labeller(config: Config, told: Told) -> dict[str, Any]:
 
 
 def _ask_ollama(wanted: dict, told: Told) -> dict[str, Any]:
-    client = ollama.Client(host=wanted["host"], timeout=10)
-    where = bare_url(wanted["host"] or os.environ.get("OLLAMA_HOST") or "127.0.0.1:11434")
+    server, name = Server(wanted["host"], ASKING_SECONDS), plain_name(wanted["model"])
     try:
-        there = sorted(model.model for model in client.list().models)
-    except (ConnectionError, httpx.HTTPError, ollama.ResponseError, ValueError) as error:
-        here = not wanted["host"] and client._client.base_url.host in LOOPBACK
+        there = server.models()
+    except (Busy, Refused) as error:
         in_conda = (Path(sys.prefix) / "conda-meta").is_dir()  # the job's environment brings one
-        if here and (shutil.which("ollama") or in_conda):
+        if server.here and not wanted["host"] and (shutil.which("ollama") or in_conda):
             told.notes.append("no Ollama server runs here: the labelling job starts one")
         else:
             told.lacks.append(
-                f"No Ollama server answers at {where} ({type(error).__name__}). Install Ollama "
+                f"No Ollama server answers at {server.name} ({error}). Install Ollama "
                 "(https://ollama.com/download) and start one (ollama serve, then ollama pull "
-                f"{wanted['model']}), set labeller.ollama.host or OLLAMA_HOST to another, or "
-                "choose another labeller.backend, such as lexicon."
+                f"{name}), set labeller.ollama.host or OLLAMA_HOST to another, or choose another "
+                "labeller.backend, such as lexicon."
             )
-        return {"host": where}
-    if not {wanted["model"], f"{wanted['model']}:latest"} & set(there):
-        has = ", ".join(there) or "none"
-        lack = f"The Ollama server at {where} lacks {wanted['model']} (it has {has})"
+        return {"host": server.name}
+    models = sorted(own.model for own in there.values())
+    if name not in there:
+        lack = f"The Ollama server at {server.name} lacks {name} (it has {', '.join(models)})"
         if wanted["pull"]:
             told.notes.append(f"{lack}: it is pulled before the first label.")
         else:
             told.lacks.append(
-                f"{lack}. Fetch it: ollama pull {wanted['model']}; or name another in "
+                f"{lack}. Fetch it: ollama pull {name}; or name another in "
                 "labeller.ollama.model, or set labeller.ollama.pull: true."
             )
-    return {"host": where, "models": there}
+    return {"host": server.name, "models": models}
 
 
 def _ask_openai(wanted: dict, told: Told) -> dict[str, Any]:
-    address, variable = wanted["base_url"].rstrip("/"), wanted["key_variable"]
-    where, key = bare_url(address), os.environ.get(variable, "").strip()
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
-    proxied = httpx.URL(address).host not in LOOPBACK
     try:
-        said = httpx.get(f"{address}/models", headers=headers, timeout=10, trust_env=proxied)
-    except httpx.HTTPError as error:
-        told.lacks.append(
-            f"Nothing answers at {where} ({type(error).__name__}). Start the server, or correct "
-            "labeller.openai.base_url."
-        )
-        return {"host": where}
-    if said.status_code in (401, 403):
-        known = "was refused" if key else "is not set"
-        told.lacks.append(f"{where}: HTTP {said.status_code}; the key in ${variable} {known}.")
-    elif said.status_code >= 300:
-        told.notes.append(
-            f"{where}/models answers HTTP {said.status_code}: no model was looked for"
-        )
-    return {"host": where}
+        with open_http(wanted, ASKING_SECONDS) as http, telling(wanted["base_url"]):
+            http.get("models")
+    except Refused as error:
+        there = told.lacks if error.status in (401, 403) else told.notes  # not all have such a list
+        there.append(str(error))
+    except Busy as error:
+        told.lacks.append(f"{error}. Start the server, or correct labeller.openai.base_url.")
+    return {"host": wanted["base_url"]}
