@@ -16,6 +16,7 @@ hub_offline = os.environ.get("HF_HUB_OFFLINE")
 from headpursuit.run.config import labelled, load_config, used_models, used_sources
 from headpursuit.run.experiments import (
     candidate_layers,
+    classifier_of,
     concept_of,
     conditions,
     family_of,
@@ -187,6 +188,8 @@ def state(name):
     samples, model = config["samples"][own["samples"]], config["models"][own["model"]]
     concept, reads = concept_of(config, own), not of_images(samples)
     excluded = config["samples"].get(samples.get("excluding"))
+    classifier, batch_tokens = classifier_of(config, own), COMPUTE["batch_tokens"]["reading"]
+    judging = {"name": own["classifier"], "device": COMPUTE["device"], "batch_tokens": batch_tokens}
     return {
         **own,
         "name": own["samples"],  # part of all seeds
@@ -204,6 +207,8 @@ def state(name):
         "words_file": concept and concept.get("file"),
         "positions": positions_of(config, own),
         "method": own["methods"][0],
+        "classifier": classifier and {**classifier, **judging},
+        "classifier_files": source_record(classifier["source"]) if classifier else [],
     }
 
 

@@ -57,6 +57,10 @@ rule measure_expected:
         "../scripts/measure_expected.py"
 
 
+# Whether a classifier of texts reads an experiment's responses.
+judged = lookup("{experiment}/classifier", within=STATED)
+
+
 rule measure:
     """Every measure before and after, by sample and by word."""
     input:
@@ -70,6 +74,7 @@ rule measure:
             "<results>/expected/{expected}/part-{part}.parquet",
             when=lambda stated: "expected" in stated["measures"],
         ),
+        classifier=lookup("{experiment}/classifier_files", within=STATED),
     output:
         by_sample="<results>/scores/{experiment}.parquet",
         by_word="<results>/scores/{experiment}.words.parquet",
@@ -78,11 +83,16 @@ rule measure:
     benchmark:
         "<benchmarks>/measure/{experiment}.tsv"
     conda:
-        "../envs/tables.yaml"
+        "../envs/model.yaml"
+    threads: lambda wildcards: COMPUTE["threads"] if judged(wildcards) else 1
     resources:
-        **by_attempt(mem_mb=4000, runtime=60),
+        **by_attempt(
+            mem_mb=lambda wildcards: 8000 if judged(wildcards) else 4000,
+            runtime=lambda wildcards: 720 if judged(wildcards) else 60,
+        ),
+        gpu=lambda wildcards: GPU if judged(wildcards) else 0,
     params:
-        **own("measures", "normalise"),
+        **own("measures", "normalise", "classifier"),
         matching=lambda wildcards: pick(
             STATED[wildcards.experiment]["concept"], "case_sensitive", "inflections"
         ),

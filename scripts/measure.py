@@ -2,7 +2,15 @@
 
 import pandas as pd
 import pyarrow as pa
-from headpursuit.method.score import BY_WORD, score_answers, score_counts, score_expected
+from headpursuit.method.classifier import label_probabilities
+from headpursuit.method.score import (
+    BY_WORD,
+    score_answers,
+    score_counts,
+    score_expected,
+    score_lengths,
+    score_toxicity,
+)
 from headpursuit.method.words import measured_words
 from headpursuit.run.files import parquet_metadata, read_parquet, read_responses, write_parquet
 from headpursuit.run.rule import run_rule
@@ -23,6 +31,13 @@ def main(snakemake):
         words_of, samples_of = score_counts(responses, words, params.matching)
         by_word.append(words_of)
         by_sample.append(samples_of)
+    if "toxicity" in params.measures:
+        texts = [text for own in responses.values() for text in own["response"]]
+        probability, found = label_probabilities(texts, files.classifier, params.classifier)
+        by_sample.append(score_toxicity(responses, probability, found["threshold"]))
+        facts["classifier"] = {**found, "responses": len(responses["baseline"])}
+    if {"count", "toxicity"} & set(params.measures):
+        by_sample.append(score_lengths(responses))
     if "exact_match" in params.measures:
         images = read_parquet(files.samples[0], ["sample_id", "label"]).to_pandas()
         classes = parquet_metadata(files.samples[0])["classes"]

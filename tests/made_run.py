@@ -8,7 +8,13 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import yaml
-from headpursuit.method.score import score_answers, score_counts, score_expected
+from headpursuit.method.score import (
+    score_answers,
+    score_counts,
+    score_expected,
+    score_lengths,
+    score_toxicity,
+)
 from headpursuit.publish.overlap import overlaps, put_rankings
 from headpursuit.publish.published import compare
 from headpursuit.publish.ratio import put_published, ratio_rows
@@ -25,9 +31,10 @@ LAID = {"model": "mistral", "k": [K], "draws": 2, "methods": ["somp"]}
 OVERLAY = {
     "run": "made",
     "models": {"mistral": {"layers": LAYERS, "heads": HEADS}},
+    "classifiers": {"mine": {"source": "real-toxicity-prompts", "label": "toxic"}},
     "concepts": {"fruit": {"words": ["apple"]}, "tools": {"words": ["hammer"]}},
     "experiments": {
-        "rtp": LAID,
+        "rtp": {**LAID, "measures": ["count", "expected", "toxicity"], "classifier": "mine"},
         "mnist": {**LAID, "model": "llava-next"},
         "fruit": {"like": "rtp", "concept": "fruit", "measures": []},
         "tools": {"like": "fruit", "concept": "tools"},
@@ -146,7 +153,8 @@ def make_prompts(run: Path, config: dict[str, Any]) -> tuple[pd.DataFrame, dict[
     write(run / "samples/rtp.parquet", frame("sample_id text source token_ids", prompts))
     write(run / "rankings/rtp.csv", ranking([6, 1, 0, 2, 3, 4, 5, 7], "Ġcand Ġst x"))
     write_heads(run, "rtp")
-    counted = score_counts(write_responses(run, "rtp", own), words, {})
+    written = write_responses(run, "rtp", own)
+    counted = score_counts(written, words, {})
     rng = np.random.default_rng(0)
     expected = own[["condition", "sample_id", "repeat"]].assign(positions=3, nll=1.0)
     expected["mass"] = list(rng.random((len(own), len(WORDS))))
@@ -155,9 +163,11 @@ def make_prompts(run: Path, config: dict[str, Any]) -> tuple[pd.DataFrame, dict[
         write(run / f"expected/rtp/part-{part}.parquet", half)
     summed = score_expected(pa.Table.from_pandas(expected, preserve_index=False), words)
     by_word, by_sample = (pd.concat(own) for own in zip(counted, summed, strict=True))
+    toxic = {text: len(text) / 20 for own in texts.values() for text in own}
+    by_sample = pd.concat([by_sample, score_lengths(written), score_toxicity(written, toxic, 0.5)])
     write(run / "scores/rtp.words.parquet", by_word)
     write(run / "scores/rtp.parquet", by_sample)
-    return by_sample, {"coverage": 1.0}
+    return by_sample, {"coverage": 1.0, "classifier": {"responses": 4}}
 
 
 def make_images(run: Path) -> tuple[pd.DataFrame, dict[str, Any]]:

@@ -1,12 +1,23 @@
 """Tiny random models with a real tokenizer: what a test loads in place of a downloaded model."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokenizers, processors
+from tokenizers import (
+    AddedToken,
+    ByteLevelBPETokenizer,
+    Tokenizer,
+    decoders,
+    normalizers,
+    pre_tokenizers,
+    processors,
+)
 from tokenizers.models import BPE
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    BertConfig,
     Gemma2Config,
     GemmaConfig,
     GPT2Config,
@@ -15,6 +26,8 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedTokenizerFast,
     Qwen2Config,
+    RobertaConfig,
+    RobertaTokenizer,
 )
 
 LAYERS, HEADS, HEAD_DIM, WIDTH, LONGEST = 3, 4, 16, 32, 256
@@ -62,6 +75,44 @@ def make_model(folder: str | Path, family: str = "llama", seed: int = 0) -> Path
                 parameter.add_(0.1 * torch.randn_like(parameter))
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    return folder
+
+
+def make_classifier(
+    folder: str | Path,
+    labels: Sequence[str] = ("neutral", "toxic"),
+    family: str = "roberta",
+    **more,
+) -> Path:
+    """Save a random classifier of texts into ``folder``, as the Hub's are: RoBERTa's, or another's.
+
+    RoBERTa's tokenizer is a byte-level BPE in vocab.json and merges.txt. ``more`` are keys of its
+    config.json.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    special = ["<s>", "<pad>", "</s>", "<unk>"]
+    bpe = ByteLevelBPETokenizer()
+    texts = [f"{word} {word.title()}, {word.upper()}!" for word in WORDS]
+    bpe.train_from_iterator(texts, vocab_size=500, min_frequency=1, special_tokens=special)
+    bpe.save_model(str(folder))
+    tokenizer = (
+        RobertaTokenizer.from_pretrained(folder) if family == "roberta" else make_tokenizer()
+    )
+    shape = {
+        **{"vocab_size": len(tokenizer), "hidden_size": WIDTH, "intermediate_size": 48},
+        **{"num_hidden_layers": 2, "num_attention_heads": HEADS, "initializer_range": 0.5},
+        "max_position_embeddings": 40,
+        "id2label": dict(enumerate(labels)),
+    }
+    configs = {"roberta": RobertaConfig, "bert": BertConfig, "llama": LlamaConfig}
+    torch.manual_seed(1)
+    config = configs[family](**(shape | more))
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
+    if family == "roberta":
+        (folder / "tokenizer_config.json").write_text('{"model_max_length": 512}')
+    else:
+        tokenizer.save_pretrained(folder)
     return folder
 
 

@@ -34,7 +34,7 @@ from headpursuit.method.heads import Head, named_heads
 from headpursuit.method.models import load_model, load_tokenizer, local_folder, refuse_foreign
 from headpursuit.method.ranking import METHODS, rank_heads
 from headpursuit.method.responses import Prompts, write_responses
-from headpursuit.method.score import score_counts, score_expected
+from headpursuit.method.score import score_counts, score_expected, score_lengths
 from headpursuit.method.somp import pursue as pursue_head
 from headpursuit.method.special import special_tokens as tokens_of_no_text
 from headpursuit.method.tokens import token_texts
@@ -393,6 +393,6 @@ def measure(
         found.append(score_expected(file.table.sort_by(by), table)[1])
     if "count" in measures:
         both = _respond(model, prompts, conditions, alpha, max_new_tokens)
-        found.append(score_counts(both, table, {})[1])
+        found += [score_counts(both, table, {})[1], score_lengths(both)]
     sums = pd.concat(found).groupby("measure", sort=False)[["before", "after"]].sum()
     return sums.assign(ratio=sums["after"] / sums["before"])

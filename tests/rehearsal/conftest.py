@@ -18,6 +18,7 @@ from hub_server import Hub, Repo, serve
 TOKEN = "hf_madeUpForTheRehearsal"
 MISTRAL = "mistralai/Mistral-7B-Instruct-v0.2"
 LLAVA = "llava-hf/llava-v1.6-mistral-7b-hf"
+JUDGE = "s-nlp/roberta_toxicity_classifier"
 GATED = {MISTRAL, "convoicon/Thoroughly_Engineered_Toxicity"}
 # What a machine needs, and nothing of what is run.
 MACHINE = {"compute": {"device": "cpu", "allow_cpu": True, "threads": 1, "check_device": False}}
@@ -74,6 +75,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, bytes
     made = {name: make() for name, make in replica_sources.DATASETS.items()}
     made[MISTRAL] = replica_models.mistral(folder / "mistral")
     made[LLAVA] = replica_models.llava_next(folder / "llava")
+    made[JUDGE] = replica_models.roberta_toxicity(folder / "judge")
     return made
 
 

@@ -108,6 +108,16 @@ MISTAKES = [
     ("tables/table2", ["rtp", "months"], r"^tables\.table2: experiments with measures, with a"),
     ("samples/rtp/source", "nowhere", r"^samples\.rtp\.source: 'nowhere' is not under sources"),
     ("models/mistral/source", "x", r"^models\.mistral\.source: 'x' is not under sources"),
+    (
+        f"{RTP}/classifier",
+        "x",
+        r"^experiments\.rtp\.classifier: 'x' is not under classifiers; .* none",
+    ),
+    (
+        f"{RTP}/measures",
+        ["toxicity"],
+        r"rtp\.classifier: toxicity is measured by one; under .* none",
+    ),
     ("labeller/backend", "lexicon", r"^labeller\.lexicon\.source: null is not under sources"),
     # Kinds that do not fit.
     (f"{RTP}/positions", "image", r"^experiments\.rtp\.positions: image is none of rtp, prompts"),
@@ -306,9 +316,10 @@ def test_what_does_not_run_may_lack_what_it_needs(paper: Config):
 
 @cache
 def shipped() -> Config:
-    """Return the demo's config with all its keys."""
+    """Return the demo's config with all its keys, and an entry of each catalogue."""
     config = yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8"))
     update_config(config, yaml.safe_load((ROOT / "configs/demo.yaml").read_text(encoding="utf-8")))
+    config["classifiers"] = {"mine": {"source": "garak", "label": "toxic"}}
     return load_config(config)
 
 

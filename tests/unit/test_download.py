@@ -27,6 +27,7 @@ def hub(monkeypatch):
     """A Hub with an open model, a gated data set and a private model; nobody waits for it."""
     repos = {
         "org/tiny": Repo(dict(FILES)),
+        "org/pickled": Repo({"config.json": CONFIG, "pytorch_model.bin": b"a pickle"}),
         "org/gated": Repo({"a.csv": b"text\nx\n"}, gated=True, token=CANARY),
         "org/private": Repo({"config.json": b"{}"}, private=True, token=CANARY),
     }
@@ -177,6 +178,10 @@ REFUSALS = [
     (spec("org/tiny", "*.json", "vocab.txt"), ["no file vocab.txt", "sources.tiny.files"]),
     (spec("org/tiny", "pytorch_model.bin"), ["pytorch_model.bin", "can run code", "safetensors"]),
     (spec("org/tiny", "*.bin", "*.py"), ["no file *.bin, *.py", "can run code"]),
+    (
+        spec("org/pickled", "config.json", "model*.safetensors*"),
+        ["no file model*.safetensors* that", "pytorch_model.bin", "refs/pr/N", "docs/files.md"],
+    ),
 ]
 
 
@@ -205,6 +210,15 @@ def test_a_hub_that_answers_otherwise(hub: Hub, tmp_path, monkeypatch, fault, en
     hub.faults += [Fault("GET", "/api/", fault)] if fault else []
     said = failure(spec(), tmp_path)
     assert [part for part in parts if part not in said] == []
+
+
+def test_a_pull_request_may_hold_the_safetensors(hub: Hub, tmp_path):
+    hub.repos["org/tiny"].branches = ("main", "refs/pr/1")
+    asked = spec("org/tiny", "config.json", "*.safetensors", revision="refs/pr/1")
+    assert download.bytes_to_come("tiny", asked, tmp_path) > 0
+    assert download.read_from_hub("tiny", asked, "config.json") == FILES["config.json"]
+    found = download.download("tiny", asked, tmp_path)
+    assert (found["revision"], found["commit"]) == ("refs/pr/1", "c" * 40)
 
 
 def test_offline_mode_is_named(hub: Hub, tmp_path, monkeypatch):

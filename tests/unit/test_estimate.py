@@ -61,6 +61,16 @@ def test_a_key_changes_what_stands_on_it(paper: dict, over: dict, rule: str, tim
     assert after == pytest.approx(times * before)
 
 
+def test_a_classifier_reads_every_response_once(paper: dict):
+    rtp = {"measures": ["toxicity"], "classifier": "mine"}
+    judge = {"mine": {"source": "mnist", "label": "toxic"}}
+    over = {**SMALL, "experiments": {"rtp": rtp}, "classifiers": judge}
+    found = spans(changed(paper, over))["measure"]
+    assert found["read"] == ((1 + COUNTED) * 100 * 64, (1 + COUNTED) * 100 * 128)
+    assert (found["jobs"], found["written"]) == ((1, 1), (0, 0))
+    assert "measure" not in spans(changed(paper, SMALL))
+
+
 def test_images_have_their_own_tokens(demo: dict):
     only = {"tables": {"table1": [], "table2": [], "concepts": [], "figure1": ["digits"]}}
     found, images = spans(changed(demo, only)), 10 * 20

@@ -27,6 +27,7 @@ WORDS = ["baseline", "labels", "words", "dictionary", "rankings", *HEADS]
 def with_variant(paper: Config, parent: str = "rtp", **changes: Any) -> Config:
     paper["experiments"]["variant"] = {"like": parent, **changes}
     paper["tables"]["mine"] = ["variant"]
+    paper["classifiers"] = {"mine": {"source": "mnist", "label": "toxic"}}
     return load_config(paper)
 
 
@@ -47,6 +48,8 @@ def test_a_variant_has_its_parents_keys_but_for_its_own(paper: Config) -> None:
     [
         ("rtp", {}, []),
         ("rtp", {"measures": ["count"]}, ["scores"]),
+        ("rtp", {"measures": ["toxicity"], "classifier": "mine"}, ["scores"]),
+        ("rtp", {"classifier": "mine"}, []),  # which nothing asks
         ("rtp", {"alpha": 5}, EFFECTS),
         ("rtp", {"draws": 12}, ["random", *EFFECTS]),
         ("rtp", {"count_draws": 2}, ["scaled", "scores"]),

@@ -55,6 +55,7 @@ def lacks(asked: Config, tmp_path: Path) -> list[str]:
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     repos = {
         "org/tiny": Repo({"model.safetensors": bytes(5000), "config.json": b"{}"}),
+        "org/judge": Repo({"config.json": b'{"id2label": {"0": "neutral", "1": "toxic"}}'}),
         "org/gated": Repo({"a.csv": b"text\nx\n"}, gated=True, token="hf_another"),
     }
     with reached(monkeypatch, repos) as hub:
@@ -239,6 +240,22 @@ def test_a_hub_source_counts_until_it_is_there(hub: Any, tmp_path: Path) -> None
     (tmp_path / "resources/hubby/config.json").unlink()
     [said] = lacks(asked, tmp_path)
     assert "config.json" in said and "Delete" in said and "provenance.json" in said
+
+
+@pytest.mark.parametrize("kind", ["hub", "there", "local"])
+def test_a_label_that_a_classifier_lacks_is_told_first(hub: Any, tmp_path: Path, kind: str) -> None:
+    source = {"kind": "hub", "id": "org/judge", "repo_type": "model", "revision": "main"}
+    source["files"] = ["config.json"]
+    if kind != "hub":
+        download.download("judge", source, tmp_path / "resources/judge")
+    if kind == "local":
+        source = {"kind": "local", "path": str(tmp_path / "resources/judge")}
+    rtp = {"measures": ["toxicity"], "classifier": "mine"}
+    over = {"sources": {"judge": source}, "experiments": {"rtp": rtp}}
+    right, wrong = ({"mine": {"source": "judge", "label": label}} for label in ("toxic", "Toxic"))
+    assert "judge" in run(config({**over, "classifiers": right}), tmp_path)["sources"]
+    [said] = lacks(config({**over, "classifiers": wrong}), tmp_path)
+    assert "classifiers.mine.label: judge has no label 'Toxic'; it has neutral, toxic." in said
 
 
 def test_a_download_larger_than_the_disk(hub: Any, tmp_path: Path) -> None:

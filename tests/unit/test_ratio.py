@@ -28,9 +28,11 @@ COLOURS = {"somp": "#3366aa", "logit_lens": "#ee8866", "random": "#bbbbbb", "pub
 KEYS = ["experiment", "method", "heads", "measure"]
 N = 40
 # What each kind of samples measures, and its file's metadata.
-TEXT, IMAGES = ["count", "expected"], ["strict", "first_word"]
+TEXT, IMAGES, JUDGED = ["count", "expected"], ["strict", "first_word"], ["toxicity"]
+JUDGE = {"name": "roberta", "label": "toxic", "threshold": 0.5, "limit": 512}
+JUDGE |= {"cut": 3, "empty": 7, "responses": 4 * 40}
 SIDES = {"count": ["tokens", "repeated"], "expected": ["nll", "positions"], "strict": ["several"]}
-SIDES["first_word"] = ["none"]
+SIDES |= {"first_word": ["none"], "toxicity": ["tokens", "repeated"]}
 both_kinds = pytest.mark.parametrize("measures", [TEXT, IMAGES])
 
 
@@ -45,11 +47,16 @@ def scored(measures: list[str] = TEXT) -> pd.DataFrame:
     tables = []
     for number, condition in enumerate(conditions, start=1):
         after = {name: rng.integers(0, scale, N).astype(float) for name in names}
-        if measures == TEXT:
+        if "tokens" in names:
             after["tokens"], after["repeated"] = 2 * before["tokens"], 3 * before["repeated"]
+        if measures == TEXT:
             after["expected"] = before["expected"] * number / 10
             after["nll"] = before["nll"] + number * before["positions"]
-        silent = {"count", "tokens", "repeated"} if condition[-4:] in ("-d02", "-d03") else set()
+        silent = (
+            {"count", "toxicity", "tokens", "repeated"}
+            if condition[-4:] in ("-d02", "-d03")
+            else set()
+        )
         for name in set(names) - silent:
             own = {"condition": condition, "sample_id": [f"p{i:02d}" for i in range(N)]}
             own |= {"measure": name, "before": before[name], "after": after[name]}
@@ -65,6 +72,7 @@ def made(
     **changed: Any,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     facts = {"coverage": 0.8} if "tokens" in set(table["measure"]) else {"classes": 10}
+    facts["classifier"] = JUDGE
     experiments = {name: OWN | {"samples": name, "family": name} | changed for name in names}
     rows, draws = ratio_rows(dict.fromkeys(names, (table, facts)), experiments, score, 0)
     return put_published(rows, PUBLISHED, published_heads), draws
@@ -150,9 +158,19 @@ def test_what_stands_beside_a_ratio():
     assert (row["several"], row["none"]) == (shares["several"], shares["none"])
 
 
+def test_toxic_responses_have_their_number_and_their_share():
+    table, _ = made(scored(JUDGED))
+    row = one(table, "somp", 16, "toxicity")
+    assert (row["share_before"], row["share_after"]) == (row["before"] / 160, row["after"] / 160)
+    assert (row["length_ratio"], row["published_source"]) == (2, "arxiv-v2-table7, 16 heads")
+    cells = display(table, "sd", 0.95).iloc[0]
+    assert cells["before"] == f"{row['before']:.0f} ({row['before'] / 160:.1%})"
+
+
 @pytest.mark.parametrize(
     ("measures", "measure", "before", "min_count", "flag"),
     [
+        (JUDGED, "toxicity", 1, N + 1, f"baseline count below {N + 1}"),
         (TEXT, "count", 1, N, ""),
         (TEXT, "count", 1, N + 1, f"baseline count below {N + 1}"),
         (TEXT, "expected", 0, N + 1, "baseline is 0"),
@@ -246,6 +264,16 @@ def test_the_display_holds_the_rows_numbers(measures: list[str], spread: str):
     ("measures", "facts", "said", "unsaid"),
     [
         (TEXT, {"coverage": 0.8}, ["times -1", "40 prompts (rtp)", "80% (rtp)", "95%"], "classes"),
+        (
+            JUDGED,
+            {"classifier": JUDGE},
+            [
+                "roberta for rtp, from a probability of toxic of 0.5 on ",
+                "160 responses a condition",
+                "3 were cut at 512 tokens, 7 are empty",
+            ],
+            "ccurrences",
+        ),
         (IMAGES, {"classes": 10}, ["40 images of 10 classes (rtp)"], "prompts"),
     ],
 )

@@ -3,7 +3,14 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 import pytest
-from headpursuit.method.score import repeated_bigrams, score_answers, score_counts, score_expected
+from headpursuit.method.score import (
+    repeated_bigrams,
+    score_answers,
+    score_counts,
+    score_expected,
+    score_lengths,
+    score_toxicity,
+)
 from headpursuit.run.files import UserError
 from hypothesis import given
 from hypothesis import strategies as st
@@ -50,8 +57,8 @@ def test_counts_by_word_and_by_prompt():
         ("b", "river", "heldout", 4, 4),
         ("b", "stone", "heldout", 1, 1),
     ]
-    assert sums(by_sample, "a") == {
-        "count": [("p", 0, 3), ("q", 5, 1)],
+    assert sums(by_sample, "a") == {"count": [("p", 0, 3), ("q", 5, 1)]}
+    assert sums(score_lengths(both), "a") == {
         "tokens": [("p", 1, 3), ("q", 6, 3)],
         "repeated": [("p", 0, 1), ("q", 2, 0)],
     }
@@ -71,6 +78,14 @@ def test_responses_that_are_not_paired_are_refused(samples: str, repeats: list[i
     other = responses(["a"] * len(samples), list(samples), repeats)
     with pytest.raises(UserError, match="somp-k2: its samples are not the baseline's"):
         score_counts({"baseline": BASELINE, "somp-k2": other}, WORDS, MATCHING)
+
+
+def test_responses_are_called_toxic_from_the_threshold_on():
+    probability = {"river river apple": 0.5, "stone river river": 0.75, "nothing": 0.25}
+    probability |= {"apple apple": 0.0, "river": 0.49, "Stone stone stone": 1.0}
+    found = sums(score_toxicity({"baseline": BASELINE, "a": AFTER}, probability, 0.5), "a")
+    assert found["toxicity"] == [("p", 0, 1), ("q", 2, 0)]
+    assert found["toxic_probability"] == [("p", 0.25, 1.0), ("q", 1.25, 0.49)]
 
 
 def test_expected_by_word_and_by_prompt():

@@ -37,11 +37,12 @@ def changes(said: str, heading: str) -> list[np.ndarray]:
 @pytest.mark.parametrize("table", ["table2", "figure1"])
 def test_what_is_traced_sums_to_every_cell(made, trace, table):
     rows = pd.read_csv(made / f"tables/{table}.csv")
-    assert len(rows) == 4  # two methods, two measures
+    assert len(rows) == 2 * {"table2": 3, "figure1": 2}[table]  # two methods, and the measures
     for row in rows.itertuples():
         own = (row.experiment, row.method, row.heads, row.measure)
         said = trace(f"tables/{table}.csv", *own, "--top", "2")
-        for heading in ("words" if table == "table2" else "right answers by class", "samples"):
+        parts = [] if row.measure == "toxicity" else ["words"]
+        for heading in [*(parts if table == "table2" else ["right answers by class"]), "samples"]:
             sums = changes(said, heading)
             assert len(sums) == row.draws
             # Sums are printed with six digits.
@@ -67,6 +68,8 @@ def test_the_texts_that_gained_or_lost_are_shown(trace):
     assert "rtp-2" not in said
     said = trace("tables/table2.csv", "rtp", "somp", K, "expected", "--unmasked")
     assert "      read:   A glass house.\n" in said and "after: " not in said.split("\n\n")[1]
+    said = trace("tables/table2.csv", "rtp", "somp", K, "toxicity", "--unmasked")
+    assert "    rtp-1: 1 -> 0\n      toxic:  0.7 -> 0.4\n      prompt: Say it 1" in said
 
 
 def test_images_are_shown_with_both_answers(trace):

@@ -4,11 +4,13 @@ from typing import Any
 
 import pytest
 from checkout import TINY, Checkout, Preloaded, make_checkout
-from tiny import WORDS
+from tiny import WORDS, make_classifier
 from tiny_figure1 import prepare_figure1
 
 # Beside the tiny run: what heads write, concepts of one's own, and images.
 MORE: dict[str, Any] = {
+    "sources": {"judge": {"kind": "local", "path": "own"}},
+    "classifiers": {"tiny": {"source": "judge", "path": "judge", "label": "toxic"}},
     "samples": {"asked": {**TINY["samples"]["rtp"], "sample": 20}},
     "concepts": {
         "fruit": {"words": ["apple", "lemon", "turnip"]},
@@ -27,7 +29,8 @@ MORE: dict[str, Any] = {
             "samples": "asked",
             "positions": "prompt",
             "concept": "fruit",
-            "measures": ["count", "expected"],
+            "measures": ["count", "expected", "toxicity"],
+            "classifier": "tiny",
             "alpha": 3.0,
         },
         "tools": {"like": "fruit", "concept": "tools", "measures": []},
@@ -52,6 +55,7 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
 def ended(folder: Path, *arguments: str, **env: str) -> Checkout:
     checkout = make_checkout(folder, Preloaded)
     (folder / "own/tools.txt").write_text("\n".join(WORDS[20:24]) + "\n", encoding="utf-8")
+    make_classifier(folder / "own/judge")
     checkout.configure("tiny", **prepare_figure1(folder / "own"))
     checkout.configure("tiny", **MORE)
     checkout.snakemake(*arguments, **env)

@@ -15,6 +15,7 @@ from checkout import Checkout, edit_a_byte
 from headpursuit.run.contracts import contract_of, contracts
 from headpursuit.run.files import parquet_metadata
 from tiny import HEADS, LAYERS, WORDS
+from transformers import pipeline
 
 pytestmark = pytest.mark.xdist_group("workflow")
 long = pytest.mark.long
@@ -122,6 +123,31 @@ def test_figure1_adds_up(finished: Checkout) -> None:
         assert row.n == 24
     random = own[(own["method"] == "random") & (own["heads"] == 2)].iloc[0]
     assert random["after"] == pytest.approx(right[["random-k2-d00", "random-k2-d01"]].mean())
+
+
+def test_toxic_responses_are_those_that_transformers_finds_toxic(finished: Checkout) -> None:
+    judge = pipeline("text-classification", str(finished.folder / "own/judge"), device="cpu")
+    responses = pd.concat(
+        pq.read_table(finished.path(f"responses/{name}")).to_pandas()
+        for name in ("asked/baseline", "fruit/scaled")
+    )
+    cut = {"truncation": True, "max_length": 38}
+    said = [judge([text], **cut)[0] for text in responses["response"]]
+    toxic = pd.Series([own["label"] == "toxic" for own in said], responses.index)
+    toxic &= responses["response"].str.strip() != ""
+    number = toxic.groupby(responses["condition"]).sum()
+    assert 0 < number["baseline"] < 20
+    table = read(finished, "tables/enhanced.csv")
+    for row in table[(table["measure"] == "toxicity") & (table["method"] != "random")].itertuples():
+        assert (row.before, row.after) == (number["baseline"], number[f"{row.method}-k2"])
+        assert row.value == pytest.approx(row.after / row.before)
+        assert row.share_after == row.after / row.n
+    scores = read(finished, "scores/fruit.parquet").pivot_table(
+        "before", ["condition", "sample_id"], "measure"
+    )
+    assert ((scores["toxic_probability"] >= 0.5) == (scores["toxicity"] == 1)).all()
+    facts = metadata(finished, "scores/fruit.parquet", "classifier")
+    assert (facts["limit"], facts["responses"]) == (38, 20) and facts["cut"] > 0
 
 
 def test_words_that_nothing_is_held_out_of_are_measured(finished: Checkout) -> None:

@@ -13,6 +13,7 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -21,7 +22,14 @@ import httpx2  # what huggingface_hub speaks HTTP with
 from huggingface_hub import HfApi, errors, hf_hub_url
 from tenacity import stop_after_attempt
 
-from headpursuit.data.sources import listed, matches, size_of, visible_files, write_provenance
+from headpursuit.data.sources import (
+    PICKLED,
+    listed,
+    matches,
+    size_of,
+    visible_files,
+    write_provenance,
+)
 from headpursuit.run.files import UserError, bare_url, plain, refusal
 from headpursuit.run.retry import TRANSIENT, Busy, ask, asked_to_wait
 
@@ -114,6 +122,14 @@ def bytes_to_come(name: str, spec: dict, folder: Path) -> int:
     url = hf_hub_url(spec["id"], next(iter(sizes)), endpoint=_api().endpoint, **where)
     _ask(name, spec, 2, _api().get_hf_file_metadata, url=url)
     return sum(size or 0 for path, size in sizes.items() if size_of(Path(folder) / path) != size)
+
+
+def read_from_hub(name: str, spec: dict, path: str) -> bytes:
+    """Return what a small file of a source on the Hub holds; UserError if it cannot be had."""
+    where = {"repo_type": spec["repo_type"], "revision": spec["revision"]}
+    with tempfile.TemporaryDirectory() as folder:
+        get = partial(_api().hf_hub_download, spec["id"], path, local_dir=folder, **where)
+        return Path(_ask(name, spec, 2, get)).read_bytes()
 
 
 def _fetch_hub(name: str, spec: dict, folder: Path) -> Fetched:
@@ -291,13 +307,24 @@ def _choose(name: str, spec: dict, paths: Iterable[str]) -> list[str]:
     found = {path for path in paths if any(matches(path, own) for own in spec["files"])}
     refused = {path for path in found if PurePosixPath(path).suffix.lower() in REFUSED}
     chosen = found - refused
-    literal = {own for own in spec["files"] if not re.search(r"[*?\[]", own)}
-    lacking = sorted(literal - chosen) or ([] if chosen else spec["files"])
-    if lacking:
+    lacking = {own for own in spec["files"] if not re.search(r"[*?\[]", own)} - chosen
+    weights = {own for own in spec["files"] if "safetensors" in own}
+    if not any(path.endswith(".safetensors") for path in chosen):
+        lacking |= weights
+    if lacking or not chosen:
+        named = ", ".join(sorted(lacking or spec["files"]))
+        pickled = lacking & weights and any(path.endswith(".bin") for path in paths)
+        advice = (
+            PICKLED
+            if pickled
+            else (
+                f"Correct that key ({', '.join(sorted(REFUSED))} are refused: loading them can run "
+                "code. Weights are taken as safetensors or GGUF)."
+            )
+        )
         raise UserError(
-            f"sources.{name}.files: {spec['id']} has no file {', '.join(lacking)} that may be "
-            f"taken. It has {listed(paths)}. Correct that key ({', '.join(sorted(REFUSED))} are "
-            "refused: loading them can run code. Weights are taken as safetensors or GGUF)."
+            f"sources.{name}.files: {spec['id']} has no file {named} that may be taken. It has "
+            f"{listed(paths)}. {advice}"
         )
     if refused:
         log.warning("%s: left out, loading them can run code: %s", name, listed(refused))

@@ -17,6 +17,12 @@ from headpursuit.run.files import UserError, read_json, sha256, write_json
 
 # States and hashes of the user's files, from when they were last read.
 KNOWN = Path(".snakemake/headpursuit.json")
+# Said where a model's weights are in no other form.
+PICKLED = (
+    "Weights are read as safetensors (or GGUF): to unpickle a .bin file can run code. Name a "
+    "revision that has safetensors in sources.*.revision (on the Hub a bot offers them as pull "
+    "requests, refs/pr/N), or convert them yourself (docs/files.md)."
+)
 
 
 def write_provenance(

@@ -10,7 +10,7 @@ import torch
 import transformers
 from transformers.utils import cached_file
 
-from headpursuit.data.sources import source_files, source_root, verify
+from headpursuit.data.sources import PICKLED, source_files, source_root, verify
 from headpursuit.method.batches import is_out_of_memory
 from headpursuit.method.check import self_check
 from headpursuit.method.decoder import FAMILIES, OF_IMAGE_TEXT, Decoder, family_of
@@ -49,7 +49,6 @@ def load_model(
         UserError: if the folder is incomplete, its weights are quantised, memory does not
             suffice, the shape is not the stated one, or the self-check fails.
     """
-    target = pick_device(device)
     config = read_config(folder)
     family_of(config.get("model_type"))
     refuse_quantised(folder, config)
@@ -58,7 +57,33 @@ def load_model(
         if reads_images(folder)
         else transformers.AutoModelForCausalLM
     )
+    model = load_weights(auto, folder, "model", dtype, device)
     with loading(folder, "model"):
+        decoder = Decoder(model)
+        if expected is not None and decoder.shape != tuple(expected):
+            raise UserError(
+                f"{folder} has {decoder.shape[0]} layers of {decoder.shape[1]} heads, but the "
+                f"config says {expected[0]} of {expected[1]}: correct layers and heads under "
+                "models."
+            )
+        self_check(decoder)
+    log.info(
+        "loaded %s: %d layers x %d heads of %d, %s on %s",
+        folder, *decoder.shape, decoder.head_dim, dtype, decoder.device,
+    )  # fmt: skip
+    return decoder
+
+
+def load_weights(auto: Any, folder: str | Path, what: str, dtype: str, device: str) -> Any:
+    """Load a folder's safetensors, each weight of them, by one of transformers' ``Auto`` classes.
+
+    Raises:
+        UserError: it says ``what`` does not load.
+    """
+    target = pick_device(device)
+    if not any(Path(folder).glob("*.safetensors")) and any(Path(folder).glob("*.bin")):
+        raise UserError(f"{folder}: the {what}'s weights are in .bin files alone. {PICKLED}")
+    with loading(folder, what):
         model, loaded = auto.from_pretrained(
             folder,
             dtype=getattr(torch, dtype),
@@ -69,19 +94,7 @@ def load_model(
         )
         if missing := sorted(loaded["missing_keys"]):  # they would be random numbers
             raise OSError(f"no weights for {', '.join(missing)}.")
-        decoder = Decoder(model.eval().requires_grad_(False))
-        if expected is not None and decoder.shape != tuple(expected):
-            raise UserError(
-                f"{folder} has {decoder.shape[0]} layers of {decoder.shape[1]} heads, but the "
-                f"config says {expected[0]} of {expected[1]}: correct layers and heads under "
-                "models."
-            )
-        self_check(decoder)
-    log.info(
-        "loaded %s: %d layers x %d heads of %d, %s on %s",
-        folder, *decoder.shape, decoder.head_dim, dtype, target,
-    )  # fmt: skip
-    return decoder
+    return model.eval().requires_grad_(False)
 
 
 def local_folder(model: str | Path) -> str:
@@ -151,11 +164,11 @@ def model_folder(provenance: str | Path, model: Mapping[str, Any]) -> Path:
 
     Args:
         provenance: provenance.json of the source, or of the converted folder.
-        model: its entry in the config's ``models``.
+        model: its entry in the config's ``models``, or ``classifiers``.
     """
     source_files(provenance, "**/*")
     # A converted model lies beside its own provenance.json.
-    return source_root(provenance) / ("" if model["gguf"] else model["path"])
+    return source_root(provenance) / ("" if model.get("gguf") else model["path"])
 
 
 def open_model(
@@ -169,10 +182,14 @@ def open_model(
     folder = model_folder(provenance, model)
     verify(provenance)  # damaged weights mostly load, as other numbers
     decoder = load_model(folder, model["dtype"], device, (model["layers"], model["heads"]))
+    return decoder, load_tokenizer(folder), identity_of(provenance)
+
+
+def identity_of(provenance: str | Path) -> dict[str, Any]:
+    """Return what identifies a source's weights: its name, commit and their checksums."""
     record = read_json(provenance)
     weights = [file["sha256"] for file in record["files"] if file["path"].endswith(".safetensors")]
-    identity = {"name": record["name"], "commit": record.get("commit"), "weights_sha256": weights}
-    return decoder, load_tokenizer(folder), identity
+    return {"name": record["name"], "commit": record.get("commit"), "weights_sha256": weights}
 
 
 def refuse_foreign(decoder: Decoder, own: Any, tokenizer: Any) -> None:

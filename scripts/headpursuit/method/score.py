@@ -1,7 +1,8 @@
 """What every sample gave before and after, from responses, `expected` and answers, as long rows."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,10 +22,9 @@ Scores = tuple[pd.DataFrame, pd.DataFrame]  # by word (BY_WORD), and by sample (
 def score_counts(
     responses: Mapping[str, pd.DataFrame], words: pd.DataFrame, matching: Mapping[str, bool]
 ) -> Scores:
-    """Count words in every condition's responses (sample_id, repeat, response and token_ids).
+    """Count words in every condition's responses (sample_id, repeat and response).
 
-    By word, and by sample the measured words' count, the responses' tokens and the pairs of
-    neighbouring tokens that are repeated. ``matching`` is that of
+    By word, and by sample the measured words' count. ``matching`` is that of
     :func:`headpursuit.method.words.count_words`.
 
     Raises:
@@ -33,13 +33,40 @@ def score_counts(
     counted, measured = measured_words(words), {}
     for condition, own in responses.items():
         counts = count_words(own["response"], list(words["word"]), **matching)
-        by_sample = own[KEYS].assign(
-            count=counts[:, counted].sum(1),
-            tokens=own["token_ids"].map(len),
-            repeated=own["token_ids"].map(repeated_bigrams),
-        )
+        by_sample = own[KEYS].assign(count=counts[:, counted].sum(1))
         measured[condition] = by_sample.set_index(KEYS), counts.sum(0)
     return _by_word_and_sample("count", words, measured)
+
+
+def score_lengths(responses: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """Take the length of every condition's responses (sample_id, repeat and token_ids).
+
+    Returns rows of :data:`COLUMNS`: their tokens, and the pairs of neighbouring ones that are
+    repeated.
+    """
+
+    def measured(own: pd.DataFrame) -> dict[str, pd.Series]:
+        ids = own["token_ids"]
+        return {"tokens": ids.map(len), "repeated": ids.map(repeated_bigrams)}
+
+    return _by_sample(responses, measured)
+
+
+def score_toxicity(
+    responses: Mapping[str, pd.DataFrame], probability: Mapping[str, float], threshold: float
+) -> pd.DataFrame:
+    """Judge every condition's responses (sample_id, repeat and response).
+
+    Takes each text's probability of being toxic, and the one from which on it is called so. Returns
+    rows of :data:`COLUMNS`, sums over a sample's responses: toxicity, how many are called toxic,
+    and toxic_probability.
+    """
+
+    def measured(own: pd.DataFrame) -> dict[str, pd.Series]:
+        toxic = own["response"].map(probability)
+        return {"toxicity": toxic >= threshold, "toxic_probability": toxic}
+
+    return _by_sample(responses, measured)
 
 
 def score_expected(expected: pa.Table, words: pd.DataFrame) -> Scores:
@@ -83,18 +110,27 @@ def score_answers(
     judged = {text: judge(text, classes, normalise) for text in texts}
     label_of = images.set_index("sample_id")["label"]
 
-    def measured(own: pd.DataFrame) -> pd.DataFrame:
+    def measured(own: pd.DataFrame) -> dict[str, np.ndarray]:
         strict, first, names = (
             np.array(part) for part in zip(*own["response"].map(judged), strict=True)
         )
         label = label_of.loc[own["sample_id"]].to_numpy()
         found = {"strict": strict == label, "first_word": first == label}
-        found |= {"several": names == "several", "none": names == "none"}
-        return own[KEYS].assign(**found).set_index(KEYS)
+        return found | {"several": names == "several", "none": names == "none"}
 
-    before = measured(responses["baseline"])
-    others = {name: own for name, own in responses.items() if name != "baseline"}
-    return pd.concat([_paired(before, measured(own), name) for name, own in others.items()])
+    return _by_sample(responses, measured)
+
+
+def _by_sample(
+    responses: Mapping[str, pd.DataFrame], measured: Callable[[pd.DataFrame], Mapping[str, Any]]
+) -> pd.DataFrame:
+    """Put each condition's measures, a value a response, beside the baseline's, by sample."""
+    tables = {
+        condition: own[KEYS].assign(**measured(own)).set_index(KEYS)
+        for condition, own in responses.items()
+    }
+    before = tables.pop("baseline")
+    return pd.concat([_paired(before, after, name) for name, after in tables.items()])
 
 
 def _paired(before: pd.DataFrame, after: pd.DataFrame, condition: str) -> pd.DataFrame:

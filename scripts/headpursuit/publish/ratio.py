@@ -26,17 +26,20 @@ METHOD_NAMES = {
 MEASURE_NAMES = {
     "count": "occurrences",
     "expected": "expected",
+    "toxicity": "toxic responses",
     "strict": "strict",
     "first_word": "first word",
 }
 KEPT = ("kept_5", "kept_10", "kept_20")
+# Whole numbers, of which the smaller say less.
+COUNTS = ("count", "toxicity")
 # Right answers are shown as a share of the samples.
 ANSWERS = ("strict", "first_word")
 # The artefacts of data/published.csv, and the measure that each prints.
 ARTEFACTS = {
     "table2": "count",
     "table2_lexical": "count",
-    "table2_classifier": None,
+    "table2_classifier": "toxicity",
     "figure1": "strict",
 }
 
@@ -60,7 +63,8 @@ def ratio_rows(
 
     Args:
         scores: experiment to its scores and their metadata: ``coverage`` (share of the measured
-            words that `expected` sees) and ``classes`` (how many an image may have).
+            words that `expected` sees), ``classes`` (how many an image may have) and
+            ``classifier`` (what called responses toxic).
         experiments: of each its samples, model, alpha, heads_from, methods, k, draws and family
             (the experiment that it is a further split of, or itself).
         score: the config's ``score``.
@@ -127,6 +131,9 @@ def _ratio(
         row["length_ratio"] = over(*length)
         # Repeated pairs for each token, not for each response.
         row["repetition_ratio"] = over(*map(over, repeated, length))
+    if measure == "toxicity":
+        n = facts["classifier"]["responses"]
+        row |= {f"share_{when}": row[when] / n for when in ("before", "after")}
     return row, values
 
 
@@ -135,7 +142,7 @@ def _flag(
 ) -> str:
     if before.sum() == 0:
         return "baseline is 0"
-    if measure == "count" and before.sum() < score["min_count"]:
+    if measure in COUNTS and before.sum() < score["min_count"]:
         return f"baseline count below {score['min_count']}"
     if measure in ANSWERS and before.mean() <= 1 / facts["classes"]:
         return "baseline no better than chance"
@@ -221,6 +228,11 @@ def number(value: Any, form: str = ".2f") -> str:
     return "" if pd.isna(value) else format(value, form)
 
 
+def share(value: Any) -> str:
+    """Return what stands behind a number of responses; nothing where it is missing."""
+    return "" if pd.isna(value) else f" ({value:.1%})"
+
+
 def interval(row: Mapping[str, Any], centre: str, low: str, high: str) -> str:
     """Return a number with its limits as text; empty where it is missing."""
     limits = f" [{number(row[low])}, {number(row[high])}]" if pd.notna(row[low]) else ""
@@ -240,7 +252,7 @@ def display(table: pd.DataFrame, spread: str, confidence: float) -> pd.DataFrame
         among_splits = f"{number(row['splits_mean'])} ± {number(row['splits_sd'])}"
         kept = [number(row[name], ".0f") for name in KEPT if pd.notna(row[name])]
         scale = row["n"] if row["measure"] in ANSWERS else 1
-        forms = (".0f", ".1f") if row["measure"] == "count" else (".2f", ".2f")
+        forms = (".0f", ".1f") if row["measure"] in COUNTS else (".2f", ".2f")
         return {
             "experiment": row["experiment"],
             "measure": MEASURE_NAMES[row["measure"]],
@@ -250,8 +262,8 @@ def display(table: pd.DataFrame, spread: str, confidence: float) -> pd.DataFrame
             "draws": str(row["draws"]),
             among_draws: among,
             "mean of splits": among_splits if row["splits"] > 1 else "",
-            "before": number(row["before"] / scale, forms[0]),
-            "after": number(row["after"] / scale, forms[1]),
+            "before": number(row["before"] / scale, forms[0]) + share(row["share_before"]),
+            "after": number(row["after"] / scale, forms[1]) + share(row["share_after"]),
             "length": number(row["length_ratio"]),
             "repetition": number(row["repetition_ratio"]),
             "nats/token": number(row["nats_per_token"], "+.2f"),
@@ -288,8 +300,18 @@ def notes(
     yield f"Model {models}; heads' writes times {alphas}; {read}."
     yield "Ratios are sums over all samples after the intervention over sums before it."
     if "count" in has:
+        yield ("Occurrences: of held-out words in responses (of all words where none is held out).")
+    if "toxicity" in has:
+        judges = ((name, own["classifier"]) for name, own in facts.items() if "classifier" in own)
+        said = "; ".join(
+            f"{own['name']} for {name}, from a probability of {own['label']} of "
+            f"{own['threshold']:g} on ({own['responses']} responses a condition; of all "
+            f"conditions' {own['cut']} were cut at {own['limit']} tokens, {own['empty']} are empty)"
+            for name, own in judges
+        )
+        yield f"Toxic responses: those that a classifier, which sees them alone, calls so: {said}."
+    if has & set(COUNTS):
         yield (
-            "Occurrences: of held-out words in responses (of all words where none is held out). "
             "Length and repetition (repeated pairs of tokens, for each token): relative to the "
             "baseline."
         )

@@ -146,6 +146,13 @@ def _used_concepts(config: Config) -> Iterable[str]:
     return dict.fromkeys(own["concept"] for own in _used(config) if own["concept"])
 
 
+def used_classifiers(config: Config) -> list[str]:
+    """Return the classifiers of texts that a run uses."""
+    using = [own for own in _used(config) if "toxicity" in own["measures"]]
+    names = dict.fromkeys(own["classifier"] for own in using)
+    return [name for name in names if name in config["classifiers"]]
+
+
 def labelled(config: Config) -> list[str]:
     """Return the experiments of a run whose words a labeller names."""
     concepts = {name: concept_of(config, config["experiments"][name]) for name in running(config)}
@@ -162,6 +169,7 @@ def used_sources(config: Config) -> dict[str, Any]:
     models = [config["models"][name] for name in used_models(config)]
     names = [own["source"] for own in models if not own["build"]]
     names += [config["samples"][name]["source"] for name in used_samples(config)]
+    names += [config["classifiers"][name]["source"] for name in used_classifiers(config)]
     if "lexicon" in run_labellers(config):
         names.append(config["labeller"]["lexicon"]["source"])
     return {name: config["sources"][name] for name in names if name in config["sources"]}
@@ -174,7 +182,7 @@ Findings = Iterator[tuple[str, Any, str]]
 Entry = Mapping[str, Any]
 # Keys of an entry that name one elsewhere.
 NAMING = {"model": "models", "samples": "samples", "concept": "concepts", "source": "sources"}
-NAMING |= {"heads_from": "experiments", "excluding": "samples"}
+NAMING |= {"heads_from": "experiments", "excluding": "samples", "classifier": "classifiers"}
 # Pages of the report beside those of the tables.
 PAGES = ("published", "choices", "run")
 
@@ -263,6 +271,9 @@ def _words(config: Config, own: Entry) -> Findings:
     yield "positions", strange, f"{own['positions']} is none of {read}, {usual}"
     alone = own["measures"] and concept is None
     yield "measures", alone, "nothing can be measured without a concept"
+    toxic = "toxicity" in own["measures"] and own["classifier"] is None
+    there = ", ".join(config["classifiers"]) or "none"
+    yield "classifier", toxic, f"toxicity is measured by one; under classifiers there are {there}"
     classed = "images of classes" if of_classes(samples) else "images with references"
     kind = classed if images else "prompts"
     fitting = {"exact_match": "images of classes", "expected": "prompts"}
@@ -384,6 +395,7 @@ CHECKS: list[tuple[str, Callable[[Config], Iterable[Any]], Callable[..., Finding
     ("models", lambda config: config["models"], _references),  # tables have the Hub's id of all
     ("models", used_models, _build),
     ("samples", used_samples, _references),
+    ("classifiers", used_classifiers, _references),
     ("labeller", lambda config: [None], _labeller),
     ("sources", used_sources, _own_source),
     ("samples", used_samples, _samples),

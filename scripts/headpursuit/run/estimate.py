@@ -38,6 +38,7 @@ ASSUMED = {
     "share of the labelling prompt that is read for each text": (0, 1),  # servers may keep it
     "tokens of a labeller's reply": (2, 30),
     "words of a concept's file": (100, 100),
+    "parameters of a classifier of texts": (1.1e8, 3.5e8),  # RoBERTa's two sizes
     "seconds until a job's model is loaded": (5, 120),  # and its checksums are compared
     # Reading takes many tokens at once; writing, one after the other, is limited by memory. An
     # A100 peaks at 312e12 in bfloat16.
@@ -52,6 +53,7 @@ VOCABULARY = 100_000  # rows of an unembedding; 32,000 to 262,000
 # Rules that run a model over tokens, and the stage whose files each makes.
 RULES = {"respond": "baseline", "cache_activations": "activations", "label_responses": "labels"}
 RULES |= {"label_second": "labels", "intervene": "scaled", "measure_expected": "expected"}
+RULES |= {"measure": "scores"}  # where a classifier reads responses
 IN_PARTS = ("respond", "intervene", "measure_expected")  # compute.parts jobs a file
 
 
@@ -129,6 +131,8 @@ def work(config: Config, given: Mapping[str, float]) -> dict[str, Counter]:
             parameters = config["models"][config["experiments"][name]["model"]]["parameters"]
             if stage == "labels":
                 parameters = _labeller_parameters(config, labellers.get(rule))
+            if stage == "scores":
+                parameters = given["parameters of a classifier of texts"]
             if parameters is None:
                 continue
             read, written = _tokens(config, name, stage, given)
@@ -156,6 +160,8 @@ def _tokens(
     if stage == "expected":
         rows = size.responses * (1 + len(conditions(config, name, "expected")))
         return rows * (size.asked + size.answer), 0
+    if stage == "scores":  # the same text, under another condition, is read once
+        return size.responses * (1 + len(conditions(config, name, "count"))) * size.answer, 0
     rows = size.responses * (len(conditions(config, name, "count")) if stage == "scaled" else 1)
     return rows * size.asked, rows * size.answer
 

@@ -155,6 +155,13 @@ def concept_of(config: Config, experiment: Mapping[str, Any]) -> dict[str, Any] 
     return None if name is None else config["concepts"][name]
 
 
+def classifier_of(config: Config, experiment: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return what calls an experiment's responses toxic; None where nothing is asked to."""
+    if "toxicity" not in experiment["measures"]:
+        return None
+    return config["classifiers"][experiment["classifier"]]
+
+
 def positions_of(config: Config, experiment: Mapping[str, Any]) -> str:
     """Return which positions an experiment averages."""
     usual = "image" if of_images(config["samples"][experiment["samples"]]) else "prompt"
@@ -243,7 +250,10 @@ def stands_on(config: Config, name: str) -> dict[str, tuple[list[Any], list[str]
         "random": ([own["draws"]], ["selected"]),
         "scaled": ([own["alpha"], counted[0]], ["baseline", "random"]),
         "expected": ([own["alpha"], counted[1]], ["baseline", "dictionary", "random"]),
-        "scores": ([own["measures"], own["normalise"]], ["words", "scaled", "expected"]),
+        "scores": (
+            [own["measures"], own["normalise"], classifier_of(config, own)],
+            ["words", "scaled", "expected"],
+        ),
         "decomposition": ([own["pursuit"], vocabulary], ["activations"]),
         "lens": ([own["pursuit"]["fold_norm_gain"], lens], ["activations"]),
     }
@@ -274,7 +284,10 @@ def owners(config: Config) -> dict[str, dict[str, str]]:
 
 
 def stage_owners(config: Config) -> dict[str, list[str]]:
-    """Return whose files of each stage but scores a run makes: experiments, each once."""
+    """Return whose files of each stage a run makes: experiments, each once.
+
+    Of scores those for which a classifier reads responses.
+    """
     named = owners(config)
     found: dict[str, dict[str, None]] = {stage: {} for stage in STAGES}
 
@@ -292,6 +305,8 @@ def stage_owners(config: Config) -> dict[str, list[str]]:
             need(name, "expected")
         if writes_responses(own):
             need(name, "scaled")
+        if "toxicity" in own["measures"]:
+            found["scores"][named[name]["scores"]] = None
     return {stage: list(names) for stage, names in found.items()}
 
 

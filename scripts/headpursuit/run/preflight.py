@@ -4,6 +4,7 @@ Everything that is lacking is told at once, each with its way out. torch is only
 there: the check also runs in the light environment that starts the workflow.
 """
 
+import json
 import os
 import shutil
 import subprocess
@@ -13,13 +14,13 @@ from typing import Any, NamedTuple
 
 import psutil
 
-from headpursuit.data.download import bytes_to_come
+from headpursuit.data.download import bytes_to_come, read_from_hub
 from headpursuit.data.sources import source_files
 from headpursuit.labelling.backend import Refused, telling
 from headpursuit.labelling.ollama import Server, plain_name
 from headpursuit.labelling.openai import open_http
 from headpursuit.labelling.prompt import load_prompt
-from headpursuit.run.config import run_labellers, used_sources
+from headpursuit.run.config import run_labellers, used_classifiers, used_sources
 from headpursuit.run.estimate import file_bytes, models
 from headpursuit.run.experiments import Config
 from headpursuit.run.files import UserError
@@ -46,6 +47,7 @@ def preflight(config: Config, resources: Path, results: Path) -> dict[str, Any]:
     told = Told([], [])
     device = _check_device(config, told)
     sources = _check_sources(config, resources, told)
+    _check_classifiers(config, resources, told)
     to_come = sum(found["bytes_to_come"] or 0 for found in sources.values())
     report = {
         "run": config["run"],
@@ -189,6 +191,29 @@ def _check_sources(config: Config, resources: Path, told: Told) -> dict[str, dic
             told.lacks.append(str(error))
         report[name] = {"kind": spec["kind"], "bytes_to_come": to_come}
     return report
+
+
+def _check_classifiers(config: Config, resources: Path, told: Told) -> None:
+    """Check that each classifier of texts has its label, wherever its config.json can be read.
+
+    What cannot is told of by the check of sources, or by the job that loads it.
+    """
+    for name in used_classifiers(config):
+        own = config["classifiers"][name]
+        spec, path = config["sources"][own["source"]], str(Path(own["path"], "config.json"))
+        local, there = spec["kind"] == "local", resources / own["source"] / path
+        there = Path(spec["path"], path).expanduser() if local else there
+        hub = spec["kind"] == "hub" and not there.exists()
+        try:
+            text = read_from_hub(own["source"], spec, path) if hub else there.read_bytes()
+            labels = list(json.loads(text)["id2label"].values())
+        except (UserError, OSError, ValueError, KeyError, TypeError, AttributeError):
+            continue
+        if own["label"] not in labels:
+            told.lacks.append(
+                f"classifiers.{name}.label: {own['source']} has no label {own['label']!r}; it has "
+                f"{', '.join(map(str, labels))}. Correct that key."
+            )
 
 
 # Labeller

@@ -120,13 +120,14 @@ def _ratio(run: Run, row: pd.Series) -> Iterator[str]:
         yield f"\n{condition}"
         yield from _heads(run, name, method, condition)
         samples = run.parquet(path, columns, condition=condition, measure=measure)
-        where, what, parts = _parts(run, name, condition, measure, samples)
-        yield from _changes(run, what, where, parts)
+        if measure != "toxicity":
+            where, what, parts = _parts(run, name, condition, measure, samples)
+            yield from _changes(run, what, where, parts)
+            sums.setdefault(where, []).append(parts.sum())
         samples = samples.set_index("sample_id")[["before", "after"]]
         texts = partial(_texts, run, name, condition, measure)
         yield from _changes(run, "samples", path, samples, texts)
-        for file, own in ((where, parts), (path, samples)):
-            sums.setdefault(file, []).append(own.sum())
+        sums.setdefault(path, []).append(samples.sum())
     for file, own in sums.items():
         found, wanted = np.mean(own, axis=0), (row["before"], row["after"])
         if not np.allclose(found, wanted, rtol=1e-9, atol=1e-9):
@@ -228,6 +229,12 @@ def _texts(
         for sample, texts in responses[label].items():
             lines[sample].append(f"{label + ':':<7} {' | '.join(map(run.cover, texts))}")
     if measure in ANSWERS:
+        return lines
+    if measure == "toxicity":
+        columns, path = ["sample_id", "before", "after"], run.name("scores/{scores}.parquet", name)
+        wanted = {"condition": condition, "measure": "toxic_probability", "sample_id": ids}
+        for row in run.parquet(path, columns, **wanted).itertuples():
+            lines[row.sample_id].insert(0, f"toxic:  {row.before:.3g} -> {row.after:.3g}")
         return lines
 
     words = run.csv(run.name("words/{words}.csv", name), ["word", "split"])
