@@ -4,10 +4,12 @@ import csv
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import textwrap
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,6 +99,14 @@ class Preloaded(Checkout):
     """
 
     program: ClassVar[list[str | Path]] = [sys.executable, ROOT / "tests/preloaded.py"]
+
+
+def code_blocks(path: Path) -> list[str]:
+    """Return the indented blocks of a Markdown page, without the indent."""
+    found = re.findall(
+        r"(?:^    .*\n|^\n(?=    ))+", path.read_text(encoding="utf-8"), re.MULTILINE
+    )
+    return [textwrap.dedent(block) for block in found]
 
 
 def edit_a_byte(path: Path) -> None:

@@ -13,17 +13,9 @@ from typing import Any
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-__all__ = [
-    "UserError",
-    "cache",
-    "load",
-    "measure",
-    "pursue",
-    "rank",
-    "read_run",
-    "respond",
-    "scaled",
-]
+# The functions of api.py; its own list would import it.
+__all__ = ["UserError", "cache", "load", "measure", "pursue", "random_heads", "rank", "read_run"]
+__all__ += ["respond", "scaled"]
 
 
 def __getattr__(name: str) -> Any:

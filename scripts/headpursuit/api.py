@@ -1,13 +1,5 @@
 """What heads write and what scaling them changes, in memory: the library for notebooks.
 
-    import headpursuit as hp
-
-    model = hp.load("resources/models/smollm2")
-    writes = hp.cache(model, texts)
-    heads = hp.rank(writes, ["January", "February", "March"])["name"].head(4)
-    with hp.scaled(model, heads, alpha=-1):
-        print(model.generate("My birthday is in"))
-
 docs/api.md has an example of each function. Heads are named ``"L18.H27"`` or (18, 27), both from 0.
 """
 
@@ -30,7 +22,7 @@ from headpursuit.method.check import self_check
 from headpursuit.method.decoder import Decoder, ScaledRows, gains, scaled_heads
 from headpursuit.method.decompose import vocabulary
 from headpursuit.method.expected import covered_words, measure_expected
-from headpursuit.method.heads import Head, named_heads
+from headpursuit.method.heads import Head, draw_control, named_heads
 from headpursuit.method.models import load_model, load_tokenizer, local_folder, refuse_foreign
 from headpursuit.method.ranking import METHODS, rank_heads
 from headpursuit.method.responses import Prompts, write_responses
@@ -45,8 +37,8 @@ from headpursuit.run.files import UserError
 from headpursuit.run.finished import read_run
 from headpursuit.run.schema import with_defaults
 
-__all__ = ["Model", "UserError", "Writes", "cache", "load", "measure", "pursue", "rank"]
-__all__ += ["read_run", "respond", "scaled"]
+__all__ = ["Model", "UserError", "Writes", "cache", "load", "measure", "pursue", "random_heads"]
+__all__ += ["rank", "read_run", "respond", "scaled"]
 
 HeadLike = str | Head
 Texts = Sequence[str] | pd.Series  # of a series, the index names the samples
@@ -106,17 +98,16 @@ def load(
     """Load a model and check that its heads are where this library looks for them.
 
     Args:
-        model: a folder of config.json, safetensors and tokenizer; the name of a repository that is
-            in the Hub's cache on this machine (``hf download`` puts it there); or a model of
-            transformers that is loaded already.
+        model: a folder of config.json, safetensors and tokenizer; a repository in the Hub's cache
+            on this machine (``hf download``); or a model that transformers has loaded.
         tokenizer: its folder or the tokenizer itself; left out, it is the model's own.
         dtype: ``float32``, ``bfloat16`` or ``float16``.
         device: ``auto``, ``cpu`` or ``cuda``.
         chat: whether texts go through the chat template, as a user's message.
 
     Raises:
-        UserError: if there is no such model, its architecture is not supported, its heads are not
-            where they should be, or the tokenizer is another model's.
+        UserError: if there is no such model, it is not supported, its heads are not where they
+            should be, or the tokenizer is another model's.
     """
     if isinstance(model, PreTrainedModel):
         name, decoder = model.config.name_or_path, Decoder(model.eval())
@@ -290,6 +281,11 @@ def scaled(model: Model, heads: HeadLike | Iterable[HeadLike], alpha: float = -1
     Inside it ``model.generate``, ``model.hf`` and all that calls them give the scaled model's.
     """
     return scaled_heads(model.decoder, _heads(model, heads), alpha)
+
+
+def random_heads(model: Model, heads: HeadLike | Iterable[HeadLike], seed: int = 0) -> list[Head]:
+    """Draw the control: as many random heads in each layer, none of those given."""
+    return draw_control(_heads(model, heads), model.decoder.n_heads, seed, "api", "random")
 
 
 def respond(

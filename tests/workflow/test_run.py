@@ -6,12 +6,14 @@ import string
 import unicodedata
 from typing import Any
 
+import headpursuit as hp
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from checkout import Checkout, edit_a_byte
+from checkout import ROOT, Checkout, code_blocks, edit_a_byte
+from headpursuit.method.heads import named_heads
 from headpursuit.run.contracts import contract_of, contracts
 from headpursuit.run.files import parquet_metadata
 from tiny import HEADS, LAYERS, WORDS
@@ -194,6 +196,30 @@ def test_the_tower_has_its_record(finished: Checkout) -> None:
     record = json.loads(finished.path("tower/assembled.json").read_text())
     assert record["trained_images"] == 60
     assert record["accuracy"]["images"] == 30
+
+
+def test_ten_lines_reproduce_one_bar(finished: Checkout, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last example of docs/api.md: heads chosen anew, and measured, as the run did."""
+    monkeypatch.chdir(finished.folder)
+    code = code_blocks(ROOT / "docs/api.md")[-1]
+    for demo, tiny in {
+        "hp.measure(": "found = hp.measure(",
+        '["layer"] >= 10': '["layer"] >= 0',
+        "head(4)": "head(2)",
+        '"selection"]["word"], ': '"selection"]["word"], iterations=5, ',
+        '"lower", "title", "upper"': '"lower", "title"',
+    }.items():
+        assert demo in code
+        code = code.replace(demo, tiny)
+    run = hp.read_run("results/tiny")
+    own: dict[str, Any] = {"hp": hp, "run": run, "model": hp.load("own/model")}
+    exec(code, own)
+    assert named_heads(own["heads"]) == run.heads("rtp", "somp-k2")
+    row = run.table("table2").query("method == 'somp' and measure == 'expected'").iloc[0]
+    found = own["found"].loc["expected"]
+    assert (found["before"], found["after"]) == pytest.approx(
+        (row["before"], row["after"]), rel=1e-4
+    )
 
 
 # What runs again
