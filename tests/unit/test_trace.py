@@ -98,6 +98,24 @@ def test_labelled_words_and_their_pieces_are_masked(made, trace, tmp_path):
     assert "before: a g**** house." in trace("tables/table2.csv", "rtp", "somp", K, folder=run)
 
 
+def test_heads_outside_the_candidate_layers_are_named(made, trace, tmp_path):
+    assert "left out" not in trace("tables/table2.csv", "rtp", "somp", K)
+    run = shutil.copytree(made, tmp_path / "run")
+    for path, old, new in (
+        (run / "heads/rtp/selected.csv", "somp-k2,0,1", "somp-k2,1,0"),
+        (run / "config.yaml", "first_layer: 0", "first_layer: 1"),
+    ):
+        text = path.read_text()
+        assert old in text
+        path.write_text(text.replace(old, new))
+    said = trace("tables/table2.csv", "rtp", "somp", K, folder=run)
+    ranks = "ranks 2: L0.H1, 3: L0.H0, 4: L0.H2, 5: L0.H3"
+    assert f"candidates are layers 1 to 1 (first_layer, last_layer):\n    {ranks}\n" in said
+    assert "2: L0.H1 and 3 more\n" in trace(
+        "tables/table2.csv", "rtp", "somp", K, "--top", 1, folder=run
+    )
+
+
 def test_the_run_stands_for_its_first_table_of_ratios(trace):
     assert trace("", "rtp", "somp", K) == trace("tables/table2.csv", "rtp", "somp", K, "count")
 
