@@ -24,6 +24,7 @@ from headpursuit.method import reading
 from headpursuit.method.activations import pooled_inputs, read_layer, write_cache
 from headpursuit.method.batches import PartFile, pad, plan_batches
 from headpursuit.method.decoder import fast_products
+from headpursuit.method.heads import Condition
 from headpursuit.method.models import load_model, load_tokenizer
 from headpursuit.method.reading import until_stop
 from headpursuit.method.responses import Prompts, write_responses
@@ -207,10 +208,11 @@ def caching() -> list[dict]:
     ]
 
 
-def draws(count: int) -> dict[str, list[tuple[int, int]]]:
+def draws(count: int) -> dict[str, Condition]:
     """Return conditions of as many heads in the same layers; the first is ``HEADS``."""
     return {
-        f"condition-{i}": [(layer, (head + i) % 9) for layer, head in HEADS] for i in range(count)
+        f"condition-{i}": Condition([(layer, (head + i) % 9) for layer, head in HEADS])
+        for i in range(count)
     }
 
 
@@ -234,7 +236,7 @@ def respond(decoder, tokenizer, conditions, sampled: bool, products=None) -> lis
         stops = reading.end_tokens(decoder, tokenizer)
         pick = sampler(tokenizer) if sampled else reading.greedy
         writing = reading.Writing(STEPS, stops, pick)
-        found = reading.respond(decoder, inputs, conditions, -1.0, writing, BATCH_TOKENS)
+        found = reading.respond(decoder, inputs, conditions, writing, BATCH_TOKENS)
     return [tokens for tokens, _ in next(iter(found.values()))]
 
 
@@ -299,7 +301,7 @@ def generating() -> list[dict]:
     bridge, tracer = lens(), traced(decoder, tokenizer)
     stops = reading.end_tokens(decoder, tokenizer)
     rows: list[dict] = []
-    none, one, many = {"baseline": []}, draws(1), draws(SHARING)
+    none, one, many = {"baseline": Condition()}, draws(1), draws(SHARING)
     with fast_products(decoder, "bfloat16") as fast:
         pass  # it is only asked what it gives
     for sampled in (False, True):
@@ -354,7 +356,7 @@ def generating() -> list[dict]:
 def conditions_alone() -> dict[str, float]:
     """Return the seconds of a job of all conditions, process and all, and of each's generation."""
     decoder, tokenizer = ours()
-    conditions = {"baseline": [], **draws(CONDITIONS - 1)}
+    conditions = {"baseline": Condition(), **draws(CONDITIONS - 1)}
     settings = {"max_new_tokens": 20, "temperature": 1.0, "top_p": 1.0, "samples": 1, "seed": 0}
     with tempfile.TemporaryDirectory() as folder:
         few = Path(folder) / "samples.parquet"
@@ -363,16 +365,16 @@ def conditions_alone() -> dict[str, float]:
 
         def write(name: str, some: dict) -> pa.Table:
             path = Path(folder) / f"{name}.parquet"
-            made_with = {"alpha": -1.0, "generation": settings, "seed": 0}
+            made_with = {"generation": settings, "seed": 0}
             write_responses(PartFile(path, made_with, BATCH_TOKENS), decoder, reader, some)
             return read_parquet(path, ["condition", "sample_id", "token_ids"])
 
         together = write("together", conditions)
         total = time.time() - psutil.Process(os.getpid()).create_time()
         apart, pure = [], 0.0
-        for condition, heads in conditions.items():
+        for name, condition in conditions.items():
             started = time.perf_counter()
-            apart.append(write(condition, {condition: heads}))
+            apart.append(write(name, {name: condition}))
             pure += time.perf_counter() - started
     if pa.concat_tables(apart).to_pylist() != together.to_pylist():
         raise SystemExit("A job of all conditions gives other responses than each alone.")

@@ -21,7 +21,6 @@ from headpursuit.run.experiments import (
     conditions,
     family_of,
     heads_of,
-    methods_of,
     model_record,
     of_images,
     owners,
@@ -239,10 +238,8 @@ def ratio_facts(name):
     """What a table of ratios says of an experiment."""
     own = EXPERIMENTS[name]
     return {
-        **pick(own, "samples", "model", "alpha", "heads_from", "k"),
+        **pick(own, "samples", "model", "alpha", "at", "heads_from", "methods", "k", "draws"),
         "family": family_of(config, name),
-        "methods": methods_of(config, name),
-        "draws": 0 if own["heads_from"] else own["draws"],
         "iterations": EXPERIMENTS[heads_of(config, name)]["pursuit"]["iterations"],
         "layers": STATED[heads_of(config, name)]["layers"],
     }

@@ -21,7 +21,6 @@ use rule respond as intervene with:
         **by_attempt(mem_mb=model_mb, runtime=1440),
         gpu=GPU,
     params:
-        **own("alpha"),
         conditions=lambda wildcards: conditions(config, wildcards.experiment, "count"),
 
 
@@ -48,7 +47,7 @@ rule measure_expected:
         **by_attempt(mem_mb=model_mb, runtime=720),
         gpu=GPU,
     params:
-        **own("model", "alpha"),
+        **own("model"),
         **pick(COMPUTE, "device", "products", "parts"),
         batch_tokens=COMPUTE["batch_tokens"]["reading"],
         conditions=lambda wildcards: conditions(config, wildcards.experiment, "expected"),

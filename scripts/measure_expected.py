@@ -5,7 +5,7 @@ from pathlib import Path
 from headpursuit.method.batches import PartFile
 from headpursuit.method.decoder import fast_products
 from headpursuit.method.expected import covered_words, measure_expected
-from headpursuit.method.heads import read_conditions
+from headpursuit.method.heads import Condition, read_conditions
 from headpursuit.method.models import open_model
 from headpursuit.run.files import read_parquet, read_responses, sha256
 from headpursuit.run.rule import run_rule
@@ -20,7 +20,7 @@ def main(snakemake):
     words = read_csv(files.words[0], ["word", "split"])
     dictionary = read_csv(files.dictionary[0], ["word", "token_id", "starts_word"])
     covered = covered_words(words, dictionary)
-    conditions = {"baseline": [], **read_conditions(files.heads, params.conditions)}
+    conditions = {"baseline": Condition(), **read_conditions(files.heads, params.conditions)}
     decoder, _, model = open_model(files.model, params.model, params.device)
     with fast_products(decoder, params.products) as products:
         settings = {
@@ -28,7 +28,6 @@ def main(snakemake):
             "dtype": params.model["dtype"],
             "products": products,
             "device": decoder.device.type,
-            "alpha": params.alpha,
             "words": list(covered),
             "tokens": list(covered.values()),
             "responses": [sha256(path) for path in [*files.samples, *files.responses]],

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from headpursuit.method.batches import PartFile
 from headpursuit.method.decoder import fast_products
-from headpursuit.method.heads import read_conditions
+from headpursuit.method.heads import Condition, read_conditions
 from headpursuit.method.models import open_model
 from headpursuit.method.responses import Prompts, write_responses
 from headpursuit.method.vision import open_images
@@ -17,7 +17,7 @@ def main(snakemake):
     """Write condition, sample_id, repeat, response, n_tokens, stop_reason and token_ids."""
     params, files, samples = snakemake.params, snakemake.input, snakemake.input.samples[0]
     opened = files.model, params.model, params.device
-    conditions, question = {"baseline": []}, None
+    conditions, question = {"baseline": Condition()}, None
     if heads := files.get("heads"):
         conditions = read_conditions(heads, params.get("conditions"))
     if of_images(params.samples):
@@ -35,7 +35,6 @@ def main(snakemake):
             "samples": sha256(samples),
             "question": question,
             "batch_images": params.batch_images,
-            "alpha": params.get("alpha", 1.0),
             "generation": params.generation,
             "seed": params.seed,
             "code": params.code,

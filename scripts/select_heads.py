@@ -1,6 +1,6 @@
 """Select the top k heads of each ranking among the candidate layers."""
 
-from headpursuit.method.heads import read_ranking, top_heads, write_conditions
+from headpursuit.method.heads import read_ranking, top_heads, write_heads
 from headpursuit.run.experiments import condition_name
 from headpursuit.run.rule import run_rule
 
@@ -14,7 +14,7 @@ def main(snakemake):
         for k in params.k
         for method, ranking in rankings.items()
     }
-    write_conditions(snakemake.output[0], chosen)
+    write_heads(snakemake.output[0], chosen)
 
 
 if __name__ == "__main__":

@@ -112,7 +112,10 @@ def make_run(run: Path) -> Path:
     (run / "tables").mkdir()
     facts = {
         name: {
-            **{key: own[key] for key in ("samples", "model", "alpha", "heads_from", "k", "draws")},
+            **{
+                key: own[key]
+                for key in ("samples", "model", "alpha", "at", "heads_from", "k", "draws")
+            },
             **{"methods": ["somp"], "family": name, "layers": (0, LAYERS - 1)},
         }
         for name, own in config["experiments"].items()

@@ -72,7 +72,9 @@ def prepare_figure1(own: Path) -> dict[str, Any]:
                 "measures": ["exact_match"], **own_heads, **answers,
             },
             "photos": {"like": "stripes", "samples": "photos"},
-            "stripes-from-photos": {"like": "stripes", "heads_from": "photos"},
+            "stripes-from-photos": {
+                "like": "stripes", "heads_from": "photos", "methods": ["size"], "draws": 1
+            },
         },
         "tables": {"figure1": ["stripes", "photos"], "figure4": ["stripes-from-photos"]},
         "compute": {"batch_images": 7},

@@ -22,7 +22,7 @@ from headpursuit.method.check import self_check
 from headpursuit.method.decoder import Decoder, ScaledRows, gains, scaled_heads
 from headpursuit.method.decompose import vocabulary
 from headpursuit.method.expected import covered_words, measure_expected
-from headpursuit.method.heads import Head, draw_control, named_heads
+from headpursuit.method.heads import Condition, Head, draw_control, named_heads
 from headpursuit.method.models import load_model, load_tokenizer, local_folder, refuse_foreign
 from headpursuit.method.ranking import METHODS, rank_heads
 from headpursuit.method.responses import Prompts, write_responses
@@ -131,7 +131,7 @@ def load(
 def _heads(model: Model, heads: HeadLike | Iterable[HeadLike]) -> list[Head]:
     """Return heads as (layer, head); UserError if one is no head of the model."""
     found = named_heads(heads)
-    gains(model.decoder, [found], 1.0)  # refuses what is not there
+    gains(model.decoder, [Condition(found)])  # refuses what is not there
     return found
 
 
@@ -302,18 +302,18 @@ def respond(
         sample_id, repeat (0), response, n_tokens, stop_reason and token_ids, in the texts' order.
     """
     prompts = _prompts(model, texts)
-    return _respond(model, prompts, {"own": _heads(model, heads)}, alpha, max_new_tokens)["own"]
+    own = Condition(_heads(model, heads), alpha)
+    return _respond(model, prompts, {"own": own}, max_new_tokens)["own"]
 
 
 def _respond(
     model: Model,
     prompts: pa.Table,
-    conditions: Mapping[str, Sequence[Head]],
-    alpha: float,
+    conditions: Mapping[str, Condition],
     max_new_tokens: int,
 ) -> dict[str, pd.DataFrame]:
     generation = {"samples": 1, "temperature": 0, "max_new_tokens": max_new_tokens}
-    file = InMemory({"alpha": alpha, "generation": generation, "seed": 0}, BATCH_TOKENS)
+    file = InMemory({"generation": generation, "seed": 0}, BATCH_TOKENS)
     reader = Prompts(model.decoder, model.tokenizer, prompts, generation, BATCH_TOKENS)
     write_responses(file, model.decoder, reader, conditions)
     order = prompts["sample_id"].to_pylist()
@@ -377,18 +377,18 @@ def measure(
     table, dictionary = one_token_forms(
         model.tokenizer, words, cases, strict and "expected" in measures
     )
-    conditions = {"baseline": [], "scaled": _heads(model, heads)}
+    conditions = {"baseline": Condition(), "scaled": Condition(_heads(model, heads), alpha)}
     prompts = _prompts(model, texts)
     written = _paired(model, texts, responses, max_new_tokens)
     found = []
     if "expected" in measures:
-        file = InMemory({"alpha": alpha}, BATCH_TOKENS)
+        file = InMemory({}, BATCH_TOKENS)
         covered = covered_words(table, dictionary)
         measure_expected(file, model.decoder, prompts, written, covered, conditions)
         by = [(name, "ascending") for name in ("condition", "sample_id", "repeat")]
         found.append(score_expected(file.table.sort_by(by), table)[1])
     if "count" in measures:
-        both = _respond(model, prompts, conditions, alpha, max_new_tokens)
+        both = _respond(model, prompts, conditions, max_new_tokens)
         found += [score_counts(both, table, {})[1], score_lengths(both)]
     sums = pd.concat(found).groupby("measure", sort=False)[["before", "after"]].sum()
     return sums.assign(ratio=sums["after"] / sums["before"])

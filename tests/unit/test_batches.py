@@ -16,6 +16,7 @@ from headpursuit.method.activations import pooled_inputs, pooled_positions
 from headpursuit.method.batches import Halving, PartFile, journaled, pad, plan_batches
 from headpursuit.method.decoder import Decoder
 from headpursuit.method.expected import measure_expected
+from headpursuit.method.heads import Condition
 from headpursuit.method.responses import Prompts, write_responses
 from headpursuit.run.files import UserError, read_parquet, write_parquet
 from hypothesis import given
@@ -125,12 +126,12 @@ def prompts(tokenizer, tmp_path: Path) -> pa.Table:
 def test_halved_batches_give_the_same_responses(model, tokenizer, prompts, tmp_path):
     decoder = model("llama")
     generation = {"max_new_tokens": 6, "samples": 1, "temperature": 0.7, "top_p": 0.9, "seed": 0}
-    settings = {"alpha": 1.0, "generation": generation, "seed": 0}
+    settings = {"generation": generation, "seed": 0}
     reader = Prompts(decoder, tokenizer, tmp_path / "prompts", generation, 10_000)
 
     def responses(name: str) -> bytes:
         file = PartFile(tmp_path / name, settings, 10_000)
-        write_responses(file, decoder, reader, {"baseline": []})
+        write_responses(file, decoder, reader, {"baseline": Condition()})
         return file.path.read_bytes()
 
     whole = responses("whole")
@@ -155,9 +156,9 @@ def test_halved_batches_give_the_same_cache_and_masses(model, prompts, tmp_path)
         }
 
     def masses(name: str) -> pa.Table:
-        words, heads = {"apple": [259, 3]}, {"baseline": [], "somp-k1": [(1, 0)]}
-        file = PartFile(tmp_path / name, {"alpha": -1.0}, 10_000)
-        measure_expected(file, decoder, prompts, responses, words, heads)
+        words, some = {"apple": [259, 3]}, {"baseline": Condition(), "somp-k1": Condition([(1, 0)])}
+        file = PartFile(tmp_path / name, {}, 10_000)
+        measure_expected(file, decoder, prompts, responses, words, some)
         return read_parquet(file.path, None)
 
     cache, table = cached(), masses("whole")
@@ -179,6 +180,7 @@ import pyarrow as pa
 import torch
 from headpursuit.run.files import read_parquet, write_parquet
 from headpursuit.method.batches import PartFile
+from headpursuit.method.heads import Condition
 from headpursuit.method.models import load_model, load_tokenizer
 from headpursuit.method.responses import Prompts, write_responses
 
@@ -187,14 +189,15 @@ torch.set_num_threads(1)
 logging.basicConfig(level=logging.WARNING, stream=sys.stdout)
 decoder, tokenizer = load_model(model, "float32", "cpu"), load_tokenizer(model)
 generation = {"max_new_tokens": 2, "samples": 1, "temperature": 0.0, "top_p": 1.0, "seed": 0}
-settings = {"alpha": 1.0, "generation": generation, "seed": 0}
+settings = {"generation": generation, "seed": 0}
 
 def respond_to(n):
     texts = [" ".join(["river", "stone"] * 100) + f" {number}" for number in range(n)]
     table = {"sample_id": list(map(str, range(n))), "token_ids": tokenizer(texts)["input_ids"]}
     write_parquet(folder / "prompts", pa.table(table))
     reader = Prompts(decoder, tokenizer, folder / "prompts", generation, 10**6)
-    write_responses(PartFile(folder / str(n), settings, 10**6), decoder, reader, {"baseline": []})
+    file = PartFile(folder / str(n), settings, 10**6)
+    write_responses(file, decoder, reader, {"baseline": Condition()})
     return read_parquet(folder / str(n), None)
 
 respond_to(2)  # what is imported and kept on first use

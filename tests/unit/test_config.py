@@ -71,8 +71,20 @@ MISTAKES = [
     ("seed", None, r"^seed: null is not a whole number\. With its identity"),
     (f"{RTP}/generation", {"samples": 2.0}, r"generation\.samples: 2\.0 is not a whole number"),
     (f"{RTP}/generation", {"temperature": "1e-3"}, r"YAML takes it for text, write 0\.001\. Sampl"),
-    (f"{RTP}/alpha", float("-inf"), r"^experiments\.rtp\.alpha: -inf is not a number\. "),
-    (f"{RTP}/alpha", True, r"^experiments\.rtp\.alpha: true is not a number\. "),
+    (f"{RTP}/alpha", float("-inf"), r"^experiments\.rtp\.alpha: -inf is not a number or a list\. "),
+    (f"{RTP}/alpha", True, r"^experiments\.rtp\.alpha: true is not a number or a list\. "),
+    (f"{RTP}/alpha", [], r"^experiments\.rtp\.alpha: \[\] .* \(minItems 1\)\. What a chosen head"),
+    (f"{RTP}/alpha", [5, -1, 5.0], r"rtp\.alpha: \[5, -1, 5\.0\] has non-unique elements\. What"),
+    (f"{RTP}/alpha", [1, "5"], r"rtp\.alpha\.1: '5' is not a number; YAML takes it for text"),
+    (f"{RTP}/alpha", 10**9, r"rtp\.alpha: 10+ is greater than the maximum of 1000"),
+    (
+        f"{RTP}/at",
+        "answer",
+        r"rtp\.at: 'answer' is not one of 'all', 'prompt', 'image', 'response'",
+    ),
+    (f"{RTP}/at", ["all", "all"], r"rtp\.at: \['all', 'all'\] has non-unique elements\. Where it"),
+    (f"{RTP}/at", [], r"^experiments\.rtp\.at: \[\] .* \(minItems 1\)\. Where it is"),
+    (f"{RTP}/at", ["response", "image"], r"rtp\.at: rtp are prompts, which have no image tokens"),
     ("labeller/second", "x", r"second: 'x' is not one of null, 'ollama', 'openai', 'lexicon'"),
     ("samples/dtd/selection/rows", [2], r"rows: \[2\] is too short \(minItems 2\)"),
     (f"{RTP}/k", [16, 0], r"^experiments\.rtp\.k\.1: 0 is less than the minimum of 1"),
@@ -90,7 +102,7 @@ MISTAKES = [
     (f"{RTP}/model", "mistrall", r"rtp\.model: 'mistrall' is not under models; .* mistral"),
     (f"{RTP}/samples", "x", r"^experiments\.rtp\.samples: 'x' is not under samples; there are"),
     (f"{RTP}/concept", "x", r"^experiments\.rtp\.concept: 'x' is not under concepts; there are"),
-    (f"{RTP}/like", "x", r"^experiments\.rtp\.like: 'x' is not under experiments; .* rtp, tet"),
+    (f"{RTP}/like", "x", r"^experiments\.rtp\.like: 'x' is not under experiments; .* rtp, .*tet"),
     (f"{RTP}/like", "tet", r"^experiments\.rtp\.like: leads back, in a circle: tet, rtp$"),
     (f"{RTP}/heads_from", "x", r"^experiments\.rtp\.heads_from: 'x' is not under experiments"),
     (f"{RTP}/heads_from", "rtp", r"^experiments\.rtp\.heads_from: rtp has its heads from rtp"),
@@ -102,8 +114,14 @@ MISTAKES = [
         {"like": "rtp", "samples": "rtp", "heads_from": "rtp", "split": 2},
         r"tet\.heads_from: words that are measured here choose heads in rtp, whose split is 0",
     ),
-    (f"{IMAGES}/heads_from", "gtsrb", r"^experiments\.mnist\.k: 8 is no k of gtsrb, whose heads"),
-    ("tables/table2", ["rtp", "x"], r"^tables\.table2: 'x' is not under experiments; .* rtp, tet"),
+    (f"{IMAGES}/heads_from", "gtsrb", r"mnist\.k: 8 is not among the k of gtsrb, whose .*: 16"),
+    (f"{IMAGES}/heads_from", "gtsrb", r"mnist\.methods: logit_lens is not among the .*: size"),
+    (f"{IMAGES}/heads_from", "gtsrb", r"mnist\.draws: 10 is above the draws of gtsrb, .* has, 2"),
+    (
+        "tables/table2",
+        ["rtp", "x"],
+        r"^tables\.table2: 'x' is not under experiments; .* rtp, .*tet",
+    ),
     ("tables/run", ["rtp"], r"^tables\.run: the report has a page of that name; use another"),
     ("tables/table2", ["rtp", "months"], r"^tables\.table2: experiments with measures, with a"),
     ("samples/rtp/source", "nowhere", r"^samples\.rtp\.source: 'nowhere' is not under sources"),
@@ -196,7 +214,7 @@ def test_a_mistake_is_named_with_what_is_right(paper: Config, path: str, value: 
         "measures": ["cider"],
     }
     paper["experiments"]["mnist"]["k"] = [8]
-    paper["experiments"]["gtsrb"]["k"] = [16]
+    paper["experiments"]["gtsrb"] |= {"k": [16], "methods": ["size"], "draws": 2}
     problems = refusal(put(paper, path, value))
     assert any(re.search(said, problem) for problem in problems), problems
 

@@ -1,6 +1,5 @@
 """The probability of words, teacher-forced: beside a walk with hooks, and what a file keeps."""
 
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,11 @@ from headpursuit.method import expected as module
 from headpursuit.method.batches import PartFile
 from headpursuit.method.decoder import Decoder
 from headpursuit.method.expected import covered_words, measure_expected
+from headpursuit.method.heads import Condition
+from headpursuit.method.models import load_model
 from headpursuit.method.words import build_dictionary
-from headpursuit.run.files import parquet_metadata, read_parquet
-from tiny import HEADS
+from headpursuit.run.files import UserError, parquet_metadata, read_parquet
+from naive import acting, multiplied
 
 CONDITIONS = {
     "baseline": [],
@@ -42,20 +43,11 @@ def responses() -> pa.Table:
 
 @torch.inference_mode()
 def naive(
-    decoder: Decoder, prompt: list[int], response: list[int], heads: list, alpha: float
+    decoder: Decoder, prompt: list[int], response: list[int], heads: list, alpha: float, at: str
 ) -> tuple[float, list[float]]:
     """Walk through one response with full logits, scaling what projections read by hooks."""
-    with ExitStack() as stack:
-        for layer, head in heads:
-
-            def scale(module, args, head=head):
-                z = args[0].unflatten(-1, (HEADS, -1)).clone()
-                z[..., head, :] *= alpha
-                return (z.flatten(-2),)
-
-            block = decoder.layers[layer]
-            projection = block.attn.c_proj if hasattr(block, "attn") else block.self_attn.o_proj
-            stack.enter_context(projection.register_forward_pre_hook(scale))
+    where = acting(at, [False] * len(prompt), len(response))
+    with multiplied(decoder.layers, heads, decoder.head_dim, alpha, where):
         logits = decoder.model(torch.tensor([prompt + response])).logits[0].double()
     nll, mass = 0.0, [0.0] * len(WORDS)
     for position, token in enumerate(response):
@@ -81,7 +73,12 @@ def measure(model, prompts, responses, tmp_path: Path):
     ) -> pa.Table:
         given = {"prompts": prompts, "responses": responses, "words": WORDS}
         given |= {"conditions": CONDITIONS} | changed
-        settings = {"model": "tiny", "alpha": alpha, "words": given["words"]}
+        asked = given["conditions"].items()
+        given["conditions"] = {
+            name: own if isinstance(own, Condition) else Condition(own, alpha)
+            for name, own in asked
+        }
+        settings = {"model": "tiny", "words": given["words"]}
         own = PartFile(tmp_path / (file or next(files)), settings, batch_tokens, part)
         measure_expected(own, decoder or model("llama"), **given)
         return read_parquet(own.path, None).replace_schema_metadata(None)
@@ -94,20 +91,26 @@ def masses(table: pa.Table, condition: str) -> np.ndarray:
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "gemma", "gemma2", "gpt2"])
-@pytest.mark.parametrize("alpha", [-1.0, 0.0])
-def test_it_equals_a_walk_with_hooks(model, prompts, responses, measure, family: str, alpha: float):
+def test_it_equals_a_walk_with_hooks(model, prompts, responses, measure, family: str):
+    """Conditions of all places and several alphas in one file."""
     decoder = model(family)
+    conditions = {
+        f"{name}{alpha}{at}": Condition(heads, alpha, at)
+        for name, heads in CONDITIONS.items()
+        for alpha in (-1.0, 0.0, 5.0)
+        for at in ("all", "prompt", "response")
+    }
     before = {name: value.clone() for name, value in decoder.model.state_dict().items()}
-    table = measure(decoder, alpha=alpha)
+    table = measure(decoder, conditions=conditions)
     assert all(torch.equal(v, before[n]) for n, v in decoder.model.state_dict().items())
     of = dict(zip(*(prompts[key].to_pylist() for key in prompts.column_names), strict=True))
     keyed = {(r["sample_id"], r["repeat"]): r["token_ids"] for r in responses.to_pylist()}
     found = [(r["condition"], r["sample_id"], r["repeat"]) for r in table.to_pylist()]
-    assert sorted(found) == sorted((condition, *key) for condition in CONDITIONS for key in keyed)
+    assert sorted(found) == sorted((condition, *key) for condition in conditions for key in keyed)
     for row in table.to_pylist():
         response = keyed[row["sample_id"], row["repeat"]]
-        heads = CONDITIONS[row["condition"]]
-        nll, mass = naive(decoder, of[row["sample_id"]], response, heads, alpha)
+        scaling = conditions[row["condition"]]
+        nll, mass = naive(decoder, of[row["sample_id"]], response, *scaling)
         assert row["positions"] == len(response)
         assert row["nll"] == pytest.approx(nll, rel=1e-5, abs=1e-5)
         np.testing.assert_allclose(row["mass"], mass, rtol=1e-5, atol=1e-5)
@@ -118,6 +121,22 @@ def test_words_without_a_form_that_it_sees_have_no_mass(measure):
     table = measure(words={word: [] for word in WORDS})
     assert table["nll"] == measure()["nll"]
     assert {tuple(mass) for mass in table["mass"].to_pylist()} == {(0.0,) * len(WORDS)}
+
+
+def test_the_first_token_stands_on_the_prompt_alone(measure):
+    """So `at: response` leaves its probability, bit by bit; of longer responses it does not."""
+    heads = CONDITIONS["somp-k2"]
+    table = measure(conditions={"baseline": [], "there": Condition(heads, 5.0, "response")})
+    short = np.array([n <= 1 for n in table["positions"].to_pylist()[: len(table) // 2]])
+    same = (masses(table, "there") == masses(table, "baseline")).all(axis=1)
+    assert (same == short).all() and short.any()
+
+
+def test_logits_that_are_not_finite_are_refused_by_name(model_path, measure):
+    decoder = load_model(model_path("gemma"), "float16", "cpu")
+    decoder.projections[2].weight.mul_(1000)
+    with pytest.raises(UserError, match=r"^somp-k2: its logits are not finite in float16"):
+        measure(decoder, alpha=1000.0)
 
 
 @pytest.mark.parametrize("alpha", [-1.0, 1.0])
@@ -162,7 +181,7 @@ def test_long_responses_are_measured_block_by_block(model, prompts, measure):
     table = measure(responses=long, conditions={"baseline": []}, batch_tokens=10_000)
     for row in table.to_pylist():
         prompt = prompts["token_ids"].to_pylist()[1]
-        nll, mass = naive(model("llama"), prompt, ids[row["repeat"]], [], -1.0)
+        nll, mass = naive(model("llama"), prompt, ids[row["repeat"]], [], -1.0, "all")
         assert row["nll"] == pytest.approx(nll, rel=1e-5)
         np.testing.assert_allclose(row["mass"], mass, rtol=1e-4, atol=1e-5)
 

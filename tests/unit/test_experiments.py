@@ -10,7 +10,6 @@ from headpursuit.run.experiments import (
     conditions,
     family_of,
     heads_of,
-    methods_of,
     multiverse,
     owners,
     running,
@@ -51,6 +50,10 @@ def test_a_variant_has_its_parents_keys_but_for_its_own(paper: Config) -> None:
         ("rtp", {"measures": ["toxicity"], "classifier": "mine"}, ["scores"]),
         ("rtp", {"classifier": "mine"}, []),  # which nothing asks
         ("rtp", {"alpha": 5}, EFFECTS),
+        ("rtp", {"alpha": [-1]}, []),
+        ("rtp", {"alpha": [-1, 5]}, EFFECTS),
+        ("rtp", {"at": ["all"]}, []),
+        ("rtp", {"at": "response"}, EFFECTS),
         ("rtp", {"draws": 12}, ["random", *EFFECTS]),
         ("rtp", {"count_draws": 2}, ["scaled", "scores"]),
         ("rtp", {"k": [8]}, HEADS),
@@ -137,6 +140,25 @@ def test_the_experiment_named_like_its_samples_owns_what_is_shared(paper: Config
     assert owners(load_config(paper))["months"]["activations"] == "triviaqa"  # the first
 
 
+def test_a_parent_owns_what_it_shares_wherever_it_stands(paper: Config) -> None:
+    """And of two that are like none, the first in the config."""
+    own = {"model": "mistral", "samples": "triviaqa", "concept": "months"}
+    paper["experiments"] = {
+        "grandchild": {"like": "child", "alpha": 0.0},
+        "child": {"like": "parent", "k": [8]},
+        "later": {**own, "pursuit": {"norm": "l2"}},
+        "parent": own,
+    }
+    paper["tables"] = {"mine": ["grandchild", "parent", "later"]}
+    config = load_config(paper)
+    found = owners(config)
+    assert found["parent"]["activations"] == found["grandchild"]["activations"] == "later"
+    assert found["grandchild"]["rankings"] == "parent"
+    assert found["grandchild"]["selected"] == "child"
+    assert found["grandchild"]["scaled"] == "grandchild"
+    assert owners(load_config(config)) == found  # as a finished run's config.yaml is read
+
+
 def test_what_runs_is_what_is_published(paper: Config) -> None:
     every = {kind: list(tables_of(load_config(paper), kind)) for kind in ("ratios", "heads")}
     assert every == {"ratios": ["table2", "figure1"], "heads": ["table1"]}
@@ -146,17 +168,36 @@ def test_what_runs_is_what_is_published(paper: Config) -> None:
     config = load_config(paper)
     assert running(config) == ["other", "dtd"]
     assert tables_of(config, "ratios") == {"mine": ["other"]}
-    assert heads_of(config, "other") == "dtd" and methods_of(config, "other") == ["somp"]
-    # Heads of elsewhere are those of the first method, without draws of their own.
-    assert conditions(config, "other", "count") == ["somp-k16", "somp-k32"]
+    assert heads_of(config, "other") == "dtd"
+    # With the heads of elsewhere go their random ones.
+    assert conditions(config, "other", "count") == conditions(config, "dtd", "count")
+    assert owners(config)["other"]["random"] == "dtd"
 
 
 def test_conditions(paper: Config) -> None:
     assert condition_name("somp", 16) == "somp-k16"
     assert condition_name("random", 16, 3) == "random-k16-d03"
+    assert condition_name("somp", 16, alpha=-1) == "somp-k16"
+    for alpha, name in ((5, "a5"), (5.0, "a5"), (0.5, "a0.5"), (0, "a0"), (-2.0, "a-2")):
+        assert condition_name("somp", 16, alpha=alpha) == f"somp-k16-{name}"
+    assert condition_name("somp", 16, alpha=0.5, at="image") == "somp-k16-a0.5-image"
+    assert condition_name("random", 16, 3, 5) == "random-k16-d03-a5"
+    assert condition_name("somp", 16, at="response") == "somp-k16-response"
     config = with_variant(paper, k=[4, 8], draws=3, count_draws=1)
-    expected = conditions(config, "variant", "expected")
+    expected = list(conditions(config, "variant", "expected"))
     assert expected[:4] == ["somp-k4", "somp-k8", "logit_lens-k4", "logit_lens-k8"]
     assert len(expected) == len(set(expected)) == 4 + 2 * 3
     counted = conditions(config, "variant", "count")
     assert [name for name in counted if "random" in name] == ["random-k4-d00", "random-k8-d00"]
+    own = config["experiments"]["variant"]
+    own |= {"alpha": [-1, 5], "at": ["all", "response"], "methods": ["somp"], "k": [4]}
+    assert conditions(config, "variant", "count") == {
+        "somp-k4": ("somp-k4", -1, "all"),
+        "somp-k4-response": ("somp-k4", -1, "response"),
+        "somp-k4-a5": ("somp-k4", 5, "all"),
+        "somp-k4-a5-response": ("somp-k4", 5, "response"),
+        "random-k4-d00": ("random-k4-d00", -1, "all"),
+        "random-k4-d00-response": ("random-k4-d00", -1, "response"),
+        "random-k4-d00-a5": ("random-k4-d00", 5, "all"),
+        "random-k4-d00-a5-response": ("random-k4-d00", 5, "response"),
+    }

@@ -10,9 +10,10 @@ from headpursuit.method.heads import (
     draw_control,
     rank,
     read_conditions,
+    read_heads,
     read_ranking,
     top_heads,
-    write_conditions,
+    write_heads,
 )
 from headpursuit.run.files import UserError
 from hypothesis import given, settings
@@ -73,16 +74,23 @@ def test_a_layer_with_just_enough_others_and_one_with_too_few():
         draw_control([*selected, (2, 4), (0, 0)], 8, 0, "rtp", "random-k6-d03")
 
 
-def test_conditions_round_trip(tmp_path: Path):
+def test_conditions_round_trip(tmp_path: Path, caplog):
     one, other = tmp_path / "one.csv", tmp_path / "other.csv"
-    write_conditions(one, {"b": SELECTED[:2], "a": [(9, 9)]})
-    write_conditions(other, {"c": SELECTED[2:]})
+    write_heads(one, {"b": SELECTED[:2], "a": [(9, 9)]})
+    write_heads(other, {"c": SELECTED[2:]})
     assert one.read_text() == "condition,layer,head\nb,0,1\nb,0,2\na,9,9\n"
     every = {"b": SELECTED[:2], "a": [(9, 9)], "c": SELECTED[2:]}
-    assert list(read_conditions([one, other]).items()) == list(every.items())
-    assert list(read_conditions([one, other], ["c", "b"])) == ["c", "b"]
+    assert list(read_heads([one, other]).items()) == list(every.items())
+    assert list(read_heads([one, other], ["c", "b"])) == ["c", "b"]
     with pytest.raises(UserError, match=r"one\.csv, .*other\.csv: no heads of d"):
-        read_conditions([one, other], ["a", "d"])
+        read_heads([one, other], ["a", "d"])
+    wanted = {"c-a5": ("c", 5.0, "all"), "c": ("c", -1.0, "all"), "b-image": ("b", 1.0, "image")}
+    assert read_conditions([one, other], wanted) == {
+        "c-a5": (SELECTED[2:], 5.0, "all"),
+        "c": (SELECTED[2:], -1.0, "all"),
+        "b-image": (SELECTED[:2], 1.0, "image"),
+    }
+    assert "so these are the baseline: b-image" in caplog.text
 
 
 def test_a_ranking_that_lacks_a_method_says_why(tmp_path: Path):

@@ -19,6 +19,7 @@ from headpursuit.method import check, decoder, models
 from headpursuit.method.activations import averaged
 from headpursuit.method.check import self_check
 from headpursuit.method.decoder import Decoder, ScaledRows, fast_products, gains, scaled_heads
+from headpursuit.method.heads import Condition
 from headpursuit.method.models import (
     load_model,
     load_tokenizer,
@@ -142,15 +143,16 @@ def test_a_head_is_what_a_query_head_reads(model_path, family: str):
 def test_each_row_has_its_own_gains(model_path, family: str, alpha: float, dtype: str):
     """At -1 and 0 bit by bit those of edited weights; the same heads named twice scale once."""
     decoder = load_model(model_path(family), dtype, "cpu")
-    conditions = [[], CHOSEN, [(1, 2), (1, 2)], [(0, 0)]]
+    sets = [[], CHOSEN, [(1, 2), (1, 2)], [(0, 0)]]
+    conditions = [Condition(heads, alpha) for heads in sets]
     ids = IDS[:1].repeat(len(conditions), 1)
     plain = logits(decoder, ids)
-    with ScaledRows(decoder, gains(decoder, conditions, alpha)) as scaled:
+    with ScaledRows(decoder, gains(decoder, conditions)) as scaled:
         rows = logits(decoder, ids)
         scaled.keep(torch.tensor([3, 1]))
         kept = logits(decoder, ids[:2])
     apart = 0 if alpha in (-1, 0) else 30 * DTYPES[dtype]
-    for row, heads in enumerate(conditions):
+    for row, heads in enumerate(sets):
         before = [decoder.matrix(layer).clone() for layer in range(LAYERS)]
         for layer, head in set(heads):
             own = slice(head * decoder.head_dim, (head + 1) * decoder.head_dim)

@@ -15,7 +15,14 @@ SEED = {"artefact": "table2", "dataset": "rtp", "method": "somp", "heads": 16}
 def run_of(value: float = 0.7, flag: str = "", **changed: object) -> pd.DataFrame:
     row = {
         **{"experiment": "rtp", "samples": "rtp", "model": "mistral", "heads_from": None},
-        **{"method": "somp", "heads": 4, "measure": "count", "value": value},
+        **{
+            "alpha": -1.0,
+            "at": "all",
+            "method": "somp",
+            "heads": 4,
+            "measure": "count",
+            "value": value,
+        },
         **{"ci_low": value - 0.1, "ci_high": value + 0.1, "draws": 1, "n": 400, "flag": flag},
     }
     draws = {"value": 1.3, "ci_low": 1.2, "ci_high": 1.4, "median": 1.1, "q25": 1.0, "q75": 1.2}
@@ -76,6 +83,8 @@ def test_a_value_and_its_counterpart(usual: pd.DataFrame) -> None:
         ([{"experiment": "crossed", "heads_from": "tet"}, {"value": 0.7}], "rtp"),
         ([{"measure": "expected"}, {"value": 0.7}], "rtp"),
         ([{"heads_from": "tet"}], None),  # heads of other samples never do
+        ([{"alpha": 5.0}], None),  # nor another alpha or place
+        ([{"at": "response"}, {"value": 0.7}], "rtp"),
     ],
 )
 def test_the_experiment_named_like_the_samples_is_beside_it(runs, experiment) -> None:

@@ -20,7 +20,7 @@ from headpursuit.run.tables import read_csv, write_csv
 
 PUBLISHED = read_csv(Path(__file__).parents[2] / "data/published.csv")
 OWN: dict[str, Any] = {
-    **{"model": "mistral", "alpha": -1.0, "heads_from": None, "iterations": 50},
+    **{"model": "mistral", "alpha": -1.0, "at": "all", "heads_from": None, "iterations": 50},
     **{"methods": ["somp", "logit_lens"], "k": [16, 32], "draws": 4},
 }
 SCORE = {"resamples": 50, "confidence": 0.95, "min_count": 30}
@@ -140,6 +140,45 @@ def test_a_row_is_the_ratio_of_sums(measures: list[str], tmp_path: Path):
         assert list(draws[same]["draw"]) == list(range(n))
     write_csv(tmp_path / "tables/t.csv", table)  # which checks its contract
     write_csv(tmp_path / "tables/t.draws.csv", draws)
+
+
+def test_alphas_and_places_are_rows_of_their_own(tmp_path: Path):
+    """With the ratios that each has alone; the text names what varies, and the figure groups it."""
+    usual, rows = scored(), []
+    others = [usual]
+    for suffix, factor in (("-a5", 2), ("-response", 3), ("-a5-response", 4)):
+        other = usual.assign(condition=usual["condition"] + suffix)
+        others.append(other.assign(after=other["after"] * factor))
+    changed = {"alpha": [5, -1], "at": ["all", "response"], "methods": ["somp"], "k": [16]}
+    table, draws = made(pd.concat(others), **changed)
+    plain, _ = made(usual, methods=["somp"], k=[16])
+    for (alpha, at), factor in (
+        ((-1, "all"), 1), ((5, "all"), 2), ((-1, "response"), 3), ((5, "response"), 4)
+    ):  # fmt: skip
+        own = table[(table["alpha"] == alpha) & (table["at"] == at)].reset_index(drop=True)
+        rows.append(len(own))
+        for column in ("value", "ci_low", "ci_high", "sd"):
+            np.testing.assert_allclose(own[column], factor * plain[column])
+        # Published values are of heads that are inverted at all positions.
+        assert own["published"].notna().any() == (factor == 1)
+    assert rows == [len(plain)] * 4 and len(table) == 4 * len(plain)
+    write_csv(tmp_path / "tables/t.csv", table)  # which checks its key
+    write_csv(tmp_path / "tables/t.draws.csv", draws)
+    shown = display(table, "sd", 0.95)
+    assert list(shown[["alpha", "at"]].drop_duplicates().itertuples(index=False, name=None)) == [
+        ("5", "all"), ("5", "response"), ("-1", "all"), ("-1", "response")
+    ]  # fmt: skip
+    assert not {"alpha", "at"} & set(display(plain, "sd", 0.95))
+    figure = plot(table, draws, COLOURS)
+    axis = figure.axes[0]
+    assert [tick.get_text() for tick in axis.get_xticklabels()] == [
+        *("16 heads\nalpha -1\nall", "16 heads\nalpha -1\nresponse"),
+        *("16 heads\nalpha 5\nall", "16 heads\nalpha 5\nresponse"),
+    ]
+    heights = [bar.get_height() for axis in figure.axes for bar in axis.patches]
+    assert sorted(heights) == sorted(table["value"])
+    text = next(notes(table, {"rtp": (usual, {})}, {"rtp": OWN | {"samples": "rtp"}}, SCORE, 0))
+    assert "writes times 5, -1 at all positions or in the response; 40 prompts" in text
 
 
 def test_what_stands_beside_a_ratio():
@@ -263,7 +302,12 @@ def test_the_display_holds_the_rows_numbers(measures: list[str], spread: str):
 @pytest.mark.parametrize(
     ("measures", "facts", "said", "unsaid"),
     [
-        (TEXT, {"coverage": 0.8}, ["times -1", "40 prompts (rtp)", "80% (rtp)", "95%"], "classes"),
+        (
+            TEXT,
+            {"coverage": 0.8},
+            ["times -1 at all positions;", "40 prompts (rtp)", "80% (rtp)", "95%"],
+            "classes",
+        ),
         (
             JUDGED,
             {"classifier": JUDGE},

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from headpursuit.method.decoder import Decoder, scaled_heads
+from headpursuit.method.heads import Condition
 from headpursuit.method.reading import Writing, greedy, read, read_rows, respond
 from tiny import LAYERS
 
@@ -72,10 +73,11 @@ def test_rows_that_have_stopped_leave_the_batch(model):
     """As soon as they are half of it; the others end as they do alone."""
     decoder = model("llama")
     encoded = {**INPUTS, "position_ids": (MASK.cumsum(1) - 1).clamp_min(0)}
-    conditions = {"plain": [], "one": [(0, 0)], "other": [(1, 2)], "more": [(0, 1), (2, 3)]}
+    heads = {"plain": [], "one": [(0, 0)], "other": [(1, 2)], "more": [(0, 1), (2, 3)]}
+    conditions = {name: Condition(own) for name, own in heads.items()}
 
     def answers(some, batch_tokens: int, stops: list[int]):
-        return respond(decoder, encoded, some, -1.0, Writing(12, stops, greedy), batch_tokens)
+        return respond(decoder, encoded, some, Writing(12, stops, greedy), batch_tokens)
 
     unstopped = answers(conditions, 1, [10**6])
     # An end for half of the rows, each at a step of its own.
@@ -88,7 +90,7 @@ def test_rows_that_have_stopped_leave_the_batch(model):
     together = answers(conditions, 10**6, stops)
     handle.remove()
     assert together == {
-        name: answers({name: heads}, 1, stops)[name] for name, heads in conditions.items()
+        name: answers({name: own}, 1, stops)[name] for name, own in conditions.items()
     }
     assert {stop for own in together.values() for _, stop in own} == {"eos", "length"}
     assert widths[1] == 8 and widths[-1] <= 4

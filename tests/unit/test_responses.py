@@ -11,13 +11,15 @@ import torch
 from headpursuit.method import responses as module
 from headpursuit.method.batches import PartFile
 from headpursuit.method.decoder import scaled_heads
+from headpursuit.method.heads import Condition
 from headpursuit.method.models import load_model
 from headpursuit.method.reading import end_tokens, respond
 from headpursuit.method.responses import SCHEMA, Prompts, write_responses
 from headpursuit.method.sampling import GumbelMax, Noise, stream
-from headpursuit.run.files import parquet_metadata, read_responses, write_parquet
+from headpursuit.run.files import UserError, parquet_metadata, read_responses, write_parquet
 from hypothesis import given
 from hypothesis import strategies as st
+from naive import acting, multiplied, next_token
 
 GREEDY = {"max_new_tokens": 8, "samples": 1, "temperature": 0.0, "top_p": 1.0, "seed": 0}
 SAMPLED = GREEDY | {"temperature": 0.7, "top_p": 0.9, "samples": 2}
@@ -43,15 +45,20 @@ def run(tokenizer, tmp_path: Path):
         texts: list[str] = TEXTS,
         batch_tokens: int = 200,
         part: tuple[int, int] = (1, 1),
+        scaling: tuple[float, str] = (-1.0, "all"),
         **changed: Any,
     ) -> pa.Table:
         ids, tokens = [f"p{i}" for i in range(len(texts))], tokenizer(texts)["input_ids"]
         prompts = tmp_path / "prompts.parquet"
         write_parquet(prompts, pa.table({"sample_id": ids, "token_ids": tokens}))
         reader = Prompts(decoder, tokenizer, prompts, generation, batch_tokens)
-        settings = {"model": "tiny", "alpha": -1.0, "seed": 0, "generation": generation} | changed
+        settings = {"model": "tiny", "seed": 0, "generation": generation} | changed
         own = PartFile(tmp_path / file, settings, batch_tokens, part)
-        write_responses(own, decoder, reader, conditions)
+        scaled = {
+            name: own if isinstance(own, Condition) else Condition(own, *scaling)
+            for name, own in conditions.items()
+        }
+        write_responses(own, decoder, reader, scaled)
         return read_responses([tmp_path / file], SCHEMA.names).select(SCHEMA.names)
 
     return write
@@ -62,20 +69,22 @@ def of(table: pa.Table, condition: str) -> pa.Table:
 
 
 @torch.inference_mode()
-def one_by_one(decoder, ids: list[int], numbers, settings: dict, stops: set[int]):
-    """Generate without batch, padding, cache or library: a full pass for each token."""
+def one_by_one(decoder, ids: list[int], numbers, settings: dict, stops: set[int], *scaling):
+    """Generate without batch, padding, cache or library: a full pass for each token.
+
+    ``scaling`` is heads, alpha and place.
+    """
+    heads, alpha, at = scaling or ([], 1.0, "all")
     new: list[int] = []
     for _ in range(settings["max_new_tokens"]):
-        logits = decoder.model(torch.tensor([ids + new]), use_cache=False).logits[0, -1].double()
+        where = acting(at, [False] * len(ids), len(new))
+        with multiplied(decoder.layers, heads, decoder.head_dim, alpha, where):
+            logits = decoder.model(torch.tensor([ids + new]), use_cache=False).logits[0, -1]
         if settings["temperature"] == 0:
-            token = int(logits.argmax())
+            token = next_token(logits, None)
         else:
-            p = (logits / settings["temperature"]).softmax(-1).numpy()
-            order = np.argsort(-p, kind="stable")
-            # The smallest set of most probable tokens that holds top_p.
-            kept = order[: int(np.searchsorted(p[order].cumsum(), settings["top_p"])) + 1]
-            gumbel = -np.log(numbers.standard_exponential(len(p), np.float32).astype(float))
-            token = int(kept[(np.log(p) + gumbel)[kept].argmax()])
+            warmed = logits.double() / settings["temperature"]
+            token = next_token(warmed, numbers, settings["top_p"])
         if token in stops:
             return new, "eos"
         new.append(token)
@@ -97,6 +106,51 @@ def test_a_batch_gives_what_each_prompt_gives_alone(model, tokenizer, run, famil
             response = tokenizer.decode(new, skip_special_tokens=True)
             expected.append(("baseline", f"p{number}", repeat, response, len(new), stop, new))
     assert [tuple(row.values()) for row in table.to_pylist()] == expected
+
+
+@families
+@both
+def test_heads_are_scaled_at_their_places_alone(model, tokenizer, run, family, generation):
+    """Conditions of all places, alphas and heads share batches, and none changes another."""
+    decoder, stops = model(family), set(end_tokens(model(family), tokenizer))
+    conditions = BASELINE | {
+        f"{heads}{alpha}{at}": Condition(CONDITIONS[heads], alpha, at)
+        for heads, alpha in (("a", -1.0), ("a", 3.0), ("b", 5.0), ("c", 0.0))
+        for at in ("all", "prompt", "response")
+    }
+    table = run(decoder, generation, conditions)
+    numbers = range(generation["samples"])
+    for name, scaling in conditions.items():
+        expected = [
+            one_by_one(decoder, ids, stream(0, f"p{n}", repeat), generation, stops, *scaling)
+            for n, ids in enumerate(tokenizer(TEXTS)["input_ids"])
+            for repeat in numbers
+        ]
+        own = of(table, name)
+        found = zip(own["token_ids"].to_pylist(), own["stop_reason"].to_pylist(), strict=True)
+        assert list(found) == expected
+    for heads in ("a-1.0", "a3.0", "b5.0"):
+        written = {str(of(table, f"{heads}{at}")) for at in ("all", "prompt", "response")}
+        assert len(written | {str(of(table, "baseline"))}) == 4
+    plain = of(table, "baseline")["token_ids"].to_pylist()
+    scaled = {at: Condition([(0, 0), (2, 1)], 9.0, at) for at in ("response", "image")}
+    table = run(decoder, generation, scaled, "other")
+    assert of(table, "image")["token_ids"].to_pylist() == plain  # text has no image
+    # The first token stands on the prompt alone.
+    firsts = [own[:1] for own in of(table, "response")["token_ids"].to_pylist()]
+    assert firsts == [own[:1] for own in plain]
+
+
+@pytest.mark.parametrize("at", ["all", "response"])
+def test_logits_that_are_not_finite_are_refused_by_name(model_path, run, at: str):
+    """In float16 alpha 50 breaks the tiny model, and no NaN becomes a token."""
+    decoder = load_model(model_path("gemma"), "float16", "cpu")
+    broken = Condition([(layer, head) for layer in range(3) for head in range(4)], 1000.0, at)
+    decoder.projections[1].weight.mul_(1000)
+    with pytest.raises(UserError, match=r"^broken: its logits are not finite in float16\. Take an"):
+        run(decoder, GREEDY, BASELINE | {"broken": broken})
+    decoder.projections[1].weight.mul_(1e-3)
+    assert len(run(decoder, GREEDY, BASELINE | {"fine": broken._replace(alpha=50.0)})) == 10
 
 
 @both
@@ -130,7 +184,9 @@ def test_repeats_and_prompts_have_numbers_of_their_own(model, run):
 @pytest.mark.parametrize("alpha", [1.0, -1.0])
 def test_an_intervention_is_compared_on_the_same_numbers(model, run, alpha: float):
     """Scaling by 1 changes nothing, so neither do the sampled responses."""
-    table = run(model("llama"), SAMPLED, BASELINE | {"scaled": [(0, 0), (1, 1)]}, alpha=alpha)
+    table = run(
+        model("llama"), SAMPLED, BASELINE | {"scaled": [(0, 0), (1, 1)]}, scaling=(alpha, "all")
+    )
     assert (of(table, "scaled") == of(table, "baseline")) == (alpha == 1)
 
 
@@ -285,7 +341,7 @@ def kill_after(monkeypatch):
 @pytest.mark.parametrize(
     ("changed", "torn"),
     [({}, None), ({}, 5), ({}, -1), ({"temperature": 0.8}, None), ({"batch_tokens": 60}, None),
-     ({"alpha": 0.0}, None), ({"part": (1, 2)}, None)],
+     ({"scaling": (0.0, "all")}, None), ({"part": (1, 2)}, None)],
 )  # fmt: skip
 def test_a_killed_job_goes_on_and_ends_the_same(model, run, tmp_path, kill_after, changed, torn):
     """From its journal, up to where it is torn; with other settings it is begun anew."""
@@ -314,7 +370,8 @@ def test_a_killed_job_goes_on_and_ends_the_same(model, run, tmp_path, kill_after
         ({"heads": {"a": [(1, 1)]}}, ["a", "c", "d"]),
         ({"model": "other"}, list(CONDITIONS)),
         ({"seed": 1}, list(CONDITIONS)),
-        ({"alpha": 0.0}, list(CONDITIONS)),
+        ({"scaling": (0.0, "all")}, list(CONDITIONS)),
+        ({"scaling": (-1.0, "response")}, list(CONDITIONS)),
         ({"part": (1, 2), "batch_tokens": 40}, list(CONDITIONS)),
         ({"damaged": b"PAR1"}, list(CONDITIONS)),
     ],

@@ -136,7 +136,7 @@ def test_a_script_reads_what_its_rule_gives_and_no_param_is_unread(rules: dict[s
             assert read - {"get", "items"} <= given, f"{name} lacks {section}"
         # The hashes of code and of a user's file; and an intervention's, which the script may lack.
         unread = set(rule.params.keys()) - uses.found["params"]
-        assert unread <= {"code", "content", "conditions", "alpha"}, name
+        assert unread <= {"code", "content", "conditions"}, name
 
 
 def test_the_slurm_profile_names_the_rules_that_ask_for_a_gpu(rules: dict[str, Any]) -> None:

@@ -21,7 +21,8 @@ def changed(**changes: Any) -> dict[str, list[str]]:
     ("changes", "differ"),
     [
         ({}, {}),
-        ({"experiments": {"tet": {"alpha": 0.0}}}, {"tet": ["experiments.tet.alpha"]}),
+        # The tables say alpha and place of each row.
+        ({"experiments": {"tet": {"alpha": 0.0, "at": ["all", "response"]}}}, {}),
         (
             {"experiments": {"tet": {"pursuit": {"norm": "l2"}}}},
             {"tet": ["experiments.tet.pursuit.norm"]},
@@ -38,10 +39,10 @@ def changed(**changes: Any) -> dict[str, list[str]]:
         # One with a name of its own is compared with the paper's of the same samples.
         (
             {
-                "experiments": {"mine": {"like": "tet", "alpha": 0.0}},
+                "experiments": {"mine": {"like": "tet", "positions": "last"}},
                 "tables": {"table2": ["rtp", "tet", "mine"]},
             },
-            {"mine": ["experiments.mine.alpha"]},
+            {"mine": ["experiments.mine.positions"]},
         ),
     ],
 )

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from headpursuit.__main__ import main
 from headpursuit.run import verify
-from made_run import K
+from made_run import K, write
 
 
 @pytest.fixture
@@ -48,6 +48,32 @@ def test_what_is_traced_sums_to_every_cell(made, trace, table):
             # Sums are printed with six digits.
             assert np.mean(sums, axis=0) == pytest.approx([row.before, row.after], rel=1e-2)
         assert f"adds up to the table's {row.before:g} before and {row.after:g}" in said
+
+
+def test_a_row_is_named_by_alpha_and_place_where_they_vary(made, trace, tmp_path):
+    """Here a copy of the run has each condition again, at alpha 5 in the response."""
+    run = shutil.copytree(made, tmp_path / "run")
+    for name in ("scores/rtp", "scores/rtp.words", *(
+        f"{kind}/part-{n}" for kind in ("expected/rtp", "responses/rtp/scaled") for n in (1, 2)
+    )):  # fmt: skip
+        path = run / f"{name}.parquet"
+        own = pd.read_parquet(path)
+        again = own[own["condition"] != "baseline"]
+        again = again.assign(condition=again["condition"] + "-a5-response")
+        write(path, pd.concat([own, again]))
+    path = run / "tables/table2.csv"
+    rows = pd.read_csv(path, dtype=str)
+    pd.concat([rows, rows.assign(alpha=5.0)]).to_csv(path, index=False)
+    said = trace("tables/table2.csv", "rtp", "somp", K, folder=run, fails=True)
+    assert "named by experiment method heads alpha measure; there are\nrtp somp 2 -1 " in said
+    pd.concat([rows, rows.assign(alpha=5.0, at="response")]).to_csv(path, index=False)
+    said = trace("tables/table2.csv", "rtp", "somp", K, 5, "response", "count", folder=run)
+    assert "\nsomp-k2-a5-response\n  heads (heads/rtp/selected.csv): L1.H2, L0.H1" in said
+    assert "  alpha: 5\n" in said and "  at: response\n" in said and "adds up" in said
+    usual = trace("tables/table2.csv", "rtp", "somp", K, -1, "all", folder=run)
+    assert usual == trace("tables/table2.csv", "rtp", "somp", K)
+    published = trace("tables/published.csv", "table2", "rtp", "somp", 16, folder=run)
+    assert "\nsomp-k2\n" in published and "adds up" in published
 
 
 def test_the_texts_that_gained_or_lost_are_shown(trace):

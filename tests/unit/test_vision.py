@@ -16,14 +16,17 @@ from headpursuit.method.activations import read_layer, write_cache
 from headpursuit.method.answers import judge, normalise_answer
 from headpursuit.method.batches import PartFile
 from headpursuit.method.decoder import Decoder, collected
+from headpursuit.method.heads import Condition
 from headpursuit.method.models import load_model
 from headpursuit.method.ranking import write_sizes
 from headpursuit.method.reading import Writing, end_tokens, greedy, respond
 from headpursuit.method.responses import SCHEMA, write_responses
+from headpursuit.method.sampling import GumbelMax, Noise
 from headpursuit.method.somp import pursue
 from headpursuit.method.words import unrelated_tokens
 from headpursuit.run.config import load_config
 from headpursuit.run.files import UserError, read_responses, sha256
+from naive import PLACES, acting, multiplied, next_token
 from PIL import Image
 from tiny import WORDS, make_model, make_tokenizer
 from tiny_vision import FAMILIES, HEADS, LAYERS, MARKS, SIDE, make_vlm
@@ -122,8 +125,19 @@ def test_an_assembled_model_has_no_random_row(tmp_path: Path) -> None:
         assert not part.weight[mark].any() and part.weight[:mark].any(1).all()
 
 
+def longer(asked: dict, new: list[int]) -> dict:
+    """Return what the model takes for a question with an answer so far behind it."""
+    longer = {name: own for name, own in asked.items() if name != "position_ids"}
+    for name, own in list(longer.items()):
+        follows = {"input_ids": new, "attention_mask": [1] * len(new)}.get(name, [0] * len(new))
+        if own.shape == asked["input_ids"].shape:
+            longer[name] = torch.cat([own, torch.tensor([follows], dtype=own.dtype)], dim=1)
+    return longer
+
+
 def answer(decoder, encoded, conditions, stops, batch_tokens: int = 10_000) -> dict[str, list]:
-    return respond(decoder, encoded, conditions, -1.0, Writing(5, stops, greedy), batch_tokens)
+    conditions = {name: Condition(heads) for name, heads in conditions.items()}
+    return respond(decoder, encoded, conditions, Writing(5, stops, greedy), batch_tokens)
 
 
 @families
@@ -149,15 +163,12 @@ def test_answers_are_those_of_a_whole_pass_for_each_token(vlm, pictures, family:
     answers = answer(decoder, ask(vlm(family), pictures), edits, stops)
 
     def answered(picture: Image.Image) -> list[int]:
-        asked = ask(vlm(family), [picture])
-        asked = {name: own for name, own in asked.items() if name != "position_ids"}
-        new: list[int] = []
-        while len(new) < 5 and (token := int(logits(decoder, asked)[0, -1].argmax())) not in stops:
+        asked, new = ask(vlm(family), [picture]), []
+        while (
+            len(new) < 5
+            and (token := int(logits(decoder, longer(asked, new))[0, -1].argmax())) not in stops
+        ):
             new.append(token)
-            for name, own in asked.items():
-                follows = {"input_ids": token, "attention_mask": 1}.get(name, 0)
-                if own.shape == asked["attention_mask"].shape or "ids" in name:
-                    asked[name] = torch.cat([own, torch.full((1, 1), follows)], dim=1)
         return new
 
     def invert(heads: list[tuple[int, int]]) -> None:
@@ -171,10 +182,44 @@ def test_answers_are_those_of_a_whole_pass_for_each_token(vlm, pictures, family:
     assert answers["baseline"] != answers["edited"]
 
 
+@families
+@pytest.mark.parametrize("sampled", [False, True])
+@torch.inference_mode()
+def test_heads_are_scaled_at_their_places_alone(vlm, pictures, family: str, sampled: bool) -> None:
+    """As whole passes with a mask of positions give it; conditions of all places share batches."""
+    decoder, processor = vlm(family)
+    conditions = {"baseline": Condition()}
+    conditions |= {
+        f"{alpha}{at}": Condition(CHOSEN, alpha, at) for alpha in (-4, 9) for at in PLACES
+    }
+    encoded, pick = ask(vlm(family), pictures), greedy
+    if sampled:
+        noise = Noise([np.random.default_rng(n) for n in range(3)], len(processor.tokenizer), 10**9)
+        pick = GumbelMax(noise, 1.0, 0.9)
+    found = respond(decoder, encoded, conditions, Writing(5, [-1], pick), 10_000)
+
+    def answered(number: int, heads: list, alpha: float, at: str) -> list[int]:
+        asked = ask(vlm(family), [pictures[number]])
+        numbers = np.random.default_rng(number) if sampled else None
+        image = (asked["input_ids"][0] == decoder.model.config.image_token_id).tolist()
+        new: list[int] = []
+        while len(new) < 5:
+            where = acting(at, image, len(new))
+            with multiplied(decoder.layers, heads, decoder.head_dim, alpha, where):
+                given = longer(asked, new)
+                new.append(next_token(logits(decoder, given)[0, -1].double(), numbers, 0.9))
+        return new
+
+    for name, own in conditions.items():
+        expected = [answered(number, *own) for number in range(3)]
+        assert [tokens for tokens, _ in found[name]] == expected
+    assert len(set(map(str, found.values()))) > (5 if sampled else 3)
+
+
 def test_llava_next_reads_its_own_tiling(vlm, pictures) -> None:
     """Images of different shapes have different numbers of image tokens, newlines included."""
     decoder, _ = vlm("llava_next")
-    counts = vision.image_positions(decoder, ask(vlm("llava_next"), pictures)["input_ids"]).sum(1)
+    counts = decoder.image_positions(ask(vlm("llava_next"), pictures)["input_ids"]).sum(1)
     tokens = (SIDE // 4) ** 2
     assert counts[0] == tokens + 4 * tokens + 4  # a 2 x 2 tiling, a newline for each of 4 rows
     assert len(set(counts.tolist())) == 3
@@ -199,7 +244,7 @@ def test_cache_is_the_mean_over_image_tokens(vlm, pictures, tmp_path: Path, fami
 
     with collected(images.decoder.projections, keep) as inputs:
         logits(images.decoder, encoded)
-    where = vision.image_positions(images.decoder, encoded["input_ids"])[0]
+    where = images.decoder.image_positions(encoded["input_ids"])[0]
     names, z = read_layer(path, 1)
     assert names == ["a", "b", "c"]
     np.testing.assert_allclose(z[1].ravel(), inputs[1][0, where].mean(0).numpy(), atol=1e-5)
@@ -217,9 +262,12 @@ def answers(vlm, tmp_path: Path):
             "top_p": 1.0,
             "seed": 0,
         }
-        given = {"alpha": -1.0, "images": "x", "generation": settings, "seed": 0} | changed
+        given = {"images": "x", "generation": settings, "seed": 0} | changed
         decoder, _ = loaded = vlm("llava_next")
-        images, edits = reader(loaded, path, size), {"baseline": [], "edited": CHOSEN}
+        images, edits = (
+            reader(loaded, path, size),
+            {"baseline": Condition(), "edited": Condition(CHOSEN)},
+        )
         write_responses(PartFile(tmp_path / name, given, 99), decoder, images, edits)
         assert not list(tmp_path.glob(".*"))
         return read_responses([tmp_path / name], SCHEMA.names).to_pylist()

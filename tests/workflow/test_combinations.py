@@ -49,6 +49,7 @@ ELSEWHERE = {
     "models.*.build": "test_run.py",
     "models.*.build.trained": "test_refusals.py",
     "experiments.*.concept": "test_run.py",
+    "experiments.*.at": "test_run.py",
     "experiments.*.heads_from": "test_run.py",
     "experiments.*.measures": "test_run.py",
     "labeller.openai.base_url": "test_config.py",

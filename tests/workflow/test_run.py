@@ -156,9 +156,11 @@ def test_words_that_nothing_is_held_out_of_are_measured(finished: Checkout) -> N
     words = read(finished, "words/fruit.csv")
     assert set(words["split"]) == {"selection"}
     assert set(words["word"]) == {"apple", "lemon", "turnip"}
-    table = read(finished, "tables/enhanced.csv").set_index(["method", "measure"])
-    assert table.loc[("somp", "expected"), "before"] > 0
-    assert set(table["alpha"]) == {3.0}
+    table = read(finished, "tables/enhanced.csv")
+    rows = table.groupby(["method", "measure"])[["alpha", "at"]].agg(list)
+    scalings = {"alpha": [3.0, 3.0, -1.0, -1.0], "at": ["all", "response"] * 2}
+    assert len(rows) == 6 and all(row == scalings for row in rows.to_dict("records"))
+    assert (table[table["measure"] == "expected"]["before"] > 0).all()
 
 
 @pytest.mark.parametrize("experiment", ["rtp", "stripes"])
@@ -172,13 +174,14 @@ def test_controls_match_layers_and_are_disjoint(finished: Checkout, experiment: 
 
 
 def test_heads_of_another_experiment(finished: Checkout) -> None:
-    """They are those of its first method, and nothing but the responses is made anew."""
+    """Its own methods' heads and its random ones; nothing but the responses is made anew."""
     name = "responses/stripes-from-photos/scaled/part-1.parquet"
-    facts = metadata(finished, name, "heads")
-    photos = read(finished, "heads/photos/selected.csv").groupby("condition")
-    assert list(facts) == ["somp-k1", "somp-k2"]
-    for name, heads in facts.items():
-        assert heads == photos.get_group(name)[["layer", "head"]].values.tolist()
+    facts = metadata(finished, name, "conditions")
+    tables = [read(finished, f"heads/photos/{kind}.csv") for kind in ("selected", "random")]
+    photos = pd.concat(tables).groupby("condition")
+    assert list(facts) == ["size-k1", "size-k2", "random-k1-d00", "random-k2-d00"]
+    for name, condition in facts.items():
+        assert condition == [photos.get_group(name)[["layer", "head"]].values.tolist(), -1, "all"]
     assert not finished.path("activations/stripes-from-photos.parquet").exists()
     assert set(read(finished, "tables/figure4.csv")["heads_from"]) == {"photos"}
 
@@ -317,20 +320,22 @@ def test_a_change_makes_what_stands_on_it_and_nothing_else(
 
 
 @long
-def test_a_further_k_keeps_what_is_there(checkout: Checkout) -> None:
+def test_a_further_k_and_alpha_keep_what_is_there(checkout: Checkout) -> None:
     """Conditions that are there are not computed again, and stay as they are."""
     name = "responses/rtp/scaled/part-1.parquet"
     before = read(checkout, name)
-    checkout.configure("more", experiments={"rtp": {"k": [2, 1]}})
+    checkout.configure("more", experiments={"rtp": {"k": [2, 1], "alpha": [-1, 5]}})
     checkout.snakemake(overlay="more")
     after = read(checkout, name)
     assert set(after["condition"]) == set(before["condition"]) | {
-        "somp-k1", "logit_lens-k1", "random-k1-d00"
-    }  # fmt: skip
+        *("somp-k1", "logit_lens-k1", "random-k1-d00"),
+        *(f"{name}-a5" for k in (1, 2) for name in (f"somp-k{k}", f"logit_lens-k{k}")),
+        *("random-k1-d00-a5", "random-k2-d00-a5"),
+    }
     kept = after[after["condition"].isin(before["condition"])]
     assert kept.reset_index(drop=True).equals(before)
     log = checkout.path("logs/intervene/rtp/part-1.log").read_text()
-    assert "3 of 6 conditions are there already" in log
+    assert "3 of 12 conditions are there already" in log
 
 
 @long

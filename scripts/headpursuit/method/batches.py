@@ -115,7 +115,7 @@ class PartFile:
 
     Attributes:
         path: the Parquet file, with condition, sample_id and repeat.
-        settings: whatever decides its rows but a condition's heads; it is stored in the file.
+        settings: whatever decides its rows but the condition; it is stored in the file.
         batch_tokens: tokens of a batch, padding included.
         part: number, from 1, and how many there are.
     """
@@ -136,12 +136,12 @@ class PartFile:
     ) -> None:
         """Write the rows under the conditions, in their order, then that of the samples.
 
-        Conditions that the file holds already, of the same heads and settings, are kept, and no
+        Conditions that the file holds already, the same under the same settings, are kept, and no
         others. Finished batches are kept in a journal beside the file until it is there.
 
         Args:
             schema: of the table.
-            conditions: condition to the heads that are scaled; none for the model as it is.
+            conditions: what is scaled, by the condition's name, as JSON can hold it.
             batches: of samples, always the same.
             measure: takes samples and conditions and returns rows of the table.
             name: see :class:`Halving`.
@@ -153,7 +153,7 @@ class PartFile:
             settings["batch_tokens"] = self.batch_tokens
         kept = finished(self.path, settings, conditions)
         there = set() if kept is None else set(kept["condition"].to_pylist())
-        pending = {name: heads for name, heads in conditions.items() if name not in there}
+        pending = {name: own for name, own in conditions.items() if name not in there}
         if there:
             log.info("%d of %d conditions are there already", len(there), len(conditions))
         own = islice(enumerate(batches), number - 1, None, parts) if pending else ()

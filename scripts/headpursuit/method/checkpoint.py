@@ -45,12 +45,17 @@ def save_condition(
     """
     run = Run(run_folder(results))
     own = run.experiment(experiment)
-    heads = run.heads(experiment, condition)
+    heads, alpha, at = run.condition(experiment, condition)
+    if at != "all":
+        raise UserError(
+            f"{condition} scales heads in {at} alone, and weights act at all positions: name "
+            "another condition."
+        )
     model = model_folder(run.model_record(own["model"]), run.config["models"][own["model"]])
-    save_scaled(model, heads, own["alpha"], folder)
-    said = [f"{folder}: {model} with {len(heads)} heads times {own['alpha']:g}"]
+    save_scaled(model, heads, alpha, folder)
+    said = [f"{folder}: {model} with {len(heads)} heads times {alpha:g}"]
     if check:
-        largest = compare_logits(model, heads, own["alpha"], folder)
+        largest = compare_logits(model, heads, alpha, folder)
         said.append(f"largest difference from the logits of scaled rows: {largest:g}")
     return said
 

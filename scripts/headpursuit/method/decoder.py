@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from headpursuit.method.heads import Head
+from headpursuit.method.heads import Condition, Head
 from headpursuit.run.files import UserError
 
 
@@ -21,6 +21,11 @@ class Family(NamedTuple):
     next_norm: str = "post_attention_layernorm"  # reads the stream that the attention has added to
     post_norm: str | None = None  # what the attention's output passes before it is added
     transposed: bool = False  # the projection's weight is (in, out), as GPT-2's Conv1D has it
+
+    @property
+    def reads_images(self) -> bool:
+        """Say whether its models read images beside text."""
+        return self.layers == OF_IMAGE_TEXT
 
 
 OF_IMAGE_TEXT = "model.language_model.layers"
@@ -111,6 +116,10 @@ class Decoder:
         mean_square = output.float().square().mean(-1)
         return (mean_square + self.post_norms[layer].eps).rsqrt()
 
+    def image_positions(self, ids: Tensor) -> Tensor:
+        """Return which tokens are an image's, as the processor expanded them; of text none."""
+        return ids == getattr(self.model.config, "image_token_id", -1)
+
     def logits(self, hidden: Tensor) -> Tensor:
         """Return the logits of final hidden states, (..., d) to (..., vocabulary)."""
         logits = self.model.get_output_embeddings()(hidden)
@@ -148,10 +157,10 @@ def collected(
         yield found
 
 
-def gains(decoder: Decoder, conditions: Sequence[Sequence[Head]], alpha: float) -> Tensor:
+def gains(decoder: Decoder, conditions: Sequence[Condition]) -> Tensor:
     """Return what each condition multiplies each head's write by, conditions x layers x heads.
 
-    It is ``alpha`` for the condition's heads, and 1 for all others, in the model's number format.
+    It is alpha for the condition's heads, and 1 for all others, in the model's number format.
 
     Raises:
         UserError: if a head does not exist.
@@ -160,13 +169,13 @@ def gains(decoder: Decoder, conditions: Sequence[Sequence[Head]], alpha: float) 
     made = torch.ones(
         len(conditions), n_layers, n_heads, dtype=decoder.model.dtype, device=decoder.device
     )
-    for own, heads in zip(made, conditions, strict=True):
-        for layer, head in heads:
+    for own, condition in zip(made, conditions, strict=True):
+        for layer, head in condition.heads:
             if not (0 <= layer < n_layers and 0 <= head < n_heads):
                 raise UserError(
                     f"L{layer}.H{head} does not exist: {n_layers} layers x {n_heads} heads"
                 )
-            own[layer, head] = alpha
+            own[layer, head] = condition.alpha
     return made
 
 
@@ -178,9 +187,13 @@ class ScaledRows:
     rounded: the result is bit by bit that of a model whose columns are multiplied.
     """
 
-    def __init__(self, decoder: Decoder, by_row: Tensor):
-        """Take the gains, rows x layers x heads (or 1 x layers x heads for all rows)."""
+    def __init__(self, decoder: Decoder, by_row: Tensor, where: Tensor | None = None):
+        """Take the gains, rows x layers x heads (or 1 x layers x heads for all rows).
+
+        ``where`` says at which positions they act, rows x positions; None is all.
+        """
         self.projections = decoder.projections
+        self.where = None if where is None or where.all() else where[..., None]
         edited = (by_row != 1).any(2).any(0).nonzero()[:, 0].tolist()
         self.factors = {
             layer: by_row[:, layer].repeat_interleave(decoder.head_dim, 1)[:, None]
@@ -192,7 +205,8 @@ class ScaledRows:
         self.factors = {layer: factor[rows] for layer, factor in self.factors.items()}
 
     def _multiply(self, layer: int, module: nn.Module, args: tuple) -> tuple:
-        return (args[0] * self.factors[layer].to(args[0].dtype),)
+        scaled = args[0] * self.factors[layer].to(args[0].dtype)
+        return (scaled if self.where is None else scaled.where(self.where, args[0]),)
 
     def __enter__(self) -> "ScaledRows":
         """Begin to multiply."""
@@ -209,7 +223,7 @@ class ScaledRows:
 
 def scaled_heads(decoder: Decoder, heads: Sequence[Head], alpha: float) -> ScaledRows:
     """Return what scales ``heads`` by ``alpha`` in all rows; UserError if one does not exist."""
-    return ScaledRows(decoder, gains(decoder, [heads], alpha))
+    return ScaledRows(decoder, gains(decoder, [Condition(heads, alpha)]))
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from headpursuit.method.batches import PartFile, pad, plan_batches
 from headpursuit.method.decoder import Decoder
-from headpursuit.method.reading import Conditions, each_condition
+from headpursuit.method.reading import Conditions, each_condition, refuse_broken
 
 SCHEMA = pa.schema(
     {
@@ -52,13 +52,16 @@ def measure_expected(
     Args:
         file: of :data:`SCHEMA`: positions are the response's tokens, nll its negative
             log-likelihood (nats, summed), and mass the probability of each word, in the order of
-            ``words``, summed over the positions. Its settings hold ``alpha``, what the heads'
-            writes are multiplied by, and whatever decides the other arguments.
+            ``words``, summed over the positions. Its settings hold whatever decides the other
+            arguments.
         decoder: the model.
         prompts: table with sample_id and token_ids.
         responses: the baseline's, with sample_id, repeat and token_ids.
         words: word to its token ids (:func:`covered_words`).
-        conditions: condition to its heads; none for the model as it is.
+        conditions: what is scaled, by the condition's name.
+
+    Raises:
+        UserError: if a condition's logits are not finite.
     """
     ids = dict(zip(prompts["sample_id"].to_pylist(), prompts["token_ids"].to_pylist(), strict=True))
     records = responses.select(["sample_id", "repeat", "token_ids"]).to_pylist()
@@ -70,6 +73,9 @@ def measure_expected(
         # Padding is on the right, where causal attention never looks.
         inputs, _ = pad([rows[i] for i in batch], 0, left=False, device=device)
         scored = torch.zeros_like(inputs, dtype=torch.bool)
+        read = torch.tensor([len(ids[records[i]["sample_id"]]) for i in batch], device=device)
+        written = torch.arange(inputs.shape[1], device=device) >= read[:, None]
+        places = {"all": torch.ones_like(written), "prompt": ~written, "response": written}
         n_scored = [len(records[i]["token_ids"]) for i in batch]
         for row, (i, n) in enumerate(zip(batch, n_scored, strict=True)):
             # The logits at a position speak of the next token.
@@ -78,12 +84,14 @@ def measure_expected(
         target = torch.tensor(follows, dtype=torch.long, device=device)
         row_of = scored.nonzero()[:, 0]
         size = max(1, file.batch_tokens // inputs.numel())
-        alpha, given = file.settings["alpha"], {"input_ids": inputs}
-        measured = {}
-        for names, _, read in each_condition(decoder, given, pending, alpha, size, cached=False):
-            for name, hidden in zip(names, read.hidden.split(len(batch)), strict=True):
+        measured, given = {}, {"input_ids": inputs}
+        for names, own in each_condition(decoder, given, pending, places, size, cached=False):
+            for name, hidden in zip(names, own.hidden.split(len(batch)), strict=True):
                 logits = decoder.logits(hidden[scored])
-                measured[name] = word_mass(logits, target, row_of, len(batch), words)
+                nll, mass = word_mass(logits, target, row_of, len(batch), words)
+                if not (np.isfinite(nll).all() and np.isfinite(mass).all()):
+                    refuse_broken(decoder, name)
+                measured[name] = nll, mass
         return [
             {
                 "condition": condition,

@@ -1,17 +1,20 @@
 """Heads: which are selected, and the random ones they are compared with."""
 
+import logging
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from headpursuit.run.files import UserError, seed_for
 from headpursuit.run.tables import read_csv, write_csv
+
+log = logging.getLogger(__name__)
 
 Head = tuple[int, int]  # (layer, head), both from 0
 # Columns of a ranking by pursuit: the score of a head's first atoms alone.
@@ -36,6 +39,18 @@ def named_heads(heads: Any) -> list[Head]:
         except (TypeError, ValueError):
             raise UserError(f"{head!r} names no head: write 'L18.H27', or (18, 27).") from None
     return found
+
+
+class Condition(NamedTuple):
+    """What a model's heads are multiplied by: some by alpha at some positions, the others by 1.
+
+    The place is ``all``; ``prompt``, all that is read before the response; ``image``, the image
+    tokens; or ``response``, the tokens that are written, from when they are read on.
+    """
+
+    heads: Sequence[Head] = ()  # none: the model as it is
+    alpha: float = -1.0
+    at: str = "all"
 
 
 def rank(scores: pd.DataFrame) -> pd.DataFrame:
@@ -97,16 +112,30 @@ def draw_control(
     return drawn
 
 
-def write_conditions(path: str | Path, conditions: Mapping[str, Sequence[Head]]) -> None:
-    """Write conditions' heads as a table with condition, layer and head."""
-    rows = [(name, *head) for name, heads in conditions.items() for head in heads]
+def write_heads(path: str | Path, sets: Mapping[str, Sequence[Head]]) -> None:
+    """Write sets of heads as a table with condition, layer and head."""
+    rows = [(name, *head) for name, heads in sets.items() for head in heads]
     write_csv(path, pd.DataFrame(rows, columns=["condition", "layer", "head"]))
 
 
 def read_conditions(
+    paths: Sequence[str | Path], wanted: Mapping[str, tuple[str, float, str]]
+) -> dict[str, Condition]:
+    """Read the heads of conditions, of each of which are given name of the heads, alpha and place.
+
+    Raises:
+        UserError: if some heads are in none of the tables.
+    """
+    heads = read_heads(paths, [own for own, *_ in wanted.values()])
+    if same := [name for name, (_, alpha, _) in wanted.items() if alpha == 1]:
+        log.warning("alpha 1 changes nothing, so these are the baseline: %s", ", ".join(same))
+    return {name: Condition(heads[own], *scaling) for name, (own, *scaling) in wanted.items()}
+
+
+def read_heads(
     paths: Sequence[str | Path], names: Sequence[str] | None = None
 ) -> dict[str, list[Head]]:
-    """Read what :func:`write_conditions` wrote: the conditions ``names``, in their order, or all.
+    """Read what :func:`write_heads` wrote: the sets ``names``, in their order, or all.
 
     Raises:
         UserError: if one is in none of the tables.

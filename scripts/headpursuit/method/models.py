@@ -13,7 +13,7 @@ from transformers.utils import cached_file
 from headpursuit.data.sources import PICKLED, source_files, source_root, verify
 from headpursuit.method.batches import is_out_of_memory
 from headpursuit.method.check import self_check
-from headpursuit.method.decoder import FAMILIES, OF_IMAGE_TEXT, Decoder, family_of
+from headpursuit.method.decoder import FAMILIES, Decoder, family_of
 from headpursuit.run.files import UserError, read_json
 
 log = logging.getLogger(__name__)
@@ -50,11 +50,11 @@ def load_model(
             suffice, the shape is not the stated one, or the self-check fails.
     """
     config = read_config(folder)
-    family_of(config.get("model_type"))
+    family = family_of(config.get("model_type"))
     refuse_quantised(folder, config)
     auto = (
         transformers.AutoModelForImageTextToText
-        if reads_images(folder)
+        if family.reads_images
         else transformers.AutoModelForCausalLM
     )
     model = load_weights(auto, folder, "model", dtype, device)
@@ -145,7 +145,7 @@ def loading(path: str | Path, what: str) -> Iterator[None]:
 def reads_images(folder: str | Path) -> bool:
     """Say whether a folder's model reads images beside text."""
     family = FAMILIES.get(read_config(folder).get("model_type"))
-    return family is not None and family.layers == OF_IMAGE_TEXT
+    return family is not None and family.reads_images
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:

@@ -9,16 +9,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
 from headpursuit.method.decoder import Decoder, ScaledRows, collected, gains
-from headpursuit.method.heads import Head
+from headpursuit.method.heads import Condition
+from headpursuit.run.files import UserError
 
-Conditions = Mapping[str, Sequence[Head]]
+Conditions = Mapping[str, Condition]
 # Takes logits (rows x vocabulary), each row's sample and the step; returns each row's token.
 Pick = Callable[[Tensor, Tensor, int], Tensor]
 
@@ -124,27 +125,37 @@ def each_condition(
     decoder: Decoder,
     inputs: Mapping[str, Any],
     conditions: Conditions,
-    alpha: float,
+    places: Mapping[str, Tensor],
     size: int,
     cached: bool,
-) -> Iterator[tuple[list[str], ScaledRows, Reading]]:
+) -> Iterator[tuple[list[str], Reading]]:
     """Read samples under every condition, ``size`` conditions at a time.
 
-    A condition names the heads that ``alpha`` multiplies; none for the model as it is. Conditions
-    that begin to differ from the model in about the same layer come together.
+    Conditions that begin to differ from the model in about the same layer come together.
+    ``places`` says of each place which of the positions belong to it, samples x positions.
 
     Yields:
-        Conditions, what scales their heads (entered), and their rows: all samples under the first,
-        then under the next.
+        Conditions, and their rows: all samples under the first, then under the next.
     """
     end = len(decoder.layers)
-    firsts = {name: min([end, *(layer for layer, _ in own)]) for name, own in conditions.items()}
+    idle = {place for place, where in places.items() if not where.any()}
+    firsts = {
+        name: min([end, *(layer for layer, _ in own.heads if own.at not in idle)])
+        for name, own in conditions.items()
+    }
     plain = read(decoder, set(firsts.values()), cached, **inputs)
     names = sorted(conditions, key=firsts.__getitem__)
     for some in (names[start : start + size] for start in range(0, len(names), size)):
-        by_row = gains(decoder, [conditions[name] for name in some], alpha)
-        with ScaledRows(decoder, by_row.repeat_interleave(len(plain.hidden), 0)) as scaled:
-            yield some, scaled, read_rows(decoder, plain, firsts[some[0]], len(some))
+        own = [conditions[name] for name in some]
+        where = torch.cat([places[condition.at] for condition in own])
+        with ScaledRows(decoder, gains_by_row(decoder, own, len(plain.hidden)), where):
+            rows = read_rows(decoder, plain, firsts[some[0]], len(some))
+        yield some, rows
+
+
+def gains_by_row(decoder: Decoder, conditions: Sequence[Condition], samples: int) -> Tensor:
+    """Return the gains of rows that are all samples under one condition, then under the next."""
+    return gains(decoder, conditions).repeat_interleave(samples, 0)
 
 
 @torch.inference_mode()
@@ -152,7 +163,6 @@ def respond(
     decoder: Decoder,
     encoded: Mapping[str, Tensor],
     conditions: Conditions,
-    alpha: float,
     writing: Writing,
     batch_tokens: int,
 ) -> dict[str, list[tuple[list[int], str]]]:
@@ -162,8 +172,7 @@ def respond(
         decoder: the model.
         encoded: what its forward pass takes for the samples, padded on the left, with
             attention_mask; position_ids, unless the model makes its own.
-        conditions: condition to the heads that ``alpha`` multiplies.
-        alpha: any number; -1 inverts what heads write.
+        conditions: what is scaled, by the condition's name.
         writing: how.
         batch_tokens: of samples and responses, up to which conditions share a batch; one
             condition's samples always do.
@@ -171,37 +180,45 @@ def respond(
     Returns:
         By condition, for each sample its new token ids, without the end token, and why it stopped:
         ``eos`` or ``length``.
+
+    Raises:
+        UserError: if a condition's logits are not finite.
     """
     mask, responses = encoded["attention_mask"], {}
     samples = len(mask)
     size = max(1, batch_tokens // (samples * (mask.shape[1] + writing.max_new_tokens)))
-    for names, scaled, rows in each_condition(decoder, encoded, conditions, alpha, size, True):
-        written = _go_on(decoder, scaled, rows, mask.repeat(len(names), 1), samples, writing)
-        for name, own in zip(names, written.split(samples), strict=True):
-            responses[name] = [until_stop(row, writing.stops) for row in own.tolist()]
+    read = torch.ones_like(mask, dtype=torch.bool)
+    places = {"all": read, "prompt": read, "response": ~read}
+    places["image"] = decoder.image_positions(encoded["input_ids"])
+    for names, rows in each_condition(decoder, encoded, conditions, places, size, True):
+        own = {name: conditions[name] for name in names}
+        written = _go_on(decoder, own, rows, mask.repeat(len(names), 1), writing)
+        for name, tokens in zip(names, written.split(samples), strict=True):
+            responses[name] = [until_stop(row, writing.stops) for row in tokens.tolist()]
     return {name: responses[name] for name in conditions}
 
 
 def _go_on(
-    decoder: Decoder,
-    scaled: ScaledRows,
-    start: Reading,
-    mask: Tensor,
-    samples: int,
-    writing: Writing,
+    decoder: Decoder, conditions: Conditions, start: Reading, mask: Tensor, writing: Writing
 ) -> Tensor:
     """Write on from what was read until every row has stopped; return rows x tokens.
 
     Rows that have stopped leave the batch as soon as they are half of it: each time all keys and
     values are copied.
     """
+    samples = len(mask) // len(conditions)
+    acting = [own if own.at in ("all", "response") else Condition() for own in conditions.values()]
+    scaled = ScaledRows(decoder, gains_by_row(decoder, acting, samples))
     hidden, last = start.hidden[:, -1], start.arguments["position_ids"][..., -1:]
     ends = torch.tensor(list(writing.stops), device=decoder.device)
     tokens = ends[:1].repeat(len(hidden), writing.max_new_tokens)
     rows = torch.arange(len(hidden), device=decoder.device)
     stopped = torch.zeros_like(rows, dtype=torch.bool)
     for step in range(writing.max_new_tokens):
-        token = writing.pick(decoder.logits(hidden), rows % samples, step)
+        logits = decoder.logits(hidden)
+        if (broken := ~logits.amax(-1).isfinite()).any():
+            refuse_broken(decoder, list(conditions)[int(rows[broken][0]) // samples])
+        token = writing.pick(logits, rows % samples, step)
         tokens[rows, step] = token
         stopped |= torch.isin(token, ends)
         n_stopped = int(stopped.sum())
@@ -215,14 +232,24 @@ def _go_on(
             mask, last = mask[left], last.index_select(-2, left)
             rows, token, stopped = rows[left], token[left], stopped[left]
         mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
-        hidden = decoder.language_model(
-            input_ids=token[:, None],
-            attention_mask=mask,
-            position_ids=last + step + 1,
-            past_key_values=start.cache,
-            use_cache=True,
-        ).last_hidden_state[:, -1]
+        with scaled:
+            hidden = decoder.language_model(
+                input_ids=token[:, None],
+                attention_mask=mask,
+                position_ids=last + step + 1,
+                past_key_values=start.cache,
+                use_cache=True,
+            ).last_hidden_state[:, -1]
     return tokens
+
+
+def refuse_broken(decoder: Decoder, condition: str) -> NoReturn:
+    """Raise a UserError about a condition whose logits are not finite."""
+    dtype = str(decoder.model.dtype).removeprefix("torch.")
+    raise UserError(
+        f"{condition}: its logits are not finite in {dtype}. Take an alpha nearer to 0, or a "
+        "number format of larger range (models.*.dtype: bfloat16 or float32)."
+    )
 
 
 def greedy(logits: Tensor, samples: Tensor, step: int) -> Tensor:

@@ -93,19 +93,18 @@ def write_responses(file: PartFile, decoder: Decoder, reader: Any, conditions: C
     """Write the responses to a part of the samples under each condition.
 
     Args:
-        file: of :data:`SCHEMA`; its settings hold ``alpha`` (what the heads' writes are multiplied
-            by), ``generation`` (the experiment's) and ``seed`` (the config's).
+        file: of :data:`SCHEMA`; its settings hold ``generation`` (the experiment's) and ``seed``
+            (the config's).
         decoder: the model.
         reader: the samples, :class:`Prompts` or :class:`headpursuit.method.vision.Images`.
-        conditions: condition to the heads that are scaled; none for the model as it is.
+        conditions: what is scaled, by the condition's name.
     """
     stops, settings = end_tokens(decoder, reader.tokenizer), file.settings
 
     def write(rows: Sequence[Any], pending: Conditions) -> list[dict[str, Any]]:
         pick = _picker(decoder, rows, settings, pending)
         writing = Writing(settings["generation"]["max_new_tokens"], stops, pick)
-        encoded = reader.encode(rows)
-        found = respond(decoder, encoded, pending, settings["alpha"], writing, file.batch_tokens)
+        found = respond(decoder, reader.encode(rows), pending, writing, file.batch_tokens)
         return [
             {
                 "condition": condition,

@@ -125,7 +125,7 @@ def encode(
         for key, value in list(encoded.items()):
             encoded[key] = value[:, : -len(behind)] if value.shape == shape else value
     encoded = dict(encoded.to(decoder.device, dtype=model.get_input_embeddings().weight.dtype))
-    if not image_positions(decoder, encoded["input_ids"]).any(1).all():
+    if not decoder.image_positions(encoded["input_ids"]).any(1).all():
         raise UserError(
             f"The processor made no image tokens (id {model.config.image_token_id}) of the "
             "question and an image: is {image} in the template, and the processor this model's?"
@@ -133,11 +133,6 @@ def encode(
     if model.config.model_type != "qwen2_5_vl":  # which has positions of its own
         encoded["position_ids"] = (encoded["attention_mask"].cumsum(1) - 1).clamp_min(0)
     return encoded
-
-
-def image_positions(decoder: Decoder, ids: Tensor) -> Tensor:
-    """Return where the image tokens are, as the processor expanded them, batch x positions."""
-    return ids == decoder.model.config.image_token_id
 
 
 class Images:
@@ -174,7 +169,7 @@ class Images:
 
         def read(rows: Sequence[tuple]) -> tuple[Mapping[str, Tensor], Tensor]:
             encoded = self.encode(rows)
-            weights = image_positions(self.decoder, encoded["input_ids"]).float()
+            weights = self.decoder.image_positions(encoded["input_ids"]).float()
             return encoded, weights / weights.sum(1, keepdim=True)
 
         for rows, layer, z in averaged(self.decoder, self.batches("selection"), read, self.name):

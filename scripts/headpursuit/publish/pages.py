@@ -224,7 +224,7 @@ def _described(config: Config) -> dict[str, str]:
         own = config["experiments"][name]
         facts = of(own, "samples", "model", "concept") | {"positions": positions_of(config, own)}
         if own["measures"]:
-            facts |= of(own, "heads_from", "methods", "k", "alpha", "draws", "measures")
+            facts |= of(own, "heads_from", "methods", "k", "alpha", "at", "draws", "measures")
         said[f"experiment {name}"] = shown(facts)
     score = config["score"]
     intervals = f"{100 * score['confidence']:g} %, {score['resamples']} resamples"

@@ -79,10 +79,12 @@ def _oddities(value: Mapping[str, Any], published: pd.DataFrame) -> Iterator[str
 def _counterpart(ratios: Sequence[Mapping[str, Any]], *wanted: Any) -> Mapping[str, Any] | None:
     """Return the first row with the samples, method, heads and measure of a published value.
 
-    The experiment that is named like its samples goes before the others.
+    Its heads are inverted at all positions. The experiment that is named like its samples goes
+    before the others.
     """
     keys = ("samples", "method", "heads", "measure")
     same = [row for row in ratios if tuple(row[key] for key in keys) == wanted]
+    same = [row for row in same if (row["alpha"], row["at"]) == (-1, "all")]
     same = [row for row in same if pd.isna(row["heads_from"])]
     return min(same, key=lambda row: row["experiment"] != row["samples"], default=None)
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from headpursuit.run.experiments import condition_name
+from headpursuit.run.experiments import alpha_name, condition_name, scalings
 from headpursuit.run.files import parquet_metadata, read_parquet, seed_for
 from headpursuit.run.tables import lay_out
 
@@ -33,6 +33,13 @@ MEASURE_NAMES = {
 KEPT = ("kept_5", "kept_10", "kept_20")
 # Whole numbers, of which the smaller say less.
 COUNTS = ("count", "toxicity")
+# Where heads are scaled.
+PLACES = {
+    "all": "at all positions",
+    "prompt": "in what is read before the response",
+    "image": "in the image tokens",
+    "response": "in the response",
+}
 # Right answers are shown as a share of the samples.
 ANSWERS = ("strict", "first_word")
 # The artefacts of data/published.csv, and the measure that each prints.
@@ -59,13 +66,15 @@ def read_scores(paths: Sequence[str], experiments: Experiments) -> Scores:
 def ratio_rows(
     scores: Scores, experiments: Experiments, score: Mapping[str, Any], seed: int
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return a row for each experiment, method, number of heads and measure, and the single draws.
+    """Return a row for each experiment, method, number of heads, alpha, place and measure.
+
+    Beside them stand the single draws.
 
     Args:
         scores: experiment to its scores and their metadata: ``coverage`` (share of the measured
             words that `expected` sees), ``classes`` (how many an image may have) and
             ``classifier`` (what called responses toxic).
-        experiments: of each its samples, model, alpha, heads_from, methods, k, draws and family
+        experiments: of each its samples, model, alpha, at, heads_from, methods, k, draws and family
             (the experiment that it is a further split of, or itself).
         score: the config's ``score``.
         seed: the config's seed.
@@ -74,15 +83,18 @@ def ratio_rows(
     for name, own in experiments.items():
         table, facts = scores[name]
         measured = dict(list(table.groupby(["condition", "measure"], sort=False)))
-        same = {key: own[key] for key in ("samples", "model", "alpha", "heads_from")}
+        same = {key: own[key] for key in ("samples", "model", "heads_from")}
         own_seed = seed_for(seed, own["samples"], "bootstrap")
-        for method, k, measure in product([*own["methods"], "random"], own["k"], MEASURE_NAMES):
+        methods = [*own["methods"], "random"]
+        every = product(methods, own["k"], scalings(own), MEASURE_NAMES)
+        for method, k, (alpha, at), measure in every:
             several = range(own["draws"]) if method == "random" else [None]
-            conditions = [condition_name(method, k, draw) for draw in several]
+            conditions = [condition_name(method, k, draw, alpha, at) for draw in several]
             # Some draws write no responses.
             if not (own_draws := [one for one in conditions if (one, measure) in measured]):
                 continue
-            key = {"experiment": name, "method": method, "heads": k, "measure": measure}
+            key = {"experiment": name, "method": method, "heads": k, "alpha": alpha, "at": at}
+            key["measure"] = measure
             row, values = _ratio(measured, own_draws, measure, facts, score, own_seed)
             rows.append(key | same | row)
             draws += [{**key, "draw": draw, "value": value} for draw, value in enumerate(values)]
@@ -187,7 +199,7 @@ def bootstrap_ratio(
 def put_splits(table: pd.DataFrame, experiments: Experiments) -> pd.DataFrame:
     """Return rows of ratios with their mean and standard deviation over splits of the words."""
     family = table["experiment"].map({name: own["family"] for name, own in experiments.items()})
-    keys = [table[key] for key in ("method", "heads", "measure")]
+    keys = [table[key] for key in ("method", "heads", "alpha", "at", "measure")]
     values = table.groupby([family, *keys], dropna=False)["value"]
     n = values.transform("size")
     mean, sd = (values.transform(what).where(n > 1) for what in ("mean", "std"))
@@ -203,8 +215,10 @@ def put_published(
     published k stands beside a k of this run.
     """
     theirs = {int(k): int(other) for k, other in (published_heads or {}).items()}
-    keys = ["measure", "dataset", "method", "heads"]
+    keys = ["measure", "dataset", "method", "heads", "alpha", "at"]
     known = published.assign(
+        alpha=-1.0,
+        at="all",
         measure=published["artefact"].map(ARTEFACTS),
         published=published["value"],
         published_low=published["low"],
@@ -257,6 +271,8 @@ def display(table: pd.DataFrame, spread: str, confidence: float) -> pd.DataFrame
             "experiment": row["experiment"],
             "measure": MEASURE_NAMES[row["measure"]],
             "heads": str(row["heads"]),
+            "alpha": alpha_name(row["alpha"]),
+            "at": row["at"],
             "chosen by": METHOD_NAMES[row["method"]],
             ratio: interval(row, "value", "ci_low", "ci_high") or "not defined",
             "draws": str(row["draws"]),
@@ -278,7 +294,9 @@ def display(table: pd.DataFrame, spread: str, confidence: float) -> pd.DataFrame
     shown = pd.DataFrame(list(map(cells, table.to_dict("records"))))
     optional = ["mean of splits", "length", "repetition", "nats/token"]
     optional += ["several classes", "no class", "against", "kept at 5, 10, 20"]
-    return shown.drop(columns=[name for name in optional if (shown[name] == "").all()])
+    left_out = [name for name in optional if (shown[name] == "").all()]
+    left_out += [key for key in ("alpha", "at") if shown[key].nunique() < 2]  # notes say which
+    return shown.drop(columns=left_out)
 
 
 def notes(
@@ -296,8 +314,9 @@ def notes(
     n = table.groupby("experiment")["n"].first()
     read = ", ".join(f"{n[name]} {kinds.get(name, 'prompts')} ({name})" for name in experiments)
     models = ", ".join(dict.fromkeys(own["model"] for own in experiments.values()))
-    alphas = ", ".join(dict.fromkeys(f"{own['alpha']:g}" for own in experiments.values()))
-    yield f"Model {models}; heads' writes times {alphas}; {read}."
+    alphas = ", ".join(map(alpha_name, dict.fromkeys(table["alpha"])))
+    places = " or ".join(map(PLACES.get, dict.fromkeys(table["at"])))
+    yield f"Model {models}; heads' writes times {alphas} {places}; {read}."
     yield "Ratios are sums over all samples after the intervention over sums before it."
     if "count" in has:
         yield ("Occurrences: of held-out words in responses (of all words where none is held out).")
@@ -354,15 +373,17 @@ def notes(
 def plot(table: pd.DataFrame, draws: pd.DataFrame, colours: Mapping[str, str]):
     """Draw the rows as bars, a row and a column of panels, a group of bars, a bar a method.
 
-    Right answers are comparable between experiments: a panel for each measure and k has a group for
-    each experiment. Otherwise a panel for each experiment and measure has a group for each k. Bars
-    are ratios with their bootstrap interval; dots are single random draws; a black mark is the
-    published value.
+    Right answers are comparable between experiments: a panel for each measure and scaling (k, and
+    alpha and place where there are several) has a group for each experiment. Otherwise a panel for
+    each experiment and measure has a group for each scaling. Bars are ratios with their bootstrap
+    interval; dots are single random draws; a black mark is the published value.
     """
     from matplotlib.figure import Figure
 
+    varied = [key for key in ("alpha", "at") if table[key].nunique() > 1]
+    table, draws = (own.assign(scaling=_scaling(own, varied)) for own in (table, draws))
     answers = table["measure"].isin(ANSWERS).all()
-    keys = ["measure", "heads", "experiment"] if answers else ["experiment", "measure", "heads"]
+    keys = ["measure", "scaling", "experiment"] if answers else ["experiment", "measure", "scaling"]
     down, across, groups = (_values(table, key) for key in keys)
     size = (max(4.2, 1.5 * len(groups)) * len(across), 3.1 * len(down))
     figure = Figure(figsize=size, layout="constrained")
@@ -370,7 +391,7 @@ def plot(table: pd.DataFrame, draws: pd.DataFrame, colours: Mapping[str, str]):
     for axis, panel in zip(axes.flat, product(down, across), strict=True):
         own = [part[(part[keys[:2]] == panel).all(axis=1)] for part in (table, draws)]
         _bars(axis, *own, colours, keys[2])
-        title = [_label(key, value) for key, value in zip(keys, panel, strict=False)]
+        title = [MEASURE_NAMES.get(value, value) for value in panel]
         axis.set_title(": ".join(reversed(title) if answers else title), fontsize=10)
     for axis in axes[:, 0]:
         axis.set_ylabel(f"{'accuracy' if answers else 'words'}, after / before")
@@ -382,17 +403,22 @@ def plot(table: pd.DataFrame, draws: pd.DataFrame, colours: Mapping[str, str]):
     return figure
 
 
-def _values(table: pd.DataFrame, key: str) -> list:
-    values = list(dict.fromkeys(table[key]))
-    return sorted(values) if key == "heads" else values
+def _scaling(table: pd.DataFrame, varied: Sequence[str]) -> pd.Series:
+    """Return how many heads each row scales, and of alpha and place those that are varied."""
+    said = table["heads"].astype(str) + " heads"
+    if "alpha" in varied:
+        said += "\nalpha " + table["alpha"].map(alpha_name)
+    return said + "\n" + table["at"] if "at" in varied else said
 
 
-def _label(key: str, value: Any) -> str:
-    return {"measure": MEASURE_NAMES.get(value), "heads": f"{value} heads"}.get(key, str(value))
+def _values(table: pd.DataFrame, key: str) -> list[str]:
+    """Return a column's values in their order, scalings by k and alpha."""
+    ordered = table.sort_values(["heads", "alpha"], kind="stable") if key == "scaling" else table
+    return list(dict.fromkeys(ordered[key]))
 
 
 def _bars(axis, table: pd.DataFrame, draws: pd.DataFrame, colours, group: str) -> None:
-    """Draw a group of bars, a bar a method, for each value of ``heads`` or ``experiment``."""
+    """Draw a group of bars, a bar a method, for each value of ``scaling`` or ``experiment``."""
     groups, methods = (_values(table, name) for name in (group, "method"))
     width = 0.8 / len(methods)
     for row in table.itertuples():
@@ -413,6 +439,6 @@ def _bars(axis, table: pd.DataFrame, draws: pd.DataFrame, colours, group: str) -
             mark = {"color": colours["published"], "marker": "D", "ms": 5, "ls": "none"}
             axis.plot(x, row.published, **mark, mec="white", label="published", zorder=4)
     axis.axhline(1, color="black", lw=0.8, ls=":")
-    axis.set_xticks(range(len(groups)), [_label(group, value) for value in groups])
+    axis.set_xticks(range(len(groups)), groups)
     axis.set_ylim(bottom=0)
     axis.spines[["top", "right"]].set_visible(False)

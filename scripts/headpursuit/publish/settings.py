@@ -12,6 +12,7 @@ from headpursuit.run.files import ROOT
 
 # Said of a run in its own words (its model, samples, concept, heads and labeller).
 ELSEWHERE = {"model", "samples", "concept", "measures", "methods", "k", "heads_from"}
+ELSEWHERE |= {"alpha", "at"}
 ELSEWHERE |= {"backend", "second", "ollama.model", "lexicon.source"}
 MISSING = object()
 KeyPath = tuple[str, ...]

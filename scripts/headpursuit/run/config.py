@@ -25,6 +25,7 @@ from headpursuit.run.experiments import (
     of_classes,
     of_images,
     running,
+    scalings,
 )
 from headpursuit.run.files import UserError, beside, plain
 from headpursuit.run.schema import described, is_choice, joined, schema_of, shown, validator
@@ -269,6 +270,8 @@ def _words(config: Config, own: Entry) -> Findings:
     usual = "images: image" if images else "prompts: prompt, last or response"
     strange = own["positions"] is not None and (own["positions"] == "image") != images
     yield "positions", strange, f"{own['positions']} is none of {read}, {usual}"
+    nowhere = not images and "image" in [at for _, at in scalings(own)]
+    yield "at", nowhere, f"{read} are prompts, which have no image tokens"
     alone = own["measures"] and concept is None
     yield "measures", alone, "nothing can be measured without a concept"
     toxic = "toxicity" in own["measures"] and own["classifier"] is None
@@ -333,8 +336,13 @@ def _heads_from(config: Config, own: Entry) -> Findings:
     leaks = words[0][:2] == words[1][:2] and words[0] != words[1]
     said = f"words that are measured here choose heads in {chooser}, whose split is"
     yield "heads_from", leaks, f"{said} {theirs['split']}, not {own['split']}"
-    for k in sorted(set(own["k"]) - set(theirs["k"])):
-        yield "k", True, f"{k} is no k of {chooser}, whose heads it has"
+    for key in ("k", "methods"):
+        for value in [value for value in own[key] if value not in theirs[key]]:
+            there = ", ".join(map(str, theirs[key]))
+            said = f"{value} is not among the {key} of {chooser}, whose heads it has: {there}"
+            yield key, True, said
+    more = f"{own['draws']} is above the draws of {chooser}, whose heads it has, {theirs['draws']}"
+    yield "draws", own["draws"] > theirs["draws"], more
 
 
 def _vocabulary(config: Config, own: Entry) -> Findings:

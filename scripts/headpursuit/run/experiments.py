@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
+from itertools import product
 from typing import Any
 
 Config = Mapping[str, Any]
@@ -30,25 +31,36 @@ def merge(below: Any, above: Any) -> Any:
 def expand(config: Config) -> dict[str, Any]:
     """Return a config whose experiments have the keys of those they are ``like``, and defaults.
 
-    An experiment with ``splits: 3`` is followed by ``NAME-split1`` and ``NAME-split2``, here and in
-    tables; a multiverse becomes variants and tables of them. ``like`` stays where it names none, or
-    leads back; the config's check tells of it.
+    An experiment comes behind those that it is like, so that what they share is theirs. One with
+    ``splits: 3`` is followed by ``NAME-split1`` and ``NAME-split2``, here and in tables; a
+    multiverse becomes variants and tables of them. ``like`` stays where it names none, or leads
+    back; the config's check tells of it.
     """
     experiments = config.get("experiments")
     if not isinstance(experiments, Mapping):  # the schema tells of it
         return dict(config)
 
-    def whole(name: str, seen: tuple[str, ...]) -> Any:
-        own = experiments[name]
+    def line(name: str, seen: tuple[str, ...] = ()) -> tuple[str, ...]:
+        """Return an experiment, the one that it is like, and so on."""
+        seen, own = (*seen, name), experiments[name]
         parent = own.get("like") if isinstance(own, Mapping) else None
-        if parent in (*seen, name) or parent not in list(experiments):  # a list is unhashable
-            return own
-        theirs = whole(parent, (*seen, name))
+        # A list is unhashable.
+        return seen if parent in seen or parent not in list(experiments) else line(parent, seen)
+
+    def whole(names: tuple[str, ...]) -> Any:
+        name, *behind = names
+        if not behind:
+            return experiments[name]
+        theirs, own = whole(tuple(behind)), experiments[name]
         if not isinstance(theirs, Mapping) or "like" not in theirs:
             own = {key: value for key, value in own.items() if key != "like"}
         return merge(theirs, own)
 
-    full = {name: merge(config.get("defaults"), whole(name, ())) for name in experiments}
+    lines = {name: line(name) for name in experiments}
+    full = {
+        name: merge(config.get("defaults"), whole(lines[name]))
+        for name in sorted(experiments, key=lambda name: len(lines[name]))
+    }
     config, full = _with_variants(config, full) if config.get("multiverse") else (config, full)
     families = {name: {name: own, **_splits(name, own)} for name, own in full.items()}
     every = {name: own for family in families.values() for name, own in family.items()} | full
@@ -187,27 +199,48 @@ def candidate_layers(experiment: Mapping[str, Any], model: Mapping[str, Any]) ->
     return experiment["first_layer"], model["layers"] - 1 if last is None else last
 
 
-def condition_name(method: str, k: int, draw: int | None = None) -> str:
-    """Return a condition's name: ``somp-k16``, ``random-k16-d03``."""
-    return f"{method}-k{k}" + ("" if draw is None else f"-d{draw:02d}")
+def condition_name(
+    method: str, k: int, draw: int | None = None, alpha: float = -1.0, at: str = "all"
+) -> str:
+    """Return a condition's name: ``somp-k16``, ``random-k16-d03``, ``somp-k16-a5-response``.
+
+    Without alpha and place it is -1 at all positions, and the name of the set of heads, too.
+    """
+    return (
+        f"{method}-k{k}"
+        + ("" if draw is None else f"-d{draw:02d}")
+        + ("" if alpha == -1 else f"-a{alpha_name(alpha)}")
+        + ("" if at == "all" else f"-{at}")
+    )
 
 
-def methods_of(config: Config, name: str) -> list[str]:
-    """Return how an experiment's heads are chosen, random ones apart."""
+def alpha_name(alpha: float) -> str:
+    """Return an alpha as it is written: ``5``, ``0.5``."""
+    return repr(float(alpha)).removesuffix(".0")
+
+
+def scalings(experiment: Mapping[str, Any]) -> list[tuple[float, str]]:
+    """Return an experiment's alphas and places, each with each."""
+    alphas, places = (
+        own if isinstance(own, list) else [own] for own in (experiment["alpha"], experiment["at"])
+    )
+    return list(product(map(float, alphas), places))
+
+
+def conditions(config: Config, name: str, measure: str) -> dict[str, tuple[str, float, str]]:
+    """Return an experiment's conditions: of each the name of its heads, its alpha and its place.
+
+    There are all draws for ``expected``, and ``count_draws`` for other measures.
+    """
     own = config["experiments"][name]
-    if own["heads_from"]:
-        return config["experiments"][heads_of(config, name)]["methods"][:1]
-    return own["methods"]
-
-
-def conditions(config: Config, name: str, measure: str) -> list[str]:
-    """Return an experiment's conditions: all draws for ``expected``, ``count_draws`` for others."""
-    own = config["experiments"][name]
-    chosen = [condition_name(method, k) for method in methods_of(config, name) for k in own["k"]]
     few, all_ = own["count_draws"], own["draws"]
     draws = all_ if measure == "expected" or few is None else few
-    draws = 0 if own["heads_from"] else draws
-    return chosen + [condition_name("random", k, d) for k in own["k"] for d in range(draws)]
+    heads = [*product(own["methods"], own["k"]), *product(["random"], own["k"], range(draws))]
+    return {
+        condition_name(*chosen, alpha=alpha, at=at): (condition_name(*chosen), alpha, at)
+        for chosen in heads
+        for alpha, at in scalings(own)
+    }
 
 
 def head_of(name: str) -> tuple[int, int]:
@@ -248,8 +281,8 @@ def stands_on(config: Config, name: str) -> dict[str, tuple[list[Any], list[str]
         "rankings": ([own["pursuit"]], ["activations", "dictionary"]),
         "selected": ([own["methods"], own["k"], *layers], ["rankings"]),
         "random": ([own["draws"]], ["selected"]),
-        "scaled": ([own["alpha"], counted[0]], ["baseline", "random"]),
-        "expected": ([own["alpha"], counted[1]], ["baseline", "dictionary", "random"]),
+        "scaled": ([counted[0]], ["baseline", "random"]),
+        "expected": ([counted[1]], ["baseline", "dictionary", "random"]),
         "scores": (
             [own["measures"], own["normalise"], classifier_of(config, own)],
             ["words", "scaled", "expected"],

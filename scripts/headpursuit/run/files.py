@@ -212,18 +212,18 @@ def read_responses(
 def finished(
     path: str | Path, identity: Mapping[str, Any], conditions: Mapping[str, Any]
 ) -> pa.Table | None:
-    """Return what a file holds already of conditions (to their heads); None if nothing of use.
+    """Return what a file holds already of conditions; None if nothing of use.
 
-    ``identity`` is what decides a condition's rows beside its heads; see :func:`write_together`.
+    ``identity`` is what decides the rows beside the condition; see :func:`write_together`.
     """
     if not Path(path).exists():
         return None
     try:
-        facts = parquet_metadata(path, ["identity", "heads"])
+        facts = parquet_metadata(path, ["identity", "conditions"])
         # As they were stored.
-        identity, heads = json.loads(json.dumps([identity, dict(conditions)]))
-        alike = facts["identity"] == identity
-        kept = [name for name in heads if alike and facts["heads"].get(name) == heads[name]]
+        identity, asked = json.loads(json.dumps([identity, dict(conditions)]))
+        alike, there = facts["identity"] == identity, facts["conditions"]
+        kept = [name for name in asked if alike and there.get(name) == asked[name]]
         return read_parquet(path, None, [("condition", "in", kept)]) if kept else None
     except UserError:  # damaged: it is made anew
         return None
@@ -246,7 +246,7 @@ def write_together(
     order = pa.array([place[name] for name in together["condition"].to_pylist()])
     by = [(name, "ascending") for name in ("order", "sample_id", "repeat")]
     together = together.append_column("order", order).sort_by(by).drop_columns("order")
-    facts = {"identity": identity, "heads": dict(conditions), **more}
+    facts = {"identity": identity, "conditions": dict(conditions), **more}
     write_parquet(path, together, facts)
 
 

@@ -1,5 +1,6 @@
 """The files of a finished run by its experiments' stages, and what names a row of a table."""
 
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -7,17 +8,25 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from headpursuit.method.heads import read_conditions
+from headpursuit.method.heads import Condition, Head, read_conditions
 from headpursuit.publish.masking import Cover, offensive_words
 from headpursuit.publish.table1 import head_name
-from headpursuit.run.experiments import expand, model_record, of_images, owners
+from headpursuit.run.experiments import (
+    alpha_name,
+    conditions,
+    expand,
+    model_record,
+    of_images,
+    owners,
+)
 from headpursuit.run.files import UserError, plain, read_parquet
 from headpursuit.run.schema import described, validator
 from headpursuit.run.tables import read_csv
 
-# What names a row, by the kind of its table. In a table of ratios the measure may be left out.
+# What names a row, by the kind of its table. In a table of ratios the measure may be left out, and
+# so are alpha and place (at) where all rows have the same.
 ROWS = {
-    "ratios": ("experiment", "method", "heads", "measure"),
+    "ratios": ("experiment", "method", "heads", "alpha", "at", "measure"),
     "heads": ("experiment", "head"),
     "overlaps": ("one", "other", "heads"),
     "published": ("artefact", "dataset", "method", "heads"),
@@ -39,11 +48,19 @@ def run_folder(path: Path) -> Path:
     )
 
 
+def row_keys(table: pd.DataFrame, kind: str) -> list[str]:
+    """Return the columns that name the rows of a table."""
+    same = [key for key in ("alpha", "at") if kind == "ratios" and table[key].nunique() < 2]
+    return [key for key in ROWS[kind] if key not in same]
+
+
 def row_names(table: pd.DataFrame, kind: str) -> list[tuple[str, ...]]:
     """Return what names each row of a table."""
     if kind == "heads":
         table = table.assign(head=list(map(head_name, table["layer"], table["head"])))
-    return list(table[list(ROWS[kind])].astype(str).itertuples(index=False, name=None))
+    if kind == "ratios":
+        table = table.assign(alpha=table["alpha"].map(alpha_name))
+    return list(table[row_keys(table, kind)].astype(str).itertuples(index=False, name=None))
 
 
 def _config_of(results: Path) -> dict[str, Any]:
@@ -114,17 +131,21 @@ class Run:
             raise UserError(f"{self.results} has no experiment {plain(name)}; there are {there}.")
         return self.config["experiments"][name]
 
-    def heads(self, name: str, condition: str) -> list[tuple[int, int]]:
-        """Return the heads that a condition of an experiment scales; UserError without any."""
+    def condition(self, name: str, condition: str) -> Condition:
+        """Return what a condition of an experiment scales; UserError if there is none."""
         self.experiment(name)
+        known = conditions(self.config, name, "expected")  # which has all draws
+        if condition not in known:
+            raise UserError(
+                f"{name} has no condition {plain(condition)}; there are {', '.join(known)}."
+            )
         kind = "random" if condition.startswith("random-") else "selected"
         path = self.path(self.name(f"heads/{{{kind}}}/{kind}.csv", name))
-        found = read_conditions([path])
-        if condition not in found:
-            raise UserError(
-                f"{path} has no condition {plain(condition)}; there are {', '.join(found)}."
-            )
-        return found[condition]
+        return read_conditions([path], {condition: known[condition]})[condition]
+
+    def heads(self, name: str, condition: str) -> Sequence[Head]:
+        """Return the heads that a condition of an experiment scales; UserError without any."""
+        return self.condition(name, condition).heads
 
     def model_record(self, model: str) -> Path:
         """Return the record of a model's files, which lie in resources/ beside results/."""

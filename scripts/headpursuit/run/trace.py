@@ -24,7 +24,7 @@ from headpursuit.run.experiments import (
     tables_of,
 )
 from headpursuit.run.files import UserError, parquet_metadata, plain
-from headpursuit.run.finished import ROWS, Run, row_names, run_folder
+from headpursuit.run.finished import ROWS, Run, row_keys, row_names, run_folder
 
 # Words that move most, for one sample.
 WORDS = 3
@@ -80,9 +80,8 @@ def _kind(run: Run, table: str) -> str:
 def _row(run: Run, table: str, wanted: Sequence[str]) -> pd.Series:
     """Return the first row of a table that the words name."""
     kind = _kind(run, table)
-    keys = ROWS[kind]
-    rows = run.csv(table, ["experiment", "layer"] if kind == "heads" else list(keys))
-    names = row_names(rows, kind)
+    rows = run.csv(table, ["experiment", "layer"] if kind == "heads" else list(ROWS[kind]))
+    keys, names = row_keys(rows, kind), row_names(rows, kind)
     if len(wanted) >= len(keys) - (kind == "ratios"):
         for number, own in enumerate(names):
             if own[: len(wanted)] == tuple(wanted):
@@ -117,9 +116,9 @@ def _ratio(run: Run, row: pd.Series) -> Iterator[str]:
     path, sums = run.name("scores/{scores}.parquet", name), {}
     columns = ["condition", "sample_id", "measure", "before", "after"]
     for draw in range(row["draws"]) if method == "random" else [None]:
-        condition = condition_name(method, row["heads"], draw)
+        condition = condition_name(method, row["heads"], draw, row["alpha"], row["at"])
         yield f"\n{condition}"
-        yield from _heads(run, name, method, condition)
+        yield from _heads(run, name, method, condition_name(method, row["heads"], draw))
         samples = run.parquet(path, columns, condition=condition, measure=measure)
         if measure != "toxicity":
             where, what, parts = _parts(run, name, condition, measure, samples)
@@ -139,10 +138,10 @@ def _ratio(run: Run, row: pd.Series) -> Iterator[str]:
     yield f"\nThis adds up to the table's {row['before']:g} before and {row['after']:g} after."
 
 
-def _heads(run: Run, name: str, method: str, condition: str) -> Iterator[str]:
+def _heads(run: Run, name: str, method: str, chosen: str) -> Iterator[str]:
     kind = "random" if method == "random" else "selected"
     path = run.name(f"heads/{{{kind}}}/{kind}.csv", name)
-    heads = run.heads(name, condition)
+    heads = run.heads(name, chosen)
     yield f"  heads ({path}): {', '.join(head_name(*own) for own in heads)}"
     if kind == "selected":
         path = run.name("rankings/{rankings}.csv", name)
@@ -394,6 +393,7 @@ def _published(run: Run, row: pd.Series) -> Iterator[str]:
         ratios = tables_of(run.config, "ratios").items()
         own = next(name for name, experiments in ratios if row["experiment"] in experiments)
         measure = ARTEFACTS[row["artefact"]]
-        names = [row["experiment"], row["method"], f"{row['own_heads']:g}", measure]
+        wanted = (row["experiment"], row["method"], row["own_heads"], -1, "all", measure)
+        rows = run.csv(f"tables/{own}.csv", list(ROWS["ratios"]))
         yield ""
-        yield from _ratio(run, _row(run, f"tables/{own}.csv", names))
+        yield from _ratio(run, rows[(rows[list(ROWS["ratios"])] == wanted).all(axis=1)].iloc[0])
