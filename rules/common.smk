@@ -170,11 +170,11 @@ def in_table(pattern):
     ]
 
 
-def figure(path, caption, result):
+def figure(path, result):
     """An output: a figure as PDF and as PNG, which the report shows beside its table."""
     table = re.search(r"\{\w+\}", path)[0]
     labels = {"result": result}
-    png = report(f"{path}.png", f"../report/{caption}.rst", category=f"2 {table}", labels=labels)
+    png = report(f"{path}.png", "../report/figure.rst", category=f"2 {table}", labels=labels)
     return [f"{path}.pdf", png]
 
 

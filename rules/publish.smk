@@ -39,7 +39,7 @@ rule publish_ratios:
         md="<results>/tables/{ratios}.md",
         tex="<results>/tables/{ratios}.tex",
         draws="<results>/tables/{ratios}.draws.csv",
-        figure=figure("<results>/figures/{ratios}", "ratios", "figure"),
+        figure=figure("<results>/figures/{ratios}", "figure"),
     log:
         "<logs>/publish_ratios/{ratios}.log",
     benchmark:
@@ -72,12 +72,9 @@ rule publish_heads:
         tex="<results>/tables/{heads_table}.tex",
         heads=figure(
             "<results>/figures/{heads_table}.heads",
-            "heads",
             "figure: what the heads' atoms explain",
         ),
-        atoms=figure(
-            "<results>/figures/{heads_table}.atoms", "atoms", "figure: variance explained by atoms"
-        ),
+        atoms=figure("<results>/figures/{heads_table}.atoms", "figure: variance explained by atoms"),
     log:
         "<logs>/publish_heads/{heads_table}.log",
     benchmark:
@@ -106,7 +103,6 @@ rule publish_overlap:
         tex="<results>/tables/{shared}.overlap.tex",
         heads=figure(
             "<results>/figures/{shared}.heads",
-            "concept",
             "figure: what the concepts' words explain",
         ),
     log:

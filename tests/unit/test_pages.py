@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from docutils.core import publish_parts
 from headpursuit.publish import pages
 from headpursuit.publish.masking import mask_rows
 from headpursuit.publish.settings import paper
@@ -14,6 +15,7 @@ from headpursuit.run.files import write_json
 from headpursuit.run.tables import escape_markdown, write_markdown
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jinja2 import Environment
 from pandas import DataFrame, read_csv
 
 HOSTILE = ["<script>x</script>", "</td></tr>", "a | b", "**b** `c` [l](javascript:x)", "&lt;i&gt;"]
@@ -126,3 +128,27 @@ def test_a_page_shows_its_tables_and_how_to_trace_them(
     if masked is not None:
         assert ("s****" in html, " stone<" in html) == (masked, not masked)
     assert re.search(r"<td>[0-9a-f]{64}</td>", html)  # hashes of what it shows
+
+
+@pytest.mark.parametrize(
+    ("rule", "table", "parts"),
+    [
+        (
+            "publish_ratios",
+            "table2",
+            ["top 16 and 32 heads times -1.0 (positions: all)", "95 %", "rtp (all)"],
+        ),
+        ("publish_ratios", "figure1", ["mnist (at most 50 of each class)", "10 random draws;"]),
+        ("mine_publish_overlap", "concepts", ["concept months, somp with at most 50 atoms"]),
+        ("publish_heads", "table1", ["(l1, centred)", "first 5 atoms", "100 random sets"]),
+    ],
+)
+def test_a_figure_s_caption_says_what_it_stands_on(rule: str, table: str, parts: list[str]):
+    """As Snakemake renders it: under the rule's name, which a module may lengthen."""
+    text = Path(__file__, "../../../report/figure.rst").resolve().read_text(encoding="utf-8")
+    template = Environment(trim_blocks=True, lstrip_blocks=True).from_string(text)
+    job = SimpleNamespace(config=paper(), rule=rule, wildcards=[table])
+    caption = template.render(snakemake=job)
+    assert all(part in caption for part in parts), caption
+    assert all(f"{name}: model " in caption for name in paper()["tables"][table])
+    assert "System Message" not in publish_parts(caption, writer_name="html")["body"]
