@@ -124,15 +124,28 @@ def test_phrases_case_and_inflections():
 def test_words_of_a_list_keep_their_case_and_are_distinct(tmp_path, case_sensitive, expected):
     path = tmp_path / "words.txt"
     path.write_bytes(
-        "\ufeffApple\r\n\r\n  stone \t cold\r\napple\x1b[31m\r\nAPPLE\napple\n".encode()
+        "\ufeffApple\r\n\r\n  stone \t cold\r\n# a\napple\x1b[31m\r\nAPPLE\napple\n #\n".encode()
     )
     words = read_word_list(path, "concepts.x.file")
     assert distinct_words(words, case_sensitive, "concepts.x") == expected
 
 
 @pytest.mark.parametrize(
+    ("line", "words"),
+    [("#stone", []), (" # stone", []), (r"\#stone", ["#stone"]), (r"\stone #", [r"\stone #"])],
+)
+def test_a_line_that_begins_with_a_hash_is_a_comment(tmp_path: Path, line: str, words: list[str]):
+    (tmp_path / "words.txt").write_text(f"{line}\nriver\n")
+    assert read_word_list(tmp_path / "words.txt", "concepts.x.file") == [*words, "river"]
+
+
+@pytest.mark.parametrize(
     ("content", "said"),
-    [(b"\n \n", "there is no word"), (b"caf\xe9\n", r"UTF-8 \(byte 3\)"), (None, "No such file")],
+    [
+        (b"\n \n# stone\n", "there is no word"),
+        (b"caf\xe9\n", r"UTF-8 \(byte 3\)"),
+        (None, "No such file"),
+    ],
 )
 def test_a_word_list_that_is_none(tmp_path: Path, content: bytes | None, said: str):
     key = "concepts.x.file"

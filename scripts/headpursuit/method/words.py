@@ -76,17 +76,23 @@ def tidy_word(word: str, case_sensitive: bool = False) -> str:
 
 
 def read_word_list(path: str | Path, key: str) -> list[str]:
-    """Read a user's list, one word or phrase a line.
+    r"""Read a user's list, one word or phrase a line.
+
+    A line that begins with # is a comment; ``\#`` begins a word that begins with #.
 
     Raises:
         UserError: naming the config's key of the file, if it is missing or not UTF-8.
     """
     try:
-        return Path(path).read_text(encoding="utf-8-sig").splitlines()
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     except OSError as error:
         raise UserError(f"{key}: {error}") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{key}: {path} is not UTF-8 (byte {error.start}).") from None
+    words = [line.strip() for line in lines if not line.strip().startswith("#")]
+    if comments := len(lines) - len(words):
+        log.info("%s: %d lines are comments (a word may begin with \\#)", path, comments)
+    return [word[1:] if word.startswith("\\#") else word for word in words]
 
 
 def distinct_words(words: Iterable[str], case_sensitive: bool, key: str) -> list[str]:
