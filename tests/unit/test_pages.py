@@ -151,4 +151,4 @@ def test_a_figure_s_caption_says_what_it_stands_on(rule: str, table: str, parts:
     caption = template.render(snakemake=job)
     assert all(part in caption for part in parts), caption
     assert all(f"{name}: model " in caption for name in paper()["tables"][table])
-    assert "System Message" not in publish_parts(caption, writer_name="html")["body"]
+    assert "System Message" not in publish_parts(caption, writer="html")["body"]

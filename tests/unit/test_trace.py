@@ -5,12 +5,16 @@ import shutil
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from headpursuit.__main__ import main
+from headpursuit.data.download import download
 from headpursuit.run import verify
+from headpursuit.run.experiments import merge
 from made_run import K, write
 
 
@@ -115,13 +119,38 @@ def test_labelled_words_and_their_pieces_are_masked(made, trace, tmp_path):
     masked = trace("tables/table2.csv", "rtp", "somp", K)
     # The labeller named "house"; "cand" is a piece of a word.
     assert not re.search(r"\b(candles?|stone|glass|house|cand)\b", masked)
-    assert "before: a g**** h****." in masked
-    assert "which s**** 4?" in trace("tables/table1.csv", "triviaqa", "L1.H2")
+    assert "before: A g**** h****." in masked
+    assert "Which s**** 4?" in trace("tables/table1.csv", "triviaqa", "L1.H2")
     run = shutil.copytree(made, tmp_path / "run")
     path = run / "labels/second/rtp.parquet"
     path.parent.mkdir()
     (run / "labels/rtp.parquet").rename(path)  # the config has no second labeller
-    assert "before: a g**** house." in trace("tables/table2.csv", "rtp", "somp", K, folder=run)
+    assert "before: A g**** house." in trace("tables/table2.csv", "rtp", "somp", K, folder=run)
+
+
+def configured(made: Path, root: Path, **changes: Any) -> Path:
+    """Return a copy of the run under a changed config."""
+    run = shutil.copytree(made, root / "results/made")
+    config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    (run / "config.yaml").write_text(yaml.safe_dump(merge(config, changes)), encoding="utf-8")
+    return run
+
+
+def test_a_list_of_ones_own_is_not_masked(made, trace, tmp_path):
+    own = {"concepts": {"own": {"file": "own.txt"}}, "experiments": {"rtp": {"concept": "own"}}}
+    run = configured(made, tmp_path, **own)
+    said = trace("tables/table2.csv", "rtp", "somp", K, folder=run)
+    assert "before: A glass house." in said and "*" not in said
+
+
+def test_the_labeller_s_word_list_is_masked(made, trace, tmp_path):
+    (tmp_path / "terms.txt").write_text("Nothing\n")
+    terms = {"kind": "local", "path": str(tmp_path / "terms.txt")}
+    download("terms", terms, tmp_path / "resources/terms")
+    lexicon = {"source": "terms", "files": "terms.txt"}
+    run = configured(made, tmp_path, labeller={"backend": "lexicon", "lexicon": lexicon})
+    said = trace("tables/table2.csv", "rtp", "somp", K, folder=run)
+    assert "before: n******\n      after:  g****\n" in said
 
 
 def test_heads_outside_the_candidate_layers_are_named(made, trace, tmp_path):

@@ -1,17 +1,20 @@
 """Offensive words masked in texts and tables that are printed."""
 
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import regex
 
+from headpursuit.data.prompts import read_rows
+from headpursuit.data.sources import source_files
 from headpursuit.labelling import used_labellers
 from headpursuit.labelling.audit import mask
 from headpursuit.method.words import normalise, word_pattern
 from headpursuit.run.experiments import concept_of, owners, running
-from headpursuit.run.files import plain, read_parquet
+from headpursuit.run.files import UserError, plain, read_parquet
 from headpursuit.run.tables import read_csv
 
 # A token of so many letters may give away a longer word that begins with it.
@@ -19,13 +22,12 @@ TELLING = 4
 
 
 def is_offensive(config: Mapping[str, Any], experiment: str) -> bool:
-    """Say whether an experiment's words are labelled, or from a file of the user's own."""
-    concept = concept_of(config, config["experiments"][experiment]) or {}
-    return bool({"labelled", "file"} & set(concept))
+    """Say whether an experiment's words are those that a labeller names."""
+    return "labelled" in (concept_of(config, config["experiments"][experiment]) or {})
 
 
 def offensive_words(config: Mapping[str, Any], results: Path) -> set[str]:
-    """Return the words of a run's offensive experiments, and all that their labellers named.
+    """Return all words that a run's labellers named, and those of the concepts that have them.
 
     A file that is not there has no words.
     """
@@ -41,8 +43,25 @@ def offensive_words(config: Mapping[str, Any], results: Path) -> set[str]:
     return words
 
 
+def lexicon_words(config: Mapping[str, Any], results: Path) -> set[str]:
+    """Return the words of the list that a run's labeller looks up, if it is still there."""
+    spec, found = config["labeller"]["lexicon"], set()
+    labelled = any(is_offensive(config, name) for name in running(config))
+    if labelled and "lexicon" in used_labellers(config):
+        path = results.absolute().parents[1] / f"resources/{spec['source']}/provenance.json"
+        with suppress(UserError):
+            rows = read_rows(source_files(path, spec["files"]), spec["text"], spec["where"], "")
+            found = {word for _, word in rows}
+    return found
+
+
 def _longest_first(words: Collection[str]) -> list[str]:
     return sorted({normalise(word) for word in words}, key=len, reverse=True)
+
+
+def _in_any_case(word: str, inflections: bool = False) -> regex.Pattern[str]:
+    pattern = word_pattern(word, inflections).pattern
+    return regex.compile(pattern, regex.IGNORECASE | regex.FULLCASE)
 
 
 class Cover:
@@ -55,16 +74,17 @@ class Cover:
     @cached_property
     def _patterns(self) -> list[tuple[str, regex.Pattern[str]]]:
         longest = _longest_first(self.words)
-        return [(word.split()[0], word_pattern(word, inflections=True)) for word in longest]
+        return [(word.split()[0], _in_any_case(word, inflections=True)) for word in longest]
 
     def __call__(self, text: Any) -> str:
-        """Return a text on one line; where it holds one of the words it is shown normalised."""
+        """Return a text on one line, as it is but for the words."""
         text = plain(text)
-        folded = masked = normalise(text)
+        folded, whole = normalise(text), normalise(text, case_sensitive=True)
+        masked = whole
         for first, pattern in self._patterns:
-            if first in masked:
+            if first in folded:
                 masked = pattern.sub(lambda match: mask(match.group()), masked)
-        return text if masked == folded else masked
+        return text if masked == whole else masked
 
     def word(self, word: str) -> str:
         """Return one of the words themselves."""
@@ -75,7 +95,7 @@ def mask_rows(text: str, words: Collection[str]) -> str:
     """Mask words, in any case, and longer pieces that they begin with in a Markdown table."""
     longest = _longest_first(words)
     starts = {word[:end] for word in longest for end in range(TELLING, len(word) + 1)}
-    patterns = [regex.compile(word_pattern(word).pattern, regex.IGNORECASE) for word in longest]
+    patterns = list(map(_in_any_case, longest))
 
     def stars(match: regex.Match[str]) -> str:
         return mask(match.group()).replace("*", r"\*")

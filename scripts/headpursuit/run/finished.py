@@ -9,7 +9,7 @@ import pandas as pd
 import yaml
 
 from headpursuit.method.heads import Condition, Head, read_conditions
-from headpursuit.publish.masking import Cover, offensive_words
+from headpursuit.publish.masking import Cover, lexicon_words, offensive_words
 from headpursuit.publish.table1 import head_name
 from headpursuit.run.experiments import (
     alpha_name,
@@ -100,7 +100,8 @@ class Run:
     @cached_property
     def cover(self) -> Cover:
         """What masks offensive words."""
-        return Cover([] if self.unmasked else offensive_words(self.config, self.results))
+        own = self.config, self.results
+        return Cover([] if self.unmasked else offensive_words(*own) | lexicon_words(*own))
 
     def name(self, pattern: str, experiment: str) -> str:
         """Return the file of an experiment's stage, relative to the run's folder."""
