@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
+from headpursuit.method.words import MIN_WORDS
 from headpursuit.publish.settings import schema
 from headpursuit.run.config import MOVED, load_config
 from headpursuit.run.files import UserError
@@ -98,6 +99,12 @@ MISTAKES = [
     ("sources/Bad Name", OWN, r"^sources: 'Bad Name' does not match"),
     ("sources/models", OWN, r"^sources: 'models' does not match .* assembled and models are taken"),
     ("concepts/toxic/file", "x.txt", r"^concepts\.toxic: .*one of words, file, labelled and"),
+    (
+        "concepts/months",
+        {"words": ["May", "June"], "selection_share": 0.7},
+        r"^concepts\.months\.words: \['May', 'June'\] is too short \(minItems 10\)\. To split them",
+    ),
+    ("concepts/toxic/top", 9, r"^concepts\.toxic\.top: 9 is less than the minimum of 10"),
     # What refers to something else.
     (f"{RTP}/model", "mistrall", r"rtp\.model: 'mistrall' is not under models; .* mistral"),
     (f"{RTP}/samples", "x", r"^experiments\.rtp\.samples: 'x' is not under samples; there are"),
@@ -245,6 +252,13 @@ def test_an_older_version_s_keys_are_refused_with_the_new_ones(paper: Config):
     assert set(refusal(paper)) == {
         f"{key}: an older version's key; it says the same under {now}" for key, now in MOVED.items()
     }
+
+
+def test_so_many_words_can_be_split_as_a_job_accepts(paper: Config):
+    few = schema()["$defs"]["concept"]["then"]["properties"]
+    assert few["words"]["minItems"] == few["top"]["minimum"] == MIN_WORDS
+    paper["concepts"]["months"] = {"words": ["May", "June"], "selection_share": 1.0}
+    load_config(paper)
 
 
 def test_k_counts_candidate_layers_only(paper: Config):
