@@ -23,6 +23,8 @@ def copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Give a copy of the scripts that code_hash reads instead."""
     shutil.copytree(SCRIPTS, tmp_path / "scripts", ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.setattr(lineage, "SCRIPTS", tmp_path / "scripts")
+    monkeypatch.setattr(lineage, "TABLES", tmp_path / "tables.yaml")
+    shutil.copy(ROOT / "schemas/tables.yaml", tmp_path)
     forget()
     yield tmp_path / "scripts"
     forget()
@@ -31,6 +33,7 @@ def copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def forget() -> None:
     lineage.code_hash.cache_clear()
     lineage._parsed.cache_clear()
+    lineage._contracts.cache_clear()
 
 
 def change(path: Path, old: str, new: str) -> None:
@@ -111,6 +114,28 @@ def test_a_changed_formula_counts(copy: Path, rule: str, module: str, old: str, 
     before = code_hash(rule)
     change(copy / module, old, new)
     assert code_hash(rule) != before
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "counts"),
+    [
+        ("      length_ratio: ", "      longer: ", True),
+        (
+            "n: {type: integer, minimum: 1, description: samples}",
+            "n: {type: number, description: n}",
+            True,
+        ),
+        ("minimum: 1, description: samples}", "minimum: 2, description: prompts}", False),
+        ("      layer: *layer\n      z: ", "      layer: *layer\n      x: ", False),
+    ],
+)
+def test_the_columns_of_a_table_that_its_contract_lays_out_count(copy: Path, old, new, counts):
+    """Not what they mean and may hold, nor columns that code names itself."""
+    before = {rule: code_hash(rule) for rule in RULES}
+    change(copy.parent / "tables.yaml", old, new)
+    changed = {rule for rule in RULES if code_hash(rule) != before[rule]}
+    assert ("publish_ratios" in changed, bool(changed)) == (counts, counts)
+    assert not [rule for rule in changed if not rule.startswith(("publish_", "compare", "write_"))]
 
 
 def test_code_that_a_rule_does_not_import_does_not_count_until_it_does(copy: Path):

@@ -2,12 +2,18 @@
 
 import ast
 import hashlib
+import json
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from headpursuit.run.files import ROOT
 
 SCRIPTS = ROOT / "scripts"
+TABLES = ROOT / "schemas" / "tables.yaml"
 # Modules that compute no result: what a table may hold, and how often a server is asked.
 NO_RESULT = {"contracts.py", "retry.py"}
 LOGGERS = {"log", "logger", "logging"}
@@ -44,6 +50,22 @@ def _imported(tree: ast.Module) -> set[Path]:
     return {own for own in files if own.exists()}
 
 
+@cache
+def _contracts() -> list[Mapping[str, Any]]:
+    return yaml.safe_load(TABLES.read_text(encoding="utf-8"))["tables"]
+
+
+def _laid_out(tree: ast.Module) -> Iterator[tuple[str, str, bool]]:
+    """Yield the columns that a module's tables get from their contracts, not from its code."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.Call(ast.Name("lay_out"), [ast.Constant(table), *_]):
+                for contract in _contracts():
+                    columns = contract["columns"] if table in contract["files"] else {}
+                    for name, own in columns.items():
+                        yield name, own["type"], own.get("required", True)
+
+
 def modules(rule: str) -> frozenset[Path]:
     """Return a rule's script and all library modules that it reaches and that compute results."""
     waiting, seen = {SCRIPTS / f"{rule}.py"}, set()
@@ -58,9 +80,11 @@ def modules(rule: str) -> frozenset[Path]:
 def code_hash(rule: str) -> str:
     """Return a hash of a rule's script and of all library modules that it reaches.
 
-    It is a param of every rule, so that a result is made again when the code behind it changes.
-    Comments, docstrings, layout and messages do not count, and neither do the files' dates, which a
-    fresh checkout resets.
+    Names and types of columns belong to it where a table is laid out by its contract. It is a param
+    of every rule, so that a result is made again when the code behind it changes. Comments,
+    docstrings, layout and messages do not count, and neither do the files' dates, which a fresh
+    checkout resets.
     """
-    text = "\n".join(ast.dump(_parsed(path)) for path in sorted(modules(rule)))
+    trees = [_parsed(path) for path in sorted(modules(rule))]
+    text = "\n".join(ast.dump(tree) + json.dumps([*_laid_out(tree)]) for tree in trees)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
