@@ -121,3 +121,11 @@ def test_a_machine_without_a_gpu_is_told_what_to_do(fresh: Checkout) -> None:
     assert "make demo" in said
     assert "compute.allow_cpu: true" in said
     assert not (fresh.folder / "resources/mistral-7b-instruct-v0.2").exists()
+
+
+def test_jobs_have_the_checkout_s_library_whatever_pip_installed(fresh, tmp_path) -> None:
+    other = tmp_path / "headpursuit"
+    other.mkdir()
+    (other / "__init__.py").write_text("raise RuntimeError('another copy')")
+    plain = Checkout(fresh.folder)  # a process for each job
+    plain.snakemake("results/tiny/config.yaml", PYTHONPATH=str(tmp_path))
