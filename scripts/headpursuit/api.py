@@ -128,10 +128,12 @@ def load(
     return Model(decoder, tokenizer, chat)
 
 
-def _heads(model: Model, heads: HeadLike | Iterable[HeadLike]) -> list[Head]:
-    """Return heads as (layer, head); UserError if one is no head of the model."""
-    found = named_heads(heads)
-    gains(model.decoder, [Condition(found)])  # refuses what is not there
+def _condition(model: Model, heads: Any, alpha: float = 1.0, at: str = "all") -> Condition:
+    """Return heads as a condition; UserError if one is no head of the model."""
+    if at not in ("all", "prompt", "response"):
+        raise UserError(f"at is all, prompt or response, not {at!r}.")
+    found = Condition(named_heads(heads), alpha, at)
+    gains(model.decoder, [found])  # refuses what is not there
     return found
 
 
@@ -159,7 +161,7 @@ class Writes:
 
     def __getitem__(self, head: HeadLike) -> Tensor:
         """Return what a head writes to the residual stream: float32, texts x d."""
-        [(layer, number)] = _heads(self.model, head)
+        [(layer, number)] = _condition(self.model, head).heads
         return self.z(layer, number) @ self.model.weights.layer_columns(layer)[number].T
 
     def z(self, layer: int, head: int) -> Tensor:
@@ -225,7 +227,7 @@ def pursue(
         step (from 1), token_id, token, and explained: the share of the head's variance that the
         tokens so far explain.
     """
-    [(layer, number)] = _heads(writes.model, head)
+    [(layer, number)] = _condition(writes.model, head).heads
     chosen = with_defaults("pursuit", {"iterations": iterations, **options})
     fold, weights = chosen.pop("fold_norm_gain"), writes.model.weights
     if words is None:
@@ -280,12 +282,13 @@ def scaled(model: Model, heads: HeadLike | Iterable[HeadLike], alpha: float = -1
 
     Inside it ``model.generate``, ``model.hf`` and all that calls them give the scaled model's.
     """
-    return scaled_heads(model.decoder, _heads(model, heads), alpha)
+    return scaled_heads(model.decoder, _condition(model, heads).heads, alpha)
 
 
 def random_heads(model: Model, heads: HeadLike | Iterable[HeadLike], seed: int = 0) -> list[Head]:
     """Draw the control: as many random heads in each layer, none of those given."""
-    return draw_control(_heads(model, heads), model.decoder.n_heads, seed, "api", "random")
+    chosen = _condition(model, heads).heads
+    return draw_control(chosen, model.decoder.n_heads, seed, "api", "random")
 
 
 def respond(
@@ -294,23 +297,23 @@ def respond(
     heads: HeadLike | Iterable[HeadLike] = (),
     alpha: float = -1.0,
     *,
+    at: str = "all",
     max_new_tokens: int = 20,
 ) -> pd.DataFrame:
     """Write a greedy response to each text, of the model as it is or with heads scaled.
+
+    ``at`` is where they are: ``all`` positions, the ``prompt``'s or the ``response``'s.
 
     Returns:
         sample_id, repeat (0), response, n_tokens, stop_reason and token_ids, in the texts' order.
     """
     prompts = _prompts(model, texts)
-    own = Condition(_heads(model, heads), alpha)
-    return _respond(model, prompts, {"own": own}, max_new_tokens)["own"]
+    conditions = {"own": _condition(model, heads, alpha, at)}
+    return _respond(model, prompts, conditions, max_new_tokens)["own"]
 
 
 def _respond(
-    model: Model,
-    prompts: pa.Table,
-    conditions: Mapping[str, Condition],
-    max_new_tokens: int,
+    model: Model, prompts: pa.Table, conditions: Mapping[str, Condition], max_new_tokens: int
 ) -> dict[str, pd.DataFrame]:
     generation = {"samples": 1, "temperature": 0, "max_new_tokens": max_new_tokens}
     file = InMemory({"generation": generation, "seed": 0}, BATCH_TOKENS)
@@ -346,6 +349,7 @@ def measure(
     heads: HeadLike | Iterable[HeadLike],
     alpha: float = -1.0,
     *,
+    at: str = "all",
     measures: Sequence[str] = ("expected", "count"),
     responses: pd.DataFrame | None = None,
     max_new_tokens: int = 20,
@@ -360,6 +364,7 @@ def measure(
         words: what is measured.
         heads: what is scaled.
         alpha: by what.
+        at: where: ``all`` positions, the ``prompt``'s or the ``response``'s.
         measures: ``expected`` is the probability of the words at the positions of the responses
             before; it sees words of one token. ``count`` counts them in new responses.
         responses: those before, of :func:`respond` or of a run; without them the model writes some.
@@ -374,10 +379,9 @@ def measure(
     """
     if strange := set(measures) - {"expected", "count"}:
         raise UserError(f"measures are expected and count, not {', '.join(strange)}.")
-    table, dictionary = one_token_forms(
-        model.tokenizer, words, cases, strict and "expected" in measures
-    )
-    conditions = {"baseline": Condition(), "scaled": Condition(_heads(model, heads), alpha)}
+    strict &= "expected" in measures
+    table, dictionary = one_token_forms(model.tokenizer, words, cases, strict)
+    conditions = {"baseline": Condition(), "scaled": _condition(model, heads, alpha, at)}
     prompts = _prompts(model, texts)
     written = _paired(model, texts, responses, max_new_tokens)
     found = []

@@ -156,7 +156,7 @@ def test_measures_are_those_by_hand(llama):
                 logits = llama.hf(torch.tensor([prompt + list(response)])).logits[0]
             odds = logits[len(prompt) - 1 : -1].double().log_softmax(-1)
             expected += float(odds[:, ids].exp().sum())
-            nll -= float(odds[range(len(response)), response].sum())
+            nll -= float(odds[range(len(response)), list(response)].sum())
         sums[when] = [expected, nll]
     table = pd.DataFrame(sums, index=["expected", "nll"])
     assert np.allclose(found.loc[["expected", "nll"], ["before", "after"]], table, rtol=1e-4)
@@ -188,9 +188,23 @@ def test_a_finished_run_is_read_as_data_frames(made):
     assert own["after"].sum() == row["after"]
 
 
+def test_heads_are_scaled_where_it_is_said(llama):
+    heads = ["L0.H1", "L1.H2"]
+    written = hp.respond(llama, TEXTS, max_new_tokens=6)
+    how = {"measures": ["expected"], "responses": written, "max_new_tokens": 6}
+    found = {
+        at: hp.measure(llama, TEXTS, ["apple"], heads, 3.0, at=at, **how).loc["nll", "after"]
+        for at in ("all", "prompt", "response")
+    }
+    assert len(set(found.values())) == 3
+    one = hp.respond(llama, TEXTS, heads, 3.0, at="response", max_new_tokens=1)
+    assert one["token_ids"].map(list).tolist() == [[ids[0]] for ids in written["token_ids"]]
+
+
 @pytest.mark.parametrize(
     ("call", "said"),
     [
+        (lambda m, w: hp.respond(m, TEXTS, "L0.H0", at="image"), "at is all, prompt or response"),
         (lambda m, w: hp.load("no/such"), "no such folder, .* hf download no/such"),
         (lambda m, w: hp.load(m.hf, make_sentencepiece()), "another model's: its ids? "),
         (lambda m, w: hp.load(m.hf, shifted()), "another model's: its id of "),
