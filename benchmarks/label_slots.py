@@ -21,6 +21,7 @@ import timing
 import yaml
 from headpursuit.labelling.label import label_responses, open_backend
 from headpursuit.run.config import load_config
+from headpursuit.run.experiments import labeller_of
 
 ROOT = Path(__file__).parents[1]
 
@@ -28,7 +29,7 @@ ROOT = Path(__file__).parents[1]
 def main(n: int, latency: float, slots: int) -> None:
     """Measure how many times the ideal labelling takes, and write it."""
     config = yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8"))
-    settings = load_config(config)["labeller"]
+    settings = labeller_of(load_config(config), {})
     texts = [f"Response {i} is fine." for i in range(n)]
     columns = {"sample_id": [str(i) for i in range(n)], "repeat": [0] * n, "response": texts}
     with socket.socket() as probe:

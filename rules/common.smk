@@ -21,6 +21,8 @@ from headpursuit.run.experiments import (
     conditions,
     family_of,
     heads_of,
+    is_asked,
+    labeller_of,
     model_record,
     of_images,
     owners,
@@ -158,11 +160,6 @@ def own_content(where, within):
     return lambda wildcards: content(beside(find(wildcards))) if find(wildcards) else None
 
 
-def lexicon_of(backend):
-    """An input: the word list of the backend lexicon."""
-    return source_record(LABELLER["lexicon"]["source"]) if backend == "lexicon" else []
-
-
 def in_table(pattern):
     """An input: a file of each of a table's experiments, in their order."""
     return lambda wildcards: [
@@ -204,6 +201,7 @@ def state(name):
         "concept": concept,
         "key": f"concepts.{own['concept']}",
         "words_file": concept and concept.get("file"),
+        "labeller": labeller_of(config, concept or {}),
         "positions": positions_of(config, own),
         "method": own["methods"][0],
         "classifier": classifier and {**classifier, **judging},

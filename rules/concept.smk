@@ -1,19 +1,47 @@
 # The concept's words: labelled, split, and turned into rows of the unembedding matrix.
 
 LABELLER = config["labeller"]
-LABEL_PROMPT = str(beside(LABELLER["prompt"]))
+
+
+def to_label(backend):
+    """Inputs: what a labeller reads, its prompt, and the word list of the backend lexicon."""
+    source = config["labeller"]["lexicon"]["source"]
+    lexicon = backend == "lexicon"
+    return {
+        "responses": made(
+            "<results>/responses/{baseline}/baseline/part-{part}.parquet",
+            when=lambda stated: "labelled" in stated["concept"],
+        ),
+        "prompts": made(
+            "<results>/samples/{samples}.parquet",
+            when=lambda stated: "prompt" in stated["concept"].get("labelled", {}).get("texts", ()),
+        ),
+        "images": made(
+            "<results>/samples/{samples}.parquet",
+            when=lambda stated: "keywords" in stated["concept"],
+        ),
+        "prompt_file": [] if lexicon else own_file("{experiment}/labeller/prompt", STATED),
+        "lexicon": source_record(source) if lexicon else [],
+    }
+
+
+def label_params(backend):
+    """Params: how a labeller is asked, and the content of its prompt."""
+    asked = own_content("{experiment}/labeller/prompt", STATED)
+    return {
+        "labeller": lambda wildcards: {
+            **STATED[wildcards.experiment]["labeller"],
+            "backend": backend,
+        },
+        "content": None if backend == "lexicon" else asked,
+        "code": code_hash("label_responses"),
+    }
 
 
 rule label_responses:
-    """Name the harmful words of each baseline response (and prompt, where the concept says so)."""
+    """Name the harmful words of each baseline response (and prompt), or the keywords of each image."""
     input:
-        responses=made("<results>/responses/{baseline}/baseline/part-{part}.parquet"),
-        prompts=made(
-            "<results>/samples/{samples}.parquet",
-            when=lambda stated: "prompt" in stated["concept"]["labelled"]["texts"],
-        ),
-        prompt_file=[] if LABELLER["backend"] == "lexicon" else LABEL_PROMPT,
-        lexicon=lexicon_of(LABELLER["backend"]),
+        **to_label(LABELLER["backend"]),
     output:
         labels="<results>/labels/{experiment}.parquet",
         summary="<results>/labels/{experiment}.summary.json",
@@ -27,27 +55,19 @@ rule label_responses:
     resources:
         **label_resources(LABELLER["backend"]),
     params:
-        labeller={key: value for key, value in LABELLER.items() if key != "second"},
-        content=None if LABELLER["backend"] == "lexicon" else content(LABEL_PROMPT),
-        code=code_hash("label_responses"),
+        **label_params(LABELLER["backend"]),
     script:
         "../scripts/label_responses.py"
 
 
 use rule label_responses as label_second with:
-    """The same texts, labelled by labeller.second, and how far it agrees, by response and word.
+    """The same, labelled by labeller.second, and how far it agrees, by response (image) and word.
 
     It comes after the first labels, though the agreement alone needs them: two models asked at once
     would share a GPU. Where these are made again, its journal has every reply already.
     """
     input:
-        responses=made("<results>/responses/{baseline}/baseline/part-{part}.parquet"),
-        prompts=made(
-            "<results>/samples/{samples}.parquet",
-            when=lambda stated: "prompt" in stated["concept"]["labelled"]["texts"],
-        ),
-        prompt_file=[] if LABELLER["second"] == "lexicon" else LABEL_PROMPT,
-        lexicon=lexicon_of(LABELLER["second"]),
+        **to_label(LABELLER["second"]),
         first="<results>/labels/{experiment}.parquet",
     output:
         labels="<results>/labels/second/{experiment}.parquet",
@@ -61,9 +81,7 @@ use rule label_responses as label_second with:
     resources:
         **label_resources(LABELLER["second"]),
     params:
-        labeller={**LABELLER, "backend": LABELLER["second"]},
-        content=None if LABELLER["second"] == "lexicon" else content(LABEL_PROMPT),
-        code=code_hash("label_responses"),
+        **label_params(LABELLER["second"]),
 
 
 rule split_words:
@@ -71,11 +89,11 @@ rule split_words:
     input:
         labels=made(
             "<results>/labels/{labels}.parquet",
-            when=lambda stated: "labelled" in stated["concept"],
+            when=lambda stated: is_asked(stated["concept"]),
         ),
         responses=made(
             "<results>/responses/{baseline}/baseline/part-{part}.parquet",
-            when=lambda stated: stated["concept"]["top"] and "labelled" not in stated["concept"],
+            when=lambda stated: stated["concept"]["top"] and not is_asked(stated["concept"]),
         ),
         samples=made(
             "<results>/samples/{samples}.parquet",

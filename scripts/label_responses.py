@@ -1,4 +1,4 @@
-"""Name the harmful words of each baseline response (and prompt, where the concept says so)."""
+"""Name the harmful words of each baseline response (and prompt), or the keywords of each image."""
 
 import logging
 from pathlib import Path
@@ -16,21 +16,33 @@ from headpursuit.run.tables import write_csv
 def main(snakemake):
     """Write the labels, their summary and, of a second labeller, how far it agrees."""
     given, made = snakemake.input, snakemake.output
-    prompts = [read_parquet(path, ["sample_id", "text"]) for path in given.prompts]
-    texts = [read_responses(given.responses, ["response"]), *map(as_responses, prompts)]
-    labels = label(pa.concat_tables(texts), snakemake)
+    labels = label(read_images(given) if given.images else read_texts(given), snakemake)
     write_parquet(made.labels, labels)
     facts = summary(labels)
     write_json(made.summary, facts)
     if missing := facts["refused"] + facts["unparsed"]:
-        told = "%d of %d responses have no label: see status and reply in %s"
+        told = "%d of %d have no label: see status and reply in %s"
         logging.warning(told, missing, facts["responses"], made.labels)
     if first := getattr(given, "first", None):
         columns = ["sample_id", "repeat", "words", "status"]
         write_csv(made.agreement, agreement(read_parquet(first, columns), labels))
 
 
-def label(texts, snakemake):
+def read_texts(given):
+    """Return the baseline's responses and, as repeat -1, the prompts."""
+    prompts = [read_parquet(path, ["sample_id", "text"]) for path in given.prompts]
+    responses = read_responses(given.responses, ["response"])
+    return pa.concat_tables([responses, *map(as_responses, prompts)])
+
+
+def read_images(given):
+    """Return the images that choose heads, encoded as in the source."""
+    selected = [("part", "=", "selection")]
+    images = read_parquet(given.images[0], ["sample_id", "image"], selected)
+    return images.add_column(1, "repeat", pa.array([0] * len(images), pa.int32()))
+
+
+def label(asked, snakemake):
     """Ask the backend; the journal beside the labels outlasts the job, which goes on from it."""
     settings, path = snakemake.params.labeller, Path(snakemake.output.labels)
     server_log = Path(snakemake.log[0]).with_suffix(".server.log")
@@ -38,8 +50,8 @@ def label(texts, snakemake):
     journal = None if settings["backend"] == "lexicon" else path.with_suffix(".journal.jsonl")
     limits = {"attempts": settings["attempts"], "patience": settings["patience"]}
     terms = read_terms(snakemake.input.lexicon, settings["lexicon"])
-    with open_backend(settings, texts["response"].to_pylist(), terms, server_log) as backend:
-        return label_responses(texts, backend, journal, **limits)
+    with open_backend(settings, asked[-1].to_pylist(), terms, server_log) as backend:
+        return label_responses(asked, backend, journal, **limits)
 
 
 def read_terms(lexicon, spec):

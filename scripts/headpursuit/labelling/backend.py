@@ -1,12 +1,13 @@
 """What a labelling backend is, and what those share that ask a chat model over HTTP.
 
-A backend names the harmful words of one text at a time. ``open_backend`` in label.py makes it out
-of the config's ``labeller``. It has
+A backend names the harmful words of one text at a time, or the keywords of one image (``bytes``, as
+encoded). ``open_backend`` in label.py makes it out of the config's ``labeller``. It has
 
-- ``ask(text, attempt)``: returns an :class:`Answer`; a later attempt (they count from 1) differs.
+- ``ask(asked, attempt)``: returns an :class:`Answer`; a later attempt (they count from 1) differs.
   Raises Busy if asking again may help, UserError if it will not.
-- ``slots``: how many texts it is asked about at once.
-- ``mode``: how its replies are read, ``tags`` or ``json``.
+- ``slots``: how many of them it is asked about at once.
+- ``mode``: how its replies are read, ``tags``, ``json`` or ``list``.
+- ``per_image``: how many keywords of an image count; None where it is asked about texts.
 - ``room``: the longest text it can take, in UTF-8 bytes; None is any.
 - ``identity``: all that a reply depends on beside the text; another identity asks anew.
 - ``facts``: what produced the labels, for the table's metadata.
@@ -106,16 +107,17 @@ class ChatBackend(ABC):
     longest: str  # the server's name of the option that limits a reply
     frame_tokens = 0  # those of the prompt without a text, at the least
 
-    def __init__(self, settings: dict, texts: list[str], model: dict, limit: int):
-        """Ask for the context that the longest of ``texts`` needs, at most ``limit`` tokens.
+    def __init__(self, settings: dict, asked: list[str | bytes], model: dict, limit: int):
+        """Ask for the context that the longest of ``asked`` needs, at most ``limit`` tokens.
 
         ``model`` is the model's ``model``, its name, and what else tells it from others.
         """
         self.model = model["model"]
-        self.prompt = load_prompt(settings["prompt"])
+        self.per_image = settings["per_image"]
+        self.prompt = load_prompt(settings["prompt"], self.per_image)
         self.mode = self.prompt.mode
         self.slots = settings["slots"]
-        self.num_ctx, self.room = fit_window(self.prompt, texts, settings["num_predict"], limit)
+        self.num_ctx, self.room = fit_window(self.prompt, asked, settings["num_predict"], limit)
         self.options = {
             "temperature": settings["temperature"],
             "seed": settings["seed"],
@@ -132,14 +134,14 @@ class ChatBackend(ABC):
         }
         self.facts = {**self.identity, "slots": self.slots}
 
-    def ask(self, text: str, attempt: int) -> Answer:
+    def ask(self, asked: str | bytes, attempt: int) -> Answer:
         """Ask once; a later attempt has a reminder, another seed and a little temperature.
 
         A server that cuts prompts is found out by its own count of the prompt's tokens. A few leave
         out what their cache holds, so a low count is taken again, of the same prompt behind a word
         that no cache can hold.
         """
-        chat = self.prompt.messages(text, attempt)
+        chat = self.prompt.messages(asked, attempt)
         options = {
             **self.options,
             "seed": self.options["seed"] + attempt - 1,
@@ -147,7 +149,8 @@ class ChatBackend(ABC):
         }
         answer = self._chat(chat, options)
         contents = [message["content"] for message in chat]
-        fewest = max(fewest_tokens(*contents), self.frame_tokens + fewest_tokens(text))
+        own = fewest_tokens(asked) if isinstance(asked, str) else 0
+        fewest = max(fewest_tokens(*contents), self.frame_tokens + own)
         if 0 < (answer.prompt_tokens or 0) < fewest:
             chat[0]["content"] = f"{uuid.uuid4().hex}\n{contents[0]}"
             count = self._chat(chat, {**options, self.longest: 1}).prompt_tokens

@@ -22,9 +22,10 @@ from headpursuit.run.files import UserError
 logger = logging.getLogger(__name__)
 
 
-def journal_key(text: str, identity: Mapping[str, Any]) -> str:
-    """Return the key of a text's replies: it changes with whatever a reply depends on."""
-    material = json.dumps([text, identity], sort_keys=True)
+def journal_key(asked: str | bytes, identity: Mapping[str, Any]) -> str:
+    """Return the key of a text's or image's replies: it changes with all that they depend on."""
+    asked = asked if isinstance(asked, str) else hashlib.sha256(asked).hexdigest()
+    material = json.dumps([asked, identity], sort_keys=True)
     return hashlib.sha256(material.encode()).hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""Asking a backend about every response, once each, and keeping every reply."""
+"""Asking a backend about every response or image, once each, and keeping every reply."""
 
 import json
 import time
@@ -18,7 +18,7 @@ from headpursuit.labelling.lexicon import Lexicon
 from headpursuit.labelling.ollama import open_ollama
 from headpursuit.labelling.openai import OpenAI
 from headpursuit.labelling.prompt import cut
-from headpursuit.labelling.reply import is_refusal, parse_reply, sift_words
+from headpursuit.labelling.reply import first_keywords, is_refusal, parse_reply, sift_words
 from headpursuit.run.files import UserError
 from headpursuit.run.retry import Busy, persist
 
@@ -34,21 +34,21 @@ _COLUMNS = {
 
 @contextmanager
 def open_backend(
-    settings: dict, texts: list[str], terms: Iterable[str] = (), log: Path | None = None
+    settings: dict, asked: list[str | bytes], terms: Iterable[str] = (), log: Path | None = None
 ) -> Iterator[Any]:
     """Open the backend that ``settings``, the config's ``labeller``, names; see backend.py.
 
-    It gets the context length that the longest of ``texts`` needs. ``terms`` are the words of
+    It gets the context length that the longest of ``asked`` needs. ``terms`` are the words of
     backend ``lexicon``. A server that is started here writes into ``log``, and ends with the block.
     """
-    texts = [text or "" for text in texts]
+    asked = [own or "" for own in asked]
     match settings["backend"]:
         case "lexicon":
             yield Lexicon(terms)
         case "openai":
-            yield OpenAI(settings, texts)
+            yield OpenAI(settings, asked)
         case "ollama":
-            with open_ollama(settings, texts, log) as backend:
+            with open_ollama(settings, asked, log) as backend:
                 yield backend
 
 
@@ -62,7 +62,8 @@ def label_responses(
 ) -> pa.Table:
     """Ask a backend for the harmful words of each response (sample_id, repeat, response).
 
-    Equal responses are asked about once, empty ones never, and those with a reply in the journal
+    Or for the keywords of each image, where there is a column image in the place of response.
+    Equal ones are asked about once, empty ones never, and those with a reply in the journal
     not again. A reply that cannot be read is asked for again, up to ``attempts`` replies; a request
     that fails is repeated with growing pauses for up to ``patience`` seconds.
 
@@ -73,7 +74,8 @@ def label_responses(
     Raises:
         UserError: if the server stays out of reach or refuses; the journal is kept.
     """
-    texts = [text or "" for text in responses["response"].to_pylist()]
+    column = "image" if "image" in responses.column_names else "response"
+    texts = [text or "" for text in responses[column].to_pylist()]
     asked = [cut(text, backend.room) for text in texts]
     keys = {text: journal_key(text, backend.identity) for text in asked if text.strip()}
     with Journal(journal) as log:
@@ -81,7 +83,7 @@ def label_responses(
         counts = _counts(list(keys.values()), backend.mode, log)
     given = responses.select(["sample_id", "repeat"])
     rows = [
-        {**row, **_judge(log.replies[keys.get(sent)], sent, backend.mode), "cut": sent != text}
+        {**row, **_judge(log.replies[keys.get(sent)], sent, backend), "cut": sent != text}
         for row, text, sent in zip(given.to_pylist(), texts, asked, strict=True)
     ]
     schema = pa.schema([*given.schema, *_COLUMNS.items()])
@@ -92,7 +94,7 @@ def label_responses(
 def _ask_all(keys: dict, backend: Any, log: Journal, attempts: int, patience: float) -> None:
     stop = Event()
 
-    def settle(text: str, key: str) -> None:
+    def settle(text: str | bytes, key: str) -> None:
         try:
             while not stop.is_set() and not _settled(log.replies[key], backend.mode, attempts):
                 persist(lambda: _ask(text, key, backend, log), patience, stop)
@@ -100,7 +102,7 @@ def _ask_all(keys: dict, backend: Any, log: Journal, attempts: int, patience: fl
             stop.set()  # here, so that no other slot begins a request meanwhile
             raise
 
-    bar = tqdm(total=len(keys), desc="label", unit="response", mininterval=5)
+    bar = tqdm(total=len(keys), desc="label", unit="text", mininterval=5)
     with ThreadPoolExecutor(backend.slots) as pool, bar:
         futures = [pool.submit(settle, text, key) for text, key in keys.items()]
         try:
@@ -120,7 +122,7 @@ def _ask_all(keys: dict, backend: Any, log: Journal, attempts: int, patience: fl
             ) from error
 
 
-def _ask(text: str, key: str, backend: Any, log: Journal) -> None:
+def _ask(text: str | bytes, key: str, backend: Any, log: Journal) -> None:
     attempt = len(log.replies[key]) + 1
     log.write("sent", key, attempt)
     started = time.monotonic()
@@ -138,7 +140,7 @@ def _settled(replies: list[dict], mode: str, attempts: int) -> bool:
     return readable or len(replies) >= attempts
 
 
-def _judge(replies: list[dict], text: str, mode: str) -> dict:
+def _judge(replies: list[dict], text: str | bytes, backend: Any) -> dict:
     """Read the last reply; a text that was never asked about is an empty one."""
     row = {"reply": "", "words": [], "dropped": [], "status": "none", "attempts": len(replies)}
     if not replies:
@@ -146,10 +148,11 @@ def _judge(replies: list[dict], text: str, mode: str) -> dict:
     reply = replies[-1]["reply"]
     # Halves of broken characters cannot be stored as UTF-8.
     row["reply"] = reply.encode("utf-8", "replace").decode()
-    named = parse_reply(reply, mode)
+    named = parse_reply(reply, backend.mode)
     if named is None:
         return row | {"status": "refused" if is_refusal(reply) else "unparsed"}
-    kept, dropped = sift_words(named, text)
+    most = backend.per_image
+    kept, dropped = first_keywords(named, most) if most else sift_words(named, text)
     status = "ok" if kept else "absent" if dropped else "none"
     return row | {"words": kept, "dropped": dropped, "status": status}
 

@@ -15,6 +15,7 @@ class Lexicon:
     slots = 1
     mode = "json"
     room = None
+    per_image = None
 
     def __init__(self, terms: Sequence[str]):
         """Compile ``terms``, each once."""

@@ -69,12 +69,18 @@ class Server(ollama.Client):
         with suppress(Busy, UserError):
             return next((own for own in self.ps().models if own.model == name), None)
 
-    def longest_context(self, name: str) -> int | None:
-        """Return the longest context that a model can have, where the server says it."""
+    def abilities(self, name: str) -> tuple[int | None, bool]:
+        """Return the longest context that a model can have, None if the server does not say it.
+
+        And whether it sees images; it may where the server does not say it.
+        """
         with suppress(Busy, UserError):
-            said = self.show(name).modelinfo or {}
-            sizes = [size for key, size in said.items() if key.endswith(".context_length")]
-            return next((size for size in sizes if isinstance(size, int)), None)
+            said = self.show(name)
+            facts = (said.modelinfo or {}).items()
+            sizes = [size for key, size in facts if key.endswith(".context_length")]
+            longest = next((size for size in sizes if isinstance(size, int)), None)
+            return longest, "vision" in (said.capabilities or ["vision"])
+        return None, True
 
 
 def plain_name(name: str | None) -> str:
@@ -84,7 +90,7 @@ def plain_name(name: str | None) -> str:
 
 
 @contextmanager
-def open_ollama(settings: dict, texts: list[str], log: Path | None) -> Iterator["Ollama"]:
+def open_ollama(settings: dict, asked: list[str | bytes], log: Path | None) -> Iterator["Ollama"]:
     """Yield the backend; a server that is started for it writes into ``log``.
 
     At the end the model is unloaded: it takes 43 GB of a GPU that the next job needs.
@@ -95,7 +101,7 @@ def open_ollama(settings: dict, texts: list[str], log: Path | None) -> Iterator[
         # What a server on another machine had loaded before may be in use by others.
         stays = started or (not server.here and server.loaded(name))
         with nullcontext() if stays else at_end(lambda: unload(server, name)):
-            yield Ollama(server, settings, texts, model)
+            yield Ollama(server, settings, asked, model)
 
 
 class Ollama(ChatBackend):
@@ -103,12 +109,12 @@ class Ollama(ChatBackend):
 
     longest = "num_predict"
 
-    def __init__(self, server: Server, settings: dict, texts: list[str], model: dict):
-        """Load the model with the context length that the longest of ``texts`` needs."""
+    def __init__(self, server: Server, settings: dict, asked: list[str | bytes], model: dict):
+        """Load the model with the context length that the longest of ``asked`` needs."""
         self.server = server
         limit = min(settings["max_ctx"], model["context_length"] or settings["max_ctx"])
         named = {key: model[key] for key in ("model", "digest")}
-        super().__init__(settings, texts, named, limit)
+        super().__init__(settings, asked, named, limit)
         patience = settings["patience"]
         loaded = persist(lambda: self._load(patience), patience)
         self.facts |= {**model, "num_ctx": self.num_ctx, "num_ctx_loaded": loaded}
@@ -116,7 +122,7 @@ class Ollama(ChatBackend):
     def _answer(self, chat: list[dict], options: dict) -> Answer:
         said = self.server.chat_whole(
             model=self.model,
-            messages=chat,
+            messages=[ollama.Message(**own).model_dump(exclude_none=True) for own in chat],
             options={**options, "num_ctx": self.num_ctx},
             **({"format": SCHEMA} if self.mode == "json" else {}),
         )
@@ -165,12 +171,17 @@ def prepare_model(server: Server, settings: dict) -> dict:
         choice = "" if settings["ollama"]["pull"] else " Or set labeller.ollama.pull: true."
         raise UserError(f"The Ollama server does not have {name}. {_pull_it(name)}{choice}")
     own, details = models[name], models[name].details
+    longest, sees = server.abilities(name)
+    if settings["per_image"] and not sees:
+        raise UserError(
+            f"labeller.keywords.ollama.model: {name} sees no images. Take one that does."
+        )
     return {
         "model": own.model,
         "digest": own.digest,
         "quantisation": details and details.quantization_level,
         "parameters": details and details.parameter_size,
-        "context_length": server.longest_context(name),
+        "context_length": longest,
         "version": server.version(),
     }
 

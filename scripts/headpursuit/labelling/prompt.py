@@ -1,4 +1,4 @@
-"""The labelling prompt: its file, its messages and how much of a response fits beside it."""
+"""The prompts of labellers: their files, their messages and how much of a text fits beside one."""
 
 import hashlib
 import json
@@ -12,7 +12,8 @@ import yaml
 
 from headpursuit.run.files import UserError, beside
 
-SLOT = "{response}"
+SLOT, NUMBER = "{response}", "{per_image}"
+MODES = ("tags", "json", "list")
 SCHEMA = {
     "type": "object",
     "properties": {"words": {"type": "array", "items": {"type": "string"}}},
@@ -29,7 +30,7 @@ _SENTENCE_END = re.compile(r"[.!?…]+[\"'”’)\]]*(?=\s)|[。！？\n]")
 
 @dataclass(frozen=True)
 class Prompt:
-    """The labelling prompt; each example has a response and its words."""
+    """A labelling prompt; each example has a response and its words, none of images has any."""
 
     mode: str
     system: str
@@ -42,17 +43,21 @@ class Prompt:
         """SHA-256 of all that is sent; comments and layout of the file do not count."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
 
-    def messages(self, text: str, attempt: int = 1) -> list[dict[str, str]]:
-        """Return the chat that asks about ``text``; from the second attempt on with a reminder."""
+    def messages(self, asked: str | bytes, attempt: int = 1) -> list[dict[str, Any]]:
+        """Return the chat that asks about a text, or an image, which is among its ``images``.
+
+        From the second attempt on it has a reminder.
+        """
         system = "\n".join(part for part in (self.system.strip(), self.answer.strip()) if part)
         chat = [{"role": "system", "content": system}] if system else []
         for example in self.examples:
             chat.append({"role": "user", "content": self._fill(example["response"])})
             chat.append({"role": "assistant", "content": render(example["words"], self.mode)})
-        question = self._fill(text)
+        question = self._fill(asked if isinstance(asked, str) else "")
         if attempt > 1 and self.answer.strip():
             question = f"{question}\n\n{self.answer.strip()}"
-        return [*chat, {"role": "user", "content": question}]
+        images = {} if isinstance(asked, str) else {"images": [asked]}
+        return [*chat, {"role": "user", "content": question, **images}]
 
     def _fill(self, text: str) -> str:
         return self.template.strip().replace(SLOT, text)
@@ -60,42 +65,53 @@ class Prompt:
 
 def render(words: Sequence[str], mode: str) -> str:
     """Return the reply that names ``words``."""
-    if mode == "json":
-        return json.dumps({"words": list(words)}, ensure_ascii=False)
+    if mode != "tags":
+        listed = list(words)
+        return json.dumps({"words": listed} if mode == "json" else listed, ensure_ascii=False)
     return f"<answer>{', '.join(words) or 'None'}</answer>"
 
 
-def load_prompt(path: str | Path) -> Prompt:
+def load_prompt(path: str | Path, per_image: int | None = None) -> Prompt:
     """Read a prompt file; where it is looked for, :func:`beside` says.
+
+    With ``per_image``, it asks for that many keywords of an image, in the place of
+    ``{per_image}``.
 
     Raises:
         UserError: if it is missing or not a prompt file; the message says which key is wrong.
     """
+    key = "labeller.keywords.prompt" if per_image else "labeller.prompt"
     try:
         raw = yaml.safe_load(beside(path).read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"labeller.prompt: cannot read {path} ({error.strerror}).") from None
+        raise UserError(f"{key}: cannot read {path} ({error.strerror}).") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"labeller.prompt: {path} is not YAML in UTF-8: {error}") from None
-    if problem := _problem(raw):
-        raise UserError(f"labeller.prompt: {path}: {problem}.")
-    return Prompt(**{**raw, "answer": raw["answer"][raw["mode"]]})
+        raise UserError(f"{key}: {path} is not YAML in UTF-8: {error}") from None
+    if problem := _problem(raw, of_images=per_image is not None):
+        raise UserError(f"{key}: {path}: {problem}.")
+    texts = {**raw, "answer": raw["answer"][raw["mode"]]}
+    if per_image:
+        for name in ("system", "answer", "template"):
+            texts[name] = texts[name].replace(NUMBER, str(per_image))
+    return Prompt(**texts)
 
 
-def _problem(raw: Any) -> str | None:
+def _problem(raw: Any, of_images: bool) -> str | None:
     keys = {"mode", "system", "answer", "examples", "template"}
     if not isinstance(raw, dict) or raw.keys() != keys:
         return f"its keys must be {', '.join(sorted(keys))}"
-    if raw["mode"] not in ("tags", "json"):
-        return "mode must be tags or json"
+    if raw["mode"] not in MODES:
+        return f"mode must be one of {', '.join(MODES)}"
     if not isinstance(raw["system"], str):
         return "system must be a text"
     if not isinstance(raw["answer"], dict) or not isinstance(raw["answer"].get(raw["mode"]), str):
         return f"answer.{raw['mode']} must be a text"
     if not isinstance(raw["examples"], list) or not all(map(_is_example, raw["examples"])):
         return "each of examples must have response, a text, and words, a list of texts"
-    if not isinstance(raw["template"], str) or raw["template"].count(SLOT) != 1:
-        return f"template must be a text that holds {SLOT} once"
+    if of_images and raw["examples"]:
+        return "examples must be [], since none has an image"
+    if not isinstance(raw["template"], str) or raw["template"].count(SLOT) != (not of_images):
+        return f"template must be a text that holds {SLOT} {'never' if of_images else 'once'}"
     return None
 
 
@@ -107,19 +123,21 @@ def _is_example(raw: object) -> bool:
 
 
 def fit_window(
-    prompt: Prompt, texts: Iterable[str], num_predict: int, limit: int
+    prompt: Prompt, asked: Iterable[str | bytes], num_predict: int, limit: int
 ) -> tuple[int, int]:
     """Return the context length that the longest prompt needs, and the bytes left for a response.
 
     A token of a byte-level or byte-fallback tokenizer covers at least one byte, so the bytes of a
-    text bound its tokens: a prompt that fits by this count fits.
+    text bound its tokens: a prompt that fits by this count fits. Nothing bounds those of an image,
+    which gets all of ``limit``.
 
     Raises:
         UserError: if ``limit`` leaves no room for a response.
     """
     chat = prompt.messages("", attempt=2)
     frame = sum(len(message["content"].encode()) + PER_MESSAGE for message in chat) + PER_CHAT
-    longest = max((len(text.encode()) for text in texts), default=0)
+    sizes = (limit if isinstance(own, bytes) else len(own.encode()) for own in asked)
+    longest = max(sizes, default=0)
     needed = frame + max(longest, MIN_ROOM) + num_predict
     num_ctx = min(limit, -(-needed // CTX_STEP) * CTX_STEP)
     room = num_ctx - frame - num_predict
@@ -140,10 +158,12 @@ def fewest_tokens(*texts: str) -> int:
     return sum(any(map(str.isalnum, word)) for text in texts for word in text.split())
 
 
-def cut(text: str, room: int | None) -> str:
-    """Return ``text``, cut at its last sentence end (else word, else character) that fits."""
-    encoded = text.encode()
-    if room is None or len(encoded) <= room:
+def cut(text: str | bytes, room: int | None) -> str | bytes:
+    """Return ``text``, cut at its last sentence end (else word, else character) that fits.
+
+    An image stays whole.
+    """
+    if room is None or isinstance(text, bytes) or len(encoded := text.encode()) <= room:
         return text
     head = encoded[:room].decode(errors="ignore")
     ends = [match.end() for match in _SENTENCE_END.finditer(head)]

@@ -1,15 +1,20 @@
-"""Reading a reply: the words it names, and which of them the response really holds."""
+"""Reading a reply: the words it names, and which of them count."""
 
 import json
 import re
 import unicodedata
+from ast import literal_eval
 from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
 
 from headpursuit.method.words import count_words, normalise, spellings
 
 # Beyond these a reply is no list of words but prose, or a model that cannot stop.
+MAX_REPLY = 100_000  # characters
 MAX_ENTRIES = 100
 MAX_PHRASE = 6
+MAX_KEYWORD = 2  # words of a keyword of an image (v2, appendix E.2)
 
 _TAG = re.compile(r"<\s*(/?)\s*answer\s*>", re.IGNORECASE)
 _SEPARATOR = re.compile(r"[,;\n，、]")
@@ -34,10 +39,14 @@ def parse_reply(reply: str, mode: str) -> list[str] | None:
     """Return the words that a reply names, normalised and each once; None if it cannot be read.
 
     In mode ``tags`` they stand in the last pair of answer tags, in mode ``json`` in the list
-    ``words`` of an object. Nothing is guessed: a reply without either, an empty pair of tags, a
-    last tag that was opened and not closed, an essay or an endless list is not read.
+    ``words`` of an object, in mode ``list`` in the one list of the reply, as Python or JSON writes
+    it. Nothing is guessed: a reply without any of these, an empty pair of tags, a last tag that was
+    opened and not closed, an essay or an endless list is not read.
     """
-    entries = _json_entries(reply) if mode == "json" else _tag_entries(reply)
+    if len(reply) > MAX_REPLY:
+        return None
+    read = {"tags": _tag_entries, "json": _json_entries, "list": _list_entries}
+    entries = read[mode](reply)
     if entries is None or len(entries) > MAX_ENTRIES:
         return None
     if any(len(entry.split()) > MAX_PHRASE for entry in entries):
@@ -70,6 +79,12 @@ def sift_words(words: Sequence[str], response: str) -> tuple[list[str], list[str
         else:
             dropped.append(word)
     return kept, dropped
+
+
+def first_keywords(words: Sequence[str], most: int) -> tuple[list[str], list[str]]:
+    """Part the first ``most`` keywords of an image from what is over, or longer than a keyword."""
+    kept = [word for word in words if len(word.split()) <= MAX_KEYWORD][:most]
+    return kept, [word for word in words if word not in kept]
 
 
 def clean(entry: str) -> str:
@@ -106,7 +121,19 @@ def _json_entries(reply: str) -> list[str] | None:
         value = json.loads(fence[1] if fence else text, strict=False)
     except (ValueError, RecursionError):
         return None
-    words = value.get("words") if isinstance(value, dict) else None
-    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
-        return None
-    return words
+    return _texts(value.get("words")) if isinstance(value, dict) else None
+
+
+def _list_entries(reply: str) -> list[str] | None:
+    """Read all that stands between the first and the last bracket; what is around it is prose."""
+    text = reply[reply.find("[") : reply.rfind("]") + 1]
+    with suppress(ValueError, RecursionError):
+        return _texts(json.loads(text, strict=False))
+    with suppress(ValueError, SyntaxError, MemoryError, RecursionError):  # as Python writes it
+        return _texts(literal_eval(text))
+    return None
+
+
+def _texts(value: Any) -> list[str] | None:
+    whole = isinstance(value, list) and all(isinstance(word, str) for word in value)
+    return value if whole else None

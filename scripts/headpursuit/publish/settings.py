@@ -7,13 +7,13 @@ from typing import Any
 import yaml
 
 from headpursuit.run.config import labelled, load_config, used_models, used_samples
-from headpursuit.run.experiments import Config, merge, of_images, running
+from headpursuit.run.experiments import Config, concept_of, merge, of_images, running
 from headpursuit.run.files import ROOT
 
 # Said of a run in its own words (its model, samples, concept, heads and labeller).
 ELSEWHERE = {"model", "samples", "concept", "measures", "methods", "k", "heads_from"}
 ELSEWHERE |= {"alpha", "at"}
-ELSEWHERE |= {"backend", "second", "ollama.model", "lexicon.source"}
+ELSEWHERE |= {"backend", "second", "ollama.model", "keywords.ollama.model", "lexicon.source"}
 MISSING = object()
 KeyPath = tuple[str, ...]
 
@@ -148,10 +148,12 @@ def _differences(config: Config, name: str, theirs: str) -> Iterator[str]:
             compared.append((*[(catalogue, own[key])] * 2, defined[definition]))
     if name in labelled(config):
         compared.append((("labeller",), ("labeller",), schema()["properties"]["labeller"]))
+    images = "keywords" in (concept_of(config, own) or {})
+    elsewhere = ELSEWHERE | ({"prompt"} if images else {"keywords.prompt"})  # of the labeller
     for at, paper_at, definition in compared:
         for path, leaf in leaves(definition):
             both = value_at(config, (*at, *path)), value_at(paper(), (*paper_at, *path))
-            if "paper" in leaf and ".".join(path) not in ELSEWHERE and both[0] != both[1]:
+            if "paper" in leaf and ".".join(path) not in elsewhere and both[0] != both[1]:
                 yield ".".join((*at, *path))
 
 

@@ -19,6 +19,7 @@ from headpursuit.run.experiments import (
     expand,
     head_of,
     heads_of,
+    is_asked,
     kind_of,
     models_of,
     multiverse,
@@ -155,9 +156,9 @@ def used_classifiers(config: Config) -> list[str]:
 
 
 def labelled(config: Config) -> list[str]:
-    """Return the experiments of a run whose words a labeller names."""
+    """Return the experiments of a run whose words a labeller names, in texts or images."""
     concepts = {name: concept_of(config, config["experiments"][name]) for name in running(config)}
-    return [name for name, concept in concepts.items() if "labelled" in (concept or {})]
+    return [name for name, concept in concepts.items() if is_asked(concept)]
 
 
 def run_labellers(config: Config) -> list[str]:
@@ -250,16 +251,23 @@ def _concept(config: Config, own: Entry) -> Findings:
 
 
 def _labeller(config: Config, own: Entry) -> Findings:
-    used = run_labellers(config)
+    used, lacks = run_labellers(config), "missing; labeller.backend or second needs it"
+    concepts = [concept_of(config, config["experiments"][name]) for name in labelled(config)]
+    images = any("keywords" in concept for concept in concepts)
+    for key in ("backend", "second"):
+        blind = images and own[key] == "lexicon"
+        yield key, blind, "a word list sees no image, and a concept asks for keywords of images"
     if "lexicon" in used:
         yield "lexicon.source", *_absent(config, "sources", own["lexicon"]["source"])
-    if {"ollama", "openai"} & set(used):
-        yield "prompt", *_no_file(own["prompt"])
-    needed = {"lexicon": ["files"], "openai": ["base_url", "model"]}
-    for backend in used:
-        for key in needed.get(backend, []):
-            lacks = "missing; labeller.backend or second needs it"
-            yield f"{backend}.{key}", own[backend][key] is None, lacks
+        yield "lexicon.files", own["lexicon"]["files"] is None, lacks
+    if "openai" in used:
+        yield "openai.base_url", own["openai"]["base_url"] is None, lacks
+    asked = {"": own} if any("labelled" in concept for concept in concepts) else {}
+    for place, said in (asked | ({"keywords.": own["keywords"]} if images else {})).items():
+        if {"ollama", "openai"} & set(used):
+            yield f"{place}prompt", *_no_file(said["prompt"])
+        nameless = "openai" in used and said["openai"]["model"] is None
+        yield f"{place}openai.model", nameless, lacks
     again = own["second"] == own["backend"]
     yield "second", again, f"{own['second']} is the first already; null, or another"
 
@@ -298,6 +306,8 @@ def _words(config: Config, own: Entry) -> Findings:
     yield "split" if own["split"] else "splits", whole, said
     unread = images and "prompt" in concept.get("labelled", {}).get("texts", [])
     yield "concept", unread, "labelled.texts has prompt, but images have no prompts of their own"
+    imageless = not images and "keywords" in concept
+    yield "concept", imageless, f"keywords are asked about images; {read} are {kind}"
     yield "pursuit.unrelated_words", *_no_file(own["pursuit"]["unrelated_words"])
 
 

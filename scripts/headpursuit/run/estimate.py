@@ -17,6 +17,7 @@ from headpursuit.run.experiments import (
     Config,
     concept_of,
     conditions,
+    labeller_of,
     models_of,
     of_classes,
     of_images,
@@ -26,6 +27,7 @@ from headpursuit.run.experiments import (
 )
 from headpursuit.run.files import beside
 
+IMAGE = "tokens of an image (where the config does not build the tower)"
 # For the low end of an estimate, and for the high end.
 ASSUMED = {
     "prompts of samples taken whole": (3000, 3000),  # the paper's two have fewer
@@ -33,7 +35,7 @@ ASSUMED = {
     "tokens of a prompt": (15, 200),
     "share of max_new_tokens that a response has": (0.5, 1),
     "share of max_new_tokens that an answer about an image has": (0, 1),  # at least one token
-    "tokens of an image (where the config does not build the tower)": (1176, 2900),  # LLaVA-NeXT's
+    IMAGE: (1176, 2900),  # LLaVA-NeXT's
     "tokens of a question about an image": (60, 400),  # with every class name
     "share of the labelling prompt that is read for each text": (0, 1),  # servers may keep it
     "tokens of a labeller's reply": (2, 30),
@@ -102,7 +104,7 @@ def size_of(config: Config, name: str, given: Mapping[str, float]) -> Size:
         cached = responses if positions_of(config, own) == "response" else prompts
         answer = longest * given["share of max_new_tokens that a response has"]
         return Size(cached, responses, given["tokens of a prompt"], answer)
-    image = given["tokens of an image (where the config does not build the tower)"]
+    image = given[IMAGE]
     if build := config["models"][own["model"]]["build"]:
         image = (build["tower"]["image_size"] // build["tower"]["patch_size"]) ** 2
     if of_classes(samples):
@@ -130,7 +132,8 @@ def work(config: Config, given: Mapping[str, float]) -> dict[str, Counter]:
         for name in stages[stage]:
             parameters = config["models"][config["experiments"][name]["model"]]["parameters"]
             if stage == "labels":
-                parameters = _labeller_parameters(config, labellers.get(rule))
+                asked = labeller_of(config, concept_of(config, config["experiments"][name]))
+                parameters = _labeller_parameters(asked, labellers.get(rule))
             if stage == "scores":
                 parameters = given["parameters of a classifier of texts"]
             if parameters is None:
@@ -153,10 +156,14 @@ def _tokens(
         answered = positions_of(config, own) == "response"
         return size.selection * (size.asked + (size.answer if answered else 0)), 0
     if stage == "labels":
-        texts = size.responses * len(concept_of(config, own)["labelled"]["texts"])
-        prompt = beside(config["labeller"]["prompt"]).stat().st_size / 4  # bytes a token
+        concept = concept_of(config, own)
+        if "keywords" in concept:
+            asked, each = size.selection, given[IMAGE]
+        else:
+            asked, each = size.responses * len(concept["labelled"]["texts"]), size.answer
+        prompt = beside(labeller_of(config, concept)["prompt"]).stat().st_size / 4  # bytes a token
         prompt *= given["share of the labelling prompt that is read for each text"]
-        return texts * (size.answer + prompt), texts * given["tokens of a labeller's reply"]
+        return asked * (each + prompt), asked * given["tokens of a labeller's reply"]
     if stage == "expected":
         rows = size.responses * (1 + len(conditions(config, name, "expected")))
         return rows * (size.asked + size.answer), 0
@@ -166,9 +173,9 @@ def _tokens(
     return rows * size.asked, rows * size.answer
 
 
-def _labeller_parameters(config: Config, backend: str | None) -> float | None:
+def _labeller_parameters(labeller: Config, backend: str | None) -> float | None:
     """Return the size that an Ollama model's name gives, such as ``llama3.3:70b``."""
-    model = config["labeller"].get(backend, {}).get("model") or ""
+    model = labeller.get(backend, {}).get("model") or ""
     found = re.search(r"(\d+(?:\.\d+)?)b\b", model)
     return float(found[1]) * 1e9 if found else None
 

@@ -174,6 +174,23 @@ def classifier_of(config: Config, experiment: Mapping[str, Any]) -> dict[str, An
     return config["classifiers"][experiment["classifier"]]
 
 
+def is_asked(concept: Mapping[str, Any] | None) -> bool:
+    """Say whether a concept's words are asked of a labeller: in texts, or as keywords of images."""
+    return bool({"labelled", "keywords"} & set(concept or ()))
+
+
+def labeller_of(config: Config, concept: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the labeller as it is asked for a concept's words.
+
+    Where it is asked about images, ``labeller.keywords`` says what differs, and the concept how
+    many words an image has, ``per_image``.
+    """
+    own = {**config["labeller"], "per_image": None}
+    images = own.pop("keywords")
+    del own["second"]
+    return {**merge(own, images), **concept["keywords"]} if "keywords" in concept else own
+
+
 def positions_of(config: Config, experiment: Mapping[str, Any]) -> str:
     """Return which positions an experiment averages."""
     usual = "image" if of_images(config["samples"][experiment["samples"]]) else "prompt"
@@ -262,16 +279,17 @@ def stands_on(config: Config, name: str) -> dict[str, tuple[list[Any], list[str]
     answered = positions_of(config, own) == "response"
     counted = [conditions(config, name, measure) for measure in ("count", "expected")]
     spoken = [model, own["generation"]["max_new_tokens"]]
-    words = ["labels"] if "labelled" in concept else []
+    words = ["labels"] if is_asked(concept) else []
     words += ["samples"] if "class_names" in concept else []
-    words += ["baseline"] if concept.get("top") and "labelled" not in concept else []
+    words += ["baseline"] if concept.get("top") and not is_asked(concept) else []
+    asked = [concept["keywords"]] if "keywords" in concept else [concept.get("labelled")]
     layers = [own["first_layer"], own["last_layer"]]
     vocabulary = [own["vocabulary"][key] for key in ("tokens", "draws", "neighbours")]
     lens = [own["vocabulary"][key] for key in ("tokens", "per_sample")]
     return {
         "samples": ([own["samples"], *([] if images else spoken)], []),
         "baseline": ([model, own["generation"]], ["samples"]),
-        "labels": ([concept.get("labelled")], ["baseline"]),
+        "labels": (asked, ["samples" if "keywords" in concept else "baseline"]),
         "words": ([own["concept"], own["split"]], words),
         "dictionary": ([model], ["words"]),
         "activations": (

@@ -20,9 +20,9 @@ from headpursuit.labelling.backend import Refused, telling
 from headpursuit.labelling.ollama import Server, plain_name
 from headpursuit.labelling.openai import open_http
 from headpursuit.labelling.prompt import load_prompt
-from headpursuit.run.config import run_labellers, used_classifiers, used_sources
+from headpursuit.run.config import labelled, run_labellers, used_classifiers, used_sources
 from headpursuit.run.estimate import file_bytes, models
-from headpursuit.run.experiments import Config
+from headpursuit.run.experiments import Config, concept_of, labeller_of
 from headpursuit.run.files import UserError
 from headpursuit.run.retry import Busy
 
@@ -220,25 +220,31 @@ def _check_classifiers(config: Config, resources: Path, told: Told) -> None:
 
 
 def _check_labeller(config: Config, told: Told) -> dict[str, Any]:
-    """Check that each labeller's prompt can be read, and its server asked."""
-    labeller, found = config["labeller"], []
-    for backend in run_labellers(config):
-        asked = {"ollama": _ask_ollama, "openai": _ask_openai}.get(backend)
-        found.append({"backend": backend})
-        try:
-            found[-1] |= asked(labeller[backend], told) if asked else {}
-        except UserError as error:  # an address or a key that is none
-            told.lacks.append(str(error))
-    if any(own["backend"] != "lexicon" for own in found):
-        try:
-            load_prompt(labeller["prompt"])
-        except UserError as error:
-            told.lacks.append(str(error))
-    report = found[0] if found else {"backend": None}
-    return {**report, "second": found[1]} if len(found) > 1 else report
+    """Check that each labeller's prompt can be read, and its server asked; of images, too."""
+    concepts = [concept_of(config, config["experiments"][name]) for name in labelled(config)]
+    asked = {"keywords" in concept: labeller_of(config, concept) for concept in concepts}
+    report: dict[str, Any] = {"backend": None}
+    for of_images, labeller in sorted(asked.items()):
+        first, *more = (_ask(labeller, backend, told) for backend in run_labellers(config))
+        own = first | ({"second": more[0]} if more else {})
+        report = {**report, "keywords": own} if of_images else own
+    return report
 
 
-def _ask_ollama(wanted: dict, told: Told) -> dict[str, Any]:
+def _ask(labeller: Config, backend: str, told: Told) -> dict[str, Any]:
+    if backend == "lexicon":
+        return {"backend": backend}
+    found = {}
+    try:  # an address or a key may be none
+        found = {"ollama": _ask_ollama, "openai": _ask_openai}[backend](labeller, told)
+        load_prompt(labeller["prompt"], labeller["per_image"])
+    except UserError as error:
+        told.lacks.append(str(error))
+    return {"backend": backend, **found}
+
+
+def _ask_ollama(labeller: Config, told: Told) -> dict[str, Any]:
+    wanted = labeller["ollama"]
     server, name = Server(wanted["host"], ASKING_SECONDS), plain_name(wanted["model"])
     try:
         there = server.models()
@@ -262,12 +268,14 @@ def _ask_ollama(wanted: dict, told: Told) -> dict[str, Any]:
         else:
             told.lacks.append(
                 f"{lack}. Fetch it: ollama pull {name}; or name another in "
-                "labeller.ollama.model, or set labeller.ollama.pull: true."
+                f"labeller.{'keywords.' if labeller['per_image'] else ''}ollama.model, or set "
+                "labeller.ollama.pull: true."
             )
     return {"host": server.name, "models": models}
 
 
-def _ask_openai(wanted: dict, told: Told) -> dict[str, Any]:
+def _ask_openai(labeller: Config, told: Told) -> dict[str, Any]:
+    wanted = labeller["openai"]
     try:
         with open_http(wanted, ASKING_SECONDS) as http, telling(wanted["base_url"]):
             http.get("models")
