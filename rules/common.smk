@@ -160,6 +160,27 @@ def own_content(where, within):
     return lambda wildcards: content(beside(find(wildcards))) if find(wildcards) else None
 
 
+def to_label(backend):
+    """Inputs: what a labeller reads, its prompt, and the word list of the backend lexicon."""
+    lexicon, source = backend == "lexicon", LABELLER["lexicon"]["source"]
+    return {
+        "responses": made(
+            "<results>/responses/{baseline}/baseline/part-{part}.parquet",
+            when=lambda stated: "labelled" in stated["concept"],
+        ),
+        "prompts": made(
+            "<results>/samples/{samples}.parquet",
+            when=lambda stated: "prompt" in stated["concept"].get("labelled", {}).get("texts", ()),
+        ),
+        "images": made(
+            "<results>/samples/{samples}.parquet",
+            when=lambda stated: "keywords" in stated["concept"],
+        ),
+        "prompt_file": [] if lexicon else own_file("{experiment}/labeller/prompt", STATED),
+        "lexicon": source_record(source) if lexicon else [],
+    }
+
+
 def in_table(pattern):
     """An input: a file of each of a table's experiments, in their order."""
     return lambda wildcards: [
@@ -218,6 +239,18 @@ weights_of_model = lookup("{experiment}/weights", within=STATED)
 def own(*keys):
     """Params of these names: what is stated of an experiment."""
     return {key: lambda wildcards, key=key: STATED[wildcards.experiment][key] for key in keys}
+
+
+def label_params(backend):
+    """Params: how a labeller is asked, and the content of its prompt."""
+    asked = own_content("{experiment}/labeller/prompt", STATED)
+    return {
+        "labeller": lambda wildcards: {
+            **STATED[wildcards.experiment]["labeller"],
+            "backend": backend,
+        },
+        "content": None if backend == "lexicon" else asked,
+    }
 
 
 def pick(mapping, *keys):

@@ -3,41 +3,6 @@
 LABELLER = config["labeller"]
 
 
-def to_label(backend):
-    """Inputs: what a labeller reads, its prompt, and the word list of the backend lexicon."""
-    source = config["labeller"]["lexicon"]["source"]
-    lexicon = backend == "lexicon"
-    return {
-        "responses": made(
-            "<results>/responses/{baseline}/baseline/part-{part}.parquet",
-            when=lambda stated: "labelled" in stated["concept"],
-        ),
-        "prompts": made(
-            "<results>/samples/{samples}.parquet",
-            when=lambda stated: "prompt" in stated["concept"].get("labelled", {}).get("texts", ()),
-        ),
-        "images": made(
-            "<results>/samples/{samples}.parquet",
-            when=lambda stated: "keywords" in stated["concept"],
-        ),
-        "prompt_file": [] if lexicon else own_file("{experiment}/labeller/prompt", STATED),
-        "lexicon": source_record(source) if lexicon else [],
-    }
-
-
-def label_params(backend):
-    """Params: how a labeller is asked, and the content of its prompt."""
-    asked = own_content("{experiment}/labeller/prompt", STATED)
-    return {
-        "labeller": lambda wildcards: {
-            **STATED[wildcards.experiment]["labeller"],
-            "backend": backend,
-        },
-        "content": None if backend == "lexicon" else asked,
-        "code": code_hash("label_responses"),
-    }
-
-
 rule label_responses:
     """Name the harmful words of each baseline response (and prompt), or the keywords of each image."""
     input:
@@ -56,6 +21,7 @@ rule label_responses:
         **label_resources(LABELLER["backend"]),
     params:
         **label_params(LABELLER["backend"]),
+        code=code_hash("label_responses"),
     script:
         "../scripts/label_responses.py"
 
@@ -82,6 +48,7 @@ use rule label_responses as label_second with:
         **label_resources(LABELLER["second"]),
     params:
         **label_params(LABELLER["second"]),
+        code=code_hash("label_responses"),
 
 
 rule split_words:

@@ -51,7 +51,8 @@ def label(settings, tmp_path):
 
     def label(table: pa.Table, host: str | None = None) -> pa.Table:
         settings["ollama"]["host"] = host
-        with open_backend(settings, table["response"].to_pylist()) as backend:
+        column = "image" if "image" in table.column_names else "response"
+        with open_backend(settings, table[column].to_pylist()) as backend:
             limits = {"attempts": settings["attempts"], "patience": settings["patience"]}
             return label_responses(table, backend, tmp_path / "journal", **limits)
 

@@ -5,9 +5,12 @@
 
     python fake_ollama.py serve       # as `ollama serve`: a process that can be killed
 
-It also answers OpenAI's /v1/chat/completions, with the same replies and faults.
+It also answers OpenAI's /v1/chat/completions, with the same replies and faults. A message with an
+image has the text "image" and the image's SHA-256 for whoever scripts the replies.
 """
 
+import base64
+import hashlib
 import json
 import os
 import re
@@ -27,13 +30,35 @@ PULL_ERRORS = {
     "too-new": "pull model manifest: 412: this model requires a newer version of Ollama",
 }
 TOKEN = re.compile(r"\w+|[^\w\s]")
+IMAGE_TOKENS = 300
+SHOWN = ["grass", "sky", "water", "road", "house", "tree", "field", "roof", "cloud", "fence"]
+SHOWN += ["wall", "sand", "stone", "boat", "car"]
 DIGEST = "a6eb4748fd2990ad2952b2335a95a7f952d1a06119a0aa6a2df6cd052a93a3fa"
 
 
 def usual_reply(text: str, attempt: int) -> str:
-    """Name the mild words that the tests plant."""
+    """Name the mild words that the tests plant, or keywords of an image."""
+    if text.startswith("image "):
+        return str(keywords(text))
     found = [word for word in HARMFUL if re.search(rf"\b{word}\b", text)]
     return f"<answer>{', '.join(found) or 'None'}</answer>"
+
+
+def keywords(text: str) -> list[str]:
+    """Return five keywords that an image's name decides."""
+    first, number = int(text.split()[1], 16), len(SHOWN)
+    return [SHOWN[(first + 4 * place) % number] for place in range(4)] + ["clear day"]
+
+
+def parts(message: dict[str, Any]) -> tuple[str, list[bytes]]:
+    """Return a message's text and its decoded images, as Ollama and OpenAI have them."""
+    own, images = message["content"], message.get("images", [])
+    if isinstance(own, list):
+        urls = [part["image_url"]["url"] for part in own if part["type"] == "image_url"]
+        assert all(url.startswith("data:image/") for url in urls)
+        images = [url.split(";base64,")[1] for url in urls]
+        own = "".join(part["text"] for part in own if part["type"] == "text")
+    return own, [base64.b64decode(image, validate=True) for image in images]
 
 
 def shorten(reply: str, most: int) -> tuple[str, int, str]:
@@ -48,7 +73,8 @@ def shorten(reply: str, most: int) -> tuple[str, int, str]:
 
 def n_tokens(messages: list[dict[str, Any]]) -> int:
     """Count as a tokenizer might: a chat template's marks, words and punctuation."""
-    return sum(5 + len(TOKEN.findall(message["content"])) for message in messages)
+    read = map(parts, messages)
+    return sum(5 + len(TOKEN.findall(text)) + IMAGE_TOKENS * len(own) for text, own in read)
 
 
 def free_port() -> int:
@@ -90,6 +116,8 @@ class FakeOllama:
         self.requests: list[dict[str, Any]] = []  # bodies of the chat requests
         self.headers: list[dict[str, str]] = []
         self.texts: list[str] = []
+        self.images: list[bytes] = []  # as they arrived
+        self.sees = True  # its models read images
         self.pulls = 0
         self.lock = threading.Lock()
         self.http = _Server((address, port), _Handler)
@@ -108,10 +136,13 @@ class FakeOllama:
 
     def note(self, body: dict[str, Any], headers: dict[str, str]) -> tuple[str, int, str | None]:
         """Write a chat request down; return its text, how often it came, and the fault due."""
-        text = body["messages"][-1]["content"]
-        if "<text>\n" in text:  # the shipped prompt's template
+        text, images = parts(body["messages"][-1])
+        if images:
+            text = f"image {hashlib.sha256(b''.join(images)).hexdigest()}"
+        elif "<text>\n" in text:  # the shipped prompt's template
             text = text.split("<text>\n", 1)[1].split("\n</text>", 1)[0]
         with self.lock:
+            self.images += images
             self.requests.append(body)
             self.headers.append(headers)
             self.texts.append(text)
@@ -182,7 +213,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.send({"error": f"model '{body['model']}' not found"}, 404)
         elif self.path == "/api/show":
             length = {"llama.context_length": 131072} if self.server.fake.modern else {}
-            self.send({"model_info": {"general.architecture": "llama", **length}})
+            can = ["completion", *(["vision"] if self.server.fake.sees else [])]
+            told = {"capabilities": can} if self.server.fake.modern else {}
+            self.send({"model_info": {"general.architecture": "llama", **length}, **told})
         elif self.path == "/api/generate":
             self.generate(body)
         else:

@@ -16,11 +16,13 @@ from fake_ollama import FakeOllama, wait_until
 from headpursuit.run.files import write_parquet
 
 ROOT = Path(__file__).parents[2]
-RULES = ["download_source", "label_responses", "label_second"]
+RULES = ["download_source", "label_responses", "label_second", "split_words"]
 
 
 class Run:
     """A folder that holds baseline responses, and Snakemake to label them."""
+
+    targets = ("results/night/labels/rtp.agreement.csv",)
 
     def __init__(self, folder: Path, responses, **labeller):
         self.folder, self.labels = folder, folder / "results/night/labels"
@@ -37,7 +39,8 @@ class Run:
                 **labeller,
             },
         }
-        (folder / "overlay.yaml").write_text(yaml.safe_dump(overlay))
+        self.overlay = overlay
+        self.configure()
         configs = [ROOT / "config.yaml", ROOT / "configs/demo.yaml", folder / "overlay.yaml"]
         self.command = [
             *(Path(sys.executable).with_name("snakemake"), "--snakefile", ROOT / "Snakefile"),
@@ -45,11 +48,14 @@ class Run:
             *("--allowed-rules", *RULES, "--"),
         ]
 
+    def configure(self, **more) -> None:
+        """Write the overlay, with more keys."""
+        (self.folder / "overlay.yaml").write_text(yaml.safe_dump({**self.overlay, **more}))
+
     def start(self) -> subprocess.Popen:
-        target = "results/night/labels/rtp.agreement.csv"
         with (self.folder / "said").open("w") as said:
             return subprocess.Popen(
-                [*self.command, target], stdout=said, stderr=said, start_new_session=True
+                [*self.command, *self.targets], stdout=said, stderr=said, start_new_session=True
             )
 
     def finish(self, seconds: float = 120) -> int:

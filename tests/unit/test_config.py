@@ -98,7 +98,7 @@ MISTAKES = [
     ("two\nlines", 1, r"^two lines: unknown key"),
     ("sources/Bad Name", OWN, r"^sources: 'Bad Name' does not match"),
     ("sources/models", OWN, r"^sources: 'models' does not match .* assembled and models are taken"),
-    ("concepts/toxic/file", "x.txt", r"^concepts\.toxic: .*one of words, file, labelled and"),
+    ("concepts/toxic/file", "x.txt", r"^concepts\.toxic: .*one of words, file, labelled, keyw"),
     (
         "concepts/months",
         {"words": ["May", "June"], "selection_share": 0.7},
@@ -149,6 +149,7 @@ MISTAKES = [
     (f"{RTP}/measures", ["exact_match"], r"rtp\.measures: exact_match is measured on images"),
     (f"{IMAGES}/measures", ["expected"], r"mnist\.measures: expected is measured on prompts"),
     (f"{IMAGES}/concept", "spoken", r"mnist\.concept: .* images have no prompts of their own"),
+    (f"{RTP}/concept", "seen", r"^experiments\.rtp\.concept: keywords are asked about images; rtp"),
     (f"{RTP}/concept", "classes", r"^experiments\.rtp\.concept: rtp are prompts, which have no"),
     ("experiments/triviaqa/measures", ["count"], r"triviaqa\.measures: nothing can be measured"),
     (f"{RTP}/measures", ["f1"], r"^experiments\.rtp\.measures: f1 needs right answers or cap"),
@@ -214,6 +215,7 @@ MISTAKES = [
 @pytest.mark.parametrize(("path", "value", "said"), MISTAKES)
 def test_a_mistake_is_named_with_what_is_right(paper: Config, path: str, value: Any, said: str):
     paper["concepts"]["spoken"] = {"labelled": {"texts": ["response", "prompt"]}}
+    paper["concepts"]["seen"] = {"keywords": {}}
     paper["samples"]["photos"] = PHOTOS
     paper["experiments"]["svhn"] |= {
         "samples": "photos",
@@ -224,6 +226,30 @@ def test_a_mistake_is_named_with_what_is_right(paper: Config, path: str, value: 
     paper["experiments"]["gtsrb"] |= {"k": [16], "methods": ["size"], "draws": 2}
     problems = refusal(put(paper, path, value))
     assert any(re.search(said, problem) for problem in problems), problems
+
+
+@pytest.mark.parametrize(
+    ("labeller", "said"),
+    [
+        ({"backend": "lexicon"}, r"^labeller\.backend: a word list sees no image, and a concept"),
+        ({"second": "lexicon"}, r"^labeller\.second: a word list sees no image, and a concept"),
+        ({"keywords": {"prompt": "no"}}, r"^labeller\.keywords\.prompt: there is no file 'no'$"),
+        ({"second": "openai"}, r"^labeller\.keywords\.openai\.model: missing; labeller\.backend"),
+        (
+            {"keywords": {"ollama": {"host": "x"}}},
+            r"keywords\.ollama\.host: unknown key; known are",
+        ),
+        ({"prompt": "no"}, None),  # which is of texts, and none is labelled
+    ],
+)
+def test_keywords_are_asked_of_what_sees_images(paper: Config, labeller: Config, said: str | None):
+    paper["concepts"]["seen"] = {"keywords": {}}
+    paper["experiments"] = {"mnist": paper["experiments"]["mnist"] | {"concept": "seen"}}
+    paper["tables"] = {"figure9": ["mnist"]}
+    load_config(paper)
+    paper["labeller"] |= labeller
+    assert said is None or any(re.search(said, problem) for problem in refusal(paper))
+    assert said or load_config(paper)
 
 
 @pytest.mark.parametrize(

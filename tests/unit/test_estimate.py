@@ -92,6 +92,20 @@ def test_a_labeller_is_reckoned_where_its_name_gives_its_size(paper: dict):
     assert hours("label_responses", **second) is None and hours("label_second", **second) == whole
 
 
+def test_keywords_are_of_the_images_that_choose_heads(paper: dict):
+    over = {"concepts": {"seen": {"keywords": {}}}, "tables": {**RTP["tables"], "table2": []}}
+    over["experiments"] = {"eurosat": {"concept": "seen"}}
+    over["tables"]["figure1"] = ["eurosat"]
+    found = work(changed(paper, over), LOW | {LOADED: 0})["label_responses"]
+    images = 10 * 20  # classes, and images of each
+    assert found["read"] == images * 1176 and found["written"] == images * 2
+    larger = work(
+        changed(paper, {**over, "labeller": {"keywords": {"ollama": {"model": "a:48b"}}}}),
+        LOW | {LOADED: 0},
+    )
+    assert larger["label_responses"]["hours"] == pytest.approx(2 * found["hours"])
+
+
 LOADED = "seconds until a job's model is loaded"
 
 

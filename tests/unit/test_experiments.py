@@ -13,6 +13,7 @@ from headpursuit.run.experiments import (
     multiverse,
     owners,
     running,
+    stage_owners,
     tables_of,
 )
 
@@ -84,6 +85,23 @@ def test_a_variant_shares_all_that_does_not_differ(
         assert set(found.values()) == {"tet"}  # it is another experiment's equal
     if changes.get("heads_from"):
         assert found["rankings"] == found["selected"] == "svhn"
+
+
+def test_keywords_stand_on_the_images_alone(paper: Config) -> None:
+    """No response is needed to rank heads by them; a toxic word's labels need the baseline's."""
+    paper["concepts"]["seen"] = {"keywords": {}, "top": 40}
+    paper["experiments"]["mnist"] |= {"concept": "seen", "measures": []}
+    paper["tables"] = {"one": ["mnist"]}
+    changes = {"generation": {"max_new_tokens": 9}, "pursuit": {"norm": "l2"}}
+    config = with_variant(paper, "mnist", **changes)
+    found = owners(config)["variant"]
+    assert found["labels"] == found["words"] == found["activations"] == "mnist"
+    assert found["baseline"] == found["rankings"] == "variant"
+    made = stage_owners(config)
+    assert (made["labels"], made["baseline"]) == (["mnist"], [])
+    config["concepts"]["few"] = config["concepts"]["seen"] | {"keywords": {"per_image": 3}}
+    config["experiments"]["variant"]["concept"] = "few"
+    assert owners(config)["variant"]["labels"] == "variant"
 
 
 def test_splits_are_experiments_that_follow_theirs(paper: Config) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 from headpursuit.data.prompts import read_rows, sample_prompts, unique_prompts
+from headpursuit.labelling.prompt import MODES
 from headpursuit.labelling.reply import MAX_ENTRIES, MAX_PHRASE, parse_reply, sift_words
 from headpursuit.method.heads import draw_control
 from headpursuit.method.words import (
@@ -124,9 +125,9 @@ def test_any_config_passes_or_is_refused_with_reasons(changes: list[tuple]) -> N
 
 
 @few
-@given(texts, st.sampled_from(["tags", "json"]), texts)
-def test_any_reply_is_read_or_not(reply: str, mode: str, response: str) -> None:
-    found = parse_reply(reply, mode)
+@given(texts, st.sampled_from(MODES), texts, st.booleans())
+def test_any_reply_is_read_or_not(reply: str, mode: str, response: str, listed: bool) -> None:
+    found = parse_reply(f"['{reply}']" if listed else reply, mode)
     if found is None:
         return
     assert len(found) <= MAX_ENTRIES and len(set(found)) == len(found)

@@ -179,6 +179,26 @@ def test_a_wrong_prompt_file_is_refused(load, change, said):
         load(**change)
 
 
+def test_a_prompt_for_images_has_their_number_and_no_text(tmp_path):
+    shipped = SHIPPED.with_name("keywords.yaml")
+    raw = yaml.safe_load(shipped.read_text(encoding="utf-8"))
+    for mode in ("list", "json", "tags"):
+        (tmp_path / "prompt.yaml").write_text(yaml.safe_dump(raw | {"mode": mode}))
+        own = prompt.load_prompt(tmp_path / "prompt.yaml", per_image=3)
+        system, question = own.messages(b"an image", attempt=2)
+        assert "images" not in system and question["images"] == [b"an image"]
+        said = system["content"] + question["content"]
+        assert "exactly 3 different" in said and "{per_image}" not in said
+        assert own.digest != prompt.load_prompt(tmp_path / "prompt.yaml", per_image=5).digest
+    for change, told in (
+        ({"examples": [{"response": "x", "words": ["y"]}]}, r"examples must be \[\]"),
+        ({"template": "{response}"}, r"holds \{response\} never"),
+    ):
+        (tmp_path / "prompt.yaml").write_text(yaml.safe_dump(raw | change))
+        with pytest.raises(UserError, match=rf"labeller\.keywords\.prompt: .*{told}"):
+            prompt.load_prompt(tmp_path / "prompt.yaml", per_image=5)
+
+
 def test_a_prompt_file_that_is_not_there_or_not_yaml(tmp_path):
     with pytest.raises(UserError, match="cannot read"):
         prompt.load_prompt(tmp_path / "none.yaml")

@@ -318,6 +318,22 @@ def test_a_labeller_s_server(tmp_path: Path, monkeypatch, backend, model, served
     assert not said or all(part in lack for part in [*said, host])
 
 
+def test_a_labeller_of_images_is_another_model(tmp_path: Path, monkeypatch):
+    over = {"concepts": {"seen": {"keywords": {}}}, "experiments": {"mnist": {"concept": "seen"}}}
+    with labeller(MODELS) as host:
+        over["labeller"] = {"ollama": {"host": host, "pull": False}}
+        over["compute"] = {"check_device": False}
+        both = config(
+            {**over, "experiments": {"mnist": {"concept": "seen"}}}, demo=False, tables=BOTH
+        )
+        both["labeller"]["keywords"]["prompt"] = "no.yaml"
+        said = [lack for lack in lacks(both, tmp_path) if "labeller" in lack]
+    assert len(said) == 2
+    assert "lacks mistral-small3.1:24b" in said[0]
+    assert "labeller.keywords.ollama.model" in said[0]
+    assert "labeller.keywords.prompt: cannot read no.yaml" in said[1]
+
+
 def test_an_ollama_model_may_be_pulled_and_a_prompt_must_be_there(tmp_path: Path, monkeypatch):
     with labeller(MODELS) as host:
         assert "pulled" in run(asking("ollama", host, "x", pull=True), tmp_path)["notes"][-1]

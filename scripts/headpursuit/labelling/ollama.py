@@ -8,6 +8,7 @@ import socket
 import subprocess
 import threading
 import time
+from base64 import b64encode
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from itertools import groupby
@@ -122,7 +123,7 @@ class Ollama(ChatBackend):
     def _answer(self, chat: list[dict], options: dict) -> Answer:
         said = self.server.chat_whole(
             model=self.model,
-            messages=[ollama.Message(**own).model_dump(exclude_none=True) for own in chat],
+            messages=list(map(_as_sent, chat)),
             options={**options, "num_ctx": self.num_ctx},
             **({"format": SCHEMA} if self.mode == "json" else {}),
         )
@@ -154,6 +155,11 @@ class Ollama(ChatBackend):
     def remedy(self, error: UserError) -> str:
         """Say how to bring back a model that is gone."""
         return _pull_it(self.model) if error.status == 404 else super().remedy(error)
+
+
+def _as_sent(message: dict[str, Any]) -> dict[str, Any]:
+    images = [b64encode(image).decode() for image in message.get("images", ())]
+    return message | ({"images": images} if images else {})
 
 
 def prepare_model(server: Server, settings: dict) -> dict:

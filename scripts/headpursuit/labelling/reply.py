@@ -130,7 +130,7 @@ def _list_entries(reply: str) -> list[str] | None:
     with suppress(ValueError, RecursionError):
         return _texts(json.loads(text, strict=False))
     with suppress(ValueError, SyntaxError, MemoryError, RecursionError):  # as Python writes it
-        return _texts(literal_eval(text))
+        return _texts(literal_eval(text.replace("\0", "")))
     return None
 
 
