@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
-from headpursuit.run.files import UserError, atomic, finished, write_together
+from headpursuit.run.files import UserError, atomic, parquet_metadata, read_parquet, write_parquet
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -151,7 +151,8 @@ class PartFile:
         settings = {**self.settings, "part": self.part}
         if parts > 1:  # the size of batches decides which samples are in a part
             settings["batch_tokens"] = self.batch_tokens
-        kept = finished(self.path, settings, conditions)
+        facts = {"identity": settings, "conditions": dict(conditions), **facts}
+        kept = self._kept(facts)
         there = set() if kept is None else set(kept["condition"].to_pylist())
         pending = {name: own for name, own in conditions.items() if name not in there}
         if there:
@@ -164,8 +165,29 @@ class PartFile:
             journal, decides, tqdm(own, unit="batch"), lambda rows: list(chain(*work(rows)))
         )
         table = pa.Table.from_pylist(list(chain(*done)), schema=schema)
-        write_together(self.path, [kept, table], conditions, settings, **facts)
+        if kept is not None:
+            # What was read from a file calls a list's values otherwise than what is new.
+            table = pa.concat_tables([kept.cast(schema), table])
+        place = {name: at for at, name in enumerate(conditions)}
+        order = pa.array([place[name] for name in table["condition"].to_pylist()], pa.int64())
+        by = [(name, "ascending") for name in ("order", "sample_id", "repeat")]
+        table = table.append_column("order", order).sort_by(by).drop_columns("order")
+        write_parquet(self.path, table, facts)
         journal.unlink()
+
+    def _kept(self, facts: Mapping[str, Any]) -> pa.Table | None:
+        """Return the rows that the file holds already and may keep; None without any."""
+        if not self.path.exists():
+            return None
+        try:
+            there = parquet_metadata(self.path, ["identity", "conditions"])
+            wanted = json.loads(json.dumps(facts))  # as they are stored
+            alike, held = there["identity"] == wanted["identity"], there["conditions"]
+            same = [name for name, own in wanted["conditions"].items() if held.get(name) == own]
+            kept = same if alike else []
+            return read_parquet(self.path, None, [("condition", "in", kept)]) if kept else None
+        except UserError:  # damaged: it is made anew
+            return None
 
 
 class InMemory:

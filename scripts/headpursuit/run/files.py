@@ -13,7 +13,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -207,47 +207,6 @@ def read_responses(
     filters = None if condition is None else [("condition", "=", condition)]
     parts = [read_parquet(path, wanted, filters) for path in paths]
     return pa.concat_tables(parts).sort_by([("sample_id", "ascending"), ("repeat", "ascending")])
-
-
-def finished(
-    path: str | Path, identity: Mapping[str, Any], conditions: Mapping[str, Any]
-) -> pa.Table | None:
-    """Return what a file holds already of conditions; None if nothing of use.
-
-    ``identity`` is what decides the rows beside the condition; see :func:`write_together`.
-    """
-    if not Path(path).exists():
-        return None
-    try:
-        facts = parquet_metadata(path, ["identity", "conditions"])
-        # As they were stored.
-        identity, asked = json.loads(json.dumps([identity, dict(conditions)]))
-        alike, there = facts["identity"] == identity, facts["conditions"]
-        kept = [name for name in asked if alike and there.get(name) == asked[name]]
-        return read_parquet(path, None, [("condition", "in", kept)]) if kept else None
-    except UserError:  # damaged: it is made anew
-        return None
-
-
-def write_together(
-    path: str | Path,
-    tables: Sequence[pa.Table | None],
-    conditions: Mapping[str, Any],
-    identity: Mapping[str, Any],
-    **more: Any,
-) -> None:
-    """Write the rows of several tables, in the order of the conditions; see :func:`finished`."""
-    import pyarrow as pa
-
-    # What was read from a file calls a list's values otherwise than what is new.
-    schema = tables[-1].schema
-    together = pa.concat_tables([own.cast(schema) for own in tables if own is not None])
-    place = {name: at for at, name in enumerate(conditions)}
-    order = pa.array([place[name] for name in together["condition"].to_pylist()])
-    by = [(name, "ascending") for name in ("order", "sample_id", "repeat")]
-    together = together.append_column("order", order).sort_by(by).drop_columns("order")
-    facts = {"identity": identity, "conditions": dict(conditions), **more}
-    write_parquet(path, together, facts)
 
 
 def damaged_parquet(path: str | Path, error: Exception) -> UserError:
