@@ -18,7 +18,7 @@ def main(snakemake):
     given, made = snakemake.input, snakemake.output
     labels = label(read_images(given) if given.images else read_texts(given), snakemake)
     write_parquet(made.labels, labels)
-    facts = summary(labels)
+    facts = summary(labels, masked=not given.images)
     write_json(made.summary, facts)
     if missing := facts["refused"] + facts["unparsed"]:
         told = "%d of %d have no label: see status and reply in %s"

@@ -174,5 +174,7 @@ def test_the_words_of_all_images_become_the_concept(tmp_path, responses):
     assert words["count"].tolist() == counted[words["word"]].tolist()
     assert counted.drop(words["word"]).max() <= words["count"].min()
     assert set(words["split"]) == {"selection"}
+    summed = json.loads((night.labels / "seen.summary.json").read_text())
+    assert {own["word"] for own in summed["words"]} == set(counted.index)  # in clear
     both = pd.read_csv(night.labels / "seen.agreement.csv")
     assert (both["first"] == both["second"]).all() and both["responses"].unique() == [20]

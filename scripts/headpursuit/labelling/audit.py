@@ -25,8 +25,8 @@ def _folded(words: Iterable[str]) -> set[str]:
     return set(map(normalise, words))
 
 
-def summary(table: pa.Table) -> dict[str, Any]:
-    """Count statuses, replies and requests, and mask the words that most responses hold.
+def summary(table: pa.Table, masked: bool = True) -> dict[str, Any]:
+    """Count statuses, replies and requests, and the words that most responses hold, masked or not.
 
     docs/labelling.md says what each value is.
     """
@@ -36,6 +36,7 @@ def summary(table: pa.Table) -> dict[str, Any]:
     ranked = sorted(words.items(), key=lambda item: (-item[1], item[0]))[:TOP_WORDS]
     rate = round(run["tokens"] / run["seconds"], 2) if run["tokens"] and run["seconds"] else None
     counted = ("distinct", "requests", "retries", "bad_replies", "unfinished_replies")
+    show = mask if masked else str
     return {
         "responses": table.num_rows,
         **{name: statuses[name] for name in ("ok", "none", "absent", *UNLABELLED)},
@@ -43,7 +44,7 @@ def summary(table: pa.Table) -> dict[str, Any]:
         "dropped_words": sum(map(len, table["dropped"].to_pylist())),
         **{name: run[name] for name in counted},
         "tokens_per_second": rate,
-        "words": [{"word": mask(word), "responses": count} for word, count in ranked],
+        "words": [{"word": show(word), "responses": count} for word, count in ranked],
         "labeller": json.loads(table.schema.metadata[b"labeller"]),
     }
 

@@ -19,7 +19,14 @@ import httpx
 import ollama
 from tqdm import tqdm
 
-from headpursuit.labelling.backend import LOOPBACK, Answer, ChatBackend, connection, telling
+from headpursuit.labelling.backend import (
+    LOOPBACK,
+    Answer,
+    ChatBackend,
+    Refused,
+    connection,
+    telling,
+)
 from headpursuit.labelling.prompt import SCHEMA
 from headpursuit.run.files import UserError
 from headpursuit.run.retry import Busy, persist
@@ -152,7 +159,7 @@ class Ollama(ChatBackend):
             )
         return context or None
 
-    def remedy(self, error: UserError) -> str:
+    def remedy(self, error: Refused) -> str:
         """Say how to bring back a model that is gone."""
         return _pull_it(self.model) if error.status == 404 else super().remedy(error)
 

@@ -296,7 +296,7 @@ def cost(files: Any) -> Iterator[Section]:
         words = [f"{own['word']} ({own['responses']})" for own in facts.pop("words")]
         facts = {**facts.pop("labeller"), **facts, "most frequent words": words}
         rows = [[key, shown(value)] for key, value in facts.items()]
-        yield Section(f"Labels of {name}", "Words are masked.", columns=("", ""), rows=rows)
+        yield Section(f"Labels of {name}", "Harmful words are masked.", columns=("", ""), rows=rows)
 
 
 def benchmarks(folder: Path) -> list[list[str]]:

@@ -280,8 +280,10 @@ def _ask_openai(labeller: Config, told: Told) -> dict[str, Any]:
         with open_http(wanted, ASKING_SECONDS) as http, telling(wanted["base_url"]):
             http.get("models")
     except Refused as error:
-        there = told.lacks if error.status in (401, 403) else told.notes  # not all have such a list
-        there.append(str(error))
+        if error.status in (401, 403):
+            told.lacks.append(str(error))
+        else:  # not all have such a list
+            told.notes.append(f"{error}; no model was looked for")
     except Busy as error:
         told.lacks.append(f"{error}. Start the server, or correct labeller.openai.base_url.")
     return {"host": wanted["base_url"]}
