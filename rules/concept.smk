@@ -66,6 +66,9 @@ rule split_words:
             "<results>/samples/{samples}.parquet",
             when=lambda stated: "class_names" in stated["concept"],
         ),
+        answers=made(
+            "<results>/samples/{samples}.parquet", when=lambda stated: "f1" in stated["measures"]
+        ),
         file=own_file("{experiment}/words_file", STATED),
     output:
         "<results>/words/{experiment}.csv",
@@ -73,7 +76,7 @@ rule split_words:
         "<logs>/split_words/{experiment}.log",
     benchmark:
         "<benchmarks>/split_words/{experiment}.tsv"
-    priority: AWAITED
+    priority: AWAITED + 1  # words that answer no question are told before a model is loaded
     localrule: True  # less work than it is to start a job on a cluster
     conda:
         "../envs/tables.yaml"

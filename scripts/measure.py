@@ -6,8 +6,10 @@ from headpursuit.method.classifier import label_probabilities
 from headpursuit.method.score import (
     BY_WORD,
     score_answers,
+    score_cider,
     score_counts,
     score_expected,
+    score_f1,
     score_lengths,
     score_toxicity,
 )
@@ -36,13 +38,22 @@ def main(snakemake):
         probability, found = label_probabilities(texts, files.classifier, params.classifier)
         by_sample.append(score_toxicity(responses, probability, found["threshold"]))
         facts["classifier"] = {**found, "responses": len(responses["baseline"])}
-    if {"count", "toxicity"} & set(params.measures):
+    if {"count", "toxicity", "cider"} & set(params.measures):
         by_sample.append(score_lengths(responses))
     if "exact_match" in params.measures:
         images = read_parquet(files.samples[0], ["sample_id", "label"]).to_pandas()
         classes = parquet_metadata(files.samples[0])["classes"]
         by_sample.append(score_answers(responses, images, classes, params.normalise))
         facts["classes"] = len(classes)
+    if {"f1", "cider"} & set(params.measures):
+        table = read_parquet(files.samples[0], ["sample_id", "references"]).to_pandas()
+        answered = table[table["sample_id"].isin(responses["baseline"]["sample_id"])]
+        references = dict(zip(answered["sample_id"], answered["references"], strict=True))
+        facts["references"] = [fewest(map(len, references.values())) for fewest in (min, max)]
+    if "f1" in params.measures:
+        by_sample.append(score_f1(responses, references, words["word"]))
+    if "cider" in params.measures:
+        by_sample.append(score_cider(responses, references))
     if "expected" in params.measures:
         keys = ["condition", "positions", "nll", "mass"]
         words_of, samples_of = score_expected(read_responses(files.expected, keys), words)

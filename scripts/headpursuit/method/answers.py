@@ -1,8 +1,9 @@
-"""Answers: which class a model's answer names."""
+"""Answers: which class a model's answer names, and its F1 against right answers."""
 
 import re
 import string
-from collections.abc import Collection, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
 
 from headpursuit.method.words import normalise, word_pattern
 
@@ -47,3 +48,36 @@ def judge(answer: str, classes: Sequence[str], steps: Collection[str]) -> tuple[
     start = len(own) - len(own.lstrip())
     first = next((i for i, at in found.items() if at == start), -1)
     return strict, first, {0: "none", 1: "class"}.get(len(found), "several")
+
+
+# F1, as in SQuAD's evaluate-v2.0.py
+
+
+def answer_tokens(text: str) -> tuple[str, ...]:
+    """Return a text's tokens: lower case, without ASCII punctuation, then without articles."""
+    bare = "".join(sign for sign in text.lower() if sign not in string.punctuation)
+    return tuple(re.sub(r"\b(a|an|the)\b", " ", bare).split())
+
+
+def best_f1(answer: str, references: Iterable[str]) -> float:
+    """Return the largest F1 of an answer's tokens against those of each right answer.
+
+    Right answers without a token do not count beside others. Alone, they are given by an answer
+    without one, and by no other.
+    """
+    own = answer_tokens(answer)
+    right = list(filter(None, map(answer_tokens, references))) or [()]
+    return max(_f1(own, tokens) for tokens in right)
+
+
+def _f1(own: Sequence[str], right: Sequence[str]) -> float:
+    if not own or not right:
+        return float(own == right)
+    shared = (Counter(own) & Counter(right)).total()
+    return 2 * shared / (len(own) + len(right))
+
+
+def answered_by(words: Iterable[str], references: Iterable[str]) -> bool:
+    """Say whether a right answer, in any spelling listed, is one of the words by its tokens."""
+    right = set(map(answer_tokens, references)) - {()}
+    return not right.isdisjoint(map(answer_tokens, words))

@@ -1,6 +1,7 @@
 """What every sample gave before and after, from responses, `expected` and answers, as long rows."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from itertools import pairwise
 from typing import Any
 
@@ -8,7 +9,8 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from headpursuit.method.answers import judge
+from headpursuit.method.answers import answered_by, best_f1, judge
+from headpursuit.method.captions import cider
 from headpursuit.method.words import count_words, measured_words
 from headpursuit.run.files import UserError
 
@@ -117,6 +119,41 @@ def score_answers(
         label = label_of.loc[own["sample_id"]].to_numpy()
         found = {"strict": strict == label, "first_word": first == label}
         return found | {"several": names == "several", "none": names == "none"}
+
+    return _by_sample(responses, measured)
+
+
+def score_f1(
+    responses: Mapping[str, pd.DataFrame],
+    references: Mapping[str, Sequence[str]],
+    words: Sequence[str],
+) -> pd.DataFrame:
+    """Return every answer's F1 against its sample's right answers, as rows of :data:`COLUMNS`.
+
+    It is ``f1`` where a right answer is one of the concept's words, and ``f1_others`` elsewhere.
+    """
+    group = {
+        sample: "f1" if answered_by(words, own) else "f1_others"
+        for sample, own in references.items()
+    }
+    table = _score_texts(responses, "f1", lambda sample, text: best_f1(text, references[sample]))
+    return table.assign(measure=table["sample_id"].map(group))
+
+
+def score_cider(
+    responses: Mapping[str, pd.DataFrame], references: Mapping[str, Sequence[str]]
+) -> pd.DataFrame:
+    """Return every response's CIDEr against its sample's references, as rows of :data:`COLUMNS`."""
+    return _score_texts(responses, "cider", cider(references))
+
+
+def _score_texts(
+    responses: Mapping[str, pd.DataFrame], measure: str, score: Callable[[str, str], float]
+) -> pd.DataFrame:
+    known = cache(score)  # many conditions leave a response as it was
+
+    def measured(own: pd.DataFrame) -> dict[str, list[float]]:
+        return {measure: list(map(known, own["sample_id"], own["response"]))}
 
     return _by_sample(responses, measured)
 
