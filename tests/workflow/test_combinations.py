@@ -45,6 +45,8 @@ PLANNED = {
 ELSEWHERE = {
     "sources.*.kind": "test_download.py",
     "sources.*.repo_type": "test_download.py",
+    "samples.*.references": "test_run.py",
+    "samples.*.excluding": "test_run.py",
     "models.*.gguf": "test_convert.py",
     "models.*.build": "test_run.py",
     "models.*.build.trained": "test_refusals.py",
