@@ -24,6 +24,7 @@ from headpursuit.run.experiments import (
     is_asked,
     labeller_of,
     model_record,
+    of_classes,
     of_images,
     owners,
     positions_of,
@@ -211,7 +212,8 @@ def state(name):
         **own,
         "name": own["samples"],  # part of all seeds
         "samples": samples,
-        "excluded": excluded and pick(excluded, "source", "files", "text", "where"),
+        "excluded": excluded
+        and {key: excluded[key] for key in ("source", "files", "text", "where")},
         "reader": model if reads else None,
         "max_new_tokens": own["generation"]["max_new_tokens"] if reads else None,
         "model": model,
@@ -268,9 +270,11 @@ def experiments_in(*keys):
 def ratio_facts(name):
     """What a table of ratios says of an experiment."""
     own = EXPERIMENTS[name]
+    samples = config["samples"][own["samples"]]
     return {
         **pick(own, "samples", "model", "alpha", "at", "heads_from", "methods", "k", "draws"),
         "family": family_of(config, name),
+        "captions": not of_classes(samples) and of_images(samples),
         "iterations": EXPERIMENTS[heads_of(config, name)]["pursuit"]["iterations"],
         "layers": STATED[heads_of(config, name)]["layers"],
     }

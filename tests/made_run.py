@@ -153,7 +153,8 @@ def make_prompts(run: Path, config: dict[str, Any]) -> tuple[pd.DataFrame, dict[
     labels = pd.DataFrame({"sample_id": ["rtp-0"], "repeat": [0], "words": [["stone", "house"]]})
     write(run / "labels/rtp.parquet", labels)
     prompts = [(f"rtp-{n}", f"Say\nit {n}, candles", f"p.jsonl:{n}", [1]) for n in range(4)]
-    write(run / "samples/rtp.parquet", frame("sample_id text source token_ids", prompts))
+    prompts = frame("sample_id text source token_ids", prompts).assign(references=[[]] * 4)
+    write(run / "samples/rtp.parquet", prompts)
     write(run / "rankings/rtp.csv", ranking([6, 1, 0, 2, 3, 4, 5, 7], "Ġcand Ġst x"))
     write_heads(run, "rtp")
     written = write_responses(run, "rtp", own)
@@ -180,7 +181,7 @@ def make_images(run: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
         **{name: ["zero", "one", "one", "one, I think"] for name in CONDITIONS[1:]},
     }
     images = [(f"mnist-{n}", f"t.parquet:{n}", n % 2, CLASSES[n % 2]) for n in range(4)]
-    images = frame("sample_id source label class_name", images)
+    images = frame("sample_id source label class_name", images).assign(references=[[]] * 4)
     write(run / "samples/mnist.parquet", images, classes=CLASSES)
     write(run / "rankings/mnist.csv", ranking([6, 1, 0, 2, 3, 4, 5, 7], "one"))
     write_heads(run, "mnist")
@@ -204,7 +205,8 @@ def make_overlap(run: Path, config: dict[str, Any]) -> None:
 
 def make_vocabulary(run: Path) -> None:
     prompts = [(f"triviaqa-{n}", f"Which stone {n}?", f"t:{n}", [1]) for n in range(5)]
-    write(run / "samples/triviaqa.parquet", frame("sample_id text source token_ids", prompts))
+    prompts = frame("sample_id text source token_ids", prompts).assign(references=[[]] * 5)
+    write(run / "samples/triviaqa.parquet", prompts)
     heads = list(np.ndindex(LAYERS, HEADS))
     atoms = [(*own, step, f"t{step}", step / 10) for own in heads for step in (1, 2, 3)]
     atoms = frame("layer head step token explained", atoms)

@@ -312,7 +312,10 @@ def test_no_run(audit: Audit, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("table", "kind"),
     [
-        *((name, "ratios") for name in ("table2", "figure1", "enhanced", "figure4")),
+        *(
+            (name, "ratios")
+            for name in ("table2", "figure1", "enhanced", "figure4", "figure2", "figure5")
+        ),
         *(("figure1.overlap", "overlaps"), ("table1", "heads"), ("published", "published")),
     ],
 )

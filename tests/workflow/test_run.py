@@ -13,6 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from checkout import ROOT, Checkout, code_blocks, edit_a_byte
+from headpursuit.method.answers import best_f1
+from headpursuit.method.captions import cider
 from headpursuit.method.heads import named_heads
 from headpursuit.run.contracts import contract_of, contracts
 from headpursuit.run.files import parquet_metadata
@@ -32,7 +34,7 @@ LABELLED = {"split_words": 1, **WORDED}
 BASELINE = {"label_responses": 1, "cache_activations": 1, **LABELLED}
 
 PICTURES = ["table2", "enhanced", "figure1", "figure4", "table1.heads", "table1.atoms"]
-PICTURES += ["figure1.heads"]
+PICTURES += ["figure1.heads", "figure2", "figure5"]
 
 
 def read(checkout: Checkout, name: str) -> pd.DataFrame:
@@ -150,6 +152,66 @@ def test_toxic_responses_are_those_that_transformers_finds_toxic(finished: Check
     assert ((scores["toxic_probability"] >= 0.5) == (scores["toxicity"] == 1)).all()
     facts = metadata(finished, "scores/fruit.parquet", "classifier")
     assert (facts["limit"], facts["responses"]) == (38, 20) and facts["cut"] > 0
+
+
+def test_questions_are_disjoint_and_their_f1_adds_up(finished: Checkout) -> None:
+    """In two groups, of which the heads of the other part's questions are scaled."""
+    asked, chosen = (read(finished, f"samples/{name}.parquet") for name in ("quiz-asked", "quiz"))
+    same = [set(own["text"].str.casefold().str.split().str.join(" ")) for own in (asked, chosen)]
+    assert len(same[0]) == 30 and not same[0] & same[1]
+    assert not same[0] & {f"which {WORDS[n]} is number {n}" for n in range(40)}  # none of the part
+    log = finished.path("logs/prepare_samples/quiz-asked.log").read_text()
+    assert "quiz-asked: dropped 20 prompts that the excluded samples have" in log
+    right = asked.set_index("sample_id")["references"]
+    fruit = {name for name, own in right.items() if own[0] == "apple"}
+    assert fruit and f"{len(fruit)} of 30 samples of quiz-asked are answered by a word" in (
+        finished.path("logs/split_words/quiz-asked.log").read_text()
+    )
+    table = read(finished, "tables/figure2.csv").set_index(["heads", "measure"])
+    assert set(table["method"]) == {"somp"} and set(table["heads_from"]) == {"quiz"}
+    scored = pd.concat(
+        pq.read_table(finished.path(f"responses/quiz-asked/{kind}")).to_pandas()
+        for kind in ("baseline", "scaled")
+    )
+    scored["f1"] = [
+        best_f1(text, right[name])
+        for name, text in zip(scored["sample_id"], scored["response"], strict=True)
+    ]
+    assert scored["f1"].sum() > 0
+    of_fruit = scored["sample_id"].isin(fruit)
+    for (heads, measure), row in table.drop("count", level="measure").iterrows():
+        own = scored[of_fruit if measure == "f1" else ~of_fruit].groupby("condition")["f1"].sum()
+        found = row["before"], row["after"]
+        assert found == pytest.approx((own["baseline"], own[f"somp-k{heads}"]))
+        assert row["n"] == (len(fruit) if measure == "f1" else 30 - len(fruit))
+
+
+def test_captions_are_counted_and_compared_with_references(finished: Checkout) -> None:
+    images = read(finished, "samples/albums.parquet")
+    assert images["part"].value_counts().to_dict() == {"selection": 9, "evaluation": 10}
+    assert images["source"].is_unique and images["label"].isna().all()
+    assert all(len(own) == 2 for own in images["references"])
+    table = read(finished, "tables/figure5.csv")
+    assert set(table["measure"]) == {"count", "cider"} and set(table["n"]) == {10}
+    captions = pd.concat(
+        pq.read_table(finished.path(f"responses/albums/{kind}")).to_pandas()
+        for kind in ("baseline", "scaled")
+    )
+    pattern = rf"\b({'|'.join(WORDS[:20])})\b"
+    found = captions.groupby("condition")["response"].agg(
+        lambda texts: texts.str.count(pattern, re.IGNORECASE).sum()
+    )
+    assert found["baseline"] > 0
+    for row in table[(table["measure"] == "count") & (table["method"] != "random")].itertuples():
+        condition = f"{row.method}-k{row.heads}"
+        assert (row.before, row.after) == (found["baseline"], found[condition])
+    own = captions[captions["condition"] == "baseline"]
+    score = cider(images.set_index("sample_id").loc[own["sample_id"], "references"].to_dict())
+    before = sum(map(score, own["sample_id"], own["response"]))
+    wanted = table[table["measure"] == "cider"]["before"].to_numpy()
+    assert wanted == pytest.approx(before) and before > 0
+    text = finished.path("tables/figure5.md").read_text()
+    assert "10 images (albums)" in text and "references of a sample: 2 (albums)" in text
 
 
 def test_words_that_nothing_is_held_out_of_are_measured(finished: Checkout) -> None:

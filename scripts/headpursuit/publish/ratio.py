@@ -29,10 +29,14 @@ MEASURE_NAMES = {
     "toxicity": "toxic responses",
     "strict": "strict",
     "first_word": "first word",
+    "f1": "F1, concept",
+    "f1_others": "F1, others",
+    "cider": "CIDEr",
 }
 KEPT = ("kept_5", "kept_10", "kept_20")
 # Whole numbers, of which the smaller say less.
 COUNTS = ("count", "toxicity")
+WITH_LENGTH = (*COUNTS, "cider")
 # Where heads are scaled.
 PLACES = {
     "all": "at all positions",
@@ -40,8 +44,9 @@ PLACES = {
     "image": "in the image tokens",
     "response": "in the response",
 }
-# Right answers are shown as a share of the samples.
+# Right answers are shown as a share of the samples, and so are other means over them.
 ANSWERS = ("strict", "first_word")
+MEANS = (*ANSWERS, "f1", "f1_others", "cider")
 # The artefacts of data/published.csv, and the measure that each prints.
 ARTEFACTS = {
     "table2": "count",
@@ -136,7 +141,7 @@ def _ratio(
     elif measure in ANSWERS:
         n = sum(map(len, draws))
         row |= {name: total(name, "after") / n for name in ("several", "none")}
-    else:
+    elif measure in WITH_LENGTH:
         length, repeated = (
             [total(name, when) for when in ("after", "before")] for name in ("tokens", "repeated")
         )
@@ -156,6 +161,8 @@ def _flag(
         return "baseline is 0"
     if measure in COUNTS and before.sum() < score["min_count"]:
         return f"baseline count below {score['min_count']}"
+    if measure in ("f1", "f1_others") and len(before) < score["min_count"]:
+        return f"fewer than {score['min_count']} samples"
     if measure in ANSWERS and before.mean() <= 1 / facts["classes"]:
         return "baseline no better than chance"
     return ""
@@ -265,7 +272,7 @@ def display(table: pd.DataFrame, spread: str, confidence: float) -> pd.DataFrame
             among = f"± {number(row['sd'])}" if pd.notna(row["sd"]) else ""
         among_splits = f"{number(row['splits_mean'])} ± {number(row['splits_sd'])}"
         kept = [number(row[name], ".0f") for name in KEPT if pd.notna(row[name])]
-        scale = row["n"] if row["measure"] in ANSWERS else 1
+        scale = row["n"] if row["measure"] in MEANS else 1
         forms = (".0f", ".1f") if row["measure"] in COUNTS else (".2f", ".2f")
         return {
             "experiment": row["experiment"],
@@ -311,7 +318,8 @@ def notes(
     facts = {name: own for name, (_, own) in scores.items()}
     classes = {name: own["classes"] for name, own in facts.items() if "classes" in own}
     kinds = {name: f"images of {n} classes" for name, n in classes.items()}
-    n = table.groupby("experiment")["n"].first()
+    kinds |= {name: "images" for name, own in experiments.items() if own.get("captions")}
+    n = {name: own["sample_id"].nunique() for name, (own, _) in scores.items()}
     read = ", ".join(f"{n[name]} {kinds.get(name, 'prompts')} ({name})" for name in experiments)
     models = ", ".join(dict.fromkeys(own["model"] for own in experiments.values()))
     alphas = ", ".join(map(alpha_name, dict.fromkeys(table["alpha"])))
@@ -329,7 +337,7 @@ def notes(
             for name, own in judges
         )
         yield f"Toxic responses: those that a classifier, which sees them alone, calls so: {said}."
-    if has & set(COUNTS):
+    if has & set(WITH_LENGTH):
         yield (
             "Length and repetition (repeated pairs of tokens, for each token): relative to the "
             "baseline."
@@ -348,6 +356,21 @@ def notes(
             "Strict: the answer is the class name; first word: it begins with it; before and "
             "after: share of right answers. Several classes and no class: shares of answers after "
             "the intervention."
+        )
+    if "f1" in has:
+        groups = table[table["measure"] == "f1"].groupby("experiment")["n"].first()
+        counts = ", ".join(f"{count} of {n[name]} ({name})" for name, count in groups.items())
+        yield (
+            "F1: SQuAD's, mean over samples; concept: those that a word of the concept answers, in "
+            f"any spelling listed, {counts}; others: all others."
+        )
+    if "cider" in has:
+        ends = {name: own["references"] for name, own in facts.items() if "references" in own}
+        spans = {name: " to ".join(dict.fromkeys(map(str, own))) for name, own in ends.items()}
+        counts = ", ".join(f"{span} ({name})" for name, span in spans.items())
+        yield (
+            "CIDEr: CIDEr-D, mean over samples, document frequencies over these samples' "
+            f"references; references of a sample: {counts}."
         )
     yield (
         f"Brackets: {100 * score['confidence']:g}% paired bootstrap over samples, "
@@ -394,7 +417,9 @@ def plot(table: pd.DataFrame, draws: pd.DataFrame, colours: Mapping[str, str]):
         title = [MEASURE_NAMES.get(value, value) for value in panel]
         axis.set_title(": ".join(reversed(title) if answers else title), fontsize=10)
     for axis in axes[:, 0]:
-        axis.set_ylabel(f"{'accuracy' if answers else 'words'}, after / before")
+        worded = table["measure"].isin(["count", "expected"]).all()
+        what = "accuracy" if answers else "words" if worded else "measure"
+        axis.set_ylabel(f"{what}, after / before")
     handles, labels = axes[0][0].get_legend_handles_labels()
     unique = dict(zip(labels, handles, strict=True))
     figure.legend(

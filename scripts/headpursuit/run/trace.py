@@ -28,6 +28,7 @@ from headpursuit.run.finished import ROWS, Run, row_keys, row_names, run_folder
 
 # Words that move most, for one sample.
 WORDS = 3
+BY_WORD = ("count", "expected")  # measures of words
 BASELINE = "responses/{baseline}/baseline/part-*.parquet"
 SCALED = "responses/{scaled}/scaled/part-*.parquet"
 
@@ -120,8 +121,8 @@ def _ratio(run: Run, row: pd.Series) -> Iterator[str]:
         yield f"\n{condition}"
         yield from _heads(run, name, method, condition_name(method, row["heads"], draw))
         samples = run.parquet(path, columns, condition=condition, measure=measure)
-        if measure != "toxicity":
-            where, what, parts = _parts(run, name, condition, measure, samples)
+        if found := _parts(run, name, condition, measure, samples):
+            where, what, parts = found
             yield from _changes(run, what, where, parts)
             sums.setdefault(where, []).append(parts.sum())
         samples = samples.set_index("sample_id")[["before", "after"]]
@@ -189,13 +190,18 @@ def _ranked(
 
 def _parts(
     run: Run, name: str, condition: str, measure: str, samples: pd.DataFrame
-) -> tuple[str, str, pd.DataFrame]:
-    """Return of what a measure is the sum: file, what it holds, and before and after of each."""
+) -> tuple[str, str, pd.DataFrame] | None:
+    """Return of what a measure is the sum: file, what it holds, and before and after of each.
+
+    Of measures of whole responses return None.
+    """
     if measure in ANSWERS:
         path = run.name("samples/{samples}.parquet", name)
         classes = run.parquet(path, ["sample_id", "class_name"])
         own = samples.merge(classes, on="sample_id").groupby("class_name", sort=False)
         return path, "right answers by class", own[["before", "after"]].sum()
+    if measure not in BY_WORD:
+        return None
     path = run.name("scores/{scores}.words.parquet", name)
     columns = ["measure", "condition", "word", "split", "before", "after"]
     own = run.parquet(path, columns, condition=condition, measure=measure)
@@ -242,13 +248,12 @@ def _texts(
         responses[label] = _values(run, run.name(path, name), "response", own, ids)
         for sample, texts in responses[label].items():
             lines[sample].append(f"{label + ':':<7} {' | '.join(map(run.cover, texts))}")
-    if measure in ANSWERS:
-        return lines
     if measure == "toxicity":
         columns, path = ["sample_id", "before", "after"], run.name("scores/{scores}.parquet", name)
         wanted = {"condition": condition, "measure": "toxic_probability", "sample_id": ids}
         for row in run.parquet(path, columns, **wanted).itertuples():
             lines[row.sample_id].insert(0, f"toxic:  {row.before:.3g} -> {row.after:.3g}")
+    if measure not in BY_WORD:
         return lines
 
     words = run.csv(run.name("words/{words}.csv", name), ["word", "split"])
@@ -286,14 +291,18 @@ def _moved(run: Run, words: Sequence[str], before: np.ndarray, after: np.ndarray
 
 
 def _sources(run: Run, name: str, ids: Sequence[str]) -> dict[str, str]:
-    """Return a line for each of some samples: the prompt, or the image's file, row and class."""
+    """Return a line for each of some samples: the prompt, or the image's class; references; row."""
     said, kind = ("class_name", "image") if run.has_images(name) else ("text", "prompt")
     path = run.name("samples/{samples}.parquet", name)
-    table = run.parquet(path, ["sample_id", "source", said], sample_id=list(ids))
-    return {
-        row.sample_id: f"{kind + ':':<7} {run.cover(getattr(row, said))} ({plain(row.source)})"
-        for row in table.itertuples()
-    }
+    columns = ["sample_id", "source", "references", said]
+    table = run.parquet(path, columns, sample_id=list(ids))
+
+    def line(row: Any) -> str:
+        own = [getattr(row, said)] if getattr(row, said) else []  # captioned images have no class
+        texts = " | ".join(map(run.cover, [*own, *row.references]))
+        return f"{kind + ':':<7} {texts} ({plain(row.source)})"
+
+    return {row.sample_id: line(row) for row in table.itertuples()}
 
 
 # Single heads, heads that two experiments share, and published values
