@@ -372,6 +372,7 @@ def test_a_variant_makes_only_what_differs(finished: Checkout) -> None:
     [
         ({"publish": {"colours": {"somp": "#008800"}}}, {"publish_heads"}),
         ({"experiments": {"stripes": {"normalise": []}}}, {"measure"}),  # it needs no model
+        ({"classifiers": {"tiny": {"threshold": 0.9}}}, {"measure"}),
     ],
 )
 def test_a_change_makes_what_stands_on_it_and_nothing_else(
