@@ -294,11 +294,13 @@ def roberta_toxicity(folder: Path) -> dict[str, bytes]:
     model = AutoModelForSequenceClassification.from_pretrained(folder)
     logits = [model(**tokenizer(text, return_tensors="pt")).logits[0] for text in challenging()]
     model.classifier.out_proj.bias -= torch.stack(logits).median(0).values
-    model.save_pretrained(folder)
+    # Older versions of transformers saved the positions, too.
+    positions = {"roberta.embeddings.position_ids": torch.arange(514)[None]}
     names = ("<s>", "bos"), ("</s>", "eos"), ("<unk>", "unk"), ("</s>", "sep"), ("<pad>", "pad")
     named = {f"{name}_token": token for token, name in (*names, ("<s>", "cls"), ("<mask>", "mask"))}
     return {
         **{path.name: path.read_bytes() for path in folder.iterdir()},
+        "model.safetensors": save({**model.state_dict(), **positions}, {"format": "pt"}),
         "special_tokens_map.json": as_json(named),
         "pytorch_model.bin": b"not to be fetched",
         "README.md": b"---\n---\n",
