@@ -1,8 +1,9 @@
 """The rule against real parts: a server of Ollama's API, a real small model.
 
-`transformers serve` runs SmolLM2-135M-Instruct, `ollama-openai-proxy` speaks Ollama's HTTP API in
-front of it. The model is far too small to label well: what is tested is that everything between
-the responses and the labels works on replies that nobody wrote for the test.
+`transformers serve` runs SmolLM2-135M-Instruct, and a random LLaVA for images;
+`ollama-openai-proxy` speaks Ollama's HTTP API in front of it. The models are far too small to label
+well: what is tested is that everything between the responses and the labels works on replies that
+nobody wrote for the test.
 """
 
 import json
@@ -17,11 +18,14 @@ import httpx
 import pyarrow.parquet as pq
 import pytest
 from fake_ollama import free_port, wait_until
+from headpursuit.labelling.label import open_backend
 from headpursuit.method.words import normalise
+from test_keywords import encoded, images
 from test_rule import ROOT, Run
+from tiny_vision import make_vlm
 
 SERVERS = ROOT / ".venv-labeller"
-MODEL = "demo/smollm2"
+MODEL, SEEING = "demo/smollm2", "demo/llava"  # the second is tiny and random
 STATUSES = {"ok", "none", "absent", "refused", "unparsed"}
 
 
@@ -65,14 +69,15 @@ def servers(smollm2, tmp_path_factory):
         pytest.fail("`make test-labeller` installs the servers into .venv-labeller first")
     tmp = tmp_path_factory.mktemp("servers")
     # The server lists and finds models in a Hub cache. Whole seconds: the proxy takes no others.
-    repo = tmp / "hub" / f"models--{MODEL.replace('/', '--')}"
-    (repo / "refs").mkdir(parents=True)
-    (repo / "refs/main").write_text("0" * 40)
-    snapshot = repo / "snapshots" / ("0" * 40)
-    snapshot.mkdir(parents=True)
-    for file in smollm2.iterdir():
-        shutil.copyfile(file, snapshot / file.name)
-        os.utime(snapshot / file.name, (0, 0))
+    for name, folder in ((MODEL, smollm2), (SEEING, make_vlm(tmp / "vlm", "llava"))):
+        repo = tmp / "hub" / f"models--{name.replace('/', '--')}"
+        (repo / "refs").mkdir(parents=True)
+        (repo / "refs/main").write_text("0" * 40)
+        snapshot = repo / "snapshots" / ("0" * 40)
+        snapshot.mkdir(parents=True)
+        for file in folder.iterdir():
+            shutil.copyfile(file, snapshot / file.name)
+            os.utime(snapshot / file.name, (0, 0))
     python, ports = SERVERS / "bin/python", [free_port(), free_port()]
     backend, proxy = (f"127.0.0.1:{port}" for port in ports)
     main = "from transformers.cli.transformers import main; main()"
@@ -123,3 +128,20 @@ def test_openai_backend(servers, settings, responses, label):
     assert set(labels["status"].to_pylist()) <= STATUSES
     assert all(reply.strip() for reply in labels["reply"].to_pylist())
     assert json.loads(labels.schema.metadata[b"labelling"])["tokens"] > 0
+
+
+@pytest.mark.parametrize("backend", ["openai", "ollama"])
+def test_images_reach_a_model(servers, settings, label, tmp_path, backend):
+    """Its processor decodes them, and it reads more tokens than those of the question."""
+    settings |= {"backend": backend, "num_predict": 8, "timeout": 60, "slots": 1, "attempts": 1}
+    settings |= {"per_image": 5, "prompt": str(ROOT / "prompts/keywords.yaml")}
+    settings["openai"] |= {"base_url": f"http://{servers[0]}/v1", "model": SEEING}
+    settings["ollama"] |= {"model": SEEING}
+    own = [encoded(1), encoded(200, "JPEG")]
+    labels = label(images(*own), servers[1])
+    assert all(labels["reply"].to_pylist())
+    read = [json.loads(line).get("prompt_tokens") for line in (tmp_path / "journal").open()]
+    settings["ollama"]["host"] = servers[1]
+    with open_backend(settings, own) as asked:
+        question = asked.ask("", 1).prompt_tokens
+    assert min(filter(None, read)) == question + (8 // 4) ** 2  # a token for each patch

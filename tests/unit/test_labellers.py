@@ -403,7 +403,7 @@ def test_no_proxy_leads_to_this_machine(monkeypatch):
             http.get("http://example.org")
 
 
-@pytest.mark.parametrize("key", ["sec\nret", "secr\u00e9t"])
+@pytest.mark.parametrize("key", ["sec\nret", "secr\u00e9t", "  "])
 def test_a_key_that_no_header_can_hold_is_not_told(monkeypatch, key):
     monkeypatch.setenv("OLLAMA_API_KEY", key)
     with pytest.raises(UserError, match="OLLAMA_API_KEY") as caught:

@@ -62,8 +62,10 @@ def connection(key_variable: str, timeout: float) -> dict[str, Any]:
     Raises:
         UserError: if the key is none that a header can hold.
     """
-    key = os.environ.get(key_variable, "").strip()
-    if not (key.isascii() and key.isprintable()):  # HTTP's errors would quote it
+    given = os.environ.get(key_variable, "")
+    key = given.strip()
+    blank = given and not key  # Ollama's client would send it
+    if blank or not (key.isascii() and key.isprintable()):  # HTTP's errors would quote it
         raise UserError(f"${key_variable}: a key is one line of ASCII characters.")
 
     def refuse(response: httpx.Response) -> None:
