@@ -231,6 +231,8 @@ SOME = {name: CONDITIONS[name] for name in ("somp-k2", "logit_lens-k2")}
         ({"conditions": {"random-k2-d00": [(2, 0), (2, 2)], **SOME}}, 1),
         ({"conditions": SOME | {"somp-k2": [(0, 1)]}}, 1),
         ({"alpha": 0.0}, 2),
+        ({"conditions": SOME | {"somp-k2-a5": Condition(SOME["somp-k2"], 5.0)}}, 1),
+        ({"conditions": SOME | {"somp-k2": Condition(SOME["somp-k2"], at="prompt")}}, 1),
         ({"words": {"river": [263]}}, 2),
     ],
 )

@@ -363,11 +363,18 @@ def test_a_killed_job_goes_on_and_ends_the_same(model, run, tmp_path, kill_after
     assert not list(tmp_path.glob(".*"))
 
 
+FURTHER = {
+    "a-a5": Condition(CONDITIONS["a"], 5.0),
+    "a-image": Condition(CONDITIONS["a"], at="image"),
+}
+
+
 @pytest.mark.parametrize(
     ("changed", "computed"),
     [
         ({}, ["c", "d"]),
         ({"heads": {"a": [(1, 1)]}}, ["a", "c", "d"]),
+        ({"heads": FURTHER}, ["c", "d", *FURTHER]),
         ({"model": "other"}, list(CONDITIONS)),
         ({"seed": 1}, list(CONDITIONS)),
         ({"scaling": (0.0, "all")}, list(CONDITIONS)),

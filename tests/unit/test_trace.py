@@ -65,6 +65,9 @@ def test_a_row_is_named_by_alpha_and_place_where_they_vary(made, trace, tmp_path
         again = own[own["condition"] != "baseline"]
         again = again.assign(condition=again["condition"] + "-a5-response")
         write(path, pd.concat([own, again]))
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["experiments"]["rtp"] |= {"alpha": [-1, 5], "at": ["all", "response"]}
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
     path = run / "tables/table2.csv"
     rows = pd.read_csv(path, dtype=str)
     pd.concat([rows, rows.assign(alpha=5.0)]).to_csv(path, index=False)

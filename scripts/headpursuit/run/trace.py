@@ -119,7 +119,7 @@ def _ratio(run: Run, row: pd.Series) -> Iterator[str]:
     for draw in range(row["draws"]) if method == "random" else [None]:
         condition = condition_name(method, row["heads"], draw, row["alpha"], row["at"])
         yield f"\n{condition}"
-        yield from _heads(run, name, method, condition_name(method, row["heads"], draw))
+        yield from _heads(run, name, method, condition)
         samples = run.parquet(path, columns, condition=condition, measure=measure)
         if found := _parts(run, name, condition, measure, samples):
             where, what, parts = found
@@ -139,10 +139,10 @@ def _ratio(run: Run, row: pd.Series) -> Iterator[str]:
     yield f"\nThis adds up to the table's {row['before']:g} before and {row['after']:g} after."
 
 
-def _heads(run: Run, name: str, method: str, chosen: str) -> Iterator[str]:
+def _heads(run: Run, name: str, method: str, condition: str) -> Iterator[str]:
     kind = "random" if method == "random" else "selected"
     path = run.name(f"heads/{{{kind}}}/{kind}.csv", name)
-    heads = run.heads(name, chosen)
+    heads = run.heads(name, condition)
     yield f"  heads ({path}): {', '.join(head_name(*own) for own in heads)}"
     if kind == "selected":
         path = run.name("rankings/{rankings}.csv", name)
