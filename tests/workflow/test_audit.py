@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from checkout import Checkout
 from headpursuit.__main__ import main
-from headpursuit.run import lineage, manifest
+from headpursuit.run import lineage, manifest, verify
 from headpursuit.run.files import UserError, plain, sha256
 from headpursuit.run.finished import row_names
 
@@ -264,6 +264,14 @@ def test_a_run_that_was_copied_without_its_downloads(
     code, output = audit("verify", copy)
     assert code == 1
     assert output.startswith("results/tiny/words/rtp.csv: changed")
+
+
+def test_a_copy_that_pip_installed_compares_no_code(
+    audited: Checkout, audit: Audit, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(verify, "SCRIPTS", tmp_path / "none")
+    code, said = audit("verify", audited.path(""))
+    assert (code, said.count("Note: ")) == (0, 1) and "The code was not compared" in said
 
 
 def test_newer_code_is_noted_and_a_comment_is_not(

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from headpursuit.run.contracts import contract_of, violations
 from headpursuit.run.files import ROOT, UserError, plain, read_json
-from headpursuit.run.lineage import code_hash
+from headpursuit.run.lineage import SCRIPTS, code_hash
 from headpursuit.run.manifest import describe_file, place, run_files
 from headpursuit.run.tables import read_cells
 
@@ -62,7 +62,9 @@ def verify(results: Path) -> tuple[list[str], list[str]]:
     here = {inside + path.relative_to(results).as_posix() for path in run_files(results)}
     problems += [f"{name}: not in the manifest" for name in sorted(here - set(files))]
     notes = []
-    if newer := _newer_code(files):
+    if not SCRIPTS.is_dir():
+        notes.append("The code was not compared: this copy of headpursuit is no checkout.")
+    elif newer := _newer_code(files):
         notes.append(f"Files were made by other code than is here now, of the rules {newer}.")
     if missing and not beside:
         notes.append(
