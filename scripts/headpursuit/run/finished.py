@@ -1,6 +1,6 @@
 """The files of a finished run by its experiments' stages, and what names a row of a table."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,10 @@ from headpursuit.publish.masking import Cover, lexicon_words, offensive_words
 from headpursuit.publish.table1 import head_name
 from headpursuit.run.experiments import (
     alpha_name,
+    candidate_layers,
     conditions,
     expand,
+    heads_of,
     model_record,
     of_images,
     owners,
@@ -214,3 +216,16 @@ def read_run(folder: str | Path) -> Run:
         UserError: if the folder is no run's, or of another version.
     """
     return Run(run_folder(Path(folder)))
+
+
+def left_out(run: Run, name: str, ranking: pd.DataFrame, heads: Sequence[Head]) -> Iterator[str]:
+    """Say which heads rank before the last of these, but lie outside the candidate layers."""
+    chooser = run.experiment(heads_of(run.config, name))
+    first, last = candidate_layers(chooser, run.config["models"][chooser["model"]])
+    lowest = ranking.set_index(["layer", "head"]).loc[list(heads), "rank"].max()
+    rows = ranking[(ranking["rank"] < lowest) & ~ranking["layer"].between(first, last)]
+    shown = [f"{row.rank}: {head_name(row.layer, row.head)}" for row in rows.itertuples()]
+    if shown:
+        more = f" and {len(shown) - run.top} more" if len(shown) > run.top else ""
+        yield f"  left out, as candidates are layers {first} to {last} (first_layer, last_layer):"
+        yield f"    ranks {', '.join(shown[: run.top])}{more}"

@@ -19,12 +19,11 @@ from headpursuit.run.experiments import (
     candidate_layers,
     condition_name,
     head_of,
-    heads_of,
     kind_of,
     tables_of,
 )
 from headpursuit.run.files import UserError, parquet_metadata, plain
-from headpursuit.run.finished import ROWS, Run, row_keys, row_names, run_folder
+from headpursuit.run.finished import ROWS, Run, left_out, row_keys, row_names, run_folder
 
 # Words that move most, for one sample.
 WORDS = 3
@@ -150,20 +149,7 @@ def _heads(run: Run, name: str, method: str, condition: str) -> Iterator[str]:
         yield f"  as ranked ({path}, dictionary of {ranking['rows'].iloc[0]} rows):"
         offensive = is_offensive(run.config, name) and method != "unrelated"
         yield from _ranked(run, ranking, heads, offensive)
-        yield from _left_out(run, name, ranking, heads)
-
-
-def _left_out(run: Run, name: str, ranking: pd.DataFrame, heads: list) -> Iterator[str]:
-    """Say which heads rank before the last of these, but lie outside the candidate layers."""
-    chooser = run.experiment(heads_of(run.config, name))
-    first, last = candidate_layers(chooser, run.config["models"][chooser["model"]])
-    lowest = ranking.set_index(["layer", "head"]).loc[heads, "rank"].max()
-    rows = ranking[(ranking["rank"] < lowest) & ~ranking["layer"].between(first, last)]
-    shown = [f"{row.rank}: {head_name(row.layer, row.head)}" for row in rows.itertuples()]
-    if shown:
-        more = f" and {len(shown) - run.top} more" if len(shown) > run.top else ""
-        yield f"  left out, as candidates are layers {first} to {last} (first_layer, last_layer):"
-        yield f"    ranks {', '.join(shown[: run.top])}{more}"
+        yield from left_out(run, name, ranking, heads)
 
 
 def _ranked(
