@@ -272,7 +272,8 @@ def ratio_facts(name):
     own = EXPERIMENTS[name]
     samples = config["samples"][own["samples"]]
     return {
-        **pick(own, "samples", "model", "alpha", "at", "heads_from", "methods", "k", "draws"),
+        **pick(own, "samples", "model", "alpha", "at", "heads_from", "signed"),
+        **pick(own, "methods", "k", "draws"),
         "family": family_of(config, name),
         "captions": not of_classes(samples) and of_images(samples),
         "iterations": EXPERIMENTS[heads_of(config, name)]["pursuit"]["iterations"],

@@ -9,6 +9,7 @@ use rule respond as intervene with:
     input:
         samples=made("<results>/samples/{samples}.parquet"),
         heads=made("<results>/heads/{selected}/selected.csv", "<results>/heads/{random}/random.csv"),
+        ranking=made("<results>/rankings/{rankings}.csv", when=lambda stated: stated["signed"]),
         model=files_of_model,
     output:
         update("<results>/responses/{experiment}/scaled/part-{part}.parquet"),
@@ -32,6 +33,7 @@ rule measure_expected:
         words=made("<results>/words/{words}.csv"),
         dictionary=made("<results>/dictionaries/{dictionary}.csv"),
         heads=made("<results>/heads/{selected}/selected.csv", "<results>/heads/{random}/random.csv"),
+        ranking=made("<results>/rankings/{rankings}.csv", when=lambda stated: stated["signed"]),
         model=files_of_model,
     output:
         update("<results>/expected/{experiment}/part-{part}.parquet"),

@@ -20,7 +20,8 @@ def main(snakemake):
     words = read_csv(files.words[0], ["word", "split"])
     dictionary = read_csv(files.dictionary[0], ["word", "token_id", "starts_word"])
     covered = covered_words(words, dictionary)
-    conditions = {"baseline": Condition(), **read_conditions(files.heads, params.conditions)}
+    scaled = read_conditions(files.heads, params.conditions, files.ranking)
+    conditions = {"baseline": Condition(), **scaled}
     decoder, _, model = open_model(files.model, params.model, params.device)
     with fast_products(decoder, params.products) as products:
         settings = {

@@ -19,7 +19,7 @@ def main(snakemake):
     opened = files.model, params.model, params.device
     conditions, question = {"baseline": Condition()}, None
     if heads := files.get("heads"):
-        conditions = read_conditions(heads, params.get("conditions"))
+        conditions = read_conditions(heads, params.get("conditions"), files.get("ranking", ()))
     if of_images(params.samples):
         reader, model = open_images(samples, params.samples, *opened, params.batch_images)
         decoder, question = reader.decoder, reader.question

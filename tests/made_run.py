@@ -114,7 +114,7 @@ def make_run(run: Path) -> Path:
         name: {
             **{
                 key: own[key]
-                for key in ("samples", "model", "alpha", "at", "heads_from", "k", "draws")
+                for key in ("samples", "model", "alpha", "at", "heads_from", "signed", "k", "draws")
             },
             **{"methods": ["somp"], "family": name, "layers": (0, LAYERS - 1)},
         }

@@ -63,6 +63,7 @@ def test_a_variant_has_its_parents_keys_but_for_its_own(paper: Config) -> None:
         ("rtp", {"pursuit": {"norm": "l2"}}, ["rankings", *HEADS, "decomposition"]),
         # Listed words are those of whoever lists them first, here experiments.months.
         ("rtp", {"concept": "months"}, ["labels", "rankings", *HEADS]),
+        ("rtp", {"signed": True}, EFFECTS),
         ("rtp", {"split": 1}, ["words", "dictionary", "rankings", *HEADS]),
         ("rtp", {"positions": "last"}, CACHE),
         ("rtp", {"generation": {"temperature": 1.0}}, WORDS),

@@ -16,6 +16,7 @@ from headpursuit.method.heads import (
     write_heads,
 )
 from headpursuit.run.files import UserError
+from headpursuit.run.tables import write_csv
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -86,10 +87,21 @@ def test_conditions_round_trip(tmp_path: Path, caplog):
         read_heads([one, other], ["a", "d"])
     wanted = {"c-a5": ("c", 5.0, "all"), "c": ("c", -1.0, "all"), "b-image": ("b", 1.0, "image")}
     assert read_conditions([one, other], wanted) == {
-        "c-a5": (SELECTED[2:], 5.0, "all"),
-        "c": (SELECTED[2:], -1.0, "all"),
-        "b-image": (SELECTED[:2], 1.0, "image"),
+        "c-a5": (SELECTED[2:], 5.0, "all", []),
+        "c": (SELECTED[2:], -1.0, "all", []),
+        "b-image": (SELECTED[:2], 1.0, "image", []),
     }
+    heads = [*SELECTED, (9, 9)]  # the second and the fourth write against the concept
+    signs = pd.DataFrame(heads, columns=["layer", "head"]).assign(score=0.5, rank=range(1, 6))
+    signs["direction"] = [1.0, -2.0, 0.0, -0.1, 3.0]
+    signs = signs.assign(positive=0.5, score_5=0.1, score_10=0.2, score_20=0.3, rows=9, atoms="a")
+    both = [signs, signs.assign(direction=-1.0)]
+    both = [own.assign(method=name) for own, name in zip(both, ["somp", "unrelated"], strict=True)]
+    table = pd.concat(both)
+    write_csv(tmp_path / "rankings/x.csv", table[["method", *signs]])
+    signed = read_conditions([one, other], wanted, [tmp_path / "rankings/x.csv"])
+    against = {name: own.against for name, own in signed.items()}
+    assert against == {"c-a5": [SELECTED[3]], "c": [SELECTED[3]], "b-image": [SELECTED[1]]}
     assert "so these are the baseline: b-image" in caplog.text
 
 

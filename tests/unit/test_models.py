@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -164,6 +165,19 @@ def test_each_row_has_its_own_gains(model_path, family: str, alpha: float, dtype
     with scaled_heads(decoder, CHOSEN, alpha):  # products of fewer rows may round otherwise
         assert torch.equal(kept[1], logits(decoder, ids[:2])[1])
     assert torch.equal(logits(decoder, ids), plain)
+
+
+@pytest.mark.parametrize("alpha", [-1.0, 0.0, 1.0, 2.5, 5.0])
+def test_signed_heads_all_move_the_concept_one_way_and_by_as_much(model, alpha: float):
+    heads, direction = [(0, 1), (1, 2), (2, 0)], np.array([0.5, -2.0, 3.0])
+    against = [heads[1]]
+    plain, signed = gains(
+        model("llama"), [Condition(heads, alpha), Condition(heads, alpha, "all", against)]
+    )
+    changes = [[float(own[head]) - 1 for head in heads] for own in (plain, signed)]
+    assert np.abs(changes[0]).tolist() == np.abs(changes[1]).tolist()
+    assert (changes[1] * direction).tolist() == ((alpha - 1) * np.abs(direction)).tolist()
+    assert int((signed != 1).sum()) == (0 if alpha == 1 else 3)
 
 
 def test_nested_blocks_undo_themselves_in_turn_and_after_an_error(model):

@@ -15,6 +15,7 @@ SEED = {"artefact": "table2", "dataset": "rtp", "method": "somp", "heads": 16}
 def run_of(value: float = 0.7, flag: str = "", **changed: object) -> pd.DataFrame:
     row = {
         **{"experiment": "rtp", "samples": "rtp", "model": "mistral", "heads_from": None},
+        "signed": False,
         **{
             "alpha": -1.0,
             "at": "all",
@@ -82,6 +83,7 @@ def test_a_value_and_its_counterpart(usual: pd.DataFrame) -> None:
         ([{"experiment": "rtp-l2", "value": 0.7}], "rtp-l2"),
         ([{"experiment": "crossed", "heads_from": "tet"}, {"value": 0.7}], "rtp"),
         ([{"measure": "expected"}, {"value": 0.7}], "rtp"),
+        ([{"signed": True}], None),
         ([{"heads_from": "tet"}], None),  # heads of other samples never do
         ([{"alpha": 5.0}], None),  # nor another alpha or place
         ([{"at": "response"}, {"value": 0.7}], "rtp"),

@@ -21,6 +21,7 @@ from headpursuit.run.tables import read_csv, write_csv
 PUBLISHED = read_csv(Path(__file__).parents[2] / "data/published.csv")
 OWN: dict[str, Any] = {
     **{"model": "mistral", "alpha": -1.0, "at": "all", "heads_from": None, "iterations": 50},
+    "signed": False,
     **{"methods": ["somp", "logit_lens"], "k": [16, 32], "draws": 4},
 }
 SCORE = {"resamples": 50, "confidence": 0.95, "min_count": 30}

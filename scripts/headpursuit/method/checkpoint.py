@@ -45,7 +45,12 @@ def save_condition(
     """
     run = Run(run_folder(results))
     own = run.experiment(experiment)
-    heads, alpha, at = run.condition(experiment, condition)
+    heads, alpha, at, against = run.condition(experiment, condition)
+    if against:
+        raise UserError(
+            f"{experiment} is signed: {condition} multiplies heads that write against it by "
+            "another number. Name a condition of an experiment that is not."
+        )
     if at != "all":
         raise UserError(
             f"{condition} scales heads in {at} alone, and weights act at all positions: name "

@@ -160,7 +160,8 @@ def collected(
 def gains(decoder: Decoder, conditions: Sequence[Condition]) -> Tensor:
     """Return what each condition multiplies each head's write by, conditions x layers x heads.
 
-    It is alpha for the condition's heads, and 1 for all others, in the model's number format.
+    It is alpha for the condition's heads, 2 - alpha for those of them that write against the
+    concept, and 1 for all others, in the model's number format.
 
     Raises:
         UserError: if a head does not exist.
@@ -175,7 +176,8 @@ def gains(decoder: Decoder, conditions: Sequence[Condition]) -> Tensor:
                 raise UserError(
                     f"L{layer}.H{head} does not exist: {n_layers} layers x {n_heads} heads"
                 )
-            own[layer, head] = condition.alpha
+            mirrored = (layer, head) in condition.against
+            own[layer, head] = 2 - condition.alpha if mirrored else condition.alpha
     return made
 
 

@@ -51,6 +51,7 @@ class Condition(NamedTuple):
     heads: Sequence[Head] = ()  # none: the model as it is
     alpha: float = -1.0
     at: str = "all"
+    against: Sequence[Head] = ()  # those of the heads that are multiplied by 2 - alpha instead
 
 
 def rank(scores: pd.DataFrame) -> pd.DataFrame:
@@ -119,9 +120,15 @@ def write_heads(path: str | Path, sets: Mapping[str, Sequence[Head]]) -> None:
 
 
 def read_conditions(
-    paths: Sequence[str | Path], wanted: Mapping[str, tuple[str, float, str]]
+    paths: Sequence[str | Path],
+    wanted: Mapping[str, tuple[str, float, str]],
+    ranking: Sequence[str | Path] = (),
 ) -> dict[str, Condition]:
     """Read the heads of conditions, of each of which are given name of the heads, alpha and place.
+
+    With the file of a ranking, they are signed: heads that write against the concept (of negative
+    direction) are multiplied by 2 - alpha. Their write then changes by as much as alpha would
+    change it, the other way, and scaling by alpha -1 lowers the concept in every head.
 
     Raises:
         UserError: if some heads are in none of the tables.
@@ -129,7 +136,15 @@ def read_conditions(
     heads = read_heads(paths, [own for own, *_ in wanted.values()])
     if same := [name for name, (_, alpha, _) in wanted.items() if alpha == 1]:
         log.warning("alpha 1 changes nothing, so these are the baseline: %s", ", ".join(same))
-    return {name: Condition(heads[own], *scaling) for name, (own, *scaling) in wanted.items()}
+    against: set[Head] = set()
+    for path in ranking:
+        table = read_ranking(path, "somp")
+        opposed = table[table["direction"] < 0]
+        against |= set(zip(opposed["layer"].tolist(), opposed["head"].tolist(), strict=True))
+    return {
+        name: Condition(heads[own], *scaling, [head for head in heads[own] if head in against])
+        for name, (own, *scaling) in wanted.items()
+    }
 
 
 def read_heads(

@@ -96,6 +96,9 @@ def ranking_notes(table: pd.DataFrame, experiments: Experiments) -> Iterator[str
             "rankings/): inverting one raises it, as far as its own write goes. Kept: those that "
             "the scores of 5, 10 and 20 atoms would choose as well."
         )
+    if table["signed"].any():
+        names = ", ".join(dict.fromkeys(table["experiment"][table["signed"]]))
+        yield f"Signed ({names}): heads that write against the concept are multiplied by 2 - alpha."
     pursued = table[table["method"] == "somp"].groupby("experiment", sort=False)["rows"].first()
     few = [f"{name}: {n}" for name, n in pursued.items() if n <= experiments[name]["iterations"]]
     if few:

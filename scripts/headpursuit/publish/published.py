@@ -85,7 +85,7 @@ def _counterpart(ratios: Sequence[Mapping[str, Any]], *wanted: Any) -> Mapping[s
     keys = ("samples", "method", "heads", "measure")
     same = [row for row in ratios if tuple(row[key] for key in keys) == wanted]
     same = [row for row in same if (row["alpha"], row["at"]) == (-1, "all")]
-    same = [row for row in same if pd.isna(row["heads_from"])]
+    same = [row for row in same if pd.isna(row["heads_from"]) and not row["signed"]]
     return min(same, key=lambda row: row["experiment"] != row["samples"], default=None)
 
 

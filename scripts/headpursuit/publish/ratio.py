@@ -79,8 +79,8 @@ def ratio_rows(
         scores: experiment to its scores and their metadata: ``coverage`` (share of the measured
             words that `expected` sees), ``classes`` (how many an image may have) and
             ``classifier`` (what called responses toxic).
-        experiments: of each its samples, model, alpha, at, heads_from, methods, k, draws and family
-            (the experiment that it is a further split of, or itself).
+        experiments: of each its samples, model, alpha, at, heads_from, signed, methods, k, draws
+            and family (the experiment that it is a further split of, or itself).
         score: the config's ``score``.
         seed: the config's seed.
     """
@@ -88,7 +88,7 @@ def ratio_rows(
     for name, own in experiments.items():
         table, facts = scores[name]
         measured = dict(list(table.groupby(["condition", "measure"], sort=False)))
-        same = {key: own[key] for key in ("samples", "model", "heads_from")}
+        same = {key: own[key] for key in ("samples", "model", "heads_from", "signed")}
         own_seed = seed_for(seed, own["samples"], "bootstrap")
         methods = [*own["methods"], "random"]
         every = product(methods, own["k"], scalings(own), MEASURE_NAMES)
@@ -234,7 +234,7 @@ def put_published(
     ).drop_duplicates(keys)
     # Heads that other samples chose have no counterpart.
     own = table.assign(
-        dataset=table["samples"].where(table["heads_from"].isna()),
+        dataset=table["samples"].where(table["heads_from"].isna() & ~table["signed"]),
         heads=[theirs.get(k, k) for k in table["heads"]],
     )
     found = own[keys].merge(known, how="left", on=keys)

@@ -299,8 +299,8 @@ def stands_on(config: Config, name: str) -> dict[str, tuple[list[Any], list[str]
         "rankings": ([own["pursuit"]], ["activations", "dictionary"]),
         "selected": ([own["methods"], own["k"], *layers], ["rankings"]),
         "random": ([own["draws"]], ["selected"]),
-        "scaled": ([counted[0]], ["baseline", "random"]),
-        "expected": ([counted[1]], ["baseline", "dictionary", "random"]),
+        "scaled": ([counted[0], own["signed"]], ["baseline", "random"]),
+        "expected": ([counted[1], own["signed"]], ["baseline", "dictionary", "random"]),
         "scores": (
             [own["measures"], own["normalise"], classifier_of(config, own)],
             ["words", "scaled", "expected"],

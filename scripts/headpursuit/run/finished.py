@@ -144,7 +144,9 @@ class Run:
             )
         kind = "random" if condition.startswith("random-") else "selected"
         path = self.path(self.name(f"heads/{{{kind}}}/{kind}.csv", name))
-        return read_conditions([path], {condition: known[condition]})[condition]
+        signed = [self.path(self.name("rankings/{rankings}.csv", name))]
+        signed = signed if self.experiment(name)["signed"] else []
+        return read_conditions([path], {condition: known[condition]}, signed)[condition]
 
     def heads(self, name: str, condition: str) -> Sequence[Head]:
         """Return the heads that a condition of an experiment scales; UserError without any."""
