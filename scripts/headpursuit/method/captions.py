@@ -4,7 +4,7 @@ It is CIDEr-D as pycocoevalcap has it (there ``Cider``), with n-grams of one to 
 weighted by how few images' references hold it, the cosine of caption and reference is clipped where
 the caption repeats itself and shrinks as their lengths differ, and ten times its mean over
 references and the four n is the score. Tokens are near those of the Penn Treebank, which
-pycocoevalcap has of a Java program (docs/vision.md has the differences).
+pycocoevalcap has of a Java program (docs/answers.md has the differences).
 """
 
 from collections import Counter
