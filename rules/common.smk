@@ -89,6 +89,7 @@ GPU = 0 if COMPUTE["device"] == "cpu" else 1
 # the end.
 LONGEST = 10
 AWAITED = 20
+JUDGING = 30  # tells what is wrong with data before the time of a model is spent
 
 
 def any_of(names):

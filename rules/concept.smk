@@ -76,7 +76,7 @@ rule split_words:
         "<logs>/split_words/{experiment}.log",
     benchmark:
         "<benchmarks>/split_words/{experiment}.tsv"
-    priority: AWAITED + 1  # words that answer no question are told before a model is loaded
+    priority: JUDGING
     localrule: True  # less work than it is to start a job on a cluster
     conda:
         "../envs/tables.yaml"

@@ -18,7 +18,7 @@ rule prepare_samples:
         "<logs>/prepare_samples/{experiment}.log",
     benchmark:
         "<benchmarks>/prepare_samples/{experiment}.tsv"
-    priority: AWAITED
+    priority: JUDGING
     conda:
         "../envs/model.yaml"
     resources:

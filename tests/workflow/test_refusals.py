@@ -1,5 +1,6 @@
 """What is refused before any job runs, and what the paper's config plans."""
 
+import json
 import subprocess
 import sys
 
@@ -129,3 +130,31 @@ def test_jobs_have_the_checkout_s_library_whatever_pip_installed(fresh, tmp_path
     (other / "__init__.py").write_text("raise RuntimeError('another copy')")
     plain = Checkout(fresh.folder)  # a process for each job
     plain.snakemake("results/tiny/config.yaml", PYTHONPATH=str(tmp_path))
+
+
+def test_words_that_answer_no_question_are_told_before_a_model_is_loaded(fresh: Checkout) -> None:
+    quiz = fresh.folder / "own/quiz.jsonl"
+    asked = ({"question": f"Which is {number}?", "answer": "Rome"} for number in range(20))
+    quiz.write_text("\n".join(map(json.dumps, asked)))
+    like = {**TINY["experiments"]["rtp"], "concept": "cities", "positions": "prompt"}
+    fresh.configure(
+        "unanswered",
+        run="unanswered",
+        sources={"quiz": {"kind": "local", "path": "own/quiz.jsonl"}},
+        samples={
+            "quiz": {"source": "quiz", "files": "quiz.jsonl", "text": "question"},
+            "asked": {"source": "quiz", "files": "quiz.jsonl", "text": "question"}
+            | {"references": "answer"},
+        },
+        concepts={"cities": {"words": ["Paris", "Lima"]}},
+        experiments={
+            "quiz": {**like, "samples": "quiz", "measures": []},
+            "asked": {**like, "samples": "asked", "measures": ["f1"], "heads_from": "quiz"},
+        },
+        tables={"table1": [], "table2": [], "concepts": [], "figure1": [], "quiz": ["asked"]},
+    )
+    code, said = fresh.run("--cores", "1", overlay="unanswered")
+    assert code != 0
+    assert "none of its 2 words answers any of the 20 samples of asked" in said
+    logs = {path.name for path in (fresh.folder / "results/unanswered/logs").iterdir()}
+    assert "split_words" in logs and not logs & {"respond", "cache_activations", "intervene"}
