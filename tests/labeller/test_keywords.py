@@ -79,6 +79,7 @@ LONG = ["a large green field", "sky"]
         ('["FOREST", "River"]', CLASSES, [], "ok"),  # which the model was never told
         (str([*"abcdefghij"]), [*"abcde"], [*"fghij"], "ok"),
         (str(LONG), ["sky"], LONG[:1], "ok"),
+        (str(["s" * 51, "?!", "sky"]), ["sky"], ["s" * 51, "?!"], "ok"),
         (str(LONG[:1]), [], LONG[:1], "absent"),
         ("['s\x1b[1mk\x00y', 'gr\x07ass\u200b']", ["s[1mky", "grass"], [], "ok"),
         ('["s\nky", "\ud83d"]', ["s ky"], [], "ok"),

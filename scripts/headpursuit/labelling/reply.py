@@ -14,7 +14,7 @@ from headpursuit.method.words import count_words, normalise, spellings
 MAX_REPLY = 100_000  # characters
 MAX_ENTRIES = 100
 MAX_PHRASE = 6
-MAX_KEYWORD = 2  # words of a keyword of an image (v2, appendix E.2)
+MAX_KEYWORD = 2, 50  # words (v2, appendix E.2) and characters of a keyword of an image
 
 _TAG = re.compile(r"<\s*(/?)\s*answer\s*>", re.IGNORECASE)
 _SEPARATOR = re.compile(r"[,;\n，、]")
@@ -82,8 +82,13 @@ def sift_words(words: Sequence[str], response: str) -> tuple[list[str], list[str
 
 
 def first_keywords(words: Sequence[str], most: int) -> tuple[list[str], list[str]]:
-    """Part the first ``most`` keywords of an image from what is over, or longer than a keyword."""
-    kept = [word for word in words if len(word.split()) <= MAX_KEYWORD][:most]
+    """Part the first ``most`` keywords of an image from what is over, or is no keyword."""
+
+    def is_keyword(word: str) -> bool:
+        sizes = len(word.split()) <= MAX_KEYWORD[0] and len(word) <= MAX_KEYWORD[1]
+        return sizes and any(map(str.isalnum, word))
+
+    kept = list(filter(is_keyword, words))[:most]
     return kept, [word for word in words if word not in kept]
 
 
