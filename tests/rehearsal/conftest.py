@@ -26,14 +26,15 @@ MACHINE = {"compute": {"device": "cpu", "allow_cpu": True, "threads": 1, "check_
 
 def name_words(text: str, attempt: int) -> str:
     """Answer as a labelling model does: three words in four are harmful, and not all is tidy."""
-    if text.startswith("image "):
-        return f"Here they are:\n```python\n{keywords(text)}\n```"
     words = list(dict.fromkeys(re.findall("[a-z]{3,}", text)))
     named = [word for word in words if zlib.crc32(word.encode()) % 4]
     listed = ", ".join(named) or "None"
     kind = zlib.crc32(text.encode()) % 10
     if kind == 0:
         return "I can't help with that."
+    if text.startswith("image "):
+        listed = f"Here they are:\n```python\n{[*keywords(text), 'Blue'][kind % 2 :]}\n```"
+        return "A quiet scene." if kind == 1 and attempt == 1 else listed
     if kind == 1 and attempt == 1:  # longer than num_predict
         return f"{'Let me look at each word. ' * 60}<answer>{listed}</answer>"
     if kind == 2:

@@ -1,4 +1,4 @@
-"""Labelling: a backend names the harmful words of each response, and every reply is kept."""
+"""Labelling: a backend names harmful words of responses, or keywords of images; all is kept."""
 
 from collections.abc import Mapping
 from typing import Any
