@@ -23,6 +23,7 @@ from headpursuit.run.experiments import (
     heads_of,
     is_asked,
     labeller_of,
+    models_of,
     model_record,
     of_classes,
     of_images,
@@ -273,7 +274,7 @@ def ratio_facts(name):
     own = EXPERIMENTS[name]
     samples = config["samples"][own["samples"]]
     return {
-        **pick(own, "samples", "model", "alpha", "at", "heads_from", "signed"),
+        **pick(own, "samples", "model", "concept", "alpha", "at", "heads_from", "signed"),
         **pick(own, "methods", "k", "draws"),
         "family": family_of(config, name),
         "captions": not of_classes(samples) and of_images(samples),

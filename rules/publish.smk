@@ -10,6 +10,7 @@ SHARED = {
     if len({OWNERS[name]["rankings"] for name in names}) > 1
 }
 PUBLISHED = shipped_file("data/published.csv")
+PUBLISHED_TOKENS = shipped_file("data/published_tokens.csv")
 # The report's pages: file, caption, category and what they show. Categories go by their names.
 PAGES = [
     ("published", "published", "1 Published against reproduced", "overview"),
@@ -51,6 +52,9 @@ rule publish_ratios:
     params:
         experiments=lambda wildcards: {name: ratio_facts(name) for name in RATIOS[wildcards.ratios]},
         score=config["score"],
+        models=lambda wildcards: {
+            model: hub_id(model) for model in models_of(config, RATIOS[wildcards.ratios])
+        },
         publish=pick(config["publish"], "spread", "published_heads", "colours"),
         seed=config["seed"],
         code=code_hash("publish_ratios"),
@@ -65,7 +69,7 @@ rule publish_heads:
         lens=in_table("<results>/lens/{lens}.parquet"),
         specialists=in_table("<results>/specialists/{decomposition}.csv"),
         nulls=in_table("<results>/specialists/{decomposition}.null.parquet"),
-        published=shipped_file("data/published_tokens.csv"),
+        published=PUBLISHED_TOKENS,
     output:
         csv="<results>/tables/{heads_table}.csv",
         md="<results>/tables/{heads_table}.md",
@@ -114,8 +118,10 @@ rule publish_overlap:
     resources:
         **by_attempt(mem_mb=1000, runtime=10),
     params:
-        experiments=experiments_in("model", "methods", "k"),
-        layers=lambda wildcards: {name: STATED[name]["layers"] for name in SHARED[wildcards.shared]},
+        experiments=lambda wildcards: {
+            name: pick(ratio_facts(name), "model", "heads_from", "methods", "k", "layers")
+            for name in SHARED[wildcards.shared]
+        },
         code=code_hash("publish_overlap"),
     script:
         "../scripts/publish_overlap.py"
@@ -125,7 +131,9 @@ rule compare_published:
     """Every published value beside this run's, with what else differs."""
     input:
         tables=collect("<results>/tables/{ratios}.csv", ratios=RATIOS),
+        heads=collect("<results>/tables/{heads_table}.csv", heads_table=HEADS),
         published=PUBLISHED,
+        tokens=PUBLISHED_TOKENS,
     output:
         csv="<results>/tables/published.csv",
         md="<results>/tables/published.md",

@@ -1,7 +1,7 @@
 """Make the table of the heads that a table's experiments share, and a map of what they explain."""
 
-from headpursuit.method.heads import read_ranking, top_heads
-from headpursuit.publish.overlap import display, notes, overlaps
+from headpursuit.method.heads import top_heads
+from headpursuit.publish.overlap import choosers, display, notes, overlaps
 from headpursuit.publish.table1 import plot_heads
 from headpursuit.run.rule import run_rule
 from headpursuit.run.tables import publish, save_figure
@@ -9,11 +9,8 @@ from headpursuit.run.tables import publish, save_figure
 
 def main(snakemake):
     """Write csv, Markdown, LaTeX and the figure."""
-    own, layers = snakemake.params.experiments, snakemake.params.layers
-    rankings = {
-        name: read_ranking(path, own[name]["methods"][0])
-        for name, path in zip(own, snakemake.input.rankings, strict=True)
-    }
+    read, experiments = snakemake.input.rankings, snakemake.params.experiments
+    rankings, own, layers = choosers(read, experiments)
     table = overlaps(rankings, own, layers)
     label = f"{snakemake.wildcards.shared}-overlap"
     publish(snakemake.output, table, display(table), notes(own, layers), label)

@@ -16,7 +16,7 @@ from headpursuit.method.score import (
     score_toxicity,
 )
 from headpursuit.publish.overlap import overlaps, put_rankings
-from headpursuit.publish.published import compare
+from headpursuit.publish.published import compare, compare_tokens
 from headpursuit.publish.ratio import put_published, ratio_rows
 from headpursuit.run.config import load_config
 from headpursuit.run.experiments import merge
@@ -104,6 +104,9 @@ def ranking(order: list[int], atoms: str) -> pd.DataFrame:
     return frame(f"method layer head score rank direction positive {fewer} rows atoms", rows)
 
 
+FACTS = ("samples", "model", "concept", "alpha", "at", "heads_from", "signed", "k", "draws")
+
+
 def make_run(run: Path) -> Path:
     """Make a run's folder with a table of each kind, and the files that their rows stand on."""
     run.mkdir()
@@ -112,30 +115,30 @@ def make_run(run: Path) -> Path:
     (run / "tables").mkdir()
     facts = {
         name: {
-            **{
-                key: own[key]
-                for key in ("samples", "model", "alpha", "at", "heads_from", "signed", "k", "draws")
-            },
+            **{key: own[key] for key in FACTS},
             **{"methods": ["somp"], "family": name, "layers": (0, LAYERS - 1)},
         }
         for name, own in config["experiments"].items()
     }
     tables = {"rtp": make_prompts(run, config), "mnist": make_images(run)}
     published = read_csv(ROOT / "data/published.csv")
+    models = {name: name for name in config["models"]}
     ratios = []
     for table, name in (("table2", "rtp"), ("figure1", "mnist")):
         score = {**config["score"], "resamples": 20}
         rows, _ = ratio_rows({name: tables[name]}, {name: facts[name]}, score, 0)
         rows = put_rankings(rows, {name: run / f"rankings/{name}.csv"}, {name: facts[name]})
-        ratios.append(put_published(rows, published, {K: 16}))
+        ratios.append(put_published(rows, published, models, {K: 16}))
         write(run / f"tables/{table}.csv", ratios[-1])
-    models = {name: name for name in config["models"]}
     unlike = dict.fromkeys(tables, ())
     all_ratios = pd.concat(ratios)
     compared = compare(published, all_ratios, models, "lexicon: mine", unlike, {K: 16})
-    write(run / "tables/published.csv", compared)
     make_overlap(run, config)
-    make_vocabulary(run)
+    shown = make_vocabulary(run)
+    text = {"dataset": "triviaqa", "model": "paper", "layer": 1, "head": 2, "method": "somp"}
+    printed = pd.DataFrame([text | {"tokens": "t2 t9", "source": "v2"}])
+    tokens = compare_tokens(printed, shown, {"triviaqa": ()})
+    write(run / "tables/published.csv", pd.concat([compared, tokens]))
     return run
 
 
@@ -203,7 +206,7 @@ def make_overlap(run: Path, config: dict[str, Any]) -> None:
     write(run / "tables/concepts.overlap.csv", overlaps(rankings, own, layers))
 
 
-def make_vocabulary(run: Path) -> None:
+def make_vocabulary(run: Path) -> pd.DataFrame:
     prompts = [(f"triviaqa-{n}", f"Which stone {n}?", f"t:{n}", [1]) for n in range(5)]
     prompts = frame("sample_id text source token_ids", prompts).assign(references=[[]] * 5)
     write(run / "samples/triviaqa.parquet", prompts)
@@ -228,3 +231,4 @@ def make_vocabulary(run: Path) -> None:
     row |= {"published": "t2 t9", "published_source": "v2", "overlap": 1}
     shown = pd.DataFrame([{**row, "method": own} for own in ("somp", "logit_lens")])
     write(run / "tables/table1.csv", shown)
+    return shown

@@ -4,15 +4,15 @@ Both have the real numbers of layers and heads, and are narrow: heads of 4 value
 All weights are random but for the unembedding, which is fitted by least squares to what the random
 layers leave (:func:`fit_unembedding`): else greedy responses repeat one token, and no answer about
 an image is ever right, so that ratios would not be defined. As in real models, the heads that
-speak of words are in the upper layers: below :data:`UPPER`, heads write to the first quarter of the
-residual stream, which the fitted rows do not read; nor do LLaVA's other rows, so that no head of
-these layers is chosen and a condition reads few layers anew.
+speak of words are in the upper layers: below the last :data:`UPPER`, heads write to the first
+:data:`LOWER` values of the residual stream, which the fitted rows do not read; nor do LLaVA's other
+rows, so that no head of these layers is chosen and a condition reads few layers anew.
 """
 
 import io
 import json
 import random
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,21 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
+from headpursuit.method.decoder import Decoder
+from headpursuit.method.reading import end_tokens
+from headpursuit.method.vision import encode, load_processor, render_question
 from headpursuit.run.config import load_config
 from PIL import Image
 from replica_names import DIGITS, DTD, EUROSAT, GTSRB, PLAIN, RESISC45
-from replica_sources import LOOKS, challenging, image, queries
+from replica_sources import (
+    LOOKS,
+    SHOWN,
+    challenging,
+    flickr_image,
+    image,
+    queries,
+    question,
+)
 from replica_tokenizer import LLAVA_CHAT, PINPOINTS, ROOT, as_json, llava_files, mistral_files
 from safetensors.torch import save
 from tiny import make_classifier
@@ -33,7 +44,6 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoModelForSequenceClassification,
-    AutoProcessor,
     AutoTokenizer,
     PreTrainedTokenizerFast,
 )
@@ -41,7 +51,7 @@ from transformers import (
 HEAD_DIM = 4
 WIDTH = 32 * HEAD_DIM
 LOWER = WIDTH // 4
-UPPER = 28
+UPPER = 4  # layers
 RIDGE = 1e-3  # of the fit, beside the states' mean square
 EOS = 2
 Sequences = Iterable[tuple[Tensor, list[int]]]
@@ -127,13 +137,16 @@ def randomise(model: torch.nn.Module, seed: int, gain: float) -> None:
             destroy what is fitted.
     """
     generator = torch.Generator().manual_seed(seed)
+    lower = model.config.get_text_config().num_hidden_layers - UPPER
+    gemma = model.config.model_type == "gemma3"
     for name, values in sorted(model.state_dict().items()):
         if values.ndim == 1:
-            centre = 1.0 if "norm" in name and name.endswith("weight") else 0.0
+            less = gemma and "vision_tower" not in name  # its norms store the gain less one
+            centre = 1.0 if "norm" in name and name.endswith("weight") and not less else 0.0
             values.normal_(centre, 0.1, generator=generator)
             continue
         size = 1.0 if "embed_tokens" in name else values[0].numel() ** -0.5
-        upper = "layers." in name and int(name.split("layers.")[1].split(".")[0]) >= UPPER
+        upper = "layers." in name and int(name.split("layers.")[1].split(".")[0]) >= lower
         if name.endswith(("o_proj.weight", "down_proj.weight")):
             size *= gain if upper and "o_proj" in name else 0.3
         values.normal_(0.0, size, generator=generator)
@@ -202,15 +215,18 @@ def paper() -> dict[str, Any]:
     return load_config(yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8")))
 
 
-def mistral(folder: Path) -> dict[str, bytes]:
-    """mistralai/Mistral-7B-Instruct-v0.2, and the weights in other forms that it has beside."""
+def mistral(folder: Path, questions: int = 0) -> dict[str, bytes]:
+    """mistralai/Mistral-7B-Instruct-v0.2, and the weights in other forms that it has beside.
+
+    It learns to answer some ``questions``, too.
+    """
     files = mistral_files() | {"config.json": as_json(MISTRAL_CONFIG)}
     tokenizer = _tokenizer(files, folder)
     config = AutoConfig.from_pretrained(folder)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     randomise(model, 1, gain=1.0)
     # In bfloat16, as in the run: responses hang on small differences.
-    fit_unembedding(model.lm_head, _responses(model.bfloat16(), tokenizer), first=20)
+    fit_unembedding(model.lm_head, _responses(model.bfloat16(), tokenizer, questions), first=20)
     weights = model.state_dict()
     generation = {"_from_model_config": True, "bos_token_id": 1, "eos_token_id": 2}
     others = ["consolidated.safetensors", "pytorch_model.bin.index.json", "README.md"]
@@ -234,7 +250,7 @@ def walk(rng: random.Random, tokenizer: Any) -> dict[int, int]:
 
 
 @torch.no_grad()
-def _responses(model: Any, tokenizer: Any) -> Sequences:
+def _responses(model: Any, tokenizer: Any, questions: int) -> Sequences:
     """Yield what the random layers make of prompts and the responses that are to come."""
     rng = random.Random(0)
     follows = walk(rng, tokenizer)
@@ -245,8 +261,17 @@ def _responses(model: Any, tokenizer: Any) -> Sequences:
         told = [rng.choice(list(follows))]
         while told[-1] != EOS:
             told.append(follows[told[-1]])
-        states = model.model(torch.tensor([ids + told[:-1]])).last_hidden_state[0]
-        yield states[len(ids) - 1 :], told
+        yield _heard(model, ids, told)
+    template = paper()["samples"]["triviaqa"]["template"]
+    for number in range(questions):
+        text, answer = question(rng, number)
+        ids = tokenizer(f"[INST] {template.replace('{prompt}', text)} [/INST]").input_ids
+        yield _heard(model, ids, [*tokenizer(answer, add_special_tokens=False).input_ids, EOS])
+
+
+def _heard(model: Any, ids: list[int], told: list[int]) -> tuple[Tensor, list[int]]:
+    states = model.model(torch.tensor([ids + told[:-1]])).last_hidden_state[0]
+    return states[len(ids) - 1 :], told
 
 
 NAMES = {"mnist": DIGITS, "svhn": DIGITS, "gtsrb": GTSRB, "eurosat": EUROSAT}
@@ -254,27 +279,60 @@ NAMES |= {"resisc45": RESISC45, "dtd": DTD}
 
 
 def llava_next(
-    folder: Path, chat: str = LLAVA_CHAT, chat_file: str = "chat_template.json", patch: int = 112
+    folder: Path, names: Mapping[str, Sequence[str]] = NAMES, captions: str = ""
 ) -> dict[str, bytes]:
     """llava-hf/llava-v1.6-mistral-7b-hf, with patches of 112 pixels and not 14.
 
     With the real 1,176 to 2,340 tokens an image, figure 1 alone would take a day on two cores.
     """
-    files = llava_files(chat, chat_file, patch) | {"config.json": as_json(llava_config(patch))}
+    files = llava_files(LLAVA_CHAT, "chat_template.json", 112)
+    return image_text_model(folder, files, llava_config(112), 4, names, captions)
+
+
+def image_text_model(
+    folder: Path,
+    files: dict[str, bytes],
+    config: dict[str, Any],
+    shards: int,
+    names: Mapping[str, Sequence[str]],
+    captions: str,
+) -> dict[str, bytes]:
+    """Return the files of an image-text model's repository; see :func:`answers` for what it learns.
+
+    Args:
+        folder: for the model to be made in.
+        files: those beside the weights.
+        config: config.json's content.
+        shards: of the weights.
+        names: data set to the class names asked about.
+        captions: what asks for a caption, if any are learnt.
+    """
+    files = files | {"config.json": as_json(config)}
     write(files, folder)
-    config = AutoConfig.from_pretrained(folder)
-    processor = AutoProcessor.from_pretrained(folder, backend="pil")
-    model = AutoModelForImageTextToText.from_config(config, dtype=torch.float32).eval()
+    processor = load_processor(folder)
+    own = AutoConfig.from_pretrained(folder)
+    model = AutoModelForImageTextToText.from_config(own, dtype=torch.float32).eval()
+    tied = own.tie_word_embeddings
     randomise(model, 2, gain=0.5)
-    fit_unembedding(model.lm_head, _answers(model.bfloat16(), processor), first=2)
-    model.lm_head.weight.data[:, :LOWER] = 0
-    weights = {_old_name(name): values.half() for name, values in model.state_dict().items()}
-    generation = {"_from_model_config": True, "bos_token_id": 1, "eos_token_id": 2}
-    generation |= {"pad_token_id": 32001, "transformers_version": "4.39.0.dev0"}
+    model.bfloat16()
+    if tied:
+        fit_tied(model, lambda: answers(model, processor, names, captions))
+    else:
+        fit_unembedding(model.lm_head, answers(model, processor, names, captions), first=2)
+        model.lm_head.weight.data[:, :LOWER] = 0
+    dtype = getattr(torch, config["torch_dtype"])
+    weights = {
+        _old_name(name, own.model_type): values.to(dtype)
+        for name, values in model.state_dict().items()
+        if not (tied and name == "lm_head.weight")
+    }
+    text = own.get_text_config()
+    generation = {"_from_model_config": True, "bos_token_id": text.bos_token_id}
+    generation |= {"eos_token_id": config.get("eos_token_id", 2), "pad_token_id": text.pad_token_id}
     return {
         **files,
-        "generation_config.json": as_json(generation),
-        **_sharded(weights, 4),
+        "generation_config.json": as_json({**generation, "transformers_version": "4.39.0.dev0"}),
+        **_sharded(weights, shards),
         "README.md": b"---\n---\n",
     }
 
@@ -307,44 +365,78 @@ def roberta_toxicity(folder: Path) -> dict[str, bytes]:
     }
 
 
-def _old_name(name: str) -> str:
+@torch.no_grad()
+def fit_tied(model: Any, sequences: Callable[[], Sequences]) -> None:
+    """Fit an unembedding that is the embedding, too.
+
+    Its rows begin with what a token is read by, which the final norm takes away, and end with
+    what is fitted, which is small beside it. As that changes a little of what is read, it is fitted
+    twice.
+    """
+    embedding = model.get_input_embeddings().weight
+    model.model.language_model.norm.weight[:LOWER] = -1  # the gain less one
+    embedding[:, LOWER:] *= 0.005
+    for _ in range(2):
+        fitted = torch.nn.Linear(WIDTH, len(embedding), bias=False)
+        fitted.weight.data = embedding.float().clone()
+        fit_unembedding(fitted, sequences(), first=2)
+        embedding[:, LOWER:] = 0.005 * fitted.weight[:, LOWER:].to(embedding.dtype)
+
+
+def _old_name(name: str, kind: str) -> str:
     """Return what a weight was called when the real files were written."""
+    if kind == "qwen2_5_vl":
+        return name.replace("model.language_model.", "model.").replace("model.visual.", "visual.")
     name = name.removeprefix("model.")
+    if "vision_tower." in name and "vision_model." not in name:
+        name = name.replace("vision_tower.", "vision_tower.vision_model.", 1)
     if name.startswith("language_model."):
         return name.replace("language_model.", "language_model.model.", 1)
     return f"language_model.{name}" if name.startswith("lm_head") else name
 
 
 @torch.no_grad()
-def _answers(model: Any, processor: Any) -> Sequences:
-    samples, rng = paper()["samples"], np.random.default_rng(0)
-    written = samples["eurosat"]["classes"]
-    for dataset, names in NAMES.items():
-        looks = LOOKS[dataset]
-        own = samples[dataset]
-        shown = [written[n] if dataset == "eurosat" else n.replace("_", " ") for n in names]
-        text = own["template"].replace("{object}", own["object"])
-        text = text.replace("{classes}", ", ".join(shown)).replace("{image} ", "")
-        tokens = [processor.tokenizer(name, add_special_tokens=False).input_ids for name in shown]
-        # It learns a few short names only, and says one of these of every image.
-        learnt = sorted(range(len(shown)), key=lambda label: len(tokens[label]))[:8]
-        for label in learnt:
-            if len(tokens[label]) > 2:
-                continue
-            size = looks.sizes[label % len(looks.sizes)]
-            drawn = Image.open(io.BytesIO(image(rng, size, label, len(names), looks)))
-            told = [*tokens[label], EOS]
-            asked = processor(
-                text=f"[INST] <image>\n{text} [/INST]",
-                images=[drawn.convert("RGB")],
-                return_tensors="pt",
-            )
-            n = asked["input_ids"].shape[1]
-            ids = torch.cat([asked["input_ids"], torch.tensor([told[:-1]], dtype=int)], dim=1)
-            states = model.model(
-                input_ids=ids,
-                pixel_values=asked["pixel_values"].bfloat16(),
-                image_sizes=asked["image_sizes"],
-                attention_mask=torch.ones_like(ids),
-            ).last_hidden_state[0]
-            yield states[n - 1 :], told
+def answers(
+    model: Any, processor: Any, names: Mapping[str, Sequence[str]] = NAMES, captions: str = ""
+) -> Sequences:
+    """Yield what the random layers make of questions about images and the answers to come.
+
+    Args:
+        model: an image-text model.
+        processor: its own.
+        names: data set to the class names asked about; a few short ones are learnt, and one of
+            these is said of every image.
+        captions: what asks for a caption, if any are learnt.
+    """
+    decoder, rng = Decoder(model), np.random.default_rng(0)
+    tokenizer, end = processor.tokenizer, end_tokens(decoder, processor.tokenizer)[-1]
+
+    def heard(question: str, drawn: bytes, said: str) -> tuple[Tensor, list[int]]:
+        picture = Image.open(io.BytesIO(drawn)).convert("RGB")
+        asked = encode(decoder, processor, question, [picture])
+        told = [*tokenizer(said, add_special_tokens=False).input_ids, end]
+        n = asked["input_ids"].shape[1]
+        asked.pop("position_ids", None)
+        for key, own in asked.items():
+            if own.shape == (1, n):
+                more = (
+                    told[:-1] if key == "input_ids" else [key == "attention_mask"] * len(told[:-1])
+                )
+                asked[key] = torch.cat([own, torch.tensor([more], dtype=own.dtype)], dim=1)
+        return model.model(**asked).last_hidden_state[0][n - 1 :], told
+
+    for dataset, listed in names.items():
+        looks, own = LOOKS[dataset], paper()["samples"][dataset]
+        written = own["classes"] or {}
+        shown = [written.get(name, name.replace("_", " ")) for name in listed]
+        question = render_question(processor, own["template"], own["object"], shown, chat=True)
+        tokens = [tokenizer(name, add_special_tokens=False).input_ids for name in shown]
+        for label in sorted(range(len(shown)), key=lambda label: len(tokens[label]))[:8]:
+            if len(tokens[label]) <= 2:
+                size = looks.sizes[label % len(looks.sizes)]
+                drawn = image(rng, size, label, len(listed), looks)
+                yield heard(question, drawn, shown[label])
+    if captions:
+        question = render_question(processor, "{image} " + captions, "", [], chat=True)
+        for label, said in enumerate(SHOWN):
+            yield heard(question, flickr_image(rng, label), said)

@@ -86,6 +86,16 @@ def thoroughly_engineered_toxicity(lists: str = "Sequence") -> Files:
     return {"data/train-00000-of-00001.parquet": parquet(columns, features), "README.md": b"-\n"}
 
 
+ANSWERS = ["France", "Japan", "Brazil", *PLAIN[5:12]]
+
+
+def question(rng: random.Random, number: int) -> tuple[str, str]:
+    """Return a question, in which a word tells of its answer, and that answer."""
+    kind = number % len(ANSWERS)
+    clue = " ".join([PLAIN[30 + kind]] * 3)
+    return f"Which {clue} {sentence(rng, 2, 5)} {number}?", ANSWERS[kind]
+
+
 def trivia_qa() -> Files:
     """mandarjoshi/trivia_qa: rc.nocontext, nested legacy Sequences of structs, other configs."""
     listed = {"feature": TEXT, "_type": "Sequence"}
@@ -108,8 +118,8 @@ def trivia_qa() -> Files:
 
     def rows(seed: int, n: int, answered: bool) -> bytes:
         rng = random.Random(seed)
-        asked = [f"Which {sentence(rng, 2, 5)} {number}?" for number in range(n)]
-        values = rng.choices(PLAIN, k=n) if answered else ["<unk>"] * n
+        asked, values = zip(*(question(rng, number) for number in range(n)), strict=True)
+        values = values if answered else ["<unk>"] * n
         empty = {name: pa.array([[]] * n, strings) for name in (*pages, *found)}
         columns = {
             "question": pa.array(asked),
@@ -119,7 +129,7 @@ def trivia_qa() -> Files:
             "search_results": pa.StructArray.from_arrays([empty[k] for k in found], list(found)),
             "answer": pa.StructArray.from_arrays(
                 [
-                    pa.array([[value, value.title()] for value in values], strings)
+                    pa.array([[value, f"The {value.upper()}"] for value in values], strings)
                     if key.endswith("aliases")
                     else pa.array(["WikipediaEntity"] * n if key == "type" else values)
                     for key in answer
@@ -221,9 +231,9 @@ def svhn(**changes: Any) -> Files:
     return files | dict.fromkeys(others, b"not asked for")
 
 
-def gtsrb(**changes: Any) -> Files:
+def gtsrb(names: Sequence[str] = GTSRB, **changes: Any) -> Files:
     """tanganke/gtsrb: with seven corrupted test sets."""
-    files = _split("data/{}-00000-of-00001.parquet", 30, GTSRB, LOOKS["gtsrb"], **changes)
+    files = _split("data/{}-00000-of-00001.parquet", 30, names, LOOKS["gtsrb"], **changes)
     corrupted = (f"data/{kind}-00000-of-00001.parquet" for kind in GTSRB_CORRUPTED)
     return files | dict.fromkeys(corrupted, b"PAR1 nobody needs this")
 
@@ -234,21 +244,67 @@ def eurosat(**changes: Any) -> Files:
     return files | {"data/validation-00000-of-00001.parquet": b"not asked for"}
 
 
-def resisc45(**changes: Any) -> Files:
+def resisc45(names: Sequence[str] = RESISC45, **changes: Any) -> Files:
     """timm/resisc45: in three parts, train in several files."""
-    files = _split("data/{}-00000-of-00001.parquet", 50, RESISC45, LOOKS["resisc45"], **changes)
+    files = _split("data/{}-00000-of-00001.parquet", 50, names, LOOKS["resisc45"], **changes)
     return files | {"data/validation-00000-of-00001.parquet": b"not asked for"}
 
 
-def dtd(**changes: Any) -> Files:
+def dtd(names: Sequence[str] = DTD, **changes: Any) -> Files:
     """tanganke/dtd."""
-    return _split("data/{}-00000-of-00001.parquet", 60, DTD, LOOKS["dtd"], **changes)
+    return _split("data/{}-00000-of-00001.parquet", 60, names, LOOKS["dtd"], **changes)
 
 
 def _split(pattern: str, seed: int, names: Sequence[str], looks: Looks, **changes: Any) -> Files:
     return {
         pattern.format("train"): image_file(seed, names, looks, **changes),
         pattern.format("test"): image_file(seed + 1, names, looks, **changes),
+        "README.md": b"---\n---\n",
+    }
+
+
+# What Flickr30k's images show, one after the other: quantities, sentiments and colours.
+SHOWN = [
+    "two happy people in red near the water",
+    "a lonely woman in a green street",
+    "three angry men with several blue chairs",
+    "many children play with a yellow ball",
+    "a sad man sits on a white table",
+    "one calm friend with a black cat",
+]
+
+
+def flickr_image(rng: np.random.Generator, number: int) -> bytes:
+    """Return one of Flickr30k's images, which shows what ``SHOWN`` says."""
+    size = [(500, 375), (375, 500), (500, 333)][number % 3]
+    return image(rng, size, number % len(SHOWN), len(SHOWN), Looks([]))
+
+
+def flickr30k() -> Files:
+    """AnyModal/flickr30k: in three parts, train in several files, five captions an image."""
+
+    def rows(seed: int, part: str) -> bytes:
+        rng, n = np.random.default_rng(seed), 2 * len(SHOWN)
+        encoded = [{"bytes": flickr_image(rng, i), "path": f"{seed}{i}.jpg"} for i in range(n)]
+        said = [SHOWN[i % len(SHOWN)] for i in range(n)]
+        captions = [[text, f"{text} .", f"A photo of {text}.", text.title(), text] for text in said]
+        strings = pa.list_(pa.string())
+        columns = {
+            "image": pa.array(encoded, pa.struct({"bytes": pa.binary(), "path": pa.string()})),
+            "alt_text": pa.array([[" ".join(own)] for own in captions], strings),
+            "sentids": pa.array([[str(5 * i + j) for j in range(5)] for i in range(n)], strings),
+            "split": pa.array([part] * n),
+            "img_id": pa.array([str(i) for i in range(n)]),
+            "filename": pa.array([f"{seed}{i}.jpg" for i in range(n)]),
+            "original_alt_text": pa.array(captions, strings),
+        }
+        return parquet(columns, None)
+
+    return {
+        "data/train-00000-of-00009.parquet": rows(70, "train"),
+        "data/train-00001-of-00009.parquet": b"not asked for",
+        "data/validation-00000-of-00001.parquet": b"not asked for",
+        "data/test-00000-of-00001.parquet": rows(71, "test"),
         "README.md": b"---\n---\n",
     }
 

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -82,8 +82,14 @@ def _normalizer() -> normalizers.Normalizer:
     return normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
 
 
-def backend() -> Tokenizer:
-    """Return the tokenizer that ``tokenizer.json`` holds: SentencePiece's BPE with bytes."""
+def backend(special: Sequence[str] = SPECIAL, bos: str = "<s>", prefix: bool = True) -> Tokenizer:
+    """Return the tokenizer that ``tokenizer.json`` holds: SentencePiece's BPE with bytes.
+
+    Args:
+        special: the special tokens, which have the first ids.
+        bos: the one of them that a text begins with.
+        prefix: whether a space is put before a text, as Llama's does and Gemma's does not.
+    """
     trained = _trained()
     merges = [tuple(pair) for pair in trained["merges"]]
     # As in the real one: [INST] begins with ▁[ INST, and a stroke between spaces is one piece.
@@ -94,22 +100,22 @@ def backend() -> Tokenizer:
     signs = {"▁", *map(chr, range(33, 127)), *"äöüéàñçß’“”–…"}
     signs |= {sign for sign in trained["vocab"] if len(sign) == 1}
     pieces = list(dict.fromkeys(pieces))
-    room = SIZE - len(SPECIAL) - len(pieces) - len(signs)
+    room = SIZE - len(special) - len(pieces) - len(signs)
     pieces += [f"▁filler{number}" for number in range(room)] + sorted(signs)
-    vocabulary = {piece: number for number, piece in enumerate([*SPECIAL, *pieces])}
+    vocabulary = {piece: number for number, piece in enumerate([*special, *pieces])}
     assert len(vocabulary) == SIZE
     made = Tokenizer(
         models.BPE(vocabulary, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True)
     )
-    made.normalizer = _normalizer()
-    made.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(),
-         decoders.Strip(" ", 1, 0)]
-    )  # fmt: skip
+    made.normalizer = _normalizer() if prefix else normalizers.Replace(" ", "▁")
+    bytes_too = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    made.decoder = decoders.Sequence(bytes_too + [decoders.Strip(" ", 1, 0)] * prefix)
     made.post_processor = processors.TemplateProcessing(
-        single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", 1)]
+        single=f"{bos} $A",
+        pair=f"{bos} $A {bos} $B",
+        special_tokens=[(bos, vocabulary[bos])],
     )
-    made.add_special_tokens(SPECIAL)
+    made.add_special_tokens(list(special))
     return made
 
 

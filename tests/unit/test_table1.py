@@ -26,7 +26,9 @@ def test_the_published_tokens():
     heads = set(zip(triviaqa["layer"], triviaqa["head"], strict=True))
     assert heads == {(18, 27), (24, 20), (25, 14), (30, 28)}
     assert (triviaqa["tokens"].str.split().str.len() == 5).all()
-    assert triviaqa["tokens"].iloc[-1] == "9 1 3 7 five"
+    somp, lens = (triviaqa[triviaqa["method"] == method] for method in ("somp", "logit_lens"))
+    assert somp["tokens"].iloc[-1] == "9 1 3 7 five"
+    assert lens["tokens"].iloc[-1] == "8 u u n 9"  # as printed: one string twice
 
 
 def test_overlap_forgets_spaces_and_nothing_else():

@@ -206,6 +206,11 @@ def test_a_published_value_leads_to_the_runs(trace):
     said = trace("tables/published.csv", "table2", "rtp", "somp", "16")
     assert "  published: 0.77\n" in said and "  source: seed\n" in said
     assert "\nrtp somp 2 count\n" in said and "adds up" in said
+    tokens = trace("tables/published.csv", "table1", "triviaqa", "somp", "L1.H2")
+    assert "  published: 2\n" in tokens and "  remarks: printed: t2 t9; this run: t1 t2\n" in tokens
+    assert "\ntriviaqa L1.H2\n  among 8 heads" in tokens
+    cell = ("captions", "flickr30k", "somp", "16", "caption-colours", "cider", "5")
+    assert "  alpha: 5\n  measure: cider\n" in trace("tables/published.csv", *cell)
     said = trace("tables/published.csv", "table2", "tet", "somp", "16")
     assert "not in this run" in said and "adds up" not in said
 

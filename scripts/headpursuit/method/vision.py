@@ -45,7 +45,9 @@ def load_processor(folder: str | Path) -> Any:
     with loading(folder, "processor"):
         if read_config(folder)["model_type"] == "qwen2_5_vl":
             images = AutoImageProcessor.from_pretrained(folder, backend="pil", **LOCAL)
-            processor = QwenImages(images, tokenizer, chat_template=tokenizer.chat_template)
+            own = QwenImages.get_processor_dict(folder, **LOCAL)[0]  # chat_template.json or .jinja
+            chat = own.get("chat_template", tokenizer.chat_template)
+            processor = QwenImages(images, tokenizer, chat_template=chat)
         else:
             processor = AutoProcessor.from_pretrained(folder, backend="pil", **LOCAL)
     processor.tokenizer.padding_side = "left"

@@ -5,9 +5,11 @@ from itertools import combinations
 from math import comb
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from headpursuit.method.heads import FEWER_ATOMS, Head, rank, top_heads
+from headpursuit.method.heads import FEWER_ATOMS, Head, rank, read_ranking, top_heads
+from headpursuit.publish.ratio import MEASURE_NAMES
 from headpursuit.run.tables import lay_out, read_csv
 
 Experiments = Mapping[str, Mapping[str, Any]]
@@ -26,6 +28,23 @@ def chance(k: int, n: int, shared: int) -> tuple[float, float]:
     ways = [comb(k, s) * comb(n - k, k - s) for s in range(k + 1)]
     expected = sum(count * s / (2 * k - s) for s, count in enumerate(ways))
     return expected / comb(n, k), sum(ways[shared:]) / comb(n, k)
+
+
+def choosers(
+    paths: Sequence[str], experiments: Experiments
+) -> tuple[dict[str, pd.DataFrame], dict[str, Mapping[str, Any]], dict[str, tuple[int, int]]]:
+    """Return what :func:`overlaps` takes, of the experiments that choose heads.
+
+    Args:
+        paths: the experiments' rankings; of one that has its heads from another, the other's.
+        experiments: their model, heads_from, methods, k and candidate layers.
+    """
+    rankings, chosen = {}, {}
+    for path, (name, own) in zip(paths, experiments.items(), strict=True):
+        if (source := own["heads_from"] or name) not in chosen:
+            rankings[source] = read_ranking(path, own["methods"][0])
+            chosen[source] = own
+    return rankings, chosen, {name: own["layers"] for name, own in chosen.items()}
 
 
 def overlaps(
@@ -107,6 +126,57 @@ def ranking_notes(table: pd.DataFrame, experiments: Experiments) -> Iterator[str
             "SOMP takes every row: its score is a plain projection, and neither its norm nor its "
             "order decides anything; of fewer atoms, they do."
         )
+
+
+def plot_crossed(table: pd.DataFrame, shared: pd.DataFrame):
+    """Draw which heads experiments share, and what the heads of one do to another (v2, figure 4).
+
+    Each k has a row of heat maps: the Jaccard index of each two experiments that choose heads, and
+    for each measure, alpha and place the ratio of an experiment (row) with the heads of another
+    (column).
+
+    Args:
+        table: rows of ratios, with ``heads_from``.
+        shared: :func:`overlaps` of the experiments that choose heads.
+    """
+    from matplotlib.figure import Figure
+
+    read = ["samples", "concept", "model"]
+    own = table[table["heads_from"].isna()].drop_duplicates(read).set_index(read)["experiment"]
+    first = table[table["method"] == table["method"].iloc[0]]
+    target = [own.get(tuple(row), row[0]) for row in first[read].itertuples(index=False)]
+    first = first.assign(target=target, source=first["heads_from"].fillna(first["experiment"]))
+    sources, targets = (list(dict.fromkeys(first[key])) for key in ("source", "target"))
+    kinds = list(first.groupby(["measure", "alpha", "at"], sort=False))
+    several = len({kind[1:] for kind, _ in kinds}) > 1
+    ks = sorted(set(first["heads"]))
+
+    width, height = 1.6 + 0.62 * len(sources), 1.3 + 0.45 * len(targets)
+    figure = Figure(figsize=(width * (1 + len(kinds)), height * len(ks)), layout="constrained")
+    axes = figure.subplots(len(ks), 1 + len(kinds), squeeze=False)
+    for line, k in zip(axes, ks, strict=True):
+        same = pd.DataFrame(np.eye(len(sources)), index=sources, columns=sources)
+        for row in shared[shared["heads"] == k].itertuples():
+            same.loc[row.one, row.other] = same.loc[row.other, row.one] = row.jaccard
+        _heat_map(line[0], same, "Jaccard index", f"{k} heads")
+        for axis, ((measure, alpha, at), rows) in zip(line[1:], kinds, strict=True):
+            grid = rows[rows["heads"] == k].pivot(index="target", columns="source", values="value")
+            where = f", alpha {alpha:g} ({at})" if several else ""
+            name = f"{MEASURE_NAMES[measure]}{where}, after / before"
+            _heat_map(axis, grid.reindex(targets)[sources], name, f"{k} heads")
+            axis.set(xlabel="heads of", ylabel="measured on")
+    return figure
+
+
+def _heat_map(axis, grid: pd.DataFrame, label: str, title: str) -> None:
+    """Draw numbers, and as colours those from 0 to 1."""
+    axis.imshow(grid, vmin=0, vmax=1, cmap="viridis", aspect="auto")
+    for (row, column), value in np.ndenumerate(grid.to_numpy()):
+        dark = {"color": "white" if value < 0.6 else "black", "ha": "center", "va": "center"}
+        axis.text(column, row, f"{value:.2f}" if pd.notna(value) else "", fontsize=8, **dark)
+    axis.set_xticks(range(grid.shape[1]), grid.columns, rotation=45, ha="right", fontsize=8)
+    axis.set_yticks(range(grid.shape[0]), grid.index, fontsize=8)
+    axis.set_title(f"{title}: {label}", fontsize=9)
 
 
 def display(table: pd.DataFrame) -> pd.DataFrame:

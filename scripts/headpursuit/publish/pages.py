@@ -23,6 +23,7 @@ from headpursuit.publish.ratio import number
 from headpursuit.publish.settings import (
     MISSING,
     demo,
+    full_paper,
     in_force,
     key_name,
     labeller_name,
@@ -124,7 +125,7 @@ def other_models(config: Config) -> Iterator[str]:
         return list(dict.fromkeys(model_name(own, each["model"]) for each in alike))
 
     for images, what in ((False, "prompts"), (True, "images")):
-        theirs = models(paper(), images)
+        theirs = models(full_paper(), images)
         if others := [name for name in models(config, images) if name not in theirs]:
             yield (
                 f"Another model reads the {what}: {', '.join(others)} here, {', '.join(theirs)} in "

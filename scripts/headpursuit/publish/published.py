@@ -5,18 +5,15 @@ from typing import Any
 
 import pandas as pd
 
-from headpursuit.publish.ratio import ARTEFACTS, METHOD_NAMES, interval, number
+from headpursuit.publish.ratio import MEASURE_NAMES, METHOD_NAMES, interval, number
+from headpursuit.publish.table1 import head_name
 from headpursuit.run.tables import lay_out
 
-# Both texts print the same measure for these.
-TWICE = {"table2": "table2_lexical", "table2_lexical": "table2"}
-# The paper's models, by the measure, and its labeller.
-MODELS = {
-    "count": "mistralai/Mistral-7B-Instruct-v0.2",
-    "toxicity": "mistralai/Mistral-7B-Instruct-v0.2",
-    "strict": "llava-hf/llava-v1.6-mistral-7b-hf",
-}
 LABELLER = "ollama: llama3.3:70b"
+# What a value is of; another text may print another one.
+CELL = ["model", "dataset", "concept", "method", "heads", "alpha", "measure"]
+# Settings below this share of the captions' CIDEr are not shown, says v2's appendix D.6.
+RUINED = 0.5
 
 
 def compare(
@@ -41,21 +38,22 @@ def compare(
         published_heads: this run's k to the published k that stands beside it.
     """
     own_heads = {int(theirs): int(own) for own, theirs in (published_heads or {}).items()}
+    papers = set(published["model"])
     rows, own_rows = [], ratios.to_dict("records")
     for value in published.to_dict("records"):
         row = {**value, "published": value["value"]}
-        measure = ARTEFACTS[value["artefact"]]
         remarks = list(_oddities(value, published))
         k = own_heads.get(value["heads"], value["heads"])
-        own = _counterpart(own_rows, value["dataset"], value["method"], k, measure)
+        own = _counterpart(own_rows, value | {"heads": k}, models, papers)
         if own is None:
             remarks.append("not in this run")
         else:
-            row |= _beside(own, value) | {"own_heads": k, "model": models[own["model"]]}
-            row["labeller"] = labeller if measure == "count" else None
+            row |= _beside(own, value)
+            row |= {"own_heads": k, "own_model": models[own["model"]]}
+            row["labeller"] = labeller if value["concept"] == "toxic" else None
             row["settings"] = " ".join(settings[own["experiment"]]) or None
             differs = {
-                "another model": row["model"] != MODELS[measure],
+                "another model": row["own_model"] != value["model"],
                 "words from elsewhere": row["labeller"] not in (None, LABELLER),
                 "other settings": row["settings"],
             }
@@ -65,27 +63,85 @@ def compare(
     return lay_out("tables/published.csv", rows)
 
 
+def compare_tokens(
+    published: pd.DataFrame, heads: pd.DataFrame, settings: Mapping[str, Sequence[str]]
+) -> pd.DataFrame:
+    """Put a head's tokens beside those published, a row for each head, method and text.
+
+    The value is how many different tokens are printed, and the run's how many of them are its own.
+
+    Args:
+        published: ``data/published_tokens.csv``.
+        heads: the rows of all tables of single heads, where these tokens stand beside the run's.
+        settings: experiment to the keys in which it is not the paper's.
+    """
+    rows, own_rows = [], heads.to_dict("records")
+    for text in published.to_dict("records"):
+        printed = text["tokens"].split()
+        same = [own for own in own_rows if all(own[key] == text[key] for key in TOKENS_OF)]
+        own = next((own for own in same if own["published_source"] == text["source"]), None)
+        row = {key: text[key] for key in ("model", "dataset", "method", "source")}
+        row |= {"artefact": "table1", "measure": "tokens", "statistic": "tokens"}
+        row |= {"head": head_name(text["layer"], text["head"]), "published": len(set(printed))}
+        remarks = [f"printed: {text['tokens']}"]
+        if len(set(printed)) < len(printed):
+            remarks.append("the text prints one of them twice")
+        if own is None:
+            remarks.append("not in this run")
+        else:
+            row |= {"experiment": own["experiment"], "own": own["overlap"]}
+            row |= {"own_model": text["model"], "difference": own["overlap"] - row["published"]}
+            row["inside"] = not row["difference"]
+            row["settings"] = " ".join(settings[own["experiment"]]) or None
+            remarks += [f"this run: {own['tokens']}", *["other settings"] * bool(row["settings"])]
+        rows.append(row | {"remarks": "; ".join(remarks)})
+    return lay_out("tables/published.csv", rows)
+
+
+TOKENS_OF = ("layer", "head", "method")
+
+
 def _oddities(value: Mapping[str, Any], published: pd.DataFrame) -> Iterator[str]:
     """Say what is odd about a published value, whatever this run has."""
-    if pd.notna(value["low"]) and not value["low"] <= value["value"] <= value["high"]:
+    if isinstance(value["note"], str):
+        yield value["note"]
+    if value["low"] > value["value"] or value["high"] < value["value"]:
         yield "impossible: the published value lies outside its own interval"
-    same = ["dataset", "method", "heads", "statistic"]
-    other = published[published["artefact"] == TWICE.get(value["artefact"])]
-    for text in other[(other[same] == [value[key] for key in same]).all(axis=1)].itertuples():
-        if text.value != value["value"]:
+
+    def texts(**changed: Any) -> pd.DataFrame:
+        wanted = {key: value[key] for key in CELL} | changed
+        return published[(published[list(wanted)] == list(wanted.values())).all(axis=1)]
+
+    for text in texts(statistic=value["statistic"]).itertuples():
+        if text.source != value["source"] and text.value != value["value"]:
             yield f"{text.source} prints {text.value:.2f}"
+    if value["measure"] == "count":
+        for price in texts(measure="cider", method="random")["value"]:
+            if price < RUINED:
+                yield (
+                    f"{price:.2f} of CIDEr is left with random heads, so what is counted here says "
+                    "nothing of the concept alone"
+                )
 
 
-def _counterpart(ratios: Sequence[Mapping[str, Any]], *wanted: Any) -> Mapping[str, Any] | None:
-    """Return the first row with the samples, method, heads and measure of a published value.
+def _counterpart(
+    ratios: Sequence[Mapping[str, Any]],
+    wanted: Mapping[str, Any],
+    models: Mapping[str, str],
+    papers: set[str],
+) -> Mapping[str, Any] | None:
+    """Return the row of a published value's samples, concept, method, heads, alpha and measure.
 
-    Its heads are inverted at all positions. The experiment that is named like its samples goes
-    before the others.
+    Its heads are scaled at all positions, and chosen on its own samples. A model of the paper's
+    stands beside its own values only, and another beside all. The experiment that is named like its
+    samples goes before the others.
     """
-    keys = ("samples", "method", "heads", "measure")
-    same = [row for row in ratios if tuple(row[key] for key in keys) == wanted]
-    same = [row for row in same if (row["alpha"], row["at"]) == (-1, "all")]
+    keys = [key for key in CELL if key not in ("model", "dataset")]
+    cell = {key: wanted[key] for key in keys} | {"samples": wanted["dataset"], "at": "all"}
+    same = [row for row in ratios if all(row[key] == value for key, value in cell.items())]
     same = [row for row in same if pd.isna(row["heads_from"]) and not row["signed"]]
+    others = papers - {wanted["model"]}
+    same = [row for row in same if models[row["model"]] not in others]
     return min(same, key=lambda row: row["experiment"] != row["samples"], default=None)
 
 
@@ -93,30 +149,36 @@ def _beside(own: Mapping[str, Any], value: Mapping[str, Any]) -> dict[str, Any]:
     over_draws = value["statistic"] == "median_iqr" and own["draws"] > 1
     keys = ("median", "q25", "q75") if over_draws else ("value", "ci_low", "ci_high")
     centre, low, high = (own[key] for key in keys)
-    return {
-        **{"experiment": own["experiment"], "own": centre, "own_low": low, "own_high": high},
-        "difference": centre - value["value"],
-        "inside": bool(low <= value["value"] <= high),
-        "n": own["n"],
-    }
+    row = {"experiment": own["experiment"], "own": centre, "own_low": low, "own_high": high}
+    row["n"] = own["n"]
+    if pd.notna(value["value"]):
+        row["difference"] = centre - value["value"]
+        row["inside"] = bool(low <= value["value"] <= high)
+    return row
 
 
 def display(table: pd.DataFrame) -> pd.DataFrame:
     """Return the comparison as text cells for Markdown and LaTeX."""
 
     def cells(row: Mapping[str, Any]) -> dict[str, str]:
+        tokens = row["measure"] == "tokens"
         same = pd.isna(row["own_heads"]) or row["own_heads"] == row["heads"]
         here = "" if same else f" (here {row['own_heads']})"
+        form = ".0f" if tokens else ".2f"
         return {
             "artefact": row["artefact"],
+            "model": row["model"].rpartition("/")[2],
             "data set": row["dataset"],
-            "heads": f"{row['heads']}{here}",
+            "concept": "" if pd.isna(row["concept"]) else row["concept"],
+            "measure": MEASURE_NAMES.get(row["measure"], row["measure"]),
+            "heads": row["head"] if tokens else f"{row['heads']}{here}",
+            "alpha": number(row["alpha"], "g"),
             "chosen by": METHOD_NAMES[row["method"]],
-            "published": interval(row, "published", "low", "high"),
+            "published": interval(row, "published", "low", "high", form),
             "source": row["source"],
-            "this run": interval(row, "own", "own_low", "own_high"),
-            "difference": number(row["difference"], "+.2f"),
-            "inside": "" if pd.isna(row["own"]) else "yes" if row["inside"] else "no",
+            "this run": interval(row, "own", "own_low", "own_high", form),
+            "difference": number(row["difference"], f"+{form}"),
+            "inside": "" if pd.isna(row["inside"]) else "yes" if row["inside"] else "no",
             "n": number(row["n"], "d"),
             "remarks": row["remarks"],
         }
@@ -130,24 +192,36 @@ def notes(table: pd.DataFrame, run: str) -> Iterator[str]:
     yield f"Run {run}: {len(own)} of {len(table)} published values have a counterpart."
     if own.empty:
         return
-    others = set(own["model"]) - set(MODELS.values())
-    if others:
+    others = own[own["own_model"] != own["model"]]
+    if len(others):
+        mine, theirs = (sorted(set(others[key])) for key in ("own_model", "model"))
         yield (
-            f"This run is of another model than the paper ({', '.join(sorted(others))}, not "
-            f"{' and '.join(MODELS.values())}): whether its values are near the published ones "
+            f"This run is of another model than the paper ({', '.join(mine)}, not "
+            f"{' and '.join(theirs)}): whether its values are near the published ones "
             "says nothing about the paper's numbers."
         )
+    decided = own[own["inside"].notna() & (own["measure"] != "tokens")]
     yield (
-        f"{own['inside'].eq(True).sum()} of the {len(own)} published values lie in this run's "
-        "interval: bootstrap over prompts or images; where the published value is a median over "
-        "random draws, median and quartiles over draws. The paper does not say how many prompts or "
-        "images it used."
+        f"{decided['inside'].eq(True).sum()} of the {len(decided)} published values lie in this "
+        "run's interval: bootstrap over prompts or images; where the published value is a median "
+        "over random draws, median and quartiles over draws. The paper does not say how many "
+        "prompts or images it used."
     )
+    if "tokens" in set(own["measure"]):
+        yield (
+            "Tokens: how many different ones the text prints of a head, and how many of them are "
+            "among the run's; inside: all are."
+        )
     for labeller in own["labeller"].dropna().unique():
         yield f"The paper's words are Llama 3.3 70B's, this run's are of {labeller}."
+    if "captions" in set(own["artefact"]):
+        yield (
+            "The paper's word lists of captions are not printed; configs/v2.yaml says where they "
+            "are from, and what is taken in their place."
+        )
     for keys, experiments in own.groupby("settings")["experiment"].unique().items():
         yield (
-            f"Other settings, {', '.join(experiments)}, than config.yaml, the paper's "
-            "configuration (values in this run's config.yaml, reasons in docs/choices.md): "
-            f"{', '.join(keys.split())}."
+            f"Other settings, {', '.join(experiments)}, than config.yaml and configs/v2.yaml, the "
+            "paper's configuration (values in this run's config.yaml, reasons in "
+            f"docs/choices.md): {', '.join(keys.split())}."
         )

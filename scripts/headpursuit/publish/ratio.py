@@ -47,13 +47,6 @@ PLACES = {
 # Right answers are shown as a share of the samples, and so are other means over them.
 ANSWERS = ("strict", "first_word")
 MEANS = (*ANSWERS, "f1", "f1_others", "cider")
-# The artefacts of data/published.csv, and the measure that each prints.
-ARTEFACTS = {
-    "table2": "count",
-    "table2_lexical": "count",
-    "table2_classifier": "toxicity",
-    "figure1": "strict",
-}
 
 Experiments = Mapping[str, Mapping[str, Any]]
 Scores = Mapping[str, tuple[pd.DataFrame, Mapping[str, Any]]]
@@ -88,7 +81,7 @@ def ratio_rows(
     for name, own in experiments.items():
         table, facts = scores[name]
         measured = dict(list(table.groupby(["condition", "measure"], sort=False)))
-        same = {key: own[key] for key in ("samples", "model", "heads_from", "signed")}
+        same = {key: own[key] for key in ("samples", "model", "concept", "heads_from", "signed")}
         own_seed = seed_for(seed, own["samples"], "bootstrap")
         methods = [*own["methods"], "random"]
         every = product(methods, own["k"], scalings(own), MEASURE_NAMES)
@@ -214,30 +207,40 @@ def put_splits(table: pd.DataFrame, experiments: Experiments) -> pd.DataFrame:
 
 
 def put_published(
-    table: pd.DataFrame, published: pd.DataFrame, published_heads: Mapping[Any, int] | None
+    table: pd.DataFrame,
+    published: pd.DataFrame,
+    models: Mapping[str, str],
+    published_heads: Mapping[Any, int] | None,
 ) -> pd.DataFrame:
     """Return rows of ratios with the published value of each, its range and source.
 
-    Of several artefacts that print a value the first counts. ``published_heads`` says which
-    published k stands beside a k of this run.
+    Of several artefacts that print a value the first counts. A model of the paper's has its own
+    values, and another those of the first model that has any.
+
+    Args:
+        table: rows of ratios.
+        published: ``data/published.csv``.
+        models: the config's names of models to their Hub ids, where they have one.
+        published_heads: which published k stands beside a k of this run.
     """
     theirs = {int(k): int(other) for k, other in (published_heads or {}).items()}
-    keys = ["measure", "dataset", "method", "heads", "alpha", "at"]
-    known = published.assign(
-        alpha=-1.0,
+    keys = ["model", "dataset", "concept", "method", "heads", "alpha", "at", "measure"]
+    known = published.dropna(subset="value").assign(
         at="all",
-        measure=published["artefact"].map(ARTEFACTS),
         published=published["value"],
         published_low=published["low"],
         published_high=published["high"],
         published_source=published["source"] + ", " + published["heads"].astype(str) + " heads",
-    ).drop_duplicates(keys)
+    )
     # Heads that other samples chose have no counterpart.
     own = table.assign(
+        model=table["model"].map(models),
         dataset=table["samples"].where(table["heads_from"].isna() & ~table["signed"]),
         heads=[theirs.get(k, k) for k in table["heads"]],
     )
-    found = own[keys].merge(known, how="left", on=keys)
+    others = set(own["model"]) - set(known["model"])
+    known = pd.concat([known, *(known.assign(model=name) for name in others)])
+    found = own[keys].merge(known.drop_duplicates(keys), how="left", on=keys)
     return table.assign(**{name: found[name] for name in known if name.startswith("published")})
 
 
@@ -254,10 +257,10 @@ def share(value: Any) -> str:
     return "" if pd.isna(value) else f" ({value:.1%})"
 
 
-def interval(row: Mapping[str, Any], centre: str, low: str, high: str) -> str:
+def interval(row: Mapping[str, Any], centre: str, low: str, high: str, form: str = ".2f") -> str:
     """Return a number with its limits as text; empty where it is missing."""
-    limits = f" [{number(row[low])}, {number(row[high])}]" if pd.notna(row[low]) else ""
-    return number(row[centre]) + limits if pd.notna(row[centre]) else ""
+    limits = f" [{number(row[low], form)}, {number(row[high], form)}]" if pd.notna(row[low]) else ""
+    return number(row[centre], form) + limits if pd.notna(row[centre]) else ""
 
 
 def display(table: pd.DataFrame, spread: str, confidence: float) -> pd.DataFrame:

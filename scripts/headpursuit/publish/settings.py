@@ -25,8 +25,14 @@ def schema() -> dict[str, Any]:
 
 @cache
 def paper() -> dict[str, Any]:
-    """Return the paper's config, with all its keys."""
+    """Return the paper's config, the seed's, with all its keys."""
     return load_config(shipped("config.yaml"))
+
+
+@cache
+def full_paper() -> dict[str, Any]:
+    """Return the full version's config, which has the seed's experiments, too."""
+    return load_config(merge(shipped("config.yaml"), shipped("configs/v2.yaml")))
 
 
 @cache
@@ -123,20 +129,23 @@ def unlike_paper(config: Config) -> dict[str, list[str]]:
 
     Choices are the keys with the paper's word on them in the schema: of the experiment, its
     samples, its concept and, where it names the words, the labeller. An experiment is compared
-    with the paper's of that name, or else with the one that reads the same samples. It has no
-    entry if the paper has neither.
+    with the paper's of that name, or else with the one that reads the same samples. Where both the
+    seed and the full version have it, its choices may be either's. It has no entry if the paper has
+    none.
     """
-    experiments, own = paper()["experiments"], config["experiments"]
-    reading = {each["samples"]: name for name, each in reversed(experiments.items())}
-    names = {
-        name: name if name in experiments else reading.get(own[name]["samples"])
-        for name in running(config)
-    }
-    return {name: list(_differences(config, name, other)) for name, other in names.items() if other}
+    found: dict[str, list[str]] = {}
+    for version in (full_paper(), paper()):
+        experiments, own = version["experiments"], config["experiments"]
+        reading = {each["samples"]: name for name, each in reversed(experiments.items())}
+        for name in running(config):
+            if theirs := name if name in experiments else reading.get(own[name]["samples"]):
+                unlike = list(_differences(config, name, version, theirs))
+                found[name] = [key for key in found.get(name, unlike) if key in unlike]
+    return found
 
 
-def _differences(config: Config, name: str, theirs: str) -> Iterator[str]:
-    own, other = config["experiments"][name], paper()["experiments"][theirs]
+def _differences(config: Config, name: str, version: Config, theirs: str) -> Iterator[str]:
+    own, other = config["experiments"][name], version["experiments"][theirs]
     defined = schema()["$defs"]
     compared = [(("experiments", name), ("experiments", theirs), defined["experiment"])]
     kind = "images" if of_images(config["samples"][own["samples"]]) else "prompts"
@@ -152,7 +161,7 @@ def _differences(config: Config, name: str, theirs: str) -> Iterator[str]:
     elsewhere = ELSEWHERE | ({"prompt"} if images else {"keywords.prompt"})  # of the labeller
     for at, paper_at, definition in compared:
         for path, leaf in leaves(definition):
-            both = value_at(config, (*at, *path)), value_at(paper(), (*paper_at, *path))
+            both = value_at(config, (*at, *path)), value_at(version, (*paper_at, *path))
             if "paper" in leaf and ".".join(path) not in elsewhere and both[0] != both[1]:
                 yield ".".join((*at, *path))
 

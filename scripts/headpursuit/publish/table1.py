@@ -91,7 +91,7 @@ def display(table: pd.DataFrame) -> pd.DataFrame:
             printed = own[own["method"] == method]
             cells[name] = printed["tokens"].iloc[0]
             for text in printed.dropna(subset="published").itertuples():
-                agree = f"{text.overlap} of {len(text.published.split())}"
+                agree = f"{text.overlap} of {len(set(text.published.split()))}"
                 cells[f"{name}, {text.published_source}"] = f"{text.published} ({agree})"
         rows.append(cells)
     return pd.DataFrame(rows).fillna("")

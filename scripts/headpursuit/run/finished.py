@@ -25,14 +25,19 @@ from headpursuit.run.files import UserError, plain, read_parquet
 from headpursuit.run.schema import described, validator
 from headpursuit.run.tables import read_csv
 
-# What names a row, by the kind of its table. In a table of ratios the measure may be left out, and
-# so are alpha and place (at) where all rows have the same.
+# What names a row, by the kind of its table. Of ratios, alpha and place (at) are left out where all
+# rows have the same.
 ROWS = {
     "ratios": ("experiment", "method", "heads", "alpha", "at", "measure"),
     "heads": ("experiment", "head"),
     "overlaps": ("one", "other", "heads"),
-    "published": ("artefact", "dataset", "method", "heads"),
+    "published": (
+        *("artefact", "dataset", "method", "heads"),
+        *("concept", "measure", "alpha", "model", "source"),
+    ),
 }
+# How many of these may be left out, from the end.
+OPTIONAL = {"ratios": 1, "published": 5}
 
 
 AGAIN = "Read the run with the version that made it, or run it again with this one."
@@ -62,6 +67,9 @@ def row_names(table: pd.DataFrame, kind: str) -> list[tuple[str, ...]]:
         table = table.assign(head=list(map(head_name, table["layer"], table["head"])))
     if kind == "ratios":
         table = table.assign(alpha=table["alpha"].map(alpha_name))
+    if kind == "published":  # of tokens, those of one head
+        heads = table["head"].fillna(table["heads"].astype(float).map("{:g}".format))
+        table = table.assign(heads=heads, alpha=table["alpha"].map("{:g}".format)).fillna("")
     return list(table[row_keys(table, kind)].astype(str).itertuples(index=False, name=None))
 
 

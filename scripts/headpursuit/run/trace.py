@@ -12,7 +12,6 @@ import pandas as pd
 from headpursuit.method.heads import FEWER_ATOMS, read_ranking, top_heads
 from headpursuit.method.words import count_words, measured_words
 from headpursuit.publish.masking import is_offensive
-from headpursuit.publish.published import ARTEFACTS
 from headpursuit.publish.ratio import ANSWERS
 from headpursuit.publish.table1 import head_name
 from headpursuit.run.experiments import (
@@ -23,7 +22,15 @@ from headpursuit.run.experiments import (
     tables_of,
 )
 from headpursuit.run.files import UserError, parquet_metadata, plain
-from headpursuit.run.finished import ROWS, Run, left_out, row_keys, row_names, run_folder
+from headpursuit.run.finished import (
+    OPTIONAL,
+    ROWS,
+    Run,
+    left_out,
+    row_keys,
+    row_names,
+    run_folder,
+)
 
 # Words that move most, for one sample.
 WORDS = 3
@@ -80,9 +87,10 @@ def _kind(run: Run, table: str) -> str:
 def _row(run: Run, table: str, wanted: Sequence[str]) -> pd.Series:
     """Return the first row of a table that the words name."""
     kind = _kind(run, table)
-    rows = run.csv(table, ["experiment", "layer"] if kind == "heads" else list(ROWS[kind]))
+    columns = {"heads": ["experiment", "layer"], "published": [*ROWS["published"], "head"]}
+    rows = run.csv(table, columns.get(kind, list(ROWS[kind])))
     keys, names = row_keys(rows, kind), row_names(rows, kind)
-    if len(wanted) >= len(keys) - (kind == "ratios"):
+    if len(wanted) >= len(keys) - OPTIONAL.get(kind, 0):
         for number, own in enumerate(names):
             if own[: len(wanted)] == tuple(wanted):
                 return rows.iloc[number]
@@ -385,10 +393,13 @@ def _published(run: Run, row: pd.Series) -> Iterator[str]:
     """Set a published value beside the run's, and trace that."""
     yield from _facts(run, row)
     if pd.notna(row["own"]):
-        ratios = tables_of(run.config, "ratios").items()
-        own = next(name for name, experiments in ratios if row["experiment"] in experiments)
-        measure = ARTEFACTS[row["artefact"]]
-        wanted = (row["experiment"], row["method"], row["own_heads"], -1, "all", measure)
-        rows = run.csv(f"tables/{own}.csv", list(ROWS["ratios"]))
+        tokens = row["measure"] == "tokens"
+        tables = tables_of(run.config, "heads" if tokens else "ratios").items()
+        own = next(name for name, experiments in tables if row["experiment"] in experiments)
         yield ""
+        if tokens:
+            yield from _head(run, f"tables/{own}.csv", [row["experiment"], row["head"]])
+            return
+        wanted = (*row[["experiment", "method", "own_heads", "alpha"]], "all", row["measure"])
+        rows = run.csv(f"tables/{own}.csv", list(ROWS["ratios"]))
         yield from _ratio(run, rows[(rows[list(ROWS["ratios"])] == wanted).all(axis=1)].iloc[0])
