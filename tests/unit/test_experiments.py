@@ -4,13 +4,13 @@ from typing import Any
 
 import pytest
 from headpursuit.run.config import load_config
+from headpursuit.run.expand import multiverse
 from headpursuit.run.experiments import (
     STAGES,
     condition_name,
     conditions,
     family_of,
     heads_of,
-    multiverse,
     owners,
     running,
     stage_owners,

@@ -12,24 +12,23 @@ import yaml
 from jsonschema.exceptions import ValidationError
 
 from headpursuit.labelling import used_labellers
+from headpursuit.run.expand import expand, keep_choices, multiverse
 from headpursuit.run.experiments import (
     Config,
     candidate_layers,
     concept_of,
-    expand,
     head_of,
     heads_of,
     is_asked,
     kind_of,
     models_of,
-    multiverse,
     of_classes,
     of_images,
     running,
     scalings,
 )
 from headpursuit.run.files import UserError, beside, plain
-from headpursuit.run.schema import described, is_choice, joined, schema_of, shown, validator
+from headpursuit.run.schema import described, joined, shown, validator
 
 # Keys of the config before experiments: what says the same now (CHANGELOG.md has all of it).
 MOVED = {
@@ -68,10 +67,8 @@ def load_config(config: Config, files: Iterable[str | Path] = ()) -> dict[str, A
         if isinstance(inside, dict) and last in inside:
             problems.append(f"{key}: an older version's key; it says the same under {now}")
             del inside[last]
-    varied = full.setdefault("multiverse", {})
-    if sound := validator().evolve(schema=schema_of("multiverse")).is_valid(varied):
-        problems += _no_choices(varied)
-    full = expand({**full, "multiverse": varied if sound else {}}) | {"multiverse": varied}
+    problems += keep_choices(full)
+    full = expand(full)
     errors = list(validator().iter_errors(full))
     refused = sorted(found for error in errors for found in described(error))
     problems += [f"{key}: {said}" for key, said in refused]
@@ -81,19 +78,6 @@ def load_config(config: Config, files: Iterable[str | Path] = ()) -> dict[str, A
         listed = "\n".join(f"  - {problem}" for problem in dict.fromkeys(problems))
         raise UserError(f"The config cannot run:\n{listed}")
     return full
-
-
-def _no_choices(varied: Mapping[str, Any]) -> Iterator[str]:
-    """Name what a multiverse would vary that is no choice, and take it out."""
-    places = [("choices", varied["choices"]), *(("together", own) for own in varied["together"])]
-    for place, own in places:
-        for key in [key for key in own if not is_choice(str(key))]:
-            del own[key]
-            yield (
-                f"multiverse.{place}: {shown(key)} is no choice of an experiment, nor of its "
-                "concept (such as concept.rows); docs/choices.md has all. What all experiments "
-                "share, such as the labeller, differs between runs only"
-            )
 
 
 def _repeats(file: str | Path) -> Iterator[str]:

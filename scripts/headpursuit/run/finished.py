@@ -11,11 +11,11 @@ import yaml
 from headpursuit.method.heads import Condition, Head, read_conditions
 from headpursuit.publish.masking import Cover, lexicon_words, offensive_words
 from headpursuit.publish.table1 import head_name
+from headpursuit.run.expand import expand
 from headpursuit.run.experiments import (
     alpha_name,
     candidate_layers,
     conditions,
-    expand,
     heads_of,
     model_record,
     of_images,

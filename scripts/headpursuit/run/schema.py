@@ -80,11 +80,6 @@ def with_defaults(key: str, options: dict[str, Any]) -> dict[str, Any]:
     return options
 
 
-def schema_of(section: str) -> dict[str, Any]:
-    """Return the schema of a section of the config."""
-    return validator().schema["properties"][section]
-
-
 def is_choice(key: str) -> bool:
     """Say whether a key of an experiment, or of its concept (``concept.rows``), is a choice.
 
