@@ -52,10 +52,12 @@ ELSEWHERE = {
     "models.*.build.trained": "test_refusals.py",
     "experiments.*.concept": "test_run.py",
     "experiments.*.at": "test_run.py",
+    "experiments.*.classifier": "test_run.py",
     "experiments.*.heads_from": "test_run.py",
     "experiments.*.measures": "test_run.py",
     "labeller.openai.base_url": "test_config.py",
     "labeller.openai.model": "test_config.py",
+    "labeller.keywords.openai.model": "test_config.py",
     "labeller.lexicon.source": "test_config.py",
     "labeller.lexicon.files": "test_config.py",
 }
