@@ -17,6 +17,7 @@ from headpursuit.method.answers import best_f1
 from headpursuit.method.captions import cider
 from headpursuit.method.heads import named_heads
 from headpursuit.run.contracts import contract_of, contracts
+from headpursuit.run.experiments import condition_name
 from headpursuit.run.files import parquet_metadata
 from tiny import HEADS, LAYERS, WORDS
 from transformers import pipeline
@@ -74,7 +75,7 @@ def test_the_config_in_force_is_kept(finished: Checkout) -> None:
     pursuit = config["experiments"]["tools"]["pursuit"]
     assert pursuit["iterations"] == 5  # of the overlay's defaults
     assert pursuit["norm"] == "l1"  # of the schema
-    assert config["experiments"]["tools"]["alpha"] == 3.0  # of what it is like
+    assert config["experiments"]["tools"]["alpha"] == [3.0, -1.0]  # of what it is like
 
 
 def test_table2_adds_up(finished: Checkout) -> None:
@@ -143,7 +144,8 @@ def test_toxic_responses_are_those_that_transformers_finds_toxic(finished: Check
     assert 0 < number["baseline"] < 20
     table = read(finished, "tables/enhanced.csv")
     for row in table[(table["measure"] == "toxicity") & (table["method"] != "random")].itertuples():
-        assert (row.before, row.after) == (number["baseline"], number[f"{row.method}-k2"])
+        condition = condition_name(row.method, 2, None, row.alpha, row.at)
+        assert (row.before, row.after) == (number["baseline"], number[condition])
         assert row.value == pytest.approx(row.after / row.before)
         assert row.share_after == row.after / row.n
     scores = read(finished, "scores/fruit.parquet").pivot_table(
@@ -182,7 +184,7 @@ def test_questions_are_disjoint_and_their_f1_adds_up(finished: Checkout) -> None
     for (heads, measure), row in table.drop("count", level="measure").iterrows():
         own = scored[of_fruit if measure == "f1" else ~of_fruit].groupby("condition")["f1"].sum()
         found = row["before"], row["after"]
-        assert found == pytest.approx((own["baseline"], own[f"somp-k{heads}"]))
+        assert found == pytest.approx((own["baseline"], own[f"somp-k{heads}-a3"]))
         assert row["n"] == (len(fruit) if measure == "f1" else 30 - len(fruit))
 
 
@@ -221,7 +223,7 @@ def test_words_that_nothing_is_held_out_of_are_measured(finished: Checkout) -> N
     table = read(finished, "tables/enhanced.csv")
     rows = table.groupby(["method", "measure"])[["alpha", "at"]].agg(list)
     scalings = {"alpha": [3.0, 3.0, -1.0, -1.0], "at": ["all", "response"] * 2}
-    assert len(rows) == 6 and all(row == scalings for row in rows.to_dict("records"))
+    assert len(rows) == 9 and all(row == scalings for row in rows.to_dict("records"))
     assert (table[table["measure"] == "expected"]["before"] > 0).all()
 
 
