@@ -140,6 +140,7 @@ def _scale_file(source: Path, target: Path, family: Family, factors: Tensor) -> 
         columns.mul_(factors[layer].repeat_interleave(head_dim).to(weight.dtype))
         scaled.add(layer)
     save_file(tensors, target, about)
+    target.chmod(0o644)
     return scaled
 
 
