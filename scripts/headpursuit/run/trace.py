@@ -285,16 +285,16 @@ def _moved(run: Run, words: Sequence[str], before: np.ndarray, after: np.ndarray
 
 
 def _sources(run: Run, name: str, ids: Sequence[str]) -> dict[str, str]:
-    """Return a line for each of some samples: the prompt, or the image's class; references; row."""
+    """Return a line for each of some samples: prompt or class, where it stands, references."""
     said, kind = ("class_name", "image") if run.has_images(name) else ("text", "prompt")
     path = run.name("samples/{samples}.parquet", name)
     columns = ["sample_id", "source", "references", said]
     table = run.parquet(path, columns, sample_id=list(ids))
 
     def line(row: Any) -> str:
-        own = [getattr(row, said)] if getattr(row, said) else []  # captioned images have no class
-        texts = " | ".join(map(run.cover, [*own, *row.references]))
-        return f"{kind + ':':<7} {texts} ({plain(row.source)})"
+        what, right = getattr(row, said), " | ".join(map(run.cover, row.references))
+        where = f"{run.cover(what)} ({plain(row.source)})" if what else plain(row.source)
+        return f"{kind + ':':<7} {where}" + (f"; references: {right}" if right else "")
 
     return {row.sample_id: line(row) for row in table.itertuples()}
 
