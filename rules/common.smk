@@ -13,7 +13,8 @@ os.environ.update(
 )
 hub_offline = os.environ.get("HF_HUB_OFFLINE")
 
-from headpursuit.run.config import labelled, load_config, used_models, used_sources
+from headpursuit.run.config import load_config
+from headpursuit.run.uses import labelled, used_models, used_sources
 from headpursuit.run.experiments import (
     candidate_layers,
     classifier_of,

@@ -18,9 +18,10 @@ from headpursuit.labelling.label import label_responses, open_backend
 from headpursuit.labelling.lexicon import Lexicon
 from headpursuit.labelling.ollama import Ollama, Server, prepare_model
 from headpursuit.labelling.reply import clean, is_refusal, parse_reply, sift_words
-from headpursuit.run.config import load_config, run_labellers
+from headpursuit.run.config import load_config
 from headpursuit.run.files import UserError, write_json
 from headpursuit.run.retry import Busy, persist
+from headpursuit.run.uses import run_labellers
 from hypothesis import given
 from hypothesis import strategies as st
 

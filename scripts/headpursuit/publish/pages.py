@@ -32,13 +32,13 @@ from headpursuit.publish.settings import (
     sections,
     shown,
 )
-from headpursuit.run.config import used_models, used_samples
 from headpursuit.run.experiments import Config, kind_of, of_images, positions_of, running, tables_of
 from headpursuit.run.files import ROOT, read_json, sha256
 from headpursuit.run.finished import row_names
 from headpursuit.run.manifest import describe_workflow
 from headpursuit.run.rule import describe_host
 from headpursuit.run.tables import read_csv
+from headpursuit.run.uses import used_models, used_samples
 
 # What a table holds, by its kind; and its parts on a page, by the end of the file's name.
 KINDS = {

@@ -6,9 +6,10 @@ from typing import Any
 
 import yaml
 
-from headpursuit.run.config import labelled, load_config, used_models, used_samples
+from headpursuit.run.config import load_config
 from headpursuit.run.experiments import Config, concept_of, merge, of_images, running
 from headpursuit.run.files import ROOT
+from headpursuit.run.uses import labelled, used_models, used_samples
 
 # Said of a run in its own words (its model, samples, concept, heads and labeller).
 ELSEWHERE = {"model", "samples", "concept", "measures", "methods", "k", "heads_from"}

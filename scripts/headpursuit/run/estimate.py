@@ -12,7 +12,6 @@ from math import sqrt
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from headpursuit.run.config import run_labellers, used_models
 from headpursuit.run.experiments import (
     Config,
     concept_of,
@@ -26,6 +25,7 @@ from headpursuit.run.experiments import (
     stage_owners,
 )
 from headpursuit.run.files import beside
+from headpursuit.run.uses import run_labellers, used_models
 
 IMAGE = "tokens of an image (where the config does not build the tower)"
 # For the low end of an estimate, and for the high end.

@@ -20,11 +20,11 @@ from headpursuit.labelling.backend import Refused, telling
 from headpursuit.labelling.ollama import Server, plain_name
 from headpursuit.labelling.openai import open_http
 from headpursuit.labelling.prompt import load_prompt
-from headpursuit.run.config import labelled, run_labellers, used_classifiers, used_sources
 from headpursuit.run.estimate import file_bytes, models
 from headpursuit.run.experiments import Config, concept_of, labeller_of
 from headpursuit.run.files import UserError
 from headpursuit.run.retry import Busy
+from headpursuit.run.uses import labelled, run_labellers, used_classifiers, used_sources
 
 LARGE = 1e9  # parameters; from here on a run without a GPU takes days
 GIB = 2**30
