@@ -284,6 +284,16 @@ def ratio_facts(name):
     }
 
 
+def claim_facts(name):
+    """What the paper's claims ask of an experiment."""
+    own = EXPERIMENTS[name]
+    return {
+        **pick(own, "samples", "concept", "model", "signed"),
+        "reads": "images" if of_images(config["samples"][own["samples"]]) else "prompts",
+        "held_out": concept_of(config, own)["selection_share"] < 1,
+    }
+
+
 def hub_id(model):
     """A model's Hub repository; its name where it comes from elsewhere."""
     source = config["sources"][config["models"][model]["source"]]

@@ -1,6 +1,6 @@
 # Tables, figures, and the report's pages.
 
-from headpursuit.publish.settings import labeller_name, unlike_paper
+from headpursuit.publish.settings import differences, labeller_name, unlike_paper
 
 RATIOS = tables_of(config, "ratios")
 HEADS = tables_of(config, "heads")
@@ -14,6 +14,7 @@ PUBLISHED_TOKENS = shipped_file("data/published_tokens.csv")
 # The report's pages: file, caption, category and what they show. Categories go by their names.
 PAGES = [
     ("published", "published", "1 Published against reproduced", "overview"),
+    ("claims", "claims", "1 Published against reproduced", "the paper's claims"),
     *(
         (table, "table", f"2 {table}", "table")
         for table in dict.fromkeys([*RATIOS, *HEADS, *SHARED])
@@ -30,7 +31,7 @@ wildcard_constraints:
 
 
 rule publish_ratios:
-    """A table of ratios in three formats, the single random draws behind it, and its figure."""
+    """A table of ratios, how sets of heads compare, the single random draws, and the figure."""
     input:
         scores=in_table("<results>/scores/{scores}.parquet"),
         rankings=in_table("<results>/rankings/{rankings}.csv"),
@@ -40,6 +41,9 @@ rule publish_ratios:
         md="<results>/tables/{ratios}.md",
         tex="<results>/tables/{ratios}.tex",
         draws="<results>/tables/{ratios}.draws.csv",
+        tests="<results>/tables/{ratios}.tests.csv",
+        tests_md="<results>/tables/{ratios}.tests.md",
+        tests_tex="<results>/tables/{ratios}.tests.tex",
         figure=figure("<results>/figures/{ratios}", "figure"),
     log:
         "<logs>/publish_ratios/{ratios}.log",
@@ -50,13 +54,15 @@ rule publish_ratios:
     resources:
         **by_attempt(mem_mb=2000, runtime=30),
     params:
-        experiments=lambda wildcards: {name: ratio_facts(name) for name in RATIOS[wildcards.ratios]},
+        experiments=lambda wildcards: {
+            name: ratio_facts(name) | {"differs": differs}
+            for name, differs in differences(config, RATIOS[wildcards.ratios]).items()
+        },
         score=config["score"],
         models=lambda wildcards: {
             model: hub_id(model) for model in models_of(config, RATIOS[wildcards.ratios])
         },
         publish=pick(config["publish"], "spread", "published_heads", "colours"),
-        seed=config["seed"],
         code=code_hash("publish_ratios"),
     script:
         "../scripts/publish_ratios.py"
@@ -128,16 +134,22 @@ rule publish_overlap:
 
 
 rule compare_published:
-    """Every published value beside this run's, with what else differs."""
+    """What the paper says beside what this run says: every published value, and every claim."""
     input:
         tables=collect("<results>/tables/{ratios}.csv", ratios=RATIOS),
+        tests=collect("<results>/tables/{ratios}.tests.csv", ratios=RATIOS),
+        overlaps=collect("<results>/tables/{shared}.overlap.csv", shared=SHARED),
         heads=collect("<results>/tables/{heads_table}.csv", heads_table=HEADS),
         published=PUBLISHED,
         tokens=PUBLISHED_TOKENS,
+        claims=shipped_file("data/claims.yaml"),
     output:
         csv="<results>/tables/published.csv",
         md="<results>/tables/published.md",
         tex="<results>/tables/published.tex",
+        claims="<results>/tables/claims.csv",
+        claims_md="<results>/tables/claims.md",
+        claims_tex="<results>/tables/claims.tex",
     log:
         "<logs>/compare_published.log",
     benchmark:
@@ -152,6 +164,8 @@ rule compare_published:
         labeller=lambda wildcards: labeller_name(config),  # braces in it are no wildcards
         settings=lambda wildcards: unlike_paper(config),
         published_heads=config["publish"]["published_heads"],
+        experiments={name: claim_facts(name) for name in WORDED},
+        confidence=config["score"]["confidence"],
         code=code_hash("compare_published"),
     script:
         "../scripts/compare_published.py"

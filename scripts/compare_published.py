@@ -1,6 +1,9 @@
-"""Put every published value beside this run's."""
+"""Put what the paper says beside what this run says: every published value, and every claim."""
+
+from types import SimpleNamespace
 
 import pandas as pd
+from headpursuit.publish import claims
 from headpursuit.publish.published import compare, compare_tokens, display, notes
 from headpursuit.run.rule import run_rule
 from headpursuit.run.tables import publish, read_csv
@@ -12,22 +15,31 @@ def read_all(paths):
 
 
 def main(snakemake):
-    """Write the comparison as csv, Markdown and LaTeX."""
-    params, files = snakemake.params, snakemake.input
-    ratios, heads = (
-        pd.concat([*map(read_csv, own)] or [pd.DataFrame()]) for own in (files.tables, files.heads)
-    )
+    """Write the comparison and the verdicts as csv, Markdown and LaTeX."""
+    params, files, output = snakemake.params, snakemake.input, snakemake.output
     values = compare(
         read_csv(files.published),
-        ratios,
+        read_all(files.tables),
         params.models,
         params.labeller,
         params.settings,
         params.published_heads,
     )
-    tokens = compare_tokens(read_csv(files.tokens), heads, params.settings)
+    tokens = compare_tokens(read_csv(files.tokens), read_all(files.heads), params.settings)
     table = pd.concat([values, tokens], ignore_index=True)
-    publish(snakemake.output, table, display(table), notes(table, params.run), "published")
+    publish(output, table, display(table), notes(table, params.run), "published")
+    run = claims.Run(
+        read_all(files.tests),
+        read_all(files.overlaps),
+        params.experiments,
+        params.published_heads,
+        params.confidence,
+    )
+    verdicts = claims.judge(claims.read_claims(files.claims), run)
+    tests = SimpleNamespace(csv=output.claims, md=output.claims_md, tex=output.claims_tex)
+    models = [params.models[own["model"]] for own in params.experiments.values()]
+    said = claims.notes(verdicts, params.run, list(dict.fromkeys(models)), params.confidence)
+    publish(tests, verdicts, claims.display(verdicts, params.confidence), said, "claims")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,9 @@
-"""Publish ratios: csv, Markdown and LaTeX, the single random draws, and the figure."""
+"""Publish ratios: csv, Markdown and LaTeX, sets of heads compared, single draws, and the figure."""
 
+from types import SimpleNamespace
+
+from headpursuit.publish.compared import compared_cells, compared_notes
+from headpursuit.publish.figure import plot
 from headpursuit.publish.overlap import (
     choosers,
     overlaps,
@@ -10,11 +14,11 @@ from headpursuit.publish.overlap import (
 from headpursuit.publish.ratio import (
     display,
     notes,
-    plot,
     put_published,
     ratio_rows,
     read_scores,
 )
+from headpursuit.publish.variants import curve_notes
 from headpursuit.run.rule import run_rule
 from headpursuit.run.tables import publish, read_csv, save_figure, write_csv
 
@@ -22,20 +26,25 @@ from headpursuit.run.tables import publish, read_csv, save_figure, write_csv
 def main(snakemake):
     """Write the tables and the figure."""
     params, files, output = snakemake.params, snakemake.input, snakemake.output
-    own, score, seed = params.experiments, params.score, params.seed
+    own, score = params.experiments, params.score
     scores = read_scores(files.scores, own)
-    table, draws = ratio_rows(scores, own, score, seed)
+    table, draws, compared = ratio_rows(scores, own, score)
     table = put_rankings(table, dict(zip(own, files.rankings, strict=True)), own)
     published, own_heads = read_csv(files.published), params.publish["published_heads"]
     table = put_published(table, published, params.models, own_heads)
-    said = [*notes(table, scores, own, score, seed), *ranking_notes(table, own)]
-    shown = display(table, params.publish["spread"], score["confidence"])
+    choices = {name: each["differs"] for name, each in own.items()}
+    said = [*notes(table, scores, own, score), *ranking_notes(table, own)]
+    said += curve_notes(table, choices)
+    shown = display(table, compared, params.publish["spread"], score["confidence"])
     publish(output, table, shown, said, snakemake.wildcards.ratios)
     write_csv(output.draws, draws)
+    tests = SimpleNamespace(csv=output.tests, md=output.tests_md, tex=output.tests_tex)
+    cells = compared_cells(compared, score["confidence"])
+    publish(tests, compared, cells, compared_notes(), f"{snakemake.wildcards.ratios}-tests")
     if table["heads_from"].notna().any():
         figure = plot_crossed(table, overlaps(*choosers(files.rankings, own)))
     else:
-        figure = plot(table, draws, params.publish["colours"])
+        figure = plot(table, draws, choices, params.publish["colours"])
     save_figure(figure, output.figure)
 
 

@@ -163,7 +163,6 @@ TINY = {
         "backend": "lexicon",
         "lexicon": {"source": "tiny-words", "files": "words.csv", "text": "word"},
     },
-    "score": {"resamples": 100},
     "compute": {
         "device": "cpu",
         "threads": 1,

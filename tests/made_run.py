@@ -116,7 +116,7 @@ def make_run(run: Path) -> Path:
     facts = {
         name: {
             **{key: own[key] for key in FACTS},
-            **{"methods": ["somp"], "family": name, "layers": (0, LAYERS - 1)},
+            **{"methods": ["somp"], "family": name, "layers": (0, LAYERS - 1), "differs": None},
         }
         for name, own in config["experiments"].items()
     }
@@ -125,8 +125,7 @@ def make_run(run: Path) -> Path:
     models = {name: name for name in config["models"]}
     ratios = []
     for table, name in (("table2", "rtp"), ("figure1", "mnist")):
-        score = {**config["score"], "resamples": 20}
-        rows, _ = ratio_rows({name: tables[name]}, {name: facts[name]}, score, 0)
+        rows, _, _ = ratio_rows({name: tables[name]}, {name: facts[name]}, config["score"])
         rows = put_rankings(rows, {name: run / f"rankings/{name}.csv"}, {name: facts[name]})
         ratios.append(put_published(rows, published, models, {K: 16}))
         write(run / f"tables/{table}.csv", ratios[-1])

@@ -301,9 +301,9 @@ def test_mistakes_of_all_kinds_are_told_at_once(paper: Config):
     put(paper, "samples/rtp/source", "nowhere")
     put(paper, "experiments/mnist/k", [16, 600])
     put(paper, "experiments/svhn", {"like": "mnist", "samples": "svhn", "k": "many"})
-    put(paper, "score/resamples", 1)
+    put(paper, "score/min_count", -1)
     assert {problem.split(":")[0] for problem in refusal(paper)} == {
-        *("sead", "publish.published_heads.4", "publish.published_heads.8", "score.resamples"),
+        *("sead", "publish.published_heads.4", "publish.published_heads.8", "score.min_count"),
         *("samples.rtp.source", "experiments.mnist.k", "experiments.svhn.k"),
         *(f"experiments.{name}.k" for name in ("gtsrb", "eurosat", "resisc45", "dtd")),
     }
@@ -353,7 +353,7 @@ def test_an_experiment_outside_all_tables_names_what_is_there(paper: Config):
 
 def test_a_key_that_stands_twice_is_named(paper: Config, tmp_path: Path):
     path = tmp_path / "mine.yaml"
-    path.write_text("run: x\nscore: {resamples: 400}\nseed: 1\nscore:\n  a: 0\n  a: 1\n")
+    path.write_text("run: x\nscore: {min_count: 40}\nseed: 1\nscore:\n  a: 0\n  a: 1\n")
     with pytest.raises(UserError) as caught:
         load_config(paper, [path, tmp_path / "not.there"])
     assert re.findall(r"- (\w+): stands in .*mine\.yaml (.*); only the", str(caught.value)) == [

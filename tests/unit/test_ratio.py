@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from headpursuit.publish.against import Key
+from headpursuit.publish.figure import plot
 from headpursuit.publish.ratio import (
-    bootstrap_ratio,
     display,
     notes,
-    plot,
     put_published,
     ratio_rows,
 )
@@ -21,12 +21,13 @@ from headpursuit.run.tables import read_csv, write_csv
 PUBLISHED = read_csv(Path(__file__).parents[2] / "data/published.csv")
 OWN: dict[str, Any] = {
     **{"model": "mistral", "concept": "toxic", "alpha": -1.0, "at": "all"},
-    **{"signed": False, "heads_from": None, "iterations": 50},
+    **{"signed": False, "heads_from": None, "iterations": 50, "differs": None},
     **{"methods": ["somp", "logit_lens"], "k": [16, 32], "draws": 4},
 }
 HUB = {"mistral": "mistral", "paper": "mistralai/Mistral-7B-Instruct-v0.2"}
 HUB |= {"llava": "llava-hf/llava-v1.6-mistral-7b-hf", "gemma": "google/gemma-3-12b-it"}
-SCORE = {"resamples": 50, "confidence": 0.95, "min_count": 30}
+SCORE = {"confidence": 0.95, "min_count": 30}
+NONE = pd.DataFrame(columns=["experiment", *Key._fields, "against"])  # no comparisons
 COLOURS = {"somp": "#3366aa", "logit_lens": "#ee8866", "random": "#bbbbbb", "published": "#222222"}
 KEYS = ["experiment", "method", "heads", "measure"]
 N = 40
@@ -78,7 +79,7 @@ def made(
     facts["classifier"] = JUDGE
     own = OWN | ({} if "coverage" in facts else {"concept": "classes"})
     experiments = {name: own | {"samples": name, "family": name} | changed for name in names}
-    rows, draws = ratio_rows(dict.fromkeys(names, (table, facts)), experiments, score, 0)
+    rows, draws, _ = ratio_rows(dict.fromkeys(names, (table, facts)), experiments, score)
     return put_published(rows, PUBLISHED, HUB, published_heads), draws
 
 
@@ -94,7 +95,7 @@ def test_splits_have_a_spread_of_their_own():
         scores[name]["after"] *= 1 + number
     scores = {name: (table, {"coverage": 0.8}) for name, table in scores.items()}
     own = {name: OWN | {"samples": "rtp", "family": name.split("-")[0]} for name in scores}
-    table, _ = ratio_rows(scores, own, SCORE, 0)
+    table, _, _ = ratio_rows(scores, own, SCORE)
     rows = table.set_index(["experiment", "method", "heads", "measure"])
     for method, k, measure in product(["somp", "random"], OWN["k"], TEXT):
         value = rows.loc[("rtp", method, k, measure), "value"]
@@ -105,11 +106,11 @@ def test_splits_have_a_spread_of_their_own():
             else:
                 assert row["splits"] == 3
                 assert (row["splits_mean"], row["splits_sd"]) == pytest.approx((2 * value, value))
-    shown = display(table, "sd", 0.95)["mean of splits"]
+    shown = display(table, NONE, "sd", 0.95)["mean of splits"]
     assert all(shown[table["experiment"] == "tet"] == "") and (shown != "").sum() == 3 * 12
-    assert any(text.startswith("Mean of splits") for text in notes(table, scores, own, SCORE, 0))
+    assert any(text.startswith("Mean of splits") for text in notes(table, scores, own, SCORE))
     alone, _ = made(scored())
-    assert "mean of splits" not in display(alone, "sd", 0.95)
+    assert "mean of splits" not in display(alone, NONE, "sd", 0.95)
 
 
 @both_kinds
@@ -161,19 +162,19 @@ def test_alphas_and_places_are_rows_of_their_own(tmp_path: Path):
     ):  # fmt: skip
         own = table[(table["alpha"] == alpha) & (table["at"] == at)].reset_index(drop=True)
         rows.append(len(own))
-        for column in ("value", "ci_low", "ci_high", "sd"):
+        for column in ("value", "sd", "median"):
             np.testing.assert_allclose(own[column], factor * plain[column])
         # Published values are of heads that are inverted at all positions.
         assert own["published"].notna().any() == (factor == 1)
     assert rows == [len(plain)] * 4 and len(table) == 4 * len(plain)
     write_csv(tmp_path / "tables/t.csv", table)  # which checks its key
     write_csv(tmp_path / "tables/t.draws.csv", draws)
-    shown = display(table, "sd", 0.95)
+    shown = display(table, NONE, "sd", 0.95)
     assert list(shown[["alpha", "at"]].drop_duplicates().itertuples(index=False, name=None)) == [
         ("5", "all"), ("5", "response"), ("-1", "all"), ("-1", "response")
     ]  # fmt: skip
-    assert not {"alpha", "at"} & set(display(plain, "sd", 0.95))
-    figure = plot(table, draws, COLOURS)
+    assert not {"alpha", "at"} & set(display(plain, NONE, "sd", 0.95))
+    figure = plot(table, draws, {}, COLOURS)
     axis = figure.axes[0]
     assert [tick.get_text() for tick in axis.get_xticklabels()] == [
         *("16 heads\nalpha -1\nall", "16 heads\nalpha -1\nresponse"),
@@ -181,7 +182,7 @@ def test_alphas_and_places_are_rows_of_their_own(tmp_path: Path):
     ]
     heights = [bar.get_height() for axis in figure.axes for bar in axis.patches]
     assert sorted(heights) == sorted(table["value"])
-    text = next(notes(table, {"rtp": (usual, {})}, {"rtp": OWN | {"samples": "rtp"}}, SCORE, 0))
+    text = next(notes(table, {"rtp": (usual, {})}, {"rtp": OWN | {"samples": "rtp"}}, SCORE))
     assert "writes times 5, -1 at all positions or in the response; 40 prompts" in text
 
 
@@ -206,7 +207,7 @@ def test_toxic_responses_have_their_number_and_their_share():
     row = one(table, "somp", 16, "toxicity")
     assert (row["share_before"], row["share_after"]) == (row["before"] / 160, row["after"] / 160)
     assert (row["length_ratio"], row["published_source"]) == (2, "arxiv-v2-table7, 16 heads")
-    cells = display(table, "sd", 0.95).iloc[0]
+    cells = display(table, NONE, "sd", 0.95).iloc[0]
     assert cells["before"] == f"{row['before']:.0f} ({row['before'] / 160:.1%})"
 
 
@@ -230,8 +231,8 @@ def test_a_row_that_says_little_is_flagged(measures, measure, before, min_count,
     assert set(own["flag"]) == {flag}
     if not before:
         assert own[["value", "ci_low", "ci_high"]].isna().all(axis=None)
-        assert set(display(own, "sd", 0.95).iloc[:, 4]) == {"not defined"}
-        plot(table, draws, COLOURS)
+        assert set(display(own, NONE, "sd", 0.95).iloc[:, 4]) == {"not defined"}
+        plot(table, draws, {}, COLOURS)
 
 
 def test_what_is_missing_is_left_out():
@@ -307,7 +308,7 @@ def test_published_values_of_the_same_share(mapping, heads_from, source):
 @both_kinds
 def test_the_display_holds_the_rows_numbers(measures: list[str], spread: str):
     table, _ = made(scored(measures))
-    shown = display(table, spread, 0.975)
+    shown = display(table, NONE, spread, 0.975)
     for row, cells in zip(table.itertuples(), shown.to_dict("records"), strict=True):
         ratio = f"{row.value:.2f} [{row.ci_low:.2f}, {row.ci_high:.2f}]"
         assert cells["after / before [97.5%]"] == ratio
@@ -346,8 +347,8 @@ def test_the_display_holds_the_rows_numbers(measures: list[str], spread: str):
 def test_the_notes_say_how_it_was_measured(measures, facts, said, unsaid):
     scores = scored(measures)
     experiments = {"rtp": OWN | {"samples": "rtp"}}
-    text = " ".join(notes(made(scores)[0], {"rtp": (scores, facts)}, experiments, SCORE, 0))
-    assert all(part in text for part in ["Model mistral", "50 resamples", *said]), text
+    text = " ".join(notes(made(scores)[0], {"rtp": (scores, facts)}, experiments, SCORE))
+    assert all(part in text for part in ["Model mistral", "95% score intervals", *said]), text
     assert unsaid not in text
 
 
@@ -360,7 +361,7 @@ def test_the_notes_say_how_it_was_measured(measures, facts, said, unsaid):
 )
 def test_the_figure_has_a_bar_for_each_row(measures, ticks, titles):
     table, draws = made(scored(measures), names=("rtp", "tet"))
-    figure = plot(table, draws, COLOURS)
+    figure = plot(table, draws, {}, COLOURS)
     assert [axis.get_title() for axis in figure.axes][:2] == titles
     heights = [bar.get_height() for axis in figure.axes for bar in axis.patches]
     assert sorted(heights) == sorted(table["value"])
@@ -374,75 +375,3 @@ def test_the_figure_has_a_bar_for_each_row(measures, ticks, titles):
     for axis in figure.axes:
         assert axis.get_ylim()[0] == 0
         assert [tick.get_text() for tick in axis.get_xticklabels()] == ticks
-
-
-# The bootstrap
-
-
-def ratio(before: Any, after: Any, **changed: Any) -> tuple[np.ndarray, float, float]:
-    options = {"resamples": 2000, "confidence": 0.95, "seed": 0} | changed
-    return bootstrap_ratio(np.asarray(before, float), np.atleast_2d(after).astype(float), **options)
-
-
-COUNTS = np.random.default_rng(0).poisson(1.0, 100)
-
-
-@pytest.mark.parametrize(
-    ("before", "after", "values", "limits"),
-    [
-        (COUNTS, COUNTS, [1], 1),
-        (COUNTS, [0.25 * COUNTS, 0.75 * COUNTS], [0.25, 0.75], 0.5),  # a factor has no width
-        ([1, 2, 3], [0, 0, 0], [0], 0),
-        ([0, 0, 0], [[1, 0, 0], [0, 0, 0]], [np.nan, np.nan], np.nan),
-        ([0] * 9 + [1], [0] * 9 + [3], [3], 3),  # resamples with nothing before are left out
-    ],
-)
-def test_ratios_without_width(before: Any, after: Any, values: list[float], limits: float):
-    found, low, high = ratio(before, after)
-    np.testing.assert_allclose(found, values, rtol=1e-12)
-    np.testing.assert_allclose([low, high], limits, rtol=1e-12)
-
-
-def test_the_seed_decides_the_interval_and_not_the_ratio():
-    rng = np.random.default_rng(1)
-    before, after = rng.poisson(2.0, 50), rng.poisson(1.0, 50)
-    first, again, other = (ratio(before, after, seed=seed) for seed in (0, 0, 1))
-    assert first[1:] == again[1:] != other[1:]
-    assert first[0] == other[0] == after.sum() / before.sum()
-
-
-def test_the_interval_follows_the_delta_method():
-    """For many prompts the bootstrap's interval is the normal one of a ratio of means."""
-    rng = np.random.default_rng(2)
-    before = rng.poisson(3.0, 2000)
-    after = rng.binomial(before, 0.6)  # paired: what is left of what was there
-    value = after.sum() / before.sum()
-    error = np.std(after - value * before) / before.mean() / np.sqrt(len(before))
-    _, low, high = ratio(before, after)
-    assert low == pytest.approx(value - 1.96 * error, abs=0.15 * error)
-    assert high == pytest.approx(value + 1.96 * error, abs=0.15 * error)
-    _, narrow_low, narrow_high = ratio(before, after, confidence=0.5)
-    assert narrow_high - narrow_low == pytest.approx(2 * 0.6745 * error, rel=0.1)
-
-
-def test_draws_share_the_resampled_prompts():
-    """Draws that undo each other have a mean without any spread."""
-    rng = np.random.default_rng(3)
-    before, noise = np.full(60, 5.0), rng.normal(size=60)
-    _, low, high = ratio(before, [before + noise, before - noise])
-    assert high - low < 1e-12
-    _, low, high = ratio(before, [before + noise])
-    assert high - low > 0.01
-
-
-@pytest.mark.long
-def test_the_interval_covers_the_truth_as_often_as_it_says():
-    rng = np.random.default_rng(4)
-    covered = 0
-    for number in range(300):
-        before = rng.poisson(2.0, 80)
-        after = rng.binomial(before, 0.7)
-        _, low, high = ratio(before, after, resamples=300, seed=number)
-        covered += low <= 0.7 <= high
-    # 300 trials at 0.95: five standard errors below.
-    assert covered / 300 > 0.95 - 5 * np.sqrt(0.95 * 0.05 / 300)

@@ -173,7 +173,7 @@ def _by_sample(
 def _paired(before: pd.DataFrame, after: pd.DataFrame, condition: str) -> pd.DataFrame:
     """Put a condition's measures, a column each, beside the baseline's, by sample.
 
-    The responses to one sample are added up: they hang together, so the bootstrap takes samples.
+    The responses to one sample are added up: they hang together, so intervals are over samples.
     """
     if not before.index.equals(after.index):
         raise UserError(f"{condition}: its samples are not the baseline's, in order.")

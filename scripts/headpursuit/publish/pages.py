@@ -50,6 +50,7 @@ KINDS = {
 PARTS = {
     "png": "After over before",
     "md": "The table",
+    "tests.md": "Sets of heads over each other",
     "heads.png": "All heads; framed are those chosen",
     "overlap.md": "Chosen heads that experiments share",
 }
@@ -79,7 +80,7 @@ def write_page(name: str, files: Any, started_in: Path) -> str:
     """Return a page as HTML.
 
     Args:
-        name: ``published``, ``choices``, ``run``, or a table of the config.
+        name: ``published``, ``claims``, ``choices``, ``run``, or a table of the config.
         files: the rule's input: ``template``; ``config``, the config in force, in the run's
             folder; ``tables``, all tables and figures; ``provenance``, of each source;
             ``summaries``, of labels.
@@ -90,6 +91,8 @@ def write_page(name: str, files: Any, started_in: Path) -> str:
     if name == "published":
         title, parts = "Published against reproduced", overview(files, config)
         sources.append(files.config)
+    elif name == "claims":
+        title, parts = "The paper's claims, and what this run says of them", claims_page(files)
     elif name == "choices":
         title, parts, sources = "The record of choices", choices(config), [files.config]
     elif name == "run":
@@ -208,6 +211,12 @@ def overview(files: Any, config: Config) -> Iterator[Section]:
     )
 
 
+def claims_page(files: Any) -> Iterator[Section]:
+    """The verdict on each claim of the paper."""
+    text = _parts(files, "claims")["md"].read_text(encoding="utf-8")
+    yield Section(markup=render_markdown(text))
+
+
 def _described(config: Config) -> dict[str, str]:
     """Return each model, samples and experiment in a line, and what all have."""
 
@@ -228,7 +237,7 @@ def _described(config: Config) -> dict[str, str]:
             facts |= of(own, "heads_from", "methods", "k", "alpha", "at", "draws", "measures")
         said[f"experiment {name}"] = shown(facts)
     score = config["score"]
-    intervals = f"{100 * score['confidence']:g} %, {score['resamples']} resamples"
+    intervals = f"{100 * score['confidence']:g} %"
     said |= {"words labelled by": labeller_name(config), "intervals": intervals}
     return said | {"seed": str(config["seed"])}
 

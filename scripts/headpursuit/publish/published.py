@@ -27,7 +27,7 @@ def compare(
     """Put this run's values beside the published ones, a row for each of these, in their order.
 
     Beside a published median over draws stand the run's median and quartiles over draws; otherwise
-    its ratio with the bootstrap's interval.
+    its ratio with the interval over samples.
 
     Args:
         published: ``data/published.csv``.
@@ -203,7 +203,7 @@ def notes(table: pd.DataFrame, run: str) -> Iterator[str]:
     decided = own[own["inside"].notna() & (own["measure"] != "tokens")]
     yield (
         f"{decided['inside'].eq(True).sum()} of the {len(decided)} published values lie in this "
-        "run's interval: bootstrap over prompts or images; where the published value is a median "
+        "run's interval over prompts or images; where the published value is a median "
         "over random draws, median and quartiles over draws. The paper does not say how many "
         "prompts or images it used."
     )

@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from headpursuit.publish.against import Key, Measured, comparisons, measured
+from headpursuit.publish.statistics import ratio
 from headpursuit.run.experiments import alpha_name, condition_name, scalings
-from headpursuit.run.files import parquet_metadata, read_parquet, seed_for
+from headpursuit.run.files import parquet_metadata, read_parquet
 from headpursuit.run.tables import lay_out
 
 METHOD_NAMES = {
@@ -62,11 +64,12 @@ def read_scores(paths: Sequence[str], experiments: Experiments) -> Scores:
 
 
 def ratio_rows(
-    scores: Scores, experiments: Experiments, score: Mapping[str, Any], seed: int
-) -> tuple[pd.DataFrame, pd.DataFrame]:
+    scores: Scores, experiments: Experiments, score: Mapping[str, Any]
+) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     """Return a row for each experiment, method, number of heads, alpha, place and measure.
 
-    Beside them stand the single draws.
+    Beside them stand the single draws, and how sets of heads compare with each other:
+    :func:`headpursuit.publish.against.comparisons`.
 
     Args:
         scores: experiment to its scores and their metadata: ``coverage`` (share of the measured
@@ -75,64 +78,68 @@ def ratio_rows(
         experiments: of each its samples, model, alpha, at, heads_from, signed, methods, k, draws
             and family (the experiment that it is a further split of, or itself).
         score: the config's ``score``.
-        seed: the config's seed.
     """
     rows, draws = [], []
+    sets: dict[str, dict[Key, Measured]] = {name: {} for name in experiments}
+    flags = {}
     for name, own in experiments.items():
         table, facts = scores[name]
-        measured = dict(list(table.groupby(["condition", "measure"], sort=False)))
+        parts = dict(list(table.groupby(["condition", "measure"], sort=False)))
         same = {key: own[key] for key in ("samples", "model", "concept", "heads_from", "signed")}
-        own_seed = seed_for(seed, own["samples"], "bootstrap")
         methods = [*own["methods"], "random"]
         every = product(methods, own["k"], scalings(own), MEASURE_NAMES)
         for method, k, (alpha, at), measure in every:
             several = range(own["draws"]) if method == "random" else [None]
             conditions = [condition_name(method, k, draw, alpha, at) for draw in several]
             # Some draws write no responses.
-            if not (own_draws := [one for one in conditions if (one, measure) in measured]):
+            if not (own_draws := [one for one in conditions if (one, measure) in parts]):
                 continue
             key = {"experiment": name, "method": method, "heads": k, "alpha": alpha, "at": at}
             key["measure"] = measure
-            row, values = _ratio(measured, own_draws, measure, facts, score, own_seed)
+            found = sets[name][Key(method, k, alpha, at, measure)] = measured(
+                parts, own_draws, measure
+            )
+            row, values = _ratio(parts, found, measure, facts, score)
+            flags[name, measure] = row["flag"]
             rows.append(key | same | row)
             draws += [{**key, "draw": draw, "value": value} for draw, value in enumerate(values)]
     table = put_splits(lay_out("tables/{table}.csv", rows), experiments)
-    return table, lay_out("tables/{table}.draws.csv", draws)
+    compared = comparisons(sets, experiments, flags, score["confidence"])
+    return table, lay_out("tables/{table}.draws.csv", draws), compared
 
 
 def _ratio(
-    measured: Mapping[tuple[str, str], pd.DataFrame],
-    conditions: Sequence[str],
+    parts: Mapping[tuple[str, str], pd.DataFrame],
+    own: Measured,
     measure: str,
     facts: Mapping[str, Any],
     score: Mapping[str, Any],
-    seed: int,
 ) -> tuple[dict[str, Any], np.ndarray]:
     """Return what a row says of a set of heads, or of random draws of it, and each draw's ratio."""
 
     def total(name: str, when: str) -> float:
-        return pd.concat([measured[condition, name][when] for condition in conditions]).sum()
+        return pd.concat([parts[condition, name][when] for condition in own.conditions]).sum()
 
-    draws = [measured[condition, measure] for condition in conditions]
-    before = draws[0]["before"].to_numpy()
-    after = np.stack([table["after"].to_numpy() for table in draws])
-    values, low, high = bootstrap_ratio(
-        before, after, score["resamples"], score["confidence"], seed
-    )
+    before, after = own.before[None], own.after
+    values = np.array([over(each.sum(), before.sum()) for each in after])
+    over_samples = ratio(before, after, score["confidence"])
     row = {
-        **{"value": values.mean(), "ci_low": low, "ci_high": high, "draws": len(values)},
-        **{"before": before.sum(), "after": after.sum(axis=1).mean(), "n": len(before)},
-        **{"coverage": 1.0, "flag": _flag(before, measure, facts, score)},
+        **{"value": values.mean(), "ci_low": over_samples.low, "ci_high": over_samples.high},
+        **{"draws": len(values), "before": before.sum(), "after": after.sum(axis=1).mean()},
+        **{"n": len(own.before), "coverage": 1.0},
+        "flag": _flag(own.before, measure, facts, score),
     }
     if len(values) > 1:
         q25, q75 = np.quantile(values, [0.25, 0.75])
         row |= {"sd": values.std(ddof=1), "median": np.median(values), "q25": q25, "q75": q75}
+        over_both = ratio(before, after, score["confidence"], "mean")
+        row |= {"both_low": over_both.low, "both_high": over_both.high}
     if measure == "expected":
         rise = total("nll", "after") - total("nll", "before")
         row["nats_per_token"] = over(rise, total("positions", "before"))
         row["coverage"] = facts["coverage"]
     elif measure in ANSWERS:
-        n = sum(map(len, draws))
+        n = own.after.size
         row |= {name: total(name, "after") / n for name in ("several", "none")}
     elif measure in WITH_LENGTH:
         length, repeated = (
@@ -164,36 +171,6 @@ def _flag(
 def over(after: float, before: float) -> float:
     """Return a ratio; missing where there is nothing before."""
     return after / before if before else np.nan
-
-
-def bootstrap_ratio(
-    before: np.ndarray, after: np.ndarray, resamples: int, confidence: float, seed: int
-) -> tuple[np.ndarray, float, float]:
-    """Return the ratio of sums of each draw, and a paired bootstrap interval of their mean.
-
-    Samples are resampled together with both their values, and every draw of a random control
-    sees the same resampled ones. A resample whose sum before is 0 has no ratio and is left out.
-
-    Args:
-        before: values of each prompt or image without the intervention, samples.
-        after: values with it, draws x samples (one draw for a selected set).
-        resamples: number of resamples.
-        confidence: of the interval, 0 to 1.
-        seed: of the resampling.
-    """
-    total = before.sum()
-    if total == 0:
-        return np.full(len(after), np.nan), np.nan, np.nan
-    rng = np.random.default_rng(seed)
-    means = []
-    for _ in range(resamples):
-        weights = np.bincount(rng.integers(len(before), size=len(before)), minlength=len(before))
-        denominator = before @ weights
-        if denominator > 0:
-            means.append((after @ weights).mean() / denominator)
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(means, [tail, 1 - tail])
-    return after.sum(axis=1) / total, float(low), float(high)
 
 
 def put_splits(table: pd.DataFrame, experiments: Experiments) -> pd.DataFrame:
@@ -259,13 +236,34 @@ def share(value: Any) -> str:
 
 def interval(row: Mapping[str, Any], centre: str, low: str, high: str, form: str = ".2f") -> str:
     """Return a number with its limits as text; empty where it is missing."""
-    limits = f" [{number(row[low], form)}, {number(row[high], form)}]" if pd.notna(row[low]) else ""
-    return number(row[centre], form) + limits if pd.notna(row[centre]) else ""
+    if pd.isna(row[centre]):
+        return ""
+    return f"{number(row[centre], form)} {limits(row, low, high, form)}".strip()
 
 
-def display(table: pd.DataFrame, spread: str, confidence: float) -> pd.DataFrame:
-    """Return the rows as text cells for Markdown and LaTeX; what no row has is left out."""
-    ratio = f"after / before [{100 * confidence:g}%]"
+def limits(row: Mapping[str, Any], low: str, high: str, form: str = ".2f") -> str:
+    """Return limits as text; empty where they are missing."""
+    return f"[{number(row[low], form)}, {number(row[high], form)}]" if pd.notna(row[low]) else ""
+
+
+def _beside_draws(row: Mapping[str, Any] | None) -> str:
+    """Return a ratio over random heads, and its rank among the draws."""
+    if row is None or pd.isna(row["value"]):
+        return ""
+    rank = f"rank {row['below'] + 1} of {row['draws'] + 1}"
+    return f"{interval(row, 'value', 'low', 'high')}, {rank}"
+
+
+def display(
+    table: pd.DataFrame, compared: pd.DataFrame, spread: str, confidence: float
+) -> pd.DataFrame:
+    """Return the rows as text cells for Markdown and LaTeX; what no row has is left out.
+
+    ``compared`` are the comparisons of :func:`ratio_rows`; those with random heads are shown.
+    """
+    level = f"[{100 * confidence:g}%]"
+    with_random = compared[compared["against"] == "random"].set_index(["experiment", *Key._fields])
+    over_random = with_random.to_dict("index")
     among_draws = "median [quartiles]" if spread == "iqr" else "sd of draws"
 
     def cells(row: Mapping[str, Any]) -> dict[str, str]:
@@ -284,7 +282,11 @@ def display(table: pd.DataFrame, spread: str, confidence: float) -> pd.DataFrame
             "alpha": alpha_name(row["alpha"]),
             "at": row["at"],
             "chosen by": METHOD_NAMES[row["method"]],
-            ratio: interval(row, "value", "ci_low", "ci_high") or "not defined",
+            f"after / before {level}": interval(row, "value", "ci_low", "ci_high") or "not defined",
+            f"and draws {level}": limits(row, "both_low", "both_high"),
+            f"over random {level}": _beside_draws(
+                over_random.get((row["experiment"], *(row[key] for key in Key._fields)))
+            ),
             "draws": str(row["draws"]),
             among_draws: among,
             "mean of splits": among_splits if row["splits"] > 1 else "",
@@ -302,8 +304,9 @@ def display(table: pd.DataFrame, spread: str, confidence: float) -> pd.DataFrame
         }
 
     shown = pd.DataFrame(list(map(cells, table.to_dict("records"))))
-    optional = ["mean of splits", "length", "repetition", "nats/token"]
-    optional += ["several classes", "no class", "against", "kept at 5, 10, 20"]
+    optional = [f"and draws {level}", f"over random {level}", "mean of splits", "length"]
+    optional += ["repetition", "nats/token", "several classes", "no class", "against"]
+    optional += ["kept at 5, 10, 20"]
     left_out = [name for name in optional if (shown[name] == "").all()]
     left_out += [key for key in ("alpha", "at") if shown[key].nunique() < 2]  # notes say which
     return shown.drop(columns=left_out)
@@ -314,7 +317,6 @@ def notes(
     scores: Scores,
     experiments: Experiments,
     score: Mapping[str, Any],
-    seed: int,
 ) -> Iterator[str]:
     """Yield what a reader of the rows has to know: see :func:`ratio_rows`."""
     has = set(table["measure"])
@@ -375,10 +377,13 @@ def notes(
             "CIDEr: CIDEr-D, mean over samples, document frequencies over these samples' "
             f"references; references of a sample: {counts}."
         )
+    level = f"{100 * score['confidence']:g}%"
     yield (
-        f"Brackets: {100 * score['confidence']:g}% paired bootstrap over samples, "
-        f"{score['resamples']} resamples, seed {seed}; for random heads, of the mean over draws. "
-        "Random heads are matched by layer and disjoint from the first method's."
+        f"Brackets: {level} score intervals over samples (docs/statistics.md); for random heads of "
+        'the mean of these draws, and under "and draws" of the mean of all there might be. Over '
+        "random: the ratio to the random draws' mean, against the chance of samples and of one "
+        "more random draw, and where it ranks among the draws from the lowest up. Random heads are "
+        "matched by layer and disjoint from the first method's."
     )
     if (table["splits"] > 1).any():
         yield (
@@ -391,82 +396,3 @@ def notes(
             "Controls: unrelated words are ranked by the same method over as many tokens of other "
             "words; size ranks by the size of the write alone."
         )
-
-
-# The figure
-
-
-def plot(table: pd.DataFrame, draws: pd.DataFrame, colours: Mapping[str, str]):
-    """Draw the rows as bars, a row and a column of panels, a group of bars, a bar a method.
-
-    Right answers are comparable between experiments: a panel for each measure and scaling (k, and
-    alpha and place where there are several) has a group for each experiment. Otherwise a panel for
-    each experiment and measure has a group for each scaling. Bars are ratios with their bootstrap
-    interval; dots are single random draws; a black mark is the published value.
-    """
-    from matplotlib.figure import Figure
-
-    varied = [key for key in ("alpha", "at") if table[key].nunique() > 1]
-    table, draws = (own.assign(scaling=_scaling(own, varied)) for own in (table, draws))
-    answers = table["measure"].isin(ANSWERS).all()
-    keys = ["measure", "scaling", "experiment"] if answers else ["experiment", "measure", "scaling"]
-    down, across, groups = (_values(table, key) for key in keys)
-    size = (max(4.2, 1.5 * len(groups)) * len(across), 3.1 * len(down))
-    figure = Figure(figsize=size, layout="constrained")
-    axes = figure.subplots(len(down), len(across), squeeze=False, sharey=bool(answers))
-    for axis, panel in zip(axes.flat, product(down, across), strict=True):
-        own = [part[(part[keys[:2]] == panel).all(axis=1)] for part in (table, draws)]
-        _bars(axis, *own, colours, keys[2])
-        title = [MEASURE_NAMES.get(value, value) for value in panel]
-        axis.set_title(": ".join(reversed(title) if answers else title), fontsize=10)
-    for axis in axes[:, 0]:
-        worded = table["measure"].isin(["count", "expected"]).all()
-        what = "accuracy" if answers else "words" if worded else "measure"
-        axis.set_ylabel(f"{what}, after / before")
-    handles, labels = axes[0][0].get_legend_handles_labels()
-    unique = dict(zip(labels, handles, strict=True))
-    figure.legend(
-        unique.values(), unique.keys(), loc="outside lower center", ncols=len(unique), fontsize=8
-    )
-    return figure
-
-
-def _scaling(table: pd.DataFrame, varied: Sequence[str]) -> pd.Series:
-    """Return how many heads each row scales, and of alpha and place those that are varied."""
-    said = table["heads"].astype(str) + " heads"
-    if "alpha" in varied:
-        said += "\nalpha " + table["alpha"].map(alpha_name)
-    return said + "\n" + table["at"] if "at" in varied else said
-
-
-def _values(table: pd.DataFrame, key: str) -> list[str]:
-    """Return a column's values in their order, scalings by k and alpha."""
-    ordered = table.sort_values(["heads", "alpha"], kind="stable") if key == "scaling" else table
-    return list(dict.fromkeys(ordered[key]))
-
-
-def _bars(axis, table: pd.DataFrame, draws: pd.DataFrame, colours, group: str) -> None:
-    """Draw a group of bars, a bar a method, for each value of ``scaling`` or ``experiment``."""
-    groups, methods = (_values(table, name) for name in (group, "method"))
-    width = 0.8 / len(methods)
-    for row in table.itertuples():
-        at = getattr(row, group)
-        x = groups.index(at) + (methods.index(row.method) - (len(methods) - 1) / 2) * width
-        name = METHOD_NAMES[row.method]
-        axis.bar(x, row.value, 0.9 * width, color=colours[row.method], label=name, zorder=1)
-        limits = [[max(row.value - row.ci_low, 0)], [max(row.ci_high - row.value, 0)]]
-        axis.errorbar(x, row.value, limits, color="black", lw=1, capsize=2, zorder=3)
-        if row.draws > 1:
-            own = draws[(draws["method"] == row.method) & (draws[group] == at)]["value"]
-            # Spread evenly from left to right, so that equal draws can be told apart.
-            spread = x + np.linspace(-0.3, 0.3, len(own)) * width
-            axis.plot(
-                spread, own, "o", ms=3, mfc="white", mec="black", mew=0.6, label="random draw"
-            )
-        if pd.notna(row.published):
-            mark = {"color": colours["published"], "marker": "D", "ms": 5, "ls": "none"}
-            axis.plot(x, row.published, **mark, mec="white", label="published", zorder=4)
-    axis.axhline(1, color="black", lw=0.8, ls=":")
-    axis.set_xticks(range(len(groups)), groups)
-    axis.set_ylim(bottom=0)
-    axis.spines[["top", "right"]].set_visible(False)

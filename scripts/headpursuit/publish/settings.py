@@ -1,6 +1,6 @@
 """The config's keys as the schema lists them, and those in which a run is not the paper's."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -172,3 +172,31 @@ def labeller_name(config: Config) -> str:
     backend = config["labeller"]["backend"]
     own = config["labeller"][backend]
     return f"{backend}: {own['source'] if backend == 'lexicon' else own['model']}"
+
+
+def differences(config: Config, names: Sequence[str]) -> dict[str, dict[str, str] | None]:
+    """Return in what each experiment differs from the first: key to its own value, as text.
+
+    The keys are those of the experiment and of its concept (``concept.rows``). Of experiments with
+    other samples or of another model it is None: they are no variants.
+    """
+
+    def all_leaves(own: Any, path: str) -> Iterator[tuple[str, Any]]:
+        if isinstance(own, Mapping):
+            for key, value in own.items():
+                yield from all_leaves(value, f"{path}.{key}" if path else key)
+        else:
+            yield path, own
+
+    def stated(name: str) -> dict[str, Any]:
+        own = config["experiments"][name]
+        concept = config["concepts"].get(own["concept"])
+        return dict(all_leaves({**own, "concept": concept, "splits": None}, ""))
+
+    first, found = stated(names[0]), {}
+    for name in names:
+        own = stated(name)
+        keys = [key for key in {**first, **own} if own.get(key) != first.get(key)]
+        apart = {"samples", "model"} & set(keys)
+        found[name] = None if apart else {key: shown(own.get(key)) for key in keys}
+    return found

@@ -42,7 +42,12 @@ def contract_of(path: str | Path, columns: Collection[str]) -> Mapping[str, Any]
         columns: its columns: of two kinds of tables under one name, the likelier is taken.
     """
     found = [
-        (template.count("/"), len(template), len({*columns} & {*contract["columns"]}), number)
+        (
+            template.count("/"),
+            len(re.sub(r"\{\w+\}", "", template)),
+            len({*columns} & {*contract["columns"]}),
+            number,
+        )
         for number, contract in enumerate(contracts())
         for template in contract["files"]
         if _pattern(template).search(Path(path).as_posix())

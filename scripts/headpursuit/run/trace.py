@@ -78,7 +78,7 @@ def _kind(run: Run, table: str) -> str:
     if name == "published" and not part:
         return "published"
     there = sorted(path.name for path in run.results.glob("tables/*.csv"))
-    can = [own for own in there if not own.endswith(".draws.csv")]
+    can = [own for own in there if not own.endswith((".draws.csv", ".tests.csv", "claims.csv"))]
     raise UserError(
         f"{run.results / table}: of the tables, {', '.join(can) or 'none'} can be traced."
     )

@@ -1,0 +1,118 @@
+"""One set of heads against another, on the same samples: the tests of a table of ratios."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from headpursuit.publish.statistics import ratio, ratio_of_ratios
+from headpursuit.run.tables import lay_out
+
+
+class Key(NamedTuple):
+    """What names a set of heads, or the random draws of it, in an experiment, and a measure."""
+
+    method: str
+    heads: int
+    alpha: float
+    at: str
+    measure: str
+
+
+class Measured(NamedTuple):
+    """A measure of each sample before, and after, draws x samples."""
+
+    conditions: list[str]  # of the draws
+    samples: list[str]
+    before: np.ndarray
+    after: np.ndarray
+
+
+Scored = Mapping[Key, Measured]
+
+
+def measured(
+    parts: Mapping[tuple[str, str], pd.DataFrame], conditions: list[str], measure: str
+) -> Measured:
+    """Return what was measured under the conditions of one or more draws.
+
+    ``parts`` are the rows of an experiment's scores, by condition and measure.
+    """
+    first, *others = (parts[condition, measure] for condition in conditions)
+    after = np.stack([own["after"].to_numpy() for own in (first, *others)])
+    return Measured(conditions, list(first["sample_id"]), first["before"].to_numpy(), after)
+
+
+def comparisons(
+    scores: Mapping[str, Scored],
+    experiments: Mapping[str, Mapping[str, Any]],
+    flags: Mapping[tuple[str, str], str],
+    confidence: float,
+) -> pd.DataFrame:
+    """Return the tests of a table of ratios, a row for each two sets of heads that are compared.
+
+    Each set is compared with the baseline, and a method's with random heads, with the other methods
+    if it is the first, with the next smaller number of its own, and, in a variant of the table's
+    first experiment, with the same set there.
+
+    Args:
+        scores: experiment to what was measured under each of its sets of heads.
+        experiments: of each its samples, model, heads_from, methods, and ``differs``, in what it
+            differs from the first (key to value); None if it is no variant of it.
+        flags: why an experiment's measure says little.
+        confidence: of the intervals.
+    """
+    first = scores[next(iter(scores))]
+    rows = []
+    for name, sets in scores.items():
+        same = {key: experiments[name][key] for key in ("samples", "model", "heads_from")}
+        for key, own in sets.items():
+            row = {"experiment": name, **same, **key._asdict(), "n": len(own.before)}
+            row["flag"] = flags[name, key.measure]
+            for against, k, other in _others(key, own, sets, experiments[name]["methods"][0]):
+                row |= {"against": against, "against_heads": k}
+                rows.append(row | _compared(own, other, against, key.method, confidence))
+            differs, original = experiments[name]["differs"], first.get(key)
+            if differs and original and key.method != "random":
+                said = "; ".join(f"{choice}: {value}" for choice, value in differs.items())
+                row |= {"against": "original", "against_heads": key.heads, "differs": said}
+                rows.append(row | _varied(own, original, confidence))
+    return lay_out("tables/{table}.tests.csv", rows)
+
+
+def _others(
+    key: Key, own: Measured, sets: Scored, first: str
+) -> Iterator[tuple[str, int | None, Measured]]:
+    """Yield what a set of heads is compared with: its name, its number of heads, its values."""
+    yield "baseline", None, Measured([], own.samples, own.before, own.before[None])
+    if key.method == "random":
+        return
+    for method in dict.fromkeys(other.method for other in sets):
+        other = key._replace(method=method)
+        if other in sets and (method == "random" or (key.method == first and method != first)):
+            yield method, key.heads, sets[other]
+    smaller = [other.heads for other in sets if other._replace(heads=key.heads) == key]
+    if fewer := [k for k in smaller if k < key.heads]:
+        yield key.method, max(fewer), sets[key._replace(heads=max(fewer))]
+
+
+def _compared(
+    own: Measured, other: Measured, against: str, method: str, confidence: float
+) -> dict[str, Any]:
+    """Return the ratio of a set of heads to another, and where it lies among random draws."""
+    chance = {"random": "one"}.get(against, "mean" if method == "random" else None)
+    found = vars(ratio(other.after, own.after, confidence, chance))
+    if against != "random":
+        return {**found, "draws": len(own.after)}
+    value, drawn = own.after.sum(), other.after.sum(1)
+    sides = {"below": int((drawn < value).sum()), "above": int((drawn > value).sum())}
+    return {**found, "draws": len(drawn), **sides}
+
+
+def _varied(own: Measured, original: Measured, confidence: float) -> dict[str, Any]:
+    """Return a variant's ratio over the original's, if both are of the same samples."""
+    if own.samples != original.samples:
+        return {"draws": 1}
+    both = [(each.before, each.after[0]) for each in (own, original)]
+    return {**vars(ratio_of_ratios(*both, confidence)), "draws": 1}
