@@ -27,13 +27,18 @@ _BLOCK = 256  # samples whose logits are in memory at once
 
 
 def vocabulary(weights: HeadWeights, tokenizer, fold_norm_gain: bool) -> Vocabulary:
-    """Return the tokens that stand for text: their ids, (v,), and rows of the unembedding, v x d.
+    """Return the tokens that stand for text, (v,), and their rows of the unembedding, v x d."""
+    ids = text_tokens(weights, tokenizer)
+    return ids, weights.unembedding(ids, fold_norm_gain)
+
+
+def text_tokens(weights: HeadWeights, tokenizer) -> Numbers:
+    """Return the ids of the tokens that stand for text, ascending.
 
     Special tokens are left out, and so are rows that belong to no token (padding behind the last).
     """
     text = set(tokenizer.get_vocab().values()) - special_tokens(tokenizer)
-    ids = np.array(sorted(number for number in text if number < weights.rows))
-    return ids, weights.unembedding(ids, fold_norm_gain)
+    return np.array(sorted(number for number in text if number < weights.rows))
 
 
 def _layers(weights: HeadWeights, path: str | Path, what: str) -> Iterator:

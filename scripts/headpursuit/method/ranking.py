@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from headpursuit.method.activations import Inputs, read_layer
-from headpursuit.method.decompose import vocabulary
+from headpursuit.method.decompose import text_tokens
 from headpursuit.method.heads import FEWER_ATOMS, rank
 from headpursuit.method.somp import check_layer, pursue_layer
 from headpursuit.method.weights import HeadWeights
@@ -46,11 +46,8 @@ def rank_heads(
     """
     fold = pursuit["fold_norm_gain"]
     rows = {method: weights.unembedding(ids, fold) for method, ids in dictionaries.items()}
-    everything = vocabulary(weights, tokenizer, True)[1].mean(0)
-    concepts = {
-        method: weights.unembedding(ids, True).mean(0) - everything
-        for method, ids in dictionaries.items()
-    }
+    everything = weights.mean_row(text_tokens(weights, tokenizer))
+    concepts = {method: weights.mean_row(ids) - everything for method, ids in dictionaries.items()}
     if "somp" in rows and len(rows["somp"]) <= pursuit["iterations"]:
         log.warning(
             "The dictionary has %d rows and pursuit.iterations is %d: SOMP takes every row, its "

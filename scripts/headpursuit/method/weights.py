@@ -97,6 +97,14 @@ class HeadWeights:
         rows = self._read("unembedding")[torch.as_tensor(token_ids)].float()
         return rows * self._read("final_gain") if fold_norm_gain else rows
 
+    def mean_row(self, token_ids: Sequence[int]) -> Tensor:
+        """Return the mean (d) of rows of the unembedding, the final norm's gain folded in."""
+        rows = self._read("unembedding")
+        # Some at a time: in float32 a whole vocabulary may have gigabytes.
+        parts = torch.as_tensor(token_ids).split(4096)
+        total = sum(rows[part].double().sum(0) for part in parts)
+        return (total / len(token_ids)).float() * self._read("final_gain")
+
     def _read(self, name: str) -> Tensor:
         tensor = self._file.get_tensor(name)
         if _crc32(tensor) != self._crc32[name]:
