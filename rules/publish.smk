@@ -107,6 +107,7 @@ rule publish_overlap:
     """How many of their top heads each two of a table's experiments share, and where they lie."""
     input:
         rankings=in_table("<results>/rankings/{rankings}.csv"),
+        dictionaries=in_table("<results>/dictionaries/{dictionary}.csv"),
     output:
         csv="<results>/tables/{shared}.overlap.csv",
         md="<results>/tables/{shared}.overlap.md",

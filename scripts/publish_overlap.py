@@ -1,7 +1,7 @@
 """Make the table of the heads that a table's experiments share, and a map of what they explain."""
 
 from headpursuit.method.heads import top_heads
-from headpursuit.publish.overlap import choosers, display, notes, overlaps
+from headpursuit.publish.overlap import choosers, concept_tokens, display, notes, overlaps
 from headpursuit.publish.table1 import plot_heads
 from headpursuit.run.rule import run_rule
 from headpursuit.run.tables import publish, save_figure
@@ -11,7 +11,9 @@ def main(snakemake):
     """Write csv, Markdown, LaTeX and the figure."""
     read, experiments = snakemake.input.rankings, snakemake.params.experiments
     rankings, own, layers = choosers(read, experiments)
-    table = overlaps(rankings, own, layers)
+    read_by = dict(zip(experiments, snakemake.input.dictionaries, strict=True))
+    tokens = {name: concept_tokens(read_by[name]) for name in own}
+    table = overlaps(rankings, own, layers, tokens)
     label = f"{snakemake.wildcards.shared}-overlap"
     publish(snakemake.output, table, display(table), notes(own, layers), label)
     shown = {name: top_heads(rankings[name], max(own[name]["k"]), *layers[name]) for name in own}

@@ -8,10 +8,12 @@ import pytest
 from headpursuit.method.heads import rank
 from headpursuit.publish.overlap import (
     chance,
+    concept_tokens,
     display,
     jaccard,
     notes,
     overlaps,
+    plot_crossed,
     put_rankings,
     ranking_notes,
 )
@@ -59,6 +61,7 @@ def test_overlaps_keep_to_models_k_and_candidate_layers(experiments, layers, row
     for row in table.itertuples():
         assert row.jaccard == pytest.approx(row.shared / (2 * row.heads - row.shared))
         assert (row.chance, row.p) == pytest.approx(chance(row.heads, 4, row.shared))
+    assert "tokens of both" not in display(table)
     shown = display(table)["Jaccard (chance)"]
     assert list(shown[:1]) in (["0.00 (0.39)"], [])
     assert "Top heads of layers 2 to 3" in " ".join(notes(experiments, layers))
@@ -89,3 +92,37 @@ def test_rows_have_what_the_ranking_says_and_cannot_say(tmp_path):
     for iterations, whole in ((11, False), (12, True)):
         text = " ".join(ranking_notes(said, {"x": {"iterations": iterations}}))
         assert "write against the concept" in text and ("x: 12 rows" in text) == whole
+
+
+def test_concepts_that_share_tokens_are_told_with_which(tmp_path):
+    paths = {}
+    for name, tokens in {"up": ["Ġone", "two", "▁two"], "down": ["one", "Ġtwos"]}.items():
+        paths[name] = tmp_path / f"{name}.csv"
+        pd.DataFrame({"token": tokens}).to_csv(paths[name], index=False)
+    tokens = {name: concept_tokens(path) for name, path in paths.items()}
+    assert tokens == {"up": {"one", "two"}, "down": {"one", "twos"}}
+    rankings, layers = {"up": UP, "down": DOWN}, dict.fromkeys(("up", "down"), (0, 3))
+    table = overlaps(rankings, dict.fromkeys(rankings, own()), layers, tokens)
+    assert set(table["tokens"]) == {"one"}
+    assert set(display(table)["tokens of both"]) == {"one"}
+    write_csv(tmp_path / "tables/t.overlap.csv", table)
+
+
+def test_a_matrix_has_the_ratios_with_their_intervals():
+    rows = [
+        {"experiment": name, "samples": "rtp", "concept": name.split("-")[0], "model": "m",
+         "heads_from": source, "method": "somp", "heads": 4, "measure": "expected", "alpha": -1.0,
+         "at": "all", "value": value, "ci_low": value - 0.1, "ci_high": value + 0.1}
+        for name, source, value in (
+            ("up", None, 0.3), ("down", None, 0.5), ("up-b", "down", 0.98), ("down-b", "up", 1.4),
+        )
+    ]  # fmt: skip
+    shared = overlaps({"up": UP, "down": DOWN}, dict.fromkeys(("up", "down"), own(k=(4,))), {
+        "up": (0, 3), "down": (0, 3)
+    })  # fmt: skip
+    same, ratios = plot_crossed(pd.DataFrame(rows), shared).axes
+    said = [text.get_text() for text in ratios.texts]
+    assert said[:4] == ["0.30", "[0.20, 0.40]", "0.98", "[0.88, 1.08]"]
+    assert said[4:] == ["1.40", "[1.30, 1.50]", "0.50", "[0.40, 0.60]"]
+    assert [text.get_text() for text in same.texts] == ["1.00", "0.00", "0.00", "1.00"]
+    assert [tick.get_text() for tick in ratios.get_xticklabels()] == ["up", "down"]

@@ -112,7 +112,7 @@ def files(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
         ("published", 0, ["trace {}/tables/table2.csv rtp somp 2 count", "experiment rtp"], False),
         ("table2", 1, ["table2: measures after", "table2.csv rtp random 2 expected"], False),
         ("table1", 0, ["table1.csv triviaqa L1.H2", "Masked are tokens"], True),
-        ("concepts", 1, ["concepts.overlap.csv fruit tools 2"], False),
+        ("concepts", 1, ["concepts.overlap.csv fruit tools 2"], True),
         ("choices", 0, ["All choices", "experiments.&lt;name&gt;.k"], None),
         ("run", 0, ["garak", "2.0", "measure", "Labels of rtp", "1234", "s**** (3)"], None),
     ],

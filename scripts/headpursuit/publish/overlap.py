@@ -1,6 +1,6 @@
 """How many of their top heads two experiments share."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import combinations
 from math import comb
 from typing import Any
@@ -10,6 +10,7 @@ import pandas as pd
 
 from headpursuit.method.heads import FEWER_ATOMS, Head, rank, read_ranking, top_heads
 from headpursuit.publish.ratio import MEASURE_NAMES
+from headpursuit.run.files import plain
 from headpursuit.run.tables import lay_out, read_csv
 
 Experiments = Mapping[str, Mapping[str, Any]]
@@ -47,10 +48,17 @@ def choosers(
     return rankings, chosen, {name: own["layers"] for name, own in chosen.items()}
 
 
+def concept_tokens(path: str) -> set[str]:
+    """Return the tokens of a dictionary, without the marks of a space before them."""
+    tokens = {plain(token) for token in read_csv(path, ["token"])["token"]}
+    return {token.lstrip("Ġ▁␣ ") or token for token in tokens}
+
+
 def overlaps(
     rankings: Mapping[str, pd.DataFrame],
     experiments: Experiments,
     layers: Mapping[str, tuple[int, int]],
+    tokens: Mapping[str, Collection[str]] | None = None,
 ) -> pd.DataFrame:
     """Compare the top heads of each two experiments of a model (v2, figure 4), for each common k.
 
@@ -58,6 +66,7 @@ def overlaps(
         rankings: experiment to its ranking by its first method.
         experiments: their model and k.
         layers: their first and last candidate layer; chance is reckoned from the first one's.
+        tokens: those of their concepts. Concepts that share tokens share heads for that alone.
     """
     rows = []
     for one, other in combinations(rankings, 2):
@@ -66,6 +75,8 @@ def overlaps(
         for k in shared_k:
             mine, theirs = (top_heads(rankings[name], k, *layers[name]) for name in (one, other))
             row = {"heads": k, "one": one, "other": other, "shared": len({*mine} & {*theirs})}
+            both = {*tokens[one]} & {*tokens[other]} if tokens else ()
+            row["tokens"] = " ".join(sorted(both)) or None
             n = int(rankings[one]["layer"].between(*layers[one]).sum())
             expected, p = chance(k, n, row["shared"])
             rows.append(row | {"jaccard": jaccard(mine, theirs), "chance": expected, "p": p})
@@ -151,29 +162,50 @@ def plot_crossed(table: pd.DataFrame, shared: pd.DataFrame):
     several = len({kind[1:] for kind, _ in kinds}) > 1
     ks = sorted(set(first["heads"]))
 
-    width, height = 1.6 + 0.62 * len(sources), 1.3 + 0.45 * len(targets)
+    width, height = 1.8 + 0.85 * len(sources), 1.4 + 0.5 * len(targets)
     figure = Figure(figsize=(width * (1 + len(kinds)), height * len(ks)), layout="constrained")
     axes = figure.subplots(len(ks), 1 + len(kinds), squeeze=False)
     for line, k in zip(axes, ks, strict=True):
         same = pd.DataFrame(np.eye(len(sources)), index=sources, columns=sources)
         for row in shared[shared["heads"] == k].itertuples():
             same.loc[row.one, row.other] = same.loc[row.other, row.one] = row.jaccard
-        _heat_map(line[0], same, "Jaccard index", f"{k} heads")
+        _heat_map(line[0], same, "Jaccard index", f"{k} heads", cmap="viridis", vmax=1)
         for axis, ((measure, alpha, at), rows) in zip(line[1:], kinds, strict=True):
-            grid = rows[rows["heads"] == k].pivot(index="target", columns="source", values="value")
+            grids = [
+                rows[rows["heads"] == k]
+                .pivot(index="target", columns="source", values=name)
+                .reindex(targets)[sources]
+                for name in ("value", "ci_low", "ci_high")
+            ]
             where = f", alpha {alpha:g} ({at})" if several else ""
             name = f"{MEASURE_NAMES[measure]}{where}, after / before"
-            _heat_map(axis, grid.reindex(targets)[sources], name, f"{k} heads")
+            # 1, nothing changed, is white; below and above have hues that all eyes can tell apart.
+            _heat_map(axis, grids[0], name, f"{k} heads", grids[1:], cmap="PuOr", vmax=2)
             axis.set(xlabel="heads of", ylabel="measured on")
     return figure
 
 
-def _heat_map(axis, grid: pd.DataFrame, label: str, title: str) -> None:
-    """Draw numbers, and as colours those from 0 to 1."""
-    axis.imshow(grid, vmin=0, vmax=1, cmap="viridis", aspect="auto")
+def _heat_map(
+    axis: Any,
+    grid: pd.DataFrame,
+    label: str,
+    title: str,
+    limits: Sequence[pd.DataFrame] = (),
+    **colours: Any,
+) -> None:
+    """Draw numbers as colours and as text, with their limits below."""
+    image = axis.imshow(grid, vmin=0, aspect="auto", **colours)
     for (row, column), value in np.ndenumerate(grid.to_numpy()):
-        dark = {"color": "white" if value < 0.6 else "black", "ha": "center", "va": "center"}
-        axis.text(column, row, f"{value:.2f}" if pd.notna(value) else "", fontsize=8, **dark)
+        if pd.isna(value):
+            continue
+        red, green, blue, _ = image.cmap(image.norm(value))
+        dark = 0.3 * red + 0.59 * green + 0.11 * blue < 0.5
+        text = {"color": "white" if dark else "black", "ha": "center", "fontsize": 8}
+        axis.text(column, row, f"{value:.2f}", va="bottom" if limits else "center", **text)
+        if limits:
+            low, high = (own.iat[row, column] for own in limits)
+            said = f"[{low:.2f}, {high:.2f}]"
+            axis.text(column, row + 0.08, said, va="top", **text | {"fontsize": 6.5})
     axis.set_xticks(range(grid.shape[1]), grid.columns, rotation=45, ha="right", fontsize=8)
     axis.set_yticks(range(grid.shape[0]), grid.index, fontsize=8)
     axis.set_title(f"{title}: {label}", fontsize=9)
@@ -182,14 +214,17 @@ def _heat_map(axis, grid: pd.DataFrame, label: str, title: str) -> None:
 def display(table: pd.DataFrame) -> pd.DataFrame:
     """Return the overlaps as text cells, a row for each k and pair of experiments."""
     rows = list(table.itertuples())
-    return pd.DataFrame(
+    shown = pd.DataFrame(
         {
             "heads": [str(row.heads) for row in rows],
             "experiments": [f"{row.one}, {row.other}" for row in rows],
             "shared": [str(row.shared) for row in rows],
             "Jaccard (chance)": [f"{row.jaccard:.2f} ({row.chance:.2f})" for row in rows],
+            "p": [f"{row.p:.2g}" for row in rows],
+            "tokens of both": ["" if pd.isna(row.tokens) else row.tokens for row in rows],
         }
     )
+    return shown if (shown["tokens of both"] != "").any() else shown.drop(columns="tokens of both")
 
 
 def notes(experiments: Experiments, layers: Mapping[str, tuple[int, int]]) -> Iterator[str]:
@@ -199,5 +234,6 @@ def notes(experiments: Experiments, layers: Mapping[str, tuple[int, int]]) -> It
     yield (
         f"Model {models}. Top heads of layers {spans} by each experiment's first method; Jaccard: "
         "heads that both have over heads that either has, and in brackets what two random sets of "
-        "as many heads would give on average."
+        "as many heads would give on average; p: that they share as many or more. Concepts with "
+        "tokens in common share heads for that alone."
     )

@@ -159,17 +159,21 @@ def render_markdown(text: str) -> str:
 def table_page(files: Any, config: Config, name: str) -> Iterator[Section]:
     """A table with its figures, labelled words masked, and the commands that trace its rows."""
     parts, kind = _parts(files, name), kind_of(config, config["tables"][name])
-    words = offensive_words(config, Path(files.config).parent) if kind == "heads" else set()
+    masked = kind == "heads" or "overlap.md" in parts
+    words = offensive_words(config, Path(files.config).parent) if masked else set()
+    covered = False
     for end, heading in PARTS.items():
         if end in parts and end.endswith("png"):
             yield Section(heading, figure=parts[end])
         elif end in parts:
             text = parts[end].read_text(encoding="utf-8")
-            yield Section(heading, markup=render_markdown(mask_rows(text, words)))
-    if words:
+            safe = mask_rows(text, words)
+            covered |= safe.splitlines() != text.splitlines()
+            yield Section(heading, markup=render_markdown(safe))
+    if covered:
         yield Section(
             text=f"Masked are tokens of the words that this run labelled, and tokens of {TELLING} "
-            f"letters or more that begin such a word. tables/{name}.csv has all tokens as they are."
+            f"letters or more that begin such a word. The CSV files have all tokens as they are."
         )
     yield Section(
         "Follow a row",
