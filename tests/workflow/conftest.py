@@ -33,6 +33,7 @@ MORE: dict[str, Any] = {
         "fruit": {"words": ["apple", "lemon", "turnip"]},
         "tools": {"file": "own/tools.txt"},
         "seen": {"words": WORDS[:20]},
+        "answers": {"words": ["apple", "lemon", "turnip"]},
     },
     "experiments": {
         "asked": {
@@ -53,7 +54,7 @@ MORE: dict[str, Any] = {
             "at": ["all", "response"],
         },
         "tools": {"like": "fruit", "concept": "tools", "measures": []},
-        "quiz": {"like": "tools", "samples": "quiz", "concept": "fruit"},
+        "quiz": {"like": "tools", "samples": "quiz", "concept": "answers"},
         "quiz-asked": {
             "like": "quiz",
             "samples": "quiz-asked",
