@@ -336,6 +336,7 @@ def test_every_row_of_every_table_is_traced(
     for row in dict.fromkeys(row_names(rows, kind)):
         code, output = audit("trace", path, *row, "--top", "3")
         assert code == 0, output
+        assert not re.search(r"(prompt|image): +(nan|None)\b", output)
         assert ("\nThis adds up to the table's " in output) == (
             kind in ("ratios", "overlaps") or (kind == "published" and "  own: " in output)
         )

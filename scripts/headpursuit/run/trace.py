@@ -293,7 +293,7 @@ def _sources(run: Run, name: str, ids: Sequence[str]) -> dict[str, str]:
 
     def line(row: Any) -> str:
         what, right = getattr(row, said), " | ".join(map(run.cover, row.references))
-        where = f"{run.cover(what)} ({plain(row.source)})" if what else plain(row.source)
+        where = f"{run.cover(what)} ({plain(row.source)})" if pd.notna(what) else plain(row.source)
         return f"{kind + ':':<7} {where}" + (f"; references: {right}" if right else "")
 
     return {row.sample_id: line(row) for row in table.itertuples()}
