@@ -1,11 +1,12 @@
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from headpursuit.__main__ import main
-from headpursuit.method.checkpoint import compare_logits, save_scaled
+from headpursuit.method.checkpoint import compare_logits, save_condition, save_scaled
 from headpursuit.method.decoder import scaled_heads
 from headpursuit.method.models import load_model
 from headpursuit.run.files import UserError
@@ -133,3 +134,24 @@ def test_a_runs_condition_becomes_a_model(made: Path, tmp_path: Path, capsys):
     assert "largest difference from the logits of scaled rows: 0\n" in capsys.readouterr().out
     assert main(arguments) == 2  # nothing is overwritten
     assert "exists already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changes", "condition", "said"),
+    [
+        ({}, "somp-k3", "^rtp has no condition somp-k3; there are somp-k2, random-k2-d00, random-"),
+        ({"at": "response"}, "somp-k2-response", "in response alone, and weights act at all posi"),
+        (
+            {"signed": True},
+            "somp-k2",
+            "^rtp is signed: somp-k2 multiplies heads that write against",
+        ),
+    ],
+)
+def test_a_condition_that_no_weights_can_have(made, tmp_path, changes, condition, said):
+    run = shutil.copytree(made, tmp_path / "run")
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["experiments"]["rtp"] |= changes
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(UserError, match=said):
+        save_condition(run, "rtp", condition, tmp_path / "edited")
