@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from headpursuit.publish.docs import documents
-from headpursuit.publish.settings import leaves, schema, shipped, unlike_paper
+from headpursuit.publish.settings import demo, differences, leaves, schema, shipped, unlike_paper
 from headpursuit.run.config import load_config
 from headpursuit.run.experiments import merge
 
@@ -99,3 +99,26 @@ def test_files_that_are_named_are_there() -> None:
             assert not [name for name in found if not (ROOT / name).exists()], path
             assert set(re.findall(r"\btest_\w+\.py\b", text)) <= tests, path
     assert read > 100
+
+
+def test_variants_are_told_from_other_experiments():
+    """By what differs of the experiment and its concept; other words or heads are no variant."""
+    own = demo()
+    concepts = {**own["concepts"], "all": {**own["concepts"]["toxic"], "rows": "all"}}
+    first = own["experiments"]["rtp"]
+    l2 = {**first, "pursuit": {**first["pursuit"], "norm": "l2"}}
+    experiments = {
+        **{"rtp": first, "l2": l2, "rows": {**first, "concept": "all"}},
+        "both": {**l2, "concept": "all", "first_layer": 0},
+        "words": {**first, "concept": "months"},
+        "heads": {**first, "heads_from": "l2"},
+        "prompts": {**first, "samples": "rtp-prompts"},
+    }
+    config = {**own, "concepts": concepts, "experiments": experiments}
+    assert differences(config, list(experiments)) == {
+        "rtp": {},
+        "l2": {"pursuit.norm": "l2"},
+        "rows": {"concept.rows": "all"},
+        "both": {"pursuit.norm": "l2", "concept.rows": "all", "first_layer": "0"},
+        **dict.fromkeys(("words", "heads", "prompts")),
+    }

@@ -178,7 +178,7 @@ def differences(config: Config, names: Sequence[str]) -> dict[str, dict[str, str
     """Return in what each experiment differs from the first: key to its own value, as text.
 
     The keys are those of the experiment and of its concept (``concept.rows``). Of experiments with
-    other samples or of another model it is None: they are no variants.
+    other samples, another model, other words or another's heads it is None: they are no variants.
     """
 
     def all_leaves(own: Any, path: str) -> Iterator[tuple[str, Any]]:
@@ -197,6 +197,8 @@ def differences(config: Config, names: Sequence[str]) -> dict[str, dict[str, str
     for name in names:
         own = stated(name)
         keys = [key for key in {**first, **own} if own.get(key) != first.get(key)]
-        apart = {"samples", "model"} & set(keys)
-        found[name] = None if apart else {key: shown(own.get(key)) for key in keys}
+        apart = {"samples", "model", "heads_from", "concept.words", "concept.file"} & {*keys}
+        kinds = [{key.split(".")[1] for key in each if "concept." in key} for each in (first, own)]
+        same = not apart and kinds[0] == kinds[1]
+        found[name] = {key: shown(own.get(key)) for key in keys} if same else None
     return found
