@@ -128,8 +128,7 @@ def _ratio(run: Run, row: pd.Series) -> Iterator[str]:
         yield f"\n{condition}"
         yield from _heads(run, name, method, condition)
         samples = run.parquet(path, columns, condition=condition, measure=measure)
-        if found := _parts(run, name, condition, measure, samples):
-            where, what, parts = found
+        for where, what, parts in _parts(run, name, condition, measure, samples):
             yield from _changes(run, what, where, parts)
             sums.setdefault(where, []).append(parts.sum())
         samples = samples.set_index("sample_id")[["before", "after"]]
@@ -184,22 +183,18 @@ def _ranked(
 
 def _parts(
     run: Run, name: str, condition: str, measure: str, samples: pd.DataFrame
-) -> tuple[str, str, pd.DataFrame] | None:
-    """Return of what a measure is the sum: file, what it holds, and before and after of each.
-
-    Of measures of whole responses return None.
-    """
+) -> Iterator[tuple[str, str, pd.DataFrame]]:
+    """Yield of what a measure of classes or words is the sum: file, what it holds, and both sums."""
     if measure in ANSWERS:
         path = run.name("samples/{samples}.parquet", name)
         classes = run.parquet(path, ["sample_id", "class_name"])
         own = samples.merge(classes, on="sample_id").groupby("class_name", sort=False)
-        return path, "right answers by class", own[["before", "after"]].sum()
-    if measure not in BY_WORD:
-        return None
-    path = run.name("scores/{scores}.words.parquet", name)
-    columns = ["measure", "condition", "word", "split", "before", "after"]
-    own = run.parquet(path, columns, condition=condition, measure=measure)
-    return path, "words", own[measured_words(own)].set_index("word")[["before", "after"]]
+        yield path, "right answers by class", own[["before", "after"]].sum()
+    if measure in BY_WORD:
+        path = run.name("scores/{scores}.words.parquet", name)
+        columns = ["measure", "condition", "word", "split", "before", "after"]
+        own = run.parquet(path, columns, condition=condition, measure=measure)
+        yield path, "words", own[measured_words(own)].set_index("word")[["before", "after"]]
 
 
 def _changes(
