@@ -184,7 +184,7 @@ def _ranked(
 def _parts(
     run: Run, name: str, condition: str, measure: str, samples: pd.DataFrame
 ) -> Iterator[tuple[str, str, pd.DataFrame]]:
-    """Yield of what a measure of classes or words is the sum: file, what it holds, and both sums."""
+    """Yield of what a measure of classes or words is the sum: file, what it holds, both sums."""
     if measure in ANSWERS:
         path = run.name("samples/{samples}.parquet", name)
         classes = run.parquet(path, ["sample_id", "class_name"])
