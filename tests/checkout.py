@@ -27,7 +27,7 @@ SNAKEMAKE = Path(sys.executable).with_name("snakemake")
 
 @dataclass
 class Checkout:
-    """A copy of the workflow; its runs have the overlay ``configs/<usual>.yaml``."""
+    """A copy of the workflow; its runs have the overlays of ``usual``, ``configs/<one>.yaml``."""
 
     usual: ClassVar[str] = "tiny"
     program: ClassVar[list[str | Path]] = [SNAKEMAKE]
@@ -60,7 +60,8 @@ class Checkout:
         The environment is this process's with ``env`` changed; None takes a variable away.
         """
         overlay = self.usual if overlay is None else overlay
-        config = ["--configfile", f"configs/{overlay}.yaml"] if overlay else []
+        overlays = [f"configs/{name}.yaml" for name in overlay.split()]
+        config = ["--configfile", *overlays] if overlays else []
         cores = [] if "--cores" in arguments else ["--cores", "2"]
         changed = {**_environment(), "OMP_NUM_THREADS": "1", **env}
         return subprocess.Popen(

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import replica_models
@@ -14,12 +15,13 @@ import yaml
 from checkout import Preloaded, copy_workflow
 from fake_ollama import FakeOllama, keywords
 from hub_server import Hub, Repo, serve
+from replica_vlms import GEMMA
 
 TOKEN = "hf_madeUpForTheRehearsal"
 MISTRAL = "mistralai/Mistral-7B-Instruct-v0.2"
 LLAVA = "llava-hf/llava-v1.6-mistral-7b-hf"
 JUDGE = "s-nlp/roberta_toxicity_classifier"
-GATED = {MISTRAL, "convoicon/Thoroughly_Engineered_Toxicity"}
+GATED = {MISTRAL, GEMMA, "convoicon/Thoroughly_Engineered_Toxicity"}
 # What a machine needs, and nothing of what is run.
 MACHINE = {"compute": {"device": "cpu", "allow_cpu": True, "threads": 1, "check_device": False}}
 
@@ -91,12 +93,17 @@ def gate(files: dict[str, dict[str, bytes]]) -> dict[str, Repo]:
 
 
 @contextmanager
-def replicas(folder: Path, files: dict[str, dict[str, bytes]]) -> Iterator[Rehearsal]:
+def replicas(
+    folder: Path,
+    files: dict[str, dict[str, bytes]],
+    kind: type[Rehearsal] = Rehearsal,
+    overlay: dict[str, Any] = MACHINE,
+) -> Iterator[Rehearsal]:
     """Copy the workflow, and serve what it needs while the block runs."""
     copy_workflow(folder)
-    (folder / "configs/machine.yaml").write_text(yaml.safe_dump(MACHINE))
+    (folder / "configs/machine.yaml").write_text(yaml.safe_dump(overlay))
     with serve(gate(files)) as hub, FakeOllama(name_words, models=(), delay=0.05) as ollama:
-        yield Rehearsal(folder, hub=hub, ollama=ollama)
+        yield kind(folder, hub=hub, ollama=ollama)
 
 
 @pytest.fixture(scope="session")

@@ -52,11 +52,12 @@ def words() -> list[str]:
     """Return the words that are a single token after a space."""
     config = load_config(yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8")))
     concepts = [word for own in config["concepts"].values() for word in own.get("words") or []]
-    unrelated = (ROOT / "data/unrelated_words.txt").read_text(encoding="utf-8").split()
+    lists = ["unrelated_words", "caption_colours", "caption_sentiments", "caption_quantity"]
+    files = [(ROOT / f"data/{name}.txt").read_text(encoding="utf-8") for name in lists]
     names = " ".join([*GTSRB, *RESISC45[::2], *DTD[::2], *EUROSAT[::2]]).replace("_", " ").split()
     names += list(config["samples"]["eurosat"]["classes"].values())
     frames = [spec["template"] for spec in config["samples"].values()]
-    text = " ".join([*PLAIN, *unrelated, *map(str, concepts), *names, *frames])
+    text = " ".join([*PLAIN, *files, *map(str, concepts), *names, *frames])
     found = re.findall("[A-Za-z]+", text)
     return [word for word in dict.fromkeys(found) if len(word) > 1 and word not in BROKEN]
 
