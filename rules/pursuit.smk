@@ -70,7 +70,7 @@ rule draw_controls:
     resources:
         **by_attempt(mem_mb=1000, runtime=10),
     params:
-        **own("method", "k", "draws", "n_heads", "name"),
+        **own("method", "k", "draws", "n_heads", "layers", "name"),
         seed=config["seed"],
         code=code_hash("draw_controls"),
     script:

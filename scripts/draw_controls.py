@@ -14,7 +14,9 @@ def main(snakemake):
         own = selected[condition_name(params.method, k)]
         for draw in range(params.draws):
             name = condition_name("random", k, draw)
-            drawn[name] = draw_control(own, params.n_heads, params.seed, params.name, name)
+            drawn[name] = draw_control(
+                own, params.n_heads, params.seed, params.name, name, params.layers
+            )
     write_heads(snakemake.output[0], drawn)
 
 

@@ -6,6 +6,7 @@ from headpursuit.publish.compared import compared_cells, compared_notes
 from headpursuit.publish.figure import plot
 from headpursuit.publish.overlap import (
     choosers,
+    is_crossed,
     overlaps,
     plot_crossed,
     put_rankings,
@@ -41,7 +42,7 @@ def main(snakemake):
     tests = SimpleNamespace(csv=output.tests, md=output.tests_md, tex=output.tests_tex)
     cells = compared_cells(compared, score["confidence"])
     publish(tests, compared, cells, compared_notes(), f"{snakemake.wildcards.ratios}-tests")
-    if table["heads_from"].notna().any():
+    if is_crossed(table):
         figure = plot_crossed(table, overlaps(*choosers(files.rankings, own)))
     else:
         figure = plot(table, draws, choices, params.publish["colours"])

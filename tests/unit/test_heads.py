@@ -71,8 +71,15 @@ def test_every_other_head_is_drawn_as_often_as_any():
 def test_a_layer_with_just_enough_others_and_one_with_too_few():
     selected = [(2, head) for head in range(4)]
     assert draw_control(selected, 8, 0, "rtp", "random-k4-d00") == [(2, h) for h in range(4, 8)]
-    with pytest.raises(UserError, match=r"rtp, random-k6-d03: layer 2 has 5 selected .* 3 others"):
-        draw_control([*selected, (2, 4), (0, 0)], 8, 0, "rtp", "random-k6-d03")
+    crowded = [*selected, (2, 4), (0, 0)]
+    # All three others of layer 2, and two of the nearest layers in their place.
+    drawn = draw_control(crowded, 8, 0, "rtp", "random-k6-d03", (0, 3))
+    assert [head for layer, head in drawn if layer == 2] == [5, 6, 7]
+    assert Counter(layer for layer, _ in drawn) == {0: 1, 1: 2, 2: 3}
+    assert not set(drawn) & set(crowded)
+    everything = [(2, head) for head in range(5)]
+    with pytest.raises(UserError, match=r"random-k5-d03: there are only 3 heads in layers 2 to 2"):
+        draw_control(everything, 8, 0, "rtp", "random-k5-d03")
 
 
 def test_conditions_round_trip(tmp_path: Path, caplog):

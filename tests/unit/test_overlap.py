@@ -10,6 +10,7 @@ from headpursuit.publish.overlap import (
     chance,
     concept_tokens,
     display,
+    is_crossed,
     jaccard,
     notes,
     overlaps,
@@ -126,3 +127,53 @@ def test_a_matrix_has_the_ratios_with_their_intervals():
     assert said[4:] == ["1.40", "[1.30, 1.50]", "0.50", "[0.40, 0.60]"]
     assert [text.get_text() for text in same.texts] == ["1.00", "0.00", "0.00", "1.00"]
     assert [tick.get_text() for tick in ratios.get_xticklabels()] == ["up", "down"]
+
+
+CHOSEN = {"a": ("A", "x"), "b": ("B", "x")}  # experiment to its samples and concept
+
+
+def crossed(pairs: list[tuple[str, str | None, float]], alphas: tuple = (-1.0,)) -> pd.DataFrame:
+    """Give rows of experiments (``a``, or ``a-from-b``), the heads' source and the ratio at k 2."""
+    rows = []
+    for name, source, value in pairs:
+        samples, concept = CHOSEN[name[0]]
+        row = {"experiment": name, "samples": samples, "concept": concept, "model": "m"}
+        row |= {"heads_from": source, "method": "somp", "at": "all", "measure": "strict"}
+        rows += [
+            row
+            | dict.fromkeys(("value", "ci_low", "ci_high"), value + k / 100 + (alpha > 0))
+            | {"heads": k, "alpha": alpha}
+            for k in (4, 2)
+            for alpha in alphas
+        ]
+    return pd.DataFrame(rows)
+
+
+FOUR = [("a", None, 0.1), ("b", None, 0.2), ("a-from-b", "b", 0.3), ("b-from-a", "a", 0.4)]
+
+
+@pytest.mark.parametrize("alphas", [(-1.0,), (-1.0, 5.0)])
+def test_the_crossed_figure_has_each_number_in_its_place(alphas):
+    """Rows are what is measured on, columns whose heads they are, in the order of the table."""
+    table = crossed(FOUR, alphas)
+    random = table[table["heads_from"].isna()].assign(method="random", value=9.0)
+    shared = pd.DataFrame({"heads": [2, 4], "one": "a", "other": "b", "jaccard": [0.33, 0.6]})
+    figure = plot_crossed(pd.concat([table, random]), shared)
+    axes = np.array(figure.axes).reshape(2, 1 + len(alphas))
+    for k, jaccard_, line in ((2, "0.33", axes[0]), (4, "0.60", axes[1])):
+        texts = [[text.get_text() for text in axis.texts] for axis in line]
+        assert texts[0] == ["1.00", jaccard_, jaccard_, "1.00"]
+        for alpha, found in zip(alphas, texts[1:], strict=True):
+            wanted = [0.1, 0.3, 0.4, 0.2]
+            assert found[::2] == [f"{own + k / 100 + (alpha > 0):.2f}" for own in wanted]
+        assert all(f"{k} heads: " in axis.get_title() for axis in line)
+    labels = [[own.get_text() for own in axis.get_yticklabels()] for axis in axes[0]]
+    assert labels == [["a", "b"]] * len(labels)
+
+
+@pytest.mark.parametrize(
+    ("pairs", "wanted"),
+    [(FOUR, True), (FOUR[:2], False), ([("a-from-b", "b", 1.0)], False), (FOUR[1:3], False)],
+)
+def test_which_tables_are_crossed(pairs, wanted):
+    assert is_crossed(crossed(pairs)) == wanted

@@ -90,27 +90,54 @@ def top_heads(ranking: pd.DataFrame, k: int, first_layer: int, last_layer: int) 
 
 
 def draw_control(
-    selected: list[Head], n_heads: int, seed: int, dataset: str, condition: str
+    selected: list[Head],
+    n_heads: int,
+    seed: int,
+    dataset: str,
+    condition: str,
+    layers: tuple[int, int] | None = None,
 ) -> list[Head]:
     """Draw random heads: as many in each layer as selected there, and none of the selected.
 
+    Where a layer has too few others, all of these are taken, and the nearest of ``layers`` (the
+    first and last candidate layer; by default those selected) give the rest; the log says so.
     ``n_heads`` is a layer's; seed, dataset and condition decide the draw.
 
     Raises:
-        UserError: if a layer has too few other heads.
+        UserError: if there are too few other heads in all.
     """
     rng = np.random.default_rng(seed_for(seed, dataset, condition))
+    wanted = sorted(Counter(layer for layer, _ in selected).items())
+    first, last = layers or (wanted[0][0], wanted[-1][0])
+    left = {
+        layer: [head for head in range(n_heads) if (layer, head) not in selected]
+        for layer in range(first, last + 1)
+    }
     drawn = []
-    for layer, wanted in sorted(Counter(layer for layer, _ in selected).items()):
-        others = [head for head in range(n_heads) if (layer, head) not in selected]
-        if wanted > len(others):
-            raise UserError(
-                f"{dataset}, {condition}: layer {layer} has {wanted} selected heads and only "
-                f"{len(others)} others, so no disjoint control of the same size exists. "
-                f"Use a smaller k than {len(selected)}."
-            )
-        drawn += [(layer, int(head)) for head in sorted(rng.choice(others, wanted, replace=False))]
-    return drawn
+
+    def take(layer: int, number: int) -> None:
+        some = sorted(map(int, rng.choice(left[layer], number, replace=False)))
+        left[layer] = [head for head in left[layer] if head not in some]
+        drawn.extend((layer, head) for head in some)
+
+    lacking = {layer: number - len(left[layer]) for layer, number in wanted}
+    for layer, number in wanted:
+        take(layer, min(number, len(left[layer])))
+    for layer, number in lacking.items():
+        for near in sorted(left, key=lambda other: (abs(other - layer), other)):
+            if number > 0 and left[near]:
+                log.warning(
+                    "%s, %s: layer %d has too few heads that are not selected, layer %d gives some",
+                    dataset, condition, layer, near,
+                )  # fmt: skip
+                take(near, some := min(number, len(left[near])))
+                number -= some
+    if len(drawn) < len(selected):
+        raise UserError(
+            f"{dataset}, {condition}: there are only {len(drawn)} heads in layers {first} to "
+            f"{last} that are not selected. Use a smaller k than {len(selected)}."
+        )
+    return sorted(drawn)
 
 
 def write_heads(path: str | Path, sets: Mapping[str, Sequence[Head]]) -> None:

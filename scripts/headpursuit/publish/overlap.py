@@ -139,6 +139,12 @@ def ranking_notes(table: pd.DataFrame, experiments: Experiments) -> Iterator[str
         )
 
 
+def is_crossed(table: pd.DataFrame) -> bool:
+    """Say whether experiments in a table of ratios have their heads from several."""
+    sources = table["heads_from"].fillna(table["experiment"])
+    return bool(table["heads_from"].notna().any() and sources.nunique() > 1)
+
+
 def plot_crossed(table: pd.DataFrame, shared: pd.DataFrame):
     """Draw which heads experiments share, and what the heads of one do to another (v2, figure 4).
 
