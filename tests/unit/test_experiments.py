@@ -191,6 +191,12 @@ def test_what_runs_is_what_is_published(paper: Config) -> None:
     # With the heads of elsewhere go their random ones.
     assert conditions(config, "other", "count") == conditions(config, "dtd", "count")
     assert owners(config)["other"]["random"] == "dtd"
+    # Also where it comes first, and is named like its samples.
+    mine = {"mnist": {**paper["experiments"]["mnist"], "heads_from": "dtd", "methods": ["somp"]}}
+    paper["experiments"] = mine | {"dtd": {**paper["experiments"]["mnist"], "samples": "dtd"}}
+    paper["tables"] = {"mine": ["mnist"]}
+    found = owners(load_config(paper))
+    assert {found[name]["selected"] for name in mine} == {found["mnist"]["rankings"]} == {"dtd"}
 
 
 def test_conditions(paper: Config) -> None:

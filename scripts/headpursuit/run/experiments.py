@@ -203,9 +203,14 @@ def owners(config: Config) -> dict[str, dict[str, str]]:
     """Return, for each experiment, under whose name each of its stages' files lie.
 
     Of the experiments that share a file, the one that is named like its samples owns it, or else
-    the first in the config.
+    the first in the config. One with the heads of another comes last: those are not its to choose.
     """
     experiments = config["experiments"]
+
+    def order(name: str) -> tuple[bool, bool]:
+        own = experiments[name]
+        return own["heads_from"] is not None, name != own["samples"]
+
     graph = {name: stands_on(config, name) for name in experiments}
 
     @cache
@@ -217,7 +222,7 @@ def owners(config: Config) -> dict[str, dict[str, str]]:
 
     first_of: dict[str, str] = {}
     found: dict[str, dict[str, str]] = {name: {} for name in experiments}
-    for name in sorted(experiments, key=lambda name: name != experiments[name]["samples"]):
+    for name in sorted(experiments, key=order):
         for stage in STAGES:
             found[name][stage] = first_of.setdefault(identity(name, stage), name)
     return found
