@@ -171,6 +171,12 @@ def test_heads_of_another_experiment_are_no_test_of_its_own():
     assert table.loc[("classes-random", "svhn"), "verdict"] == "supported"
 
 
+def test_an_experiment_in_two_tables_is_tested_once():
+    tests = compared()
+    twice = judged(pd.concat([tests, tests]))
+    pd.testing.assert_frame_equal(twice, judged(tests))
+
+
 def test_a_run_without_tables_leaves_all_untested():
     empty = Run(pd.DataFrame(), pd.DataFrame(), {}, None, 0.95)
     table = judge(CLAIMS, empty)
@@ -188,7 +194,18 @@ def test_the_claims_use_known_words_only():
         assert claim["claim"].endswith(".") and claim["place"], name
         if "where" in claim:
             assert set(claim["where"]) <= where and set(claim["where"]["measure"]) <= measures
-            keys = {"claim", "place", "where", "against", "is", "than", "also", "except", "crossed"}
+            keys = {
+                "claim",
+                "place",
+                "where",
+                "against",
+                "is",
+                "than",
+                "also",
+                "except",
+                "crossed",
+                "fewer",
+            }
             assert set(claim) <= keys and set(claim.get("also", ())) <= {"measure", "against", "is"}
             assert claim["against"] in {"baseline", "random", "logit_lens", "fewer"}
             assert claim["is"] in {"lower", "higher"}

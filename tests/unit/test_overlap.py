@@ -116,6 +116,7 @@ def test_a_matrix_has_the_ratios_with_their_intervals():
          "at": "all", "value": value, "ci_low": value - 0.1, "ci_high": value + 0.1}
         for name, source, value in (
             ("up", None, 0.3), ("down", None, 0.5), ("up-b", "down", 0.98), ("down-b", "up", 1.4),
+            ("up-c", "down", 0.7),  # another of the same
         )
     ]  # fmt: skip
     shared = overlaps({"up": UP, "down": DOWN}, dict.fromkeys(("up", "down"), own(k=(4,))), {

@@ -53,7 +53,7 @@ def comparisons(
     """Return the tests of a table of ratios, a row for each two sets of heads that are compared.
 
     Each set is compared with the baseline, and a method's with random heads, with the other methods
-    if it is the first, with the next smaller number of its own, and, in a variant of the table's
+    if it is the first, with fewer of its own, and, in a variant of the table's
     first experiment, with the same set there.
 
     Args:
@@ -92,9 +92,9 @@ def _others(
         other = key._replace(method=method)
         if other in sets and (method == "random" or (key.method == first and method != first)):
             yield method, key.heads, sets[other]
-    smaller = [other.heads for other in sets if other._replace(heads=key.heads) == key]
-    if fewer := [k for k in smaller if k < key.heads]:
-        yield key.method, max(fewer), sets[key._replace(heads=max(fewer))]
+    same = [other.heads for other in sets if other._replace(heads=key.heads) == key]
+    for k in sorted(k for k in same if k < key.heads):
+        yield key.method, k, sets[key._replace(heads=k)]
 
 
 def _compared(

@@ -9,18 +9,24 @@ from typing import Any
 import pandas as pd
 import yaml
 
+from headpursuit.publish.against import Key
 from headpursuit.publish.ratio import MEASURE_NAMES, METHOD_NAMES, interval, number
 from headpursuit.publish.statistics import quantile, tail
 from headpursuit.run.tables import lay_out
 
 Claim = Mapping[str, Any]
+# What names a row of each kind.
+KEYS = {
+    "tests": ["experiment", *Key._fields, "against", "against_heads"],
+    "overlaps": ["heads", "one", "other"],
+}
 # Of fewer random draws one cannot tell how much they differ.
 LEAST_DRAWS = 5
 
 
 @dataclass(frozen=True)
 class Run:
-    """What of a run decides: its tables' rows with what is known of their experiments.
+    """What of a run decides: its tables' rows, once each, with what is known of their experiments.
 
     ``tests`` are the rows of ``tables/{table}.tests.csv``, ``overlaps`` those of
     ``tables/{table}.overlap.csv``, of all tables; ``experiments`` says of each its ``samples``,
@@ -34,6 +40,13 @@ class Run:
     experiments: Mapping[str, Mapping[str, Any]]
     published_heads: Mapping[Any, int] | None
     confidence: float
+
+    def __post_init__(self) -> None:
+        """Leave out the rows of experiments that stand in another table, too."""
+        for name, keys in KEYS.items():
+            rows = getattr(self, name)
+            if len(rows):
+                object.__setattr__(self, name, rows.drop_duplicates(keys))
 
     def as_published(self, heads: pd.Series) -> pd.Series:
         """Return the paper's numbers of heads for the run's."""
@@ -98,9 +111,13 @@ def _tests(claim: Claim, run: Run) -> tuple[pd.DataFrame, str]:
     rows = rows.assign(paper_heads=run.as_published(rows["heads"]))
     wanted, other = {"at": "all", "signed": False, **claim["where"]}, claim["against"]
     fewer = rows["against"].eq(rows["method"])
-    rows = rows[fewer] if other == "fewer" else rows[rows["against"].eq(other) & ~fewer]
+    if other == "fewer":
+        rows = rows[fewer & run.as_published(rows["against_heads"]).eq(claim["fewer"])]
+    else:
+        rows = rows[rows["against"].eq(other) & ~fewer]
     if rows.empty:
-        return rows, f"no row is compared with {METHOD_NAMES.get(other, other)}"
+        named = f"{claim['fewer']} heads" if other == "fewer" else METHOD_NAMES.get(other, other)
+        return rows, f"no row is compared with {named}"
     pairs = [tuple(pair) for pair in claim.get("crossed", ())]
     sources = rows["heads_from"].map(
         {name: own["samples"] for name, own in run.experiments.items()}
@@ -214,7 +231,7 @@ def _remarks(claim: Claim, row: Mapping[str, Any]) -> Iterator[str]:
     if claim.get("against") == "random":
         side = "below" if claim["is"] == "lower" else "above"
         if row[side]:
-            yield f"{row[side]} of {row['draws']} random draws lie {side}"
+            yield f"{int(row[side])} of {row['draws']} random draws lie {side}"
 
 
 def display(table: pd.DataFrame, confidence: float) -> pd.DataFrame:

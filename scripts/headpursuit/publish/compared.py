@@ -44,7 +44,7 @@ def compared_notes() -> Iterator[str]:
     """Yield what a reader of the comparisons has to know."""
     yield (
         "The measure under one set of heads over the same under another, on the same samples: "
-        "another method's heads, the next smaller number of heads, or, of variants, the same set "
+        "another method's heads, fewer heads, or, of variants, the same set "
         "of the table's first experiment (over its own baseline). Comparisons with the baseline "
         "and with random heads stand in the table of ratios, and all in the CSV file."
     )

@@ -47,7 +47,7 @@ def plot_lines(lines: Sequence[Line], colours: Mapping[str, str]):
     """Draw effects and prices, a row of panels for each experiment.
 
     Lines are chosen heads with their intervals, the grey band the quartiles of random draws with
-    their median; black marks are published values.
+    their median; crosses in a line's colour are published values.
     """
     from matplotlib.figure import Figure
 

@@ -162,7 +162,10 @@ def plot_crossed(table: pd.DataFrame, shared: pd.DataFrame):
     own = table[table["heads_from"].isna()].drop_duplicates(read).set_index(read)["experiment"]
     first = table[table["method"] == table["method"].iloc[0]]
     target = [own.get(tuple(row), row[0]) for row in first[read].itertuples(index=False)]
+    target = first["experiment"].where(first["heads_from"].isna(), target)
     first = first.assign(target=target, source=first["heads_from"].fillna(first["experiment"]))
+    # Of several with one's measure and another's heads the first is shown.
+    first = first.drop_duplicates(["target", "source", "heads", "measure", "alpha", "at"])
     sources, targets = (list(dict.fromkeys(first[key])) for key in ("source", "target"))
     kinds = list(first.groupby(["measure", "alpha", "at"], sort=False))
     several = len({kind[1:] for kind, _ in kinds}) > 1

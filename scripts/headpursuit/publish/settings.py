@@ -15,6 +15,8 @@ from headpursuit.run.uses import labelled, used_models, used_samples
 ELSEWHERE = {"model", "samples", "concept", "measures", "methods", "k", "heads_from"}
 ELSEWHERE |= {"alpha", "at"}
 ELSEWHERE |= {"backend", "second", "ollama.model", "keywords.ollama.model", "lexicon.source"}
+# Which conditions an experiment has, and what is measured under them.
+CONDITIONS = {"measures", "methods", "k", "draws", "count_draws", "alpha", "at", "classifier"}
 MISSING = object()
 KeyPath = tuple[str, ...]
 
@@ -177,7 +179,8 @@ def labeller_name(config: Config) -> str:
 def differences(config: Config, names: Sequence[str]) -> dict[str, dict[str, str] | None]:
     """Return in what each experiment differs from the first: key to its own value, as text.
 
-    The keys are those of the experiment and of its concept (``concept.rows``). Of experiments with
+    The keys are those of the experiment and of its concept (``concept.rows``), but for what is
+    measured under which conditions, which the rows say. Of experiments with
     other samples, another model, other words or another's heads it is None: they are no variants.
     """
 
@@ -197,6 +200,7 @@ def differences(config: Config, names: Sequence[str]) -> dict[str, dict[str, str
     for name in names:
         own = stated(name)
         keys = [key for key in {**first, **own} if own.get(key) != first.get(key)]
+        keys = [key for key in keys if key not in CONDITIONS]
         apart = {"samples", "model", "heads_from", "concept.words", "concept.file"} & {*keys}
         kinds = [{key.split(".")[1] for key in each if "concept." in key} for each in (first, own)]
         same = not apart and kinds[0] == kinds[1]
