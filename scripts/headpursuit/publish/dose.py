@@ -53,7 +53,7 @@ def plot_lines(lines: Sequence[Line], colours: Mapping[str, str]):
 
     panels = [list(_panels(line.rows)) for line in lines]
     across = max(map(len, panels))
-    size = (3.6 * across, 2.9 * len(lines) + 0.5)
+    size = (max(3.6 * across, 5.4), 2.9 * len(lines) + 0.7)
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots(len(lines), across, squeeze=False)
     for line, own, row in zip(lines, panels, axes, strict=True):
@@ -67,7 +67,7 @@ def plot_lines(lines: Sequence[Line], colours: Mapping[str, str]):
     named = [axis.get_legend_handles_labels() for axis in axes.flat]
     unique = {name: own for both in named for own, name in zip(*both, strict=True)}
     figure.legend(
-        unique.values(), unique.keys(), loc="outside lower center", ncols=min(len(unique), 4),
+        unique.values(), unique.keys(), loc="outside lower center", ncols=max(across, 2),
         fontsize=9, frameon=False,
     )  # fmt: skip
     return figure
@@ -116,14 +116,10 @@ def _panel(axis: Any, x: str, rows: pd.DataFrame, colours: Mapping[str, str]) ->
             _intervals(axis, at, own, colours[method])
         printed = own.dropna(subset="published") if "published" in own else own[:0]
         if len(printed):
-            mark = {
-                "color": colours["published"],
-                "marker": "x",
-                "ms": 6,
-                "ls": "none",
-                "zorder": 5,
-            }
-            axis.plot(printed[x].map(places), printed["published"], label="published", **mark)
+            # In its line's colour, so that it is seen whose value it is.
+            mark = {"mfc": style["color"], "mec": colours["published"], "marker": "X", "ms": 7}
+            mark |= {"ls": "none", "mew": 0.9, "zorder": 5, "label": "published"}
+            axis.plot(printed[x].map(places), printed["published"], **mark)
     axis.axhline(rows["base"].iloc[0], color="black", lw=0.8, ls=":")
     axis.set_xticks([places[dose] for dose in doses], [f"{dose:g}" for dose in doses])
     axis.margins(x=0.08)
