@@ -51,8 +51,11 @@ def found(results: Path) -> pd.DataFrame:
         return pd.read_csv(results / name, dtype=str, keep_default_na=False)
 
     rows: list[tuple[str, str, str, str]] = []
+    # Intervals are reckoned from the same scores; tests/unit/test_statistics.py holds them.
     for name in ("table2", "figure1"):
-        table = csv(f"tables/{name}.csv").filter(regex="^(?!published|samples|model|heads_from)")
+        table = csv(f"tables/{name}.csv").filter(
+            regex="^(?!published|samples|model|heads_from|ci_|both_)"
+        )
         rows += flat(name, table, ["experiment", "method", "heads", "measure"])
     rows += flat("concepts", csv("tables/concepts.overlap.csv"), ["heads", "one", "other"])
     table1 = csv("tables/table1.csv").filter(regex="^(?!published|experiment)")
