@@ -7,6 +7,7 @@
 #   make report  one HTML file of a finished run: make report RUN=demo
 #   make test-faults   kills, full disks, damaged files, an unreliable Hub: docs/reliability.md
 #   make rehearsal   config.yaml as it is on replicas of its sources, no internet: docs/reliability.md
+#   make rehearsal-v2   the same with configs/v2.yaml over it
 #   make rehearsal-full   Mistral-7B's full size, random weights: 24 GiB of memory, 30 GB of disk
 #   make fuzz    10,000 cases for each property of config, replies, words, splits and files
 #   make test-slurm      the tiny run on a real SLURM, brought up here (root, Debian)
@@ -20,7 +21,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 CORES ?= 2
 SNAKEMAKE = .venv/bin/snakemake --cores $(CORES)
 
-.PHONY: demo paper report test test-all test-labeller test-conda test-faults rehearsal rehearsal-full test-slurm test-report fuzz bench lint docs env
+.PHONY: demo paper report test test-all test-labeller test-conda test-faults rehearsal rehearsal-v2 rehearsal-full test-slurm test-report fuzz bench lint docs env
 
 env: .venv/complete
 
@@ -77,7 +78,10 @@ test-faults: env
 	.venv/bin/pytest tests/faults
 
 rehearsal: env
-	.venv/bin/pytest tests/rehearsal
+	.venv/bin/pytest tests/rehearsal --ignore tests/rehearsal/test_v2.py
+
+rehearsal-v2: env
+	.venv/bin/pytest tests/rehearsal/test_v2.py
 
 rehearsal-full: env
 	.venv/bin/python tests/rehearsal/full.py results

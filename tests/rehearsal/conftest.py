@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 import replica_models
@@ -97,11 +96,10 @@ def replicas(
     folder: Path,
     files: dict[str, dict[str, bytes]],
     kind: type[Rehearsal] = Rehearsal,
-    overlay: dict[str, Any] = MACHINE,
 ) -> Iterator[Rehearsal]:
     """Copy the workflow, and serve what it needs while the block runs."""
     copy_workflow(folder)
-    (folder / "configs/machine.yaml").write_text(yaml.safe_dump(overlay))
+    (folder / "configs/machine.yaml").write_text(yaml.safe_dump(MACHINE))
     with serve(gate(files)) as hub, FakeOllama(name_words, models=(), delay=0.05) as ollama:
         yield kind(folder, hub=hub, ollama=ollama)
 

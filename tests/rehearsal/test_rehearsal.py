@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -342,3 +343,21 @@ def test_the_report(finished: Rehearsal) -> None:
 
 def test_nothing_is_left_to_do(finished: Rehearsal) -> None:
     assert finished.planned(overlay="machine") == {}
+
+
+def test_the_full_version_goes_on_from_here(finished: Rehearsal) -> None:
+    """Of the files that are there, configs/v2.yaml makes anew only what 8 heads are added to."""
+    said = finished.snakemake("-n", overlay="v2 machine")
+    named = {
+        name.removesuffix(" (update)")
+        for outputs in re.findall("^    output: (.*)$", said, re.MULTILINE)
+        for name in outputs.split(", ")
+    }
+    again = {name for name in named if (finished.folder / name).exists()}
+    stages = {"/".join(name.split("/")[2:3]) for name in again}
+    assert stages == {
+        *("heads", "responses", "expected", "scores", "tables", "figures", "report"),
+        *("config.yaml", "preflight.json"),
+    }
+    assert not any("/baseline/" in name for name in again)
+    assert len(named) > len(again) + 300

@@ -3,45 +3,60 @@
 Data sets have few classes, and the draws of questions are smaller; else the run is the shipped one.
 """
 
+import json
+import subprocess
+import sys
 from collections.abc import Iterator
+from itertools import product
+from pathlib import Path
 
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 import replica_models
 import replica_sources
+import torch
 import yaml
-from conftest import JUDGE, LLAVA, MACHINE, MISTRAL, Rehearsal, replicas
-from headpursuit.run.experiments import merge
+from conftest import JUDGE, LLAVA, MISTRAL, Rehearsal, replicas
+from headpursuit.method.vision import load_processor, render_question
+from headpursuit.run.tables import read_csv
+from PIL import Image
+from replica_models import write
 from replica_names import DIGITS, DTD, EUROSAT, GTSRB, RESISC45
-from replica_tokenizer import ROOT
-from replica_vlms import CAPTIONS, GEMMA, QWEN, VICUNA, make
+from replica_tokenizer import ROOT, as_json
+from replica_vlms import CAPTIONS, GEMMA, QWEN, VICUNA, make, qwen_files, real_config
+from transformers import AutoConfig, AutoModelForImageTextToText
 
 CLASSES = {"mnist": DIGITS, "svhn": DIGITS, "eurosat": EUROSAT}
 CLASSES |= {"gtsrb": GTSRB[13:19], "resisc45": RESISC45[:6], "dtd": DTD[:6]}
 QUESTIONS = {"samples": {"triviaqa": {"sample": 60}, "triviaqa-validation": {"sample": 40}}}
+SEED = yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8"))
 SHIPPED = yaml.safe_load((ROOT / "configs/v2.yaml").read_text(encoding="utf-8"))
 
 
 class Full(Rehearsal):
     """Its runs are the full version's."""
 
-    usual = "v2 machine"
+    usual = "v2 machine questions"
 
 
 @pytest.fixture(scope="module")
 def full(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Full]:
     """Give the full version's whole run and its manifest."""
     folder = tmp_path_factory.mktemp("v2")
-    with replicas(folder / "run", v2_files(folder), Full, merge(MACHINE, QUESTIONS)) as run:
+    with replicas(folder / "run", v2_files(folder), Full) as run:
+        (run.folder / "configs/questions.yaml").write_text(yaml.safe_dump(QUESTIONS))
         run.snakemake("all", "audit")
         yield run
 
 
-def v2_files(folder) -> dict[str, dict[str, bytes]]:
+def v2_files(folder: Path) -> dict[str, dict[str, bytes]]:
     """Return the files of all repositories, by their ids."""
     made = {name: own() for name, own in replica_sources.DATASETS.items()}
     for dataset in ("gtsrb", "resisc45", "dtd"):
-        id = SEED["sources"][dataset]["id"]
-        made[id] = getattr(replica_sources, dataset)(CLASSES[dataset])
+        few = getattr(replica_sources, dataset)(CLASSES[dataset])
+        made[SEED["sources"][dataset]["id"]] = few
     made["AnyModal/flickr30k"] = replica_sources.flickr30k()
     made[MISTRAL] = replica_models.mistral(folder / "mistral", questions=60)
     asked = CAPTIONS[VICUNA]
@@ -50,4 +65,123 @@ def v2_files(folder) -> dict[str, dict[str, bytes]]:
     return made | {name: make(name, folder / name, CLASSES) for name in (VICUNA, GEMMA, QWEN)}
 
 
-SEED = yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8"))
+def table(full: Full, name: str) -> pd.DataFrame:
+    return read_csv(full.path(f"tables/{name}.csv"))
+
+
+# The models
+
+
+@pytest.mark.parametrize(
+    ("entry", "name"), [("llava-13b", VICUNA), ("gemma", GEMMA), ("qwen", QWEN)]
+)
+def test_the_config_states_the_models_sizes(tmp_path: Path, entry: str, name: str) -> None:
+    """Of the real config.json, by a model without weights."""
+    write({"config.json": as_json(real_config(name))}, tmp_path)
+    config = AutoConfig.from_pretrained(tmp_path)
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(config)
+    stated, text = SHIPPED["models"][entry], config.get_text_config()
+    assert (stated["layers"], stated["heads"]) == (
+        text.num_hidden_layers, text.num_attention_heads
+    )  # fmt: skip
+    assert stated["parameters"] == sum(own.numel() for own in model.parameters())
+    assert SHIPPED["sources"][stated["source"]]["id"] == name
+
+
+@pytest.mark.parametrize(
+    ("size", "tokens"), [((28, 28), 4), ((64, 64), 4), ((256, 256), 81), ((640, 480), 391)]
+)
+def test_image_tokens_of_qwens_real_geometry(tmp_path: Path, size: tuple, tokens: int) -> None:
+    """Of images in their own size, up to 12.8 million pixels: the run's are smaller."""
+    files, config = qwen_files()
+    images = json.loads(files["preprocessor_config.json"]) | {"max_pixels": 12845056}
+    files |= {"preprocessor_config.json": as_json(images), "config.json": as_json(config)}
+    write(files, tmp_path)
+    processor = load_processor(tmp_path)
+    question = render_question(processor, "{image} What is it?", "", [], chat=True)
+    asked = processor(text=[question], images=[[Image.new("RGB", size)]], return_tensors="pt")
+    assert (asked["input_ids"][0] == config["image_token_id"]).sum() == tokens
+
+
+def test_a_gate_names_gemmas_page(tmp_path: Path) -> None:
+    stub = {"config.json": b"{}", "model.safetensors": b"weights"}
+    with replicas(tmp_path / "checkout", {GEMMA: stub}, Full) as run:
+        (run.folder / "configs/questions.yaml").write_text(yaml.safe_dump(QUESTIONS))
+        code, said = run.run("resources/gemma-3-12b-it/provenance.json", HF_TOKEN=None)
+    said = " ".join(said.split())
+    assert code and f"{GEMMA} is gated. Open " in said and f"/{GEMMA} and accept its terms" in said
+
+
+# The run
+
+
+def test_no_job_failed_and_nothing_is_left_to_do(full: Full) -> None:
+    logs = list(full.path("logs").rglob("*.log"))
+    assert len(logs) > 450
+    for log in logs:
+        said = log.read_text(encoding="utf-8")
+        assert "Traceback" not in said and " ERROR " not in said, log
+    assert full.planned() == {}
+
+
+def test_every_published_value_has_its_counterpart(full: Full) -> None:
+    found = table(full, "published")
+    assert len(found) == 498 + 8
+    assert found["experiment"].notna().all(), found[found["experiment"].isna()]
+    assert (found["own_model"] == found["model"]).all()
+    assert not found["remarks"].str.contains("other settings|another model|elsewhere").any()
+    legible = found["published"].notna() & found["own"].notna()
+    assert found["inside"].notna().equals(legible)
+    assert found["own"].notna().mean() > 0.8  # the others' baseline is 0 in the replicas
+    by_table = found.groupby("source")["own"].count()
+    assert by_table.min() > 0 and len(by_table) == 13 + 1
+
+
+@pytest.mark.parametrize("name", SHIPPED["tables"])
+def test_every_table_is_full(full: Full, name: str) -> None:
+    shipped = SHIPPED["tables"][name]
+    rows, used = table(full, name), yaml.safe_load(full.path("config.yaml").read_text())
+    assert list(dict.fromkeys(rows["experiment"])) == shipped
+    for experiment, own in rows.groupby("experiment"):
+        spec = used["experiments"][experiment]
+        alphas = spec["alpha"] if isinstance(spec["alpha"], list) else [spec["alpha"]]
+        methods = [*spec["methods"], *(["random"] if spec["draws"] else [])]
+        wanted = set(product(methods, spec["k"], alphas))
+        for _, measured in own.groupby("measure"):
+            keys = zip(measured["method"], measured["heads"], measured["alpha"], strict=True)
+            assert set(keys) == wanted
+    pixels = np.asarray(Image.open(full.path(f"figures/{name}.png")).convert("L"))
+    assert pixels.std() > 5 and full.path(f"figures/{name}.pdf").stat().st_size > 1000
+
+
+def test_both_groups_of_questions_are_measured(full: Full) -> None:
+    found = table(full, "figure2")
+    assert set(found["measure"]) == {"f1", "f1_others"}
+    assert (found.groupby("measure")["before"].first() > 0).all()
+    asked = {name: pq.read_table(full.path(f"samples/{name}.parquet"))["text"].to_pylist()
+             for name in ("triviaqa", "triviaqa-validation")}  # fmt: skip
+    assert len(asked["triviaqa-validation"]) == 40
+    assert not set(asked["triviaqa"]) & set(asked["triviaqa-validation"])
+
+
+def test_each_models_captions_answer_its_own_prompt(full: Full) -> None:
+    for experiment, name in (
+        *(("colours-captions", VICUNA), ("colours-captions-llava-13b", VICUNA)),
+        *(("colours-captions-gemma", GEMMA), ("colours-captions-qwen", QWEN)),
+    ):
+        schema = pq.read_schema(full.path(f"responses/{experiment}/baseline/part-1.parquet"))
+        assert CAPTIONS[name] in schema.metadata[b"question"].decode()
+    found = table(full, "table13")
+    assert (found[found["measure"] == "cider"]["before"] > 0).all()
+
+
+def test_every_file_is_as_the_manifest_says(full: Full) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "headpursuit", "verify", "results/paper"],
+        cwd=full.folder,
+        env={"PYTHONPATH": "scripts", "PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.startswith("All files are as"), done.stdout + done.stderr
