@@ -286,9 +286,9 @@ def scaled(model: Model, heads: HeadLike | Iterable[HeadLike], alpha: float = -1
 
 
 def random_heads(model: Model, heads: HeadLike | Iterable[HeadLike], seed: int = 0) -> list[Head]:
-    """Draw the control: as many random heads in each layer, none of those given."""
-    chosen = _condition(model, heads).heads
-    return draw_control(chosen, model.decoder.n_heads, seed, "api", "random")
+    """Draw the control: as many random heads in each layer (or near it), none of those given."""
+    chosen, (layers, n_heads) = list(_condition(model, heads).heads), model.decoder.shape
+    return draw_control(chosen, n_heads, seed, "api", "random", (0, layers - 1))
 
 
 def respond(
