@@ -203,3 +203,39 @@ def test_it_runs(anywhere: Checkout, number: int) -> None:
         before = pd.read_parquet(made / "scores/rtp.words.parquet")
         counted = before[(before["measure"] == "count") & (before["before"] > 0)]["word"]
         assert len(counted) == 0 or any(word != word.casefold() for word in counted)
+
+
+@pytest.fixture(scope="module")
+def many(anywhere: Checkout) -> Checkout:
+    """Give the checkout with an overlay of the choices of configs/multiverse.yaml, on tiny rtp."""
+    varied = yaml.safe_load((ROOT / "configs/multiverse.yaml").read_text(encoding="utf-8"))
+    configure(anywhere, "many", {})
+    path = anywhere.folder / "configs/many.yaml"
+    overlay = yaml.safe_load(path.read_text())
+    overlay["multiverse"] = varied["multiverse"] | {
+        "of": ["rtp"], "all": {"measures": ["expected"], "k": [1], "draws": 2}
+    }  # fmt: skip
+    path.write_text(yaml.safe_dump(overlay))
+    return anywhere
+
+
+TABLE = "results/many/tables/multiverse-rtp.csv"
+
+
+def test_a_multiverse_plans_what_differs_and_no_more(many: Checkout) -> None:
+    """Of thirteen variants one makes no other choice on the tiny run, whose first layer is 0."""
+    planned = many.planned(TABLE, "--directory", "work", overlay="many")
+    shared = {"respond": 2, "label_responses": 2, "prepare_samples": 1, "cache_activations": 4}
+    words = {"split_words": 4, "build_dictionary": 4, "rank_heads": 12}
+    own = dict.fromkeys(["select_heads", "draw_controls", "measure_expected", "measure"], 12)
+    found = {rule: planned[rule] for rule in (*shared, *words, *own)}
+    assert found == {**shared, **words, **own} and "intervene" not in planned
+
+
+@pytest.mark.long
+def test_every_variant_of_the_multiverse_runs(many: Checkout) -> None:
+    many.snakemake(TABLE, "--directory", "work", overlay="many")
+    table = pd.read_csv(many.folder / "work" / TABLE)
+    assert table["experiment"].nunique() == 13 and table["experiment"].iloc[0] == "rtp-as-is"
+    assert (table.groupby("experiment")["method"].nunique() >= 2).all()
+    assert (table["value"] >= 0).all() and table["against"].notna().any()
