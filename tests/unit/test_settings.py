@@ -52,6 +52,20 @@ def test_what_differs_is_named(changes: dict[str, Any], differ: dict[str, list[s
     assert {name: keys for name, keys in found.items() if keys} == differ
 
 
+def test_the_full_version_is_the_papers_too() -> None:
+    full = merge(shipped("config.yaml"), shipped("configs/v2.yaml"))
+    found = unlike_paper(load_config(full))
+    assert {"rtp", "mnist-gemma", "colours-captions", "answers"} <= set(found)
+    assert not any(found.values())
+    other = merge(full, {"experiments": {"colours-captions": {"pursuit": {"norm": "l2"}}}})
+    keys = unlike_paper(load_config(other))["colours-captions-qwen"]  # which is like it
+    assert keys == ["experiments.colours-captions-qwen.pursuit.norm"]
+    # What one of the texts says of an experiment of both is the paper's.
+    toxicity = {"experiments": {"rtp": full["experiments"]["rtp"]}}
+    toxicity |= {key: full[key] for key in ("sources", "classifiers")}
+    assert not any(changed(**toxicity).values())
+
+
 def test_what_the_paper_lacks_is_not_compared() -> None:
     mine = {"source": "real-toxicity-prompts", "files": "prompts.jsonl", "text": "prompt.text"}
     own = {"model": "mistral", "samples": "own", "concept": "toxic", "measures": ["count"]}
