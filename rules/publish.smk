@@ -14,7 +14,7 @@ PUBLISHED_TOKENS = shipped_file("data/published_tokens.csv")
 # The report's pages: file, caption, category and what they show. Categories go by their names.
 PAGES = [
     ("published", "published", "1 Published against reproduced", "overview"),
-    ("claims", "claims", "1 Published against reproduced", "the paper's claims"),
+    ("claims", "claims", "1 The paper's claims", "verdicts"),
     *(
         (table, "table", f"2 {table}", "table")
         for table in dict.fromkeys([*RATIOS, *HEADS, *SHARED])

@@ -15,6 +15,7 @@ from headpursuit.method.score import (
     score_lengths,
     score_toxicity,
 )
+from headpursuit.publish.claims import Run, judge, read_claims
 from headpursuit.publish.overlap import overlaps, put_rankings
 from headpursuit.publish.published import compare, compare_tokens
 from headpursuit.publish.ratio import put_published, ratio_rows
@@ -123,9 +124,11 @@ def make_run(run: Path) -> Path:
     tables = {"rtp": make_prompts(run, config), "mnist": make_images(run)}
     published = read_csv(ROOT / "data/published.csv")
     models = {name: name for name in config["models"]}
-    ratios = []
+    ratios, tests = [], []
     for table, name in (("table2", "rtp"), ("figure1", "mnist")):
-        rows, _, _ = ratio_rows({name: tables[name]}, {name: facts[name]}, config["score"])
+        own = {name: tables[name]}, {name: facts[name]}
+        rows, _, compared = ratio_rows(*own, config["score"])
+        tests.append(compared)
         rows = put_rankings(rows, {name: run / f"rankings/{name}.csv"}, {name: facts[name]})
         ratios.append(put_published(rows, published, models, {K: 16}))
         write(run / f"tables/{table}.csv", ratios[-1])
@@ -138,6 +141,10 @@ def make_run(run: Path) -> Path:
     printed = pd.DataFrame([text | {"tokens": "t2 t9", "source": "v2"}])
     tokens = compare_tokens(printed, shown, {"triviaqa": ()})
     write(run / "tables/published.csv", pd.concat([compared, tokens]))
+    said = read_claims(ROOT / "data/claims.yaml")
+    known = {name: own | {"reads": "prompts", "held_out": True} for name, own in facts.items()}
+    judged = Run(pd.concat(tests), pd.DataFrame(), known, {K: 16}, 0.95)
+    write(run / "tables/claims.csv", judge(said, judged))
     return run
 
 

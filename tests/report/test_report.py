@@ -157,7 +157,8 @@ def pages(seen: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 def test_every_result_is_there_and_drawn(seen: dict[str, Any]) -> None:
     tables = ["2 concepts", "2 figure1", "2 table1", "2 table2"]
-    wanted = ["1 Published against reproduced", *tables, "3 Choices", "4 Time, memory, software"]
+    first = ["1 Published against reproduced", "1 The paper's claims"]
+    wanted = [*first, *tables, "3 Choices", "4 Time, memory, software"]
     assert list(pages(seen)) == seen["categories"] == wanted
     images = [facts for facts in seen["results"].values() if facts["mime"] == "image/png"]
     assert len(images) == 5

@@ -177,6 +177,14 @@ def test_an_experiment_in_two_tables_is_tested_once():
     pd.testing.assert_frame_equal(twice, judged(tests))
 
 
+def test_variants_are_not_judged():
+    tests = compared()
+    variant = tests.assign(experiment=tests["experiment"].replace("rtp", "rtp-l2"))
+    both = pd.concat([tests, variant, variant[:1].assign(against="original", against_heads=16)])
+    facts = {**FACTS, "rtp-l2": FACTS["rtp"]}
+    pd.testing.assert_frame_equal(judged(both, experiments=facts), judged(tests))
+
+
 def test_a_run_without_tables_leaves_all_untested():
     empty = Run(pd.DataFrame(), pd.DataFrame(), {}, None, 0.95)
     table = judge(CLAIMS, empty)

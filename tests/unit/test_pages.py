@@ -110,6 +110,7 @@ def files(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     ("name", "pictures", "said", "masked"),
     [
         ("published", 0, ["trace {}/tables/table2.csv rtp somp 2 count", "experiment rtp"], False),
+        ("claims", 0, ["In the paper: seed, table 2", "<td>undecided</td>", "Untested in"], None),
         ("table2", 1, ["table2: measures after", "table2.csv rtp random 2 expected"], False),
         ("table1", 0, ["table1.csv triviaqa L1.H2", "Masked are tokens"], True),
         ("concepts", 1, ["concepts.overlap.csv fruit tools 2"], True),

@@ -42,11 +42,17 @@ class Run:
     confidence: float
 
     def __post_init__(self) -> None:
-        """Leave out the rows of experiments that stand in another table, too."""
+        """Leave out the rows of experiments that stand in another table, too, and variants.
+
+        Each variant that is judged makes all verdicts harder; their own tables show them.
+        """
         for name, keys in KEYS.items():
             rows = getattr(self, name)
             if len(rows):
                 object.__setattr__(self, name, rows.drop_duplicates(keys))
+        if len(rows := self.tests):
+            variants = rows["experiment"][rows["against"] == "original"]
+            object.__setattr__(self, "tests", rows[~rows["experiment"].isin(variants)])
 
     def as_published(self, heads: pd.Series) -> pd.Series:
         """Return the paper's numbers of heads for the run's."""
@@ -239,7 +245,7 @@ def display(table: pd.DataFrame, confidence: float) -> pd.DataFrame:
 
     def cells(row: Mapping[str, Any]) -> dict[str, str]:
         tested = row["verdict"] != "untested"
-        at = [f"{row['heads']} heads"] if tested else []
+        at = [f"{row['heads']:g} heads"] if tested else []
         at += [f"alpha {row['alpha']:g}"] if pd.notna(row["alpha"]) else []
         return {
             "claim": row["says"],
@@ -247,12 +253,12 @@ def display(table: pd.DataFrame, confidence: float) -> pd.DataFrame:
             "verdict": row["verdict"],
             "experiment": row["experiment"] if tested else "",
             "measure": MEASURE_NAMES.get(row["measure"], row["measure"]) if tested else "",
-            "tests that agree": f"{row['agreeing']} of {row['tests']}" if tested else "",
+            "tests that agree": f"{row['agreeing']:g} of {row['tests']:g}" if tested else "",
             f"the weakest [{100 * confidence:g}%]": interval(row, "value", "low", "high"),
             "at": ", ".join(at),
             "p, of all": number(row["p"], ".2g"),
-            "samples": number(row["n"], "d"),
-            "samples that would decide": number(row["samples"], ",d"),
+            "samples": number(row["n"], ".0f"),
+            "samples that would decide": number(row["samples"], ",.0f"),
             "note": row["remarks"] if isinstance(row["remarks"], str) else "",
         }
 
@@ -277,6 +283,7 @@ def notes(table: pd.DataFrame, run: str, model: Sequence[str], confidence: float
         f"and draws alone supports anything here in at most {100 * (1 - confidence):.2g}% of runs."
     )
     yield (
+        "Variants of an experiment are not judged; their table shows them all. "
         "Samples that would decide: about how many, if the weakest test's ratio stayed what it is. "
         "The tests stand in data/claims.yaml and were written before any run was judged by them."
     )

@@ -18,6 +18,7 @@ import yaml
 from jinja2 import Environment, StrictUndefined
 from markdown_it import MarkdownIt
 
+from headpursuit.publish import claims
 from headpursuit.publish.masking import TELLING, mask_rows, offensive_words
 from headpursuit.publish.ratio import number
 from headpursuit.publish.settings import (
@@ -92,7 +93,10 @@ def write_page(name: str, files: Any, started_in: Path) -> str:
         title, parts = "Published against reproduced", overview(files, config)
         sources.append(files.config)
     elif name == "claims":
-        title, parts = "The paper's claims, and what this run says of them", claims_page(files)
+        title, parts = (
+            "The paper's claims, and what this run says of them",
+            claims_page(files, config),
+        )
     elif name == "choices":
         title, parts, sources = "The record of choices", choices(config), [files.config]
     elif name == "run":
@@ -215,10 +219,21 @@ def overview(files: Any, config: Config) -> Iterator[Section]:
     )
 
 
-def claims_page(files: Any) -> Iterator[Section]:
-    """The verdict on each claim of the paper."""
-    text = _parts(files, "claims")["md"].read_text(encoding="utf-8")
-    yield Section(markup=render_markdown(text))
+def claims_page(files: Any, config: Config) -> Iterator[Section]:
+    """The verdicts on each claim of the paper, a claim a section; those tested come first."""
+    parts, confidence = _parts(files, "claims"), config["score"]["confidence"]
+    cells = claims.display(read_csv(parts["csv"]), confidence)
+    _, _, said = parts["md"].read_text(encoding="utf-8").rpartition("|\n")
+    yield Section(markup=render_markdown(said))
+    untested = cells["verdict"] == "untested"
+    for (claim, place), own in cells[~untested].groupby(["claim", "in the paper"], sort=False):
+        own = own.drop(columns=["claim", "in the paper"])
+        yield Section(
+            claim, f"In the paper: {place}.", columns=list(own), rows=own.to_numpy().tolist()
+        )
+    rows = cells.loc[untested, ["in the paper", "claim", "note"]]
+    if len(rows):
+        yield Section("Untested in this run", columns=list(rows), rows=rows.to_numpy().tolist())
 
 
 def _described(config: Config) -> dict[str, str]:
