@@ -42,7 +42,7 @@ rule all:
         every("<results>/labels/{labels}.agreement.csv", LABELLED if LABELLER["second"] else []),
         every("<results>/words/{words}.csv", WORDED),
         every("<results>/dictionaries/{dictionary}.csv", WORDED),
-        every("<results>/activations/{activations}.parquet"),
+        every("<results>/activations/{activations}.parquet", CHOOSING),
         every("<results>/rankings/{rankings}.csv", WORDED),
         every("<results>/heads/{selected}/selected.csv", MEASURED),
         every("<results>/heads/{random}/random.csv", MEASURED),

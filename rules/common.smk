@@ -74,9 +74,10 @@ if config["compute"]["image"]:
 EXPERIMENTS = config["experiments"]
 OWNERS = owners(config)
 RUNNING = running(config)
-# Of these: those with a concept, or single heads; those whose words are labelled; those in which
-# something is measured, in responses or as expected probability.
+# Of these: those with a concept; those that choose their heads; single heads; those whose words are
+# labelled; those in which something is measured, in responses or as expected probability.
 WORDED = [name for name in RUNNING if EXPERIMENTS[name]["concept"]]
+CHOOSING = [name for name in RUNNING if not EXPERIMENTS[name]["heads_from"]]
 SINGLE = [name for name in RUNNING if not EXPERIMENTS[name]["concept"]]
 LABELLED = labelled(config)
 MEASURED = [name for name in RUNNING if EXPERIMENTS[name]["measures"]]

@@ -88,6 +88,17 @@ def test_a_variant_shares_all_that_does_not_differ(
         assert found["rankings"] == found["selected"] == "svhn"
 
 
+def test_heads_from_elsewhere_need_no_activations(paper: Config) -> None:
+    """Of other questions than those that choose heads, such as the full version's."""
+    paper["samples"]["others"] = paper["samples"]["triviaqa"]
+    changes = {"samples": "others", "heads_from": "countries", "measures": ["count"]}
+    paper["experiments"]["answers"] = {"like": "countries", **changes}
+    paper["tables"] = {"one": ["answers"]}
+    made = stage_owners(load_config(paper))
+    assert (made["activations"], made["rankings"]) == (["triviaqa"], ["countries"])
+    assert made["scaled"] == made["baseline"] == ["answers"]
+
+
 def test_keywords_stand_on_the_images_alone(paper: Config) -> None:
     """No response is needed to rank heads by them; a toxic word's labels need the baseline's."""
     paper["concepts"]["seen"] = {"keywords": {}, "top": 40}

@@ -18,6 +18,8 @@ STAGES = (
     *("samples", "baseline", "labels", "words", "dictionary", "activations", "rankings"),
     *("selected", "random", "scaled", "expected", "scores", "decomposition", "lens"),
 )
+# Of an experiment that has its heads from another, these are the other's.
+CHOICE = ("rankings", "selected", "random")
 
 
 def merge(below: Any, above: Any) -> Any:
@@ -215,7 +217,7 @@ def owners(config: Config) -> dict[str, dict[str, str]]:
 
     @cache
     def identity(name: str, stage: str) -> str:
-        if stage in ("rankings", "selected", "random"):
+        if stage in CHOICE:
             name = heads_of(config, name)
         values, earlier = graph[name][stage]
         return json.dumps([stage, values, [identity(name, own) for own in earlier]], sort_keys=True)
@@ -237,13 +239,14 @@ def stage_owners(config: Config) -> dict[str, list[str]]:
     found: dict[str, dict[str, None]] = {stage: {} for stage in STAGES}
 
     def need(name: str, stage: str) -> None:
+        if stage in CHOICE:
+            name = heads_of(config, name)
         found[stage][named[name][stage]] = None
         for earlier in stands_on(config, name)[stage][1]:
             need(name, earlier)
 
     for name in running(config):
         own = config["experiments"][name]
-        need(name, "activations")
         for stage in ["rankings"] if own["concept"] else ["decomposition", "lens"]:
             need(name, stage)
         if "expected" in own["measures"]:
