@@ -88,7 +88,9 @@ def test_a_run_that_has_the_effects_supports_them(tmp_path: Path):
     assert set(table["claim"]) == set(CLAIMS)
     reasons = table.set_index("claim")["remarks"]
     assert reasons["toxicity-random"] == "none of its experiments has measure toxicity"
-    assert reasons["related-break"] == "no such experiment with heads from another"
+    assert reasons["related-break"] == (
+        "no such heads of another experiment are compared with random"
+    )
     write_csv(tmp_path / "tables/claims.csv", table)
 
 

@@ -121,8 +121,8 @@ def _tests(claim: Claim, run: Run) -> tuple[pd.DataFrame, str]:
         rows = rows[fewer & run.as_published(rows["against_heads"]).eq(claim["fewer"])]
     else:
         rows = rows[rows["against"].eq(other) & ~fewer]
+    named = f"{claim['fewer']} heads" if other == "fewer" else METHOD_NAMES.get(other, other)
     if rows.empty:
-        named = f"{claim['fewer']} heads" if other == "fewer" else METHOD_NAMES.get(other, other)
         return rows, f"no row is compared with {named}"
     pairs = [tuple(pair) for pair in claim.get("crossed", ())]
     sources = rows["heads_from"].map(
@@ -131,7 +131,7 @@ def _tests(claim: Claim, run: Run) -> tuple[pd.DataFrame, str]:
     crossed = [pair in pairs for pair in zip(rows["samples"], sources, strict=True)]
     rows = rows[crossed if pairs else rows["heads_from"].isna()]
     if rows.empty:
-        return rows, "no such experiment with heads from another"
+        return rows, f"no such heads of another experiment are compared with {named}"
     for key, value in wanted.items():
         rows = rows[_has(rows, key, value)]
         if rows.empty:
