@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import replica_images
 import replica_models
 import replica_sources
 import yaml
@@ -78,7 +79,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, bytes
     folder = tmp_path_factory.mktemp("models")
     made = {name: make() for name, make in replica_sources.DATASETS.items()}
     made[MISTRAL] = replica_models.mistral(folder / "mistral")
-    made[LLAVA] = replica_models.llava_next(folder / "llava")
+    made[LLAVA] = replica_images.llava_next(folder / "llava")
     made[JUDGE] = replica_models.roberta_toxicity(folder / "judge")
     return made
 

@@ -62,7 +62,7 @@ def words() -> list[str]:
     return [word for word in dict.fromkeys(found) if len(word) > 1 and word not in BROKEN]
 
 
-def _forms(listed: Iterable[str]) -> list[str]:
+def word_forms(listed: Iterable[str]) -> list[str]:
     return [form for word in listed for form in (word, word.title(), word.upper())]
 
 
@@ -73,9 +73,9 @@ def _trained() -> dict:
     backend = Tokenizer(models.BPE())
     backend.normalizer = _normalizer()
     backend.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")
-    text = " ".join(_forms(words()))
+    text = " ".join(word_forms(words()))
     # Words without a space before them, as behind a line's end.
-    backend.train_from_iterator([text, *_forms(words()[::3])], trainer)
+    backend.train_from_iterator([text, *word_forms(words()[::3])], trainer)
     return json.loads(backend.to_str())["model"]
 
 
@@ -120,7 +120,7 @@ def backend(special: Sequence[str] = SPECIAL, bos: str = "<s>", prefix: bool = T
     return made
 
 
-def _added(names: Iterable[str]) -> dict:
+def added_tokens(names: Iterable[str]) -> dict:
     flags = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False}
     return {str(number): {"content": name, **flags, "special": True} for number, name in names}
 
@@ -130,7 +130,7 @@ def mistral_files(chat: str | None = MISTRAL_CHAT) -> dict[str, bytes]:
     config = {
         "add_bos_token": True,
         "add_eos_token": False,
-        "added_tokens_decoder": _added(enumerate(SPECIAL)),
+        "added_tokens_decoder": added_tokens(enumerate(SPECIAL)),
         "additional_special_tokens": [],
         "bos_token": "<s>",
         "chat_template": chat,
@@ -167,7 +167,11 @@ def llava_files(chat: str, chat_file: str, patch: int) -> dict[str, bytes]:
     own = [*enumerate(SPECIAL), (SIZE, "<image>"), (SIZE + 1, "<pad>")]
     files = mistral_files(None)
     config = json.loads(files["tokenizer_config.json"])
-    config |= {"added_tokens_decoder": _added(own), "pad_token": "<pad>", "padding_side": "left"}
+    config |= {
+        "added_tokens_decoder": added_tokens(own),
+        "pad_token": "<pad>",
+        "padding_side": "left",
+    }
     config |= {"processor_class": "LlavaNextProcessor", "trust_remote_code": False}
     del config["chat_template"]
     named = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}

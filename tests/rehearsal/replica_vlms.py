@@ -1,4 +1,4 @@
-"""The full version's three further models in small, as ``replica_models.py`` has the seed's.
+"""The full version's three further models in small, as ``replica_images.py`` has the seed's.
 
 Real config keys, files, weight names, special tokens, chat templates, numbers of layers and heads;
 narrow, with coarse images and vocabularies of 32,000 tokens, and random but for the unembedding.
@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from headpursuit.run.experiments import merge
-from replica_models import image_text_model, llava_config
+from replica_images import image_text_model, llava_config
 from replica_tokenizer import (
     SIZE,
-    _added,
-    _forms,
+    added_tokens,
     as_json,
     backend,
     llava_files,
+    word_forms,
     words,
 )
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -215,7 +215,7 @@ def gemma_files() -> tuple[dict[str, bytes], dict[str, Any]]:
         **named,
         "add_bos_token": True,
         "add_eos_token": False,
-        "added_tokens_decoder": _added([*enumerate(GEMMA_SPECIAL), (SIZE, GEMMA_IMAGE)]),
+        "added_tokens_decoder": added_tokens([*enumerate(GEMMA_SPECIAL), (SIZE, GEMMA_IMAGE)]),
         "chat_template": GEMMA_CHAT,
         "clean_up_tokenization_spaces": False,
         "extra_special_tokens": images,
@@ -289,7 +289,7 @@ def _byte_level() -> Tokenizer:
         show_progress=False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )
-    forms = _forms(words())
+    forms = word_forms(words())
     made.train_from_iterator([f" {form}" for form in forms] + forms[::3], trainer)
     made.add_special_tokens(QWEN_SPECIAL)
     return made
@@ -306,7 +306,7 @@ def qwen_files() -> tuple[dict[str, bytes], dict[str, Any]]:
     tokenizer = {
         "add_bos_token": False,
         "add_prefix_space": False,
-        "added_tokens_decoder": _added((number, name) for name, number in ids.items()),
+        "added_tokens_decoder": added_tokens((number, name) for name, number in ids.items()),
         "additional_special_tokens": QWEN_SPECIAL[1:],
         "bos_token": None,
         "clean_up_tokenization_spaces": False,

@@ -11,8 +11,9 @@ import pytest
 import replica_sources
 from conftest import LLAVA, MISTRAL, Rehearsal, replicas
 from PIL import Image
-from replica_models import LLAVA_CHAT, llava_config, write
-from replica_tokenizer import MISTRAL_CHAT, as_json, llava_files, mistral_files
+from replica_images import llava_config
+from replica_models import write
+from replica_tokenizer import LLAVA_CHAT, MISTRAL_CHAT, as_json, llava_files, mistral_files
 from transformers import AutoProcessor
 
 TET = "convoicon/Thoroughly_Engineered_Toxicity"

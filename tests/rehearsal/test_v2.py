@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+import replica_images
 import replica_models
 import replica_sources
 import torch
@@ -60,7 +61,7 @@ def v2_files(folder: Path) -> dict[str, dict[str, bytes]]:
     made["AnyModal/flickr30k"] = replica_sources.flickr30k()
     made[MISTRAL] = replica_models.mistral(folder / "mistral", questions=60)
     asked = CAPTIONS[VICUNA]
-    made[LLAVA] = replica_models.llava_next(folder / "llava", CLASSES, asked)
+    made[LLAVA] = replica_images.llava_next(folder / "llava", CLASSES, asked)
     made[JUDGE] = replica_models.roberta_toxicity(folder / "judge")
     return made | {name: make(name, folder / name, CLASSES) for name in (VICUNA, GEMMA, QWEN)}
 
