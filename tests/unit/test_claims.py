@@ -60,7 +60,7 @@ def compared(
 
 
 def judged(tests: pd.DataFrame, **changed: Any) -> pd.DataFrame:
-    shared = lay_out("tables/{table}.overlap.csv", [OVERLAP | {"chance": 0.03, "p": 1e-9}])
+    shared = lay_out("tables/{table}.overlap.csv", [OVERLAP | {"chance": 0.03, "p": 1e-20}])
     own = {"overlaps": shared, "experiments": FACTS, "published_heads": None, "confidence": 0.95}
     return judge(CLAIMS, Run(tests, **(own | changed)))
 

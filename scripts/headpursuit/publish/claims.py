@@ -196,7 +196,7 @@ def _shared(claim: Claim, run: Run) -> tuple[pd.DataFrame, str]:
         {
             "experiment": f"{row['one']}, {row['other']}", "measure": "jaccard",
             "heads": row["heads"], "alpha": None, "value": row["jaccard"], "low": None,
-            "high": None, "p": row["p"], "z": quantile(max(1 - row["p"], 0.5), inf),
+            "high": None, "p": row["p"], "z": -quantile(min(row["p"], 0.5), inf),  # 1 - p may be 1
             "said": row["jaccard"] > row["chance"], "draws": 0, "n": None, "flag": None,
             "of_draws": None,
         }
