@@ -96,7 +96,7 @@ def test_a_run_that_has_the_effects_supports_them(tmp_path: Path):
 
 @pytest.mark.parametrize("seed", range(12))
 @pytest.mark.parametrize("count", [0.05, 0.5])
-def test_random_heads_in_sompss_place_support_nothing(seed: int, count: float):
+def test_random_heads_in_somps_place_support_nothing(seed: int, count: float):
     """Nor does chance make the two rankings share heads."""
     none = dict.fromkeys(EFFECTS, 1.0)
     chance = lay_out("tables/{table}.overlap.csv", [OVERLAP | {"chance": 0.3, "p": 0.4}])
@@ -120,6 +120,11 @@ def test_an_effect_the_other_way_contradicts():
     assert found["random-raises", "rtp"] == "contradicted"
 
 
+def test_a_draw_beyond_somp_keeps_the_opposite_undecided_too():
+    tests = compared({"somp": 1.6, "logit_lens": 1.0, "random": 0.7})
+    assert verdicts(judged(tests.assign(above=1, below=9)))["heldout-random", "rtp"] == "undecided"
+
+
 def test_what_would_decide_is_said_and_does():
     weak = {"somp": 0.7, "logit_lens": 1.0, "random": 1.0}
     table = judged(compared(weak, count=0.2)).set_index(["claim", "experiment"])
@@ -140,7 +145,18 @@ def test_few_random_draws_decide_nothing(draws: int):
     # Then no comparison with another method supports anything either.
     row = table.loc[("heldout-lens", "rtp")]
     assert (row["verdict"], row["agreeing"]) == ("undecided", 0)
-    assert row["remarks"] == "random heads do as much, or nearly"
+    assert row["remarks"] == f"too few random draws: {draws}, and 5 are needed"
+
+
+def test_why_a_comparison_with_another_method_supports_nothing():
+    tests = compared({"somp": 0.5, "logit_lens": 0.9, "random": 0.5})
+    without = tests[tests["against"] != "random"]
+    for own, said in (
+        (tests, "random heads do as much, or nearly"),
+        (without, "these heads are not compared with random ones"),
+    ):
+        row = judged(own).set_index(["claim", "experiment"]).loc[("heldout-lens", "rtp")]
+        assert (row["verdict"], row["remarks"]) == ("undecided", said)
 
 
 def test_a_draw_beyond_somp_keeps_a_claim_undecided():

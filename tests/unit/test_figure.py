@@ -86,6 +86,7 @@ def test_both_groups_of_questions_share_a_panel():
         [own for own in drawn if own.get_linestyle() == style] for style in ("-", "--")
     )
     assert len(solid) == len(dashed) == 1
+    assert figure.axes[0].get_title() == "F1, concept; dashed: F1, others"
     assert len([axis for axis in figure.axes if axis.get_title().startswith("price")]) == 1
 
 

@@ -110,6 +110,13 @@ def test_the_experiment_named_like_the_samples_is_beside_it(runs, experiment) ->
         assert (row["experiment"], row["own"], row["own_heads"]) == (experiment, 0.7, 4)
 
 
+def test_the_papers_model_goes_before_another() -> None:
+    run = pd.concat([run_of(value=0.2, model="small"), run_of(experiment="large")])
+    models = {"mistral": MISTRAL, "small": "smollm2"}
+    table = compare(PUBLISHED, run, models, LABELLER, {"rtp": (), "large": ()}, {4: 16})
+    assert found(table, **SEED)["experiment"] == "large"
+
+
 def test_what_else_differs_is_said() -> None:
     settings = ("concepts.toxic.labelled.texts", "samples.rtp.sample")
     own = run_of(flag="baseline count below 30")

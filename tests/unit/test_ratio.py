@@ -356,7 +356,7 @@ def test_the_notes_say_how_it_was_measured(measures, facts, said, unsaid):
     ("measures", "ticks", "titles"),
     [
         (TEXT, ["16 heads", "32 heads"], ["rtp: occurrences", "rtp: expected"]),
-        (IMAGES, ["rtp", "tet"], ["16 heads: strict", "32 heads: strict"]),
+        (IMAGES, ["rtp", "tet"], ["16 heads: exact match", "32 heads: exact match"]),
     ],
 )
 def test_the_figure_has_a_bar_for_each_row(measures, ticks, titles):

@@ -143,10 +143,12 @@ def _tests(claim: Claim, run: Run) -> tuple[pd.DataFrame, str]:
     bound, sign = claim.get("than", 1), -1 if claim["is"] == "lower" else 1
     rows = rows.assign(z=[sign * _z(row, bound, run.confidence) for row in rows.to_dict("records")])
     # Beyond every random draw, beside what the interval says.
-    beyond = rows["above" if sign < 0 else "below"].eq(rows["draws"]) | (other != "random")
+    passed = rows["below"].where(sign * rows["z"] > 0, rows["above"])
+    beyond = passed.eq(rows["draws"]) | (other != "random")
     few = rows["draws"].lt(LEAST_DRAWS) & (rows["method"].eq("random") | (other == "random"))
     rows = rows.assign(z=rows["z"].mask(few, 0.0))
-    rows = rows.assign(said=(rows["z"] > 0) & beyond, p=[2 * tail(abs(z), inf) for z in rows["z"]])
+    rows = rows.assign(beyond=beyond, p=[2 * tail(abs(z), inf) for z in rows["z"]])
+    rows = rows.assign(said=(rows["z"] > 0) & beyond)
     return (_joined(rows, also, claim, run) if (also := claim.get("also")) else rows), ""
 
 
@@ -156,7 +158,7 @@ def _joined(rows: pd.DataFrame, also: Claim, claim: Claim, run: Run) -> pd.DataF
     keys = ["experiment", "method", "heads", "alpha", "at", *([] if measure else ["measure"])]
     other, _ = _tests({**also, "where": {**claim["where"], **measure}}, run)
     weak = ["said", "p", "z", "of_draws"]
-    other = other.reindex(columns=[*keys, *weak])
+    other = other.reindex(columns=[*keys, *weak, "draws"])
     both = rows.merge(other, on=keys, how="left", suffixes=("", "_also"))
     so = both["said_also"].eq(True)
     both = both.assign(said=both["said"] & so, so=so)
@@ -197,8 +199,8 @@ def _shared(claim: Claim, run: Run) -> tuple[pd.DataFrame, str]:
             "experiment": f"{row['one']}, {row['other']}", "measure": "jaccard",
             "heads": row["heads"], "alpha": None, "value": row["jaccard"], "low": None,
             "high": None, "p": row["p"], "z": -quantile(min(row["p"], 0.5), inf),  # 1 - p may be 1
-            "said": row["jaccard"] > row["chance"], "draws": 0, "n": None, "flag": None,
-            "of_draws": None,
+            "said": row["jaccard"] > row["chance"], "beyond": True, "draws": 0, "n": None,
+            "flag": None, "of_draws": None,
         }
         for row in run.overlaps.to_dict("records")
         if frozenset([samples[row["one"]], samples[row["other"]]]) in pairs
@@ -211,7 +213,7 @@ def _group(
     claim: Claim, run: Run, experiment: str, measure: str, tests: pd.DataFrame
 ) -> dict[str, Any]:
     """Return what an experiment and a measure say of a claim, before Holm's correction."""
-    against = tests[(tests["z"] < 0)]
+    against = tests[(tests["z"] < 0) & tests["beyond"]]
     wrong = min(1.0, against["p"].min() * len(tests)) if len(against) else 1.0
     right = tests["p"].max() if tests["said"].all() else 1.0
     weakest = tests.sort_values("z", kind="stable").iloc[0].to_dict()
@@ -231,13 +233,23 @@ def _remarks(claim: Claim, row: Mapping[str, Any]) -> Iterator[str]:
     if isinstance(row["flag"], str) and row["flag"]:
         yield row["flag"]
     if 1 <= row["draws"] < LEAST_DRAWS and "random" in (claim.get("against"), row.get("method")):
-        yield f"too few random draws: {row['draws']}, and {LEAST_DRAWS} are needed"
+        yield _few(row["draws"])
     if not row.get("so", True):
-        yield "random heads do as much, or nearly"
+        drawn = row["draws_also"]
+        if pd.isna(drawn):
+            yield "these heads are not compared with random ones"
+        elif drawn < LEAST_DRAWS:
+            yield _few(drawn)
+        else:
+            yield "random heads do as much, or nearly"
     if claim.get("against") == "random":
         side = "below" if claim["is"] == "lower" else "above"
         if row[side]:
             yield f"{int(row[side])} of {row['draws']} random draws lie {side}"
+
+
+def _few(draws: int) -> str:
+    return f"too few random draws: {draws:g}, and {LEAST_DRAWS} are needed"
 
 
 def display(table: pd.DataFrame, confidence: float) -> pd.DataFrame:
@@ -277,9 +289,9 @@ def notes(table: pd.DataFrame, run: str, model: Sequence[str], confidence: float
     )
     yield (
         "A ratio is after over before, or over what it is compared with, on the same samples. "
-        "Supported: every test of the experiment says so, and against random heads the ratio also "
-        "lies beyond every draw. Contradicted: a test says the opposite. Undecided: neither, which "
-        "is no evidence for either. The p of all rows together are Holm's: the chance of samples "
+        "Supported: every test of the experiment says so. Contradicted: a test says the "
+        "opposite. Against random heads, either needs a ratio beyond every draw. Undecided: "
+        "neither, which is no evidence. The p of all rows together are Holm's: the chance of samples "
         f"and draws alone supports anything here in at most {100 * (1 - confidence):.2g}% of runs."
     )
     yield (

@@ -79,7 +79,8 @@ def _panels(rows: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
     effects = rows.rename(columns=names).assign(base=1)
     for measure in dict.fromkeys(TOGETHER.get(own, own) for own in rows["measure"]):
         own = effects[effects["measure"].replace(TOGETHER) == measure]
-        yield MEASURE_NAMES.get(measure, measure), own
+        names = [MEASURE_NAMES.get(each, each) for each in dict.fromkeys(own["measure"])]
+        yield "; dashed: ".join(names), own
     for column, (title, base) in PRICES.items():
         own = rows.dropna(subset=column) if column in rows else rows[:0]
         if len(own):

@@ -133,8 +133,8 @@ def _counterpart(
     """Return the row of a published value's samples, concept, method, heads, alpha and measure.
 
     Its heads are scaled at all positions, and chosen on its own samples. A model of the paper's
-    stands beside its own values only, and another beside all. The experiment that is named like its
-    samples goes before the others.
+    stands beside its own values only, and another beside all those that have no such row. The
+    experiment that is named like its samples goes before the others.
     """
     keys = [key for key in CELL if key not in ("model", "dataset")]
     cell = {key: wanted[key] for key in keys} | {"samples": wanted["dataset"], "at": "all"}
@@ -142,7 +142,11 @@ def _counterpart(
     same = [row for row in same if pd.isna(row["heads_from"]) and not row["signed"]]
     others = papers - {wanted["model"]}
     same = [row for row in same if models[row["model"]] not in others]
-    return min(same, key=lambda row: row["experiment"] != row["samples"], default=None)
+
+    def apart(row: Mapping[str, Any]) -> tuple[bool, bool]:
+        return models[row["model"]] != wanted["model"], row["experiment"] != row["samples"]
+
+    return min(same, key=apart, default=None)
 
 
 def _beside(own: Mapping[str, Any], value: Mapping[str, Any]) -> dict[str, Any]:

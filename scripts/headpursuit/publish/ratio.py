@@ -29,7 +29,7 @@ MEASURE_NAMES = {
     "count": "occurrences",
     "expected": "expected",
     "toxicity": "toxic responses",
-    "strict": "strict",
+    "strict": "exact match",
     "first_word": "first word",
     "f1": "F1, concept",
     "f1_others": "F1, others",
@@ -358,7 +358,7 @@ def notes(
         )
     if has & set(ANSWERS):
         yield (
-            "Strict: the answer is the class name; first word: it begins with it; before and "
+            "Exact match: the answer is the class name; first word: it begins with it; before and "
             "after: share of right answers. Several classes and no class: shares of answers after "
             "the intervention."
         )
@@ -383,7 +383,7 @@ def notes(
         'the mean of these draws, and under "and draws" of the mean of all there might be. Over '
         "random: the ratio to the random draws' mean, against the chance of samples and of one "
         "more random draw, and where it ranks among the draws from the lowest up. Random heads are "
-        "matched by layer and disjoint from the first method's."
+        "of the same layers (a crowded layer's from its neighbours) and none of the first method's."
     )
     if (table["splits"] > 1).any():
         yield (

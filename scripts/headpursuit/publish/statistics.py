@@ -9,7 +9,7 @@ to the logarithm's variance.
 """
 
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from math import asinh, exp, hypot, inf, log, nan, sqrt
 from statistics import NormalDist
 
@@ -134,7 +134,7 @@ def _root(rising, wanted: float) -> float:
     return low
 
 
-@cache
+@lru_cache(64)  # a row has 0.3 MB
 def _student(freedom: float) -> tuple[np.ndarray, np.ndarray]:
     """Return values of Student's t from 0 on, and the probability beyond each."""
     angle = np.linspace(0, np.pi / 2, 20001)
