@@ -300,6 +300,14 @@ def test_images_are_taken_by_halves_where_memory_does_not_suffice(
     assert {3, 2} <= set(tried)
 
 
+def test_answers_are_sampled_whatever_their_batch(pictures, tmp_path: Path, answers) -> None:
+    path = store(tmp_path, pictures)
+    of = {"max_new_tokens": 4, "samples": 1, "temperature": 5.0, "top_p": 1.0}
+    one, other = (of | {"seed": seed} for seed in (0, 1))
+    together, alone = (answers(path, f"of-{n}", n, generation=one) for n in (3, 1))
+    assert together == alone != answers(path, "other", generation=other)
+
+
 def test_no_image_tokens_is_refused(vlm, pictures) -> None:
     decoder, processor = vlm("llava")
     with pytest.raises((UserError, ValueError), match="image"):

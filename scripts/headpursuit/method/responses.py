@@ -83,7 +83,7 @@ def _picker(
     if generation["temperature"] == 0:
         return greedy
     seeds = settings["seed"], generation["seed"]
-    streams = [stream(seeds[0], name, repeat, seeds[1]) for _, name, repeat in rows]
+    streams = [stream(seeds[0], name, repeat, seeds[1]) for _, name, repeat, *_ in rows]
     width = decoder.model.get_output_embeddings().weight.shape[0]
     noise = Noise(streams, width, keep=KEPT if len(conditions) > 1 else 0)
     return GumbelMax(noise, generation["temperature"], generation["top_p"])
