@@ -86,11 +86,11 @@ def rows(table: pd.DataFrame) -> set[tuple]:
     )
 
 
-def test_each_sample_is_in_one_group_and_its_responses_are_added_up() -> None:
+def test_each_sample_is_in_one_group_and_its_responses_have_their_mean() -> None:
     right = {"p": ["Peru"], "q": ["Lake Como", "Como"]}
     own = responses(baseline=["Como", "Lake Como", "peru!"], a=["Como", "", "Chile"])
     table = score_f1(own, right, ["Peru", "Chile"])
-    assert rows(table) == {("a", "p", "f1", 1, 0), ("a", "q", "f1_others", 2, 1)}
+    assert rows(table) == {("a", "p", "f1", 1, 0), ("a", "q", "f1_others", 1, 0.5)}
 
 
 def test_captions_are_scored_against_all_samples_references() -> None:
@@ -101,7 +101,7 @@ def test_captions_are_scored_against_all_samples_references() -> None:
     assert set(table["measure"]) == {"cider"}
     assert table.loc["p", "before"] == score("p", "a red dog") > score("p", "dog") > 0
     assert table.loc["p", "after"] == score("p", "dog")
-    assert table.loc["q", "before"] == score("q", "a cat") + score("q", "a dog")
+    assert table.loc["q", "before"] == (score("q", "a cat") + score("q", "a dog")) / 2
     assert table.loc["q", "after"] == 0
 
 

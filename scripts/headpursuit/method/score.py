@@ -128,7 +128,7 @@ def score_f1(
     references: Mapping[str, Sequence[str]],
     words: Sequence[str],
 ) -> pd.DataFrame:
-    """Return every answer's F1 against its sample's right answers, as rows of :data:`COLUMNS`.
+    """Return each sample's F1 against its right answers, as rows of :data:`COLUMNS`.
 
     It is ``f1`` where a right answer is one of the concept's words, and ``f1_others`` elsewhere.
     """
@@ -143,17 +143,19 @@ def score_f1(
 def score_cider(
     responses: Mapping[str, pd.DataFrame], references: Mapping[str, Sequence[str]]
 ) -> pd.DataFrame:
-    """Return every response's CIDEr against its sample's references, as rows of :data:`COLUMNS`."""
+    """Return each sample's CIDEr against its references, as rows of :data:`COLUMNS`."""
     return _score_texts(responses, "cider", cider(references))
 
 
 def _score_texts(
     responses: Mapping[str, pd.DataFrame], measure: str, score: Callable[[str, str], float]
 ) -> pd.DataFrame:
+    """Score texts; a sample has the mean of its responses, since tables show means over samples."""
     known = cache(score)  # many conditions leave a response as it was
 
-    def measured(own: pd.DataFrame) -> dict[str, list[float]]:
-        return {measure: list(map(known, own["sample_id"], own["response"]))}
+    def measured(own: pd.DataFrame) -> dict[str, pd.Series]:
+        several = own.groupby("sample_id")["repeat"].transform("size")
+        return {measure: list(map(known, own["sample_id"], own["response"])) / several}
 
     return _by_sample(responses, measured)
 
