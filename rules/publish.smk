@@ -107,7 +107,11 @@ rule publish_overlap:
     """How many of their top heads each two of a table's experiments share, and where they lie."""
     input:
         rankings=in_table("<results>/rankings/{rankings}.csv"),
-        dictionaries=in_table("<results>/dictionaries/{dictionary}.csv"),
+        dictionaries=lambda wildcards: [
+            path
+            for name in SHARED[wildcards.shared]
+            for path in named("<results>/dictionaries/{dictionary}.csv", heads_of(config, name))
+        ],
     output:
         csv="<results>/tables/{shared}.overlap.csv",
         md="<results>/tables/{shared}.overlap.md",

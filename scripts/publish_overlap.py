@@ -11,7 +11,8 @@ def main(snakemake):
     """Write csv, Markdown, LaTeX and the figure."""
     read, experiments = snakemake.input.rankings, snakemake.params.experiments
     rankings, own, layers = choosers(read, experiments)
-    read_by = dict(zip(experiments, snakemake.input.dictionaries, strict=True))
+    who = [each["heads_from"] or name for name, each in experiments.items()]
+    read_by = dict(zip(who, snakemake.input.dictionaries, strict=True))
     tokens = {name: concept_tokens(read_by[name]) for name in own}
     table = overlaps(rankings, own, layers, tokens)
     label = f"{snakemake.wildcards.shared}-overlap"

@@ -5,9 +5,10 @@ import itertools
 import numpy as np
 import pandas as pd
 import pytest
-from headpursuit.method.heads import rank
+from headpursuit.method.heads import FEWER_ATOMS, rank, top_heads
 from headpursuit.publish.overlap import (
     chance,
+    choosers,
     concept_tokens,
     display,
     is_crossed,
@@ -66,6 +67,25 @@ def test_overlaps_keep_to_models_k_and_candidate_layers(experiments, layers, row
     shown = display(table)["Jaccard (chance)"]
     assert list(shown[:1]) in (["0.00 (0.39)"], [])
     assert "Top heads of layers 2 to 3" in " ".join(notes(experiments, layers))
+
+
+def test_heads_are_those_of_who_chooses_them_in_a_table_or_not(tmp_path):
+    files = {name: tmp_path / f"rankings/{name}.csv" for name in ("x", "y")}
+    for (name, path), first in zip(files.items(), (UP, DOWN), strict=True):
+        both = first.assign(method="somp"), (UP if first is DOWN else DOWN).assign(method="size")
+        more = dict.fromkeys(["score", "direction", "positive", *FEWER_ATOMS], 1.0)
+        own = pd.concat(both).assign(**more, rows=1, atoms="a")
+        columns = ["method", "layer", "head", "score", "rank"]
+        write_csv(path, own[[*columns, *(name for name in own if name not in columns)]])
+    said = {"model": "m", "k": [2], "layers": (0, 3)}
+    table = {
+        "of-x": {**said, "heads_from": "x", "methods": ["size"]},  # before its own
+        "of-y": {**said, "heads_from": "y", "methods": ["somp"]},  # which is not here
+        "x": {**said, "heads_from": None, "methods": ["somp"]},
+    }
+    rankings, own, layers = choosers([files["x"], files["y"], files["x"]], table)
+    assert list(rankings) == list(own) == list(layers) == ["x", "y"]
+    assert [top_heads(rankings[name], 1, 0, 3) for name in "xy"] == [[(0, 0)], [(3, 1)]]
 
 
 def test_rows_have_what_the_ranking_says_and_cannot_say(tmp_path):
@@ -170,6 +190,14 @@ def test_the_crossed_figure_has_each_number_in_its_place(alphas):
         assert all(f"{k} heads: " in axis.get_title() for axis in line)
     labels = [[own.get_text() for own in axis.get_yticklabels()] for axis in axes[0]]
     assert labels == [["a", "b"]] * len(labels)
+
+
+def test_the_crossed_figure_is_blank_where_nothing_was_measured():
+    table = crossed(FOUR)
+    table = table[(table["heads"] == 2) | (table["experiment"] == "a")]
+    shared = pd.DataFrame({"heads": [2], "one": "a", "other": "b", "jaccard": [0.33]})
+    few = plot_crossed(table, shared).axes[3]
+    assert [text.get_text() for text in few.texts][::2] == ["0.14"]
 
 
 @pytest.mark.parametrize(

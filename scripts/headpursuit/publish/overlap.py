@@ -38,11 +38,12 @@ def choosers(
 
     Args:
         paths: the experiments' rankings; of one that has its heads from another, the other's.
-        experiments: their model, heads_from, methods, k and candidate layers.
+        experiments: their model, heads_from (who chooses them), methods, k and candidate layers.
     """
     rankings, chosen = {}, {}
     for path, (name, own) in zip(paths, experiments.items(), strict=True):
         if (source := own["heads_from"] or name) not in chosen:
+            own = experiments.get(source, own)
             rankings[source] = read_ranking(path, own["methods"][0])
             chosen[source] = own
     return rankings, chosen, {name: own["layers"] for name, own in chosen.items()}
@@ -183,7 +184,7 @@ def plot_crossed(table: pd.DataFrame, shared: pd.DataFrame):
             grids = [
                 rows[rows["heads"] == k]
                 .pivot(index="target", columns="source", values=name)
-                .reindex(targets)[sources]
+                .reindex(targets, columns=sources)
                 for name in ("value", "ci_low", "ci_high")
             ]
             where = f", alpha {alpha:g} ({at})" if several else ""
