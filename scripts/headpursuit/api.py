@@ -148,7 +148,12 @@ def _prompts(model: Model, texts: Texts) -> pa.Table:
     for name, text in zip(names, texts, strict=True):
         if not isinstance(text, str) or not text.strip():
             raise UserError(f"Text {name} is empty or no text: {text!r}.")
-    table = pa.table({"sample_id": [str(name) for name in names], "text": texts})
+    names = [str(name) for name in names]
+    if len(set(names)) < len(names):
+        raise UserError(
+            "Several texts have one name in the series' index: give it another (reset_index)."
+        )
+    table = pa.table({"sample_id": names, "text": texts})
     return render_prompts(table, "{prompt}", model.tokenizer, model.chat).select(READ)
 
 

@@ -211,6 +211,7 @@ def test_heads_are_scaled_where_it_is_said(llama):
         (lambda m, w: hp.cache(m, []), "no texts"),
         (lambda m, w: hp.cache(m, "apple"), "single one into a list"),
         (lambda m, w: hp.cache(m, ["apple", " "]), "Text 1 is empty"),
+        (lambda m, w: hp.cache(m, pd.Series([*"ab"], index=[7, 7])), "texts have one name"),
         (lambda m, w: hp.cache(m, TEXTS, "middle"), "prompt, last or response, not 'middle'"),
         (lambda m, w: w["L3.H0"], "L3.H0 does not exist: 3 layers x 4 heads"),
         (lambda m, w: w[0, -1], "L0.H-1 does not exist"),
