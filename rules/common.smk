@@ -217,7 +217,7 @@ def state(name):
         "name": own["samples"],  # part of all seeds
         "samples": samples,
         "excluded": excluded
-        and {key: excluded[key] for key in ("source", "files", "text", "where")},
+        and {key: excluded.get(key) for key in ("source", "files", "text", "where")},
         "reader": model if reads else None,
         "max_new_tokens": own["generation"]["max_new_tokens"] if reads else None,
         "model": model,
@@ -276,8 +276,9 @@ def ratio_facts(name):
     own = EXPERIMENTS[name]
     samples = config["samples"][own["samples"]]
     return {
-        **pick(own, "samples", "model", "concept", "alpha", "at", "heads_from", "signed"),
+        **pick(own, "samples", "model", "concept", "alpha", "at", "signed"),
         **pick(own, "methods", "k", "draws"),
+        "heads_from": own["heads_from"] and heads_of(config, name),
         "family": family_of(config, name),
         "captions": not of_classes(samples) and of_images(samples),
         "iterations": EXPERIMENTS[heads_of(config, name)]["pursuit"]["iterations"],

@@ -11,6 +11,7 @@ import yaml
 from headpursuit.method.words import MIN_WORDS
 from headpursuit.publish.settings import schema
 from headpursuit.run.config import MOVED, load_config
+from headpursuit.run.experiments import owners
 from headpursuit.run.files import UserError
 from snakemake.utils import update_config
 
@@ -115,6 +116,8 @@ MISTAKES = [
     (f"{RTP}/heads_from", "rtp", r"^experiments\.rtp\.heads_from: rtp has its heads from rtp"),
     (f"{RTP}/heads_from", "mnist", r"rtp\.heads_from: mnist is of another model, llava-next"),
     (f"{RTP}/splits", 10**9, r"^experiments\.rtp\.splits: .* is greater than the maximum of 100"),
+    (f"{RTP}/heads_from", "triviaqa", r"rtp\.heads_from: triviaqa asks for the whole vocabulary"),
+    (f"{IMAGES}/generation", {"samples": 2, "temperature": 1}, r"samples: mnist are images, .* 1$"),
     (f"{IMAGES}/splits", 3, r"mnist\.splits: another split, but the concept's words are not split"),
     (
         "experiments/tet",
@@ -366,7 +369,8 @@ def test_a_key_that_stands_twice_is_named(paper: Config, tmp_path: Path):
 def test_what_does_not_run_may_lack_what_it_needs(paper: Config):
     put(paper, "samples/tet/source", "x")
     put(paper, "tables/table2", ["rtp"])
-    load_config(paper)
+    put(paper, "experiments/tet/measures", ["toxicity"])
+    owners(load_config(paper))
 
 
 # Every key, wrong in every way that its schema knows.

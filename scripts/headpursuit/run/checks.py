@@ -138,6 +138,8 @@ def _words(config: Config, own: Entry) -> Findings:
     toxic = "toxicity" in own["measures"] and own["classifier"] is None
     there = ", ".join(config["classifiers"]) or "none"
     yield "classifier", toxic, f"toxicity is measured by one; under classifiers there are {there}"
+    again = images and own["generation"]["samples"] > 1
+    yield "generation.samples", again, f"{read} are images, which are asked about once; 1"
     classed = "images of classes" if of_classes(samples) else "images with references"
     kind = classed if images else "prompts"
     fitting = {"exact_match": "images of classes", "expected": "prompts"}
@@ -193,6 +195,8 @@ def _heads_from(config: Config, own: Entry) -> Findings:
     theirs = config["experiments"][chooser]
     circle = theirs["heads_from"] in config["experiments"]
     yield "heads_from", circle, f"{chooser} has its heads from {theirs['heads_from']}, in a circle"
+    none = theirs["concept"] is None
+    yield "heads_from", none, f"{chooser} asks for the whole vocabulary and chooses no heads"
     another = theirs["model"] != own["model"]
     yield "heads_from", another, f"{chooser} is of another model, {theirs['model']}"
     words = [(each["samples"], each["concept"], each["split"]) for each in (own, theirs)]

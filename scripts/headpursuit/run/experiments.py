@@ -59,10 +59,12 @@ def concept_of(config: Config, experiment: Mapping[str, Any]) -> dict[str, Any] 
 
 
 def classifier_of(config: Config, experiment: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return what calls an experiment's responses toxic; None where nothing is asked to."""
-    if "toxicity" not in experiment["measures"]:
-        return None
-    return config["classifiers"][experiment["classifier"]]
+    """Return what calls an experiment's responses toxic; None where nothing is asked to.
+
+    One that is in no table may lack it.
+    """
+    named = experiment["classifier"] if "toxicity" in experiment["measures"] else None
+    return config["classifiers"].get(named)
 
 
 def is_asked(concept: Mapping[str, Any] | None) -> bool:
