@@ -189,6 +189,22 @@ def test_heads_of_another_experiment_are_no_test_of_its_own():
     assert table.loc[("classes-random", "svhn"), "verdict"] == "supported"
 
 
+@pytest.mark.parametrize(("concept", "tested"), [("countries", True), ("months", False)])
+def test_questions_are_tested_with_heads_that_others_chose(concept: str, tested: bool):
+    """As configs/v2.yaml has it: questions that choose heads do not measure them."""
+    tests = compared(rtp="asked")
+    own = tests[tests["experiment"] == "rtp"].assign(measure="f1")
+    others = compared({"somp": 1.0, "random": 1.0}, rtp="asked", count=3.0)
+    others = others[others["experiment"] == "rtp"].assign(measure="f1_others")
+    facts = {"rtp": FACTS["rtp"] | {"concept": "countries"}}
+    facts["asked"] = FACTS["rtp"] | {"concept": concept, "samples": "asked"}
+    table = judged(pd.concat([own, others]), experiments=FACTS | facts)
+    found = table.groupby("claim")["verdict"].first()
+    assert (found["answers-target"] == "supported") == tested
+    assert (found["answers-others"] != "untested") == tested
+    assert found["heldout-random"] == "untested"
+
+
 def test_an_experiment_in_two_tables_is_tested_once():
     tests = compared()
     twice = judged(pd.concat([tests, tests]))
@@ -221,7 +237,7 @@ def test_the_claims_use_known_words_only():
         if "where" in claim:
             assert set(claim["where"]) <= where and set(claim["where"]["measure"]) <= measures
             keys = {"claim", "place", "where", "against", "is", "than", "also", "except"}
-            keys |= {"crossed", "fewer"}
+            keys |= {"crossed", "fewer", "heads_of"}
             assert set(claim) <= keys and set(claim.get("also", ())) <= {"measure", "against", "is"}
             assert claim["against"] in {"baseline", "random", "logit_lens", "fewer"}
             assert claim["is"] in {"lower", "higher"}

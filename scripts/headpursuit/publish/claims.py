@@ -125,11 +125,14 @@ def _tests(claim: Claim, run: Run) -> tuple[pd.DataFrame, str]:
     if rows.empty:
         return rows, f"no row is compared with {named}"
     pairs = [tuple(pair) for pair in claim.get("crossed", ())]
-    sources = rows["heads_from"].map(
-        {name: own["samples"] for name, own in run.experiments.items()}
-    )
-    crossed = [pair in pairs for pair in zip(rows["samples"], sources, strict=True)]
-    rows = rows[crossed if pairs else rows["heads_from"].isna()]
+    source = facts.reindex(rows["heads_from"].fillna(rows["experiment"])).set_index(rows.index)
+    if pairs:
+        chosen = [own in pairs for own in zip(rows["samples"], source["samples"], strict=True)]
+    elif claim.get("heads_of") == "concept":
+        chosen = source["concept"].eq(rows["concept"])
+    else:
+        chosen = rows["heads_from"].isna()
+    rows = rows[chosen]
     if rows.empty:
         return rows, f"no such heads of another experiment are compared with {named}"
     for key, value in wanted.items():
@@ -156,7 +159,8 @@ def _joined(rows: pd.DataFrame, also: Claim, claim: Claim, run: Run) -> pd.DataF
     """Return tests that hold only where the same heads do something else, too."""
     measure = {"measure": also["measure"]} if "measure" in also else {}
     keys = ["experiment", "method", "heads", "alpha", "at", *([] if measure else ["measure"])]
-    other, _ = _tests({**also, "where": {**claim["where"], **measure}}, run)
+    of = {"heads_of": claim.get("heads_of")}
+    other, _ = _tests({**of, **also, "where": {**claim["where"], **measure}}, run)
     weak = ["said", "p", "z", "of_draws"]
     other = other.reindex(columns=[*keys, *weak, "draws"])
     both = rows.merge(other, on=keys, how="left", suffixes=("", "_also"))
@@ -291,8 +295,8 @@ def notes(table: pd.DataFrame, run: str, model: Sequence[str], confidence: float
         "A ratio is after over before, or over what it is compared with, on the same samples. "
         "Supported: every test of the experiment says so. Contradicted: a test says the "
         "opposite. Against random heads, either needs a ratio beyond every draw. Undecided: "
-        "neither, which is no evidence. The p of all rows together are Holm's: the chance of samples "
-        f"and draws alone supports anything here in at most {100 * (1 - confidence):.2g}% of runs."
+        "neither, which is no evidence. The p of all rows together are Holm's: chance alone, of "
+        f"samples and draws, supports anything in at most {100 * (1 - confidence):.2g}% of runs."
     )
     yield (
         "Variants of an experiment are not judged; their table shows them all. "
