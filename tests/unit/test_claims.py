@@ -205,6 +205,14 @@ def test_questions_are_tested_with_heads_that_others_chose(concept: str, tested:
     assert found["heldout-random"] == "untested"
 
 
+def test_other_dictionaries_are_no_test_of_class_names():
+    """Keywords of the images (v2, figure 9) choose other heads, of which the claim says nothing."""
+    keywords = {name: own | {"concept": "keywords"} for name, own in FACTS.items()}
+    table = judged(compared(), experiments=keywords).set_index("claim")
+    assert set(table.loc[["classes-random", "classes-lens"], "verdict"]) == {"untested"}
+    assert table.loc["classes-random", "remarks"] == "none of its experiments has concept classes"
+
+
 def test_an_experiment_in_two_tables_is_tested_once():
     tests = compared()
     twice = judged(pd.concat([tests, tests]))
@@ -230,7 +238,7 @@ def test_a_run_without_tables_leaves_all_untested():
 
 def test_the_claims_use_known_words_only():
     """A misspelt key would test something else."""
-    where = {"reads", "held_out", "samples", "measure", "method", "heads", "alpha"}
+    where = {"reads", "held_out", "samples", "concept", "measure", "method", "heads", "alpha"}
     measures = {*MEASURE_NAMES, "toxicity", "f1", "f1_others", "cider"}
     for name, claim in CLAIMS.items():
         assert claim["claim"].endswith(".") and claim["place"], name
