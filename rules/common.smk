@@ -273,16 +273,17 @@ def experiments_in(*keys):
 
 def ratio_facts(name):
     """What a table of ratios says of an experiment."""
-    own = EXPERIMENTS[name]
+    own, chooser = EXPERIMENTS[name], heads_of(config, name)
     samples = config["samples"][own["samples"]]
     return {
         **pick(own, "samples", "model", "concept", "alpha", "at", "signed"),
         **pick(own, "methods", "k", "draws"),
-        "heads_from": own["heads_from"] and heads_of(config, name),
+        "heads_from": own["heads_from"] and chooser,
+        "ranked_by": EXPERIMENTS[chooser]["methods"][0],
         "family": family_of(config, name),
         "captions": not of_classes(samples) and of_images(samples),
-        "iterations": EXPERIMENTS[heads_of(config, name)]["pursuit"]["iterations"],
-        "layers": STATED[heads_of(config, name)]["layers"],
+        "iterations": EXPERIMENTS[chooser]["pursuit"]["iterations"],
+        "layers": STATED[chooser]["layers"],
     }
 
 

@@ -130,7 +130,7 @@ rule publish_overlap:
         **by_attempt(mem_mb=1000, runtime=10),
     params:
         experiments=lambda wildcards: {
-            name: pick(ratio_facts(name), "model", "heads_from", "methods", "k", "layers")
+            name: pick(ratio_facts(name), "model", "heads_from", "ranked_by", "k", "layers")
             for name in SHARED[wildcards.shared]
         },
         code=code_hash("publish_overlap"),

@@ -77,15 +77,16 @@ def test_heads_are_those_of_who_chooses_them_in_a_table_or_not(tmp_path):
         own = pd.concat(both).assign(**more, rows=1, atoms="a")
         columns = ["method", "layer", "head", "score", "rank"]
         write_csv(path, own[[*columns, *(name for name in own if name not in columns)]])
-    said = {"model": "m", "k": [2], "layers": (0, 3)}
+    said = {"model": "m", "k": [2], "layers": (0, 3), "ranked_by": "somp"}
     table = {
-        "of-x": {**said, "heads_from": "x", "methods": ["size"]},  # before its own
-        "of-y": {**said, "heads_from": "y", "methods": ["somp"]},  # which is not here
-        "x": {**said, "heads_from": None, "methods": ["somp"]},
+        "of-x": {**said, "heads_from": "x", "k": [1]},  # before its own
+        "of-y": {**said, "heads_from": "y", "ranked_by": "size"},  # which is not here
+        "x": {**said, "heads_from": None},
     }
     rankings, own, layers = choosers([files["x"], files["y"], files["x"]], table)
     assert list(rankings) == list(own) == list(layers) == ["x", "y"]
-    assert [top_heads(rankings[name], 1, 0, 3) for name in "xy"] == [[(0, 0)], [(3, 1)]]
+    assert [top_heads(rankings[name], 1, 0, 3) for name in "xy"] == [[(0, 0)], [(0, 0)]]
+    assert own["x"]["k"] == [2]
 
 
 def test_rows_have_what_the_ranking_says_and_cannot_say(tmp_path):

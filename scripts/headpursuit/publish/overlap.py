@@ -38,13 +38,14 @@ def choosers(
 
     Args:
         paths: the experiments' rankings; of one that has its heads from another, the other's.
-        experiments: their model, heads_from (who chooses them), methods, k and candidate layers.
+        experiments: their model and k, and of who chooses their heads the name (heads_from; None
+            is the experiment itself), the first method (ranked_by) and the candidate layers.
     """
     rankings, chosen = {}, {}
     for path, (name, own) in zip(paths, experiments.items(), strict=True):
         if (source := own["heads_from"] or name) not in chosen:
             own = experiments.get(source, own)
-            rankings[source] = read_ranking(path, own["methods"][0])
+            rankings[source] = read_ranking(path, own["ranked_by"])
             chosen[source] = own
     return rankings, chosen, {name: own["layers"] for name, own in chosen.items()}
 
