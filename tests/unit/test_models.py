@@ -500,13 +500,18 @@ def test_the_longest_input(model_path, family: str):
 
 
 def test_a_model_opens_by_its_provenance(model_path, tmp_path: Path):
-    source = model_path("llama")
-    download("mine", {"kind": "local", "path": str(source.parent)}, tmp_path / "mine")
-    record = tmp_path / "mine" / "provenance.json"
+    source, record = tmp_path / "models/llama", tmp_path / "mine" / "provenance.json"
+    for family in ("llama", "gpt2"):
+        shutil.copytree(model_path(family), source.with_name(family))
+    download("mine", {"kind": "local", "path": str(source.parent)}, record.parent)
     spec = {"path": source.name, "gguf": None, "dtype": "float32", "layers": 3, "heads": 4}
     assert model_folder(record, spec) == source
     decoder, tokenizer, identity = open_model(record, spec, "cpu")
     assert decoder.shape == (3, 4)
     assert tokenizer.chat_template
     assert identity["name"] == "mine"
-    assert sha256(source / "model.safetensors") in identity["weights_sha256"]
+    assert identity["weights_sha256"] == [sha256(source / "model.safetensors")]
+    assert {"config.json", "tokenizer.json"} <= identity["read_sha256"].keys()
+    (source / "generation_config.json").write_text('{"eos_token_id": 5}')
+    download("mine", {"kind": "local", "path": str(source.parent)}, record.parent)
+    assert open_model(record, spec, "cpu")[2] != identity  # other ends of responses

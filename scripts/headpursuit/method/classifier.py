@@ -75,7 +75,7 @@ def label_probabilities(
     whole = tokenizer([judged[i] for i in full], verbose=False).input_ids if full else []
     cut = {judged[i] for i, ids in zip(full, whole, strict=True) if len(ids) > limit}
     facts = {
-        **identity_of(provenance),
+        **identity_of(provenance, folder),
         **{key: spec[key] for key in ("label", "threshold")},
         "limit": limit,
         "cut": sum(text in cut for text in texts),

@@ -19,6 +19,8 @@ from headpursuit.run.files import UserError, read_json
 log = logging.getLogger(__name__)
 
 LOCAL = {"local_files_only": True, "trust_remote_code": False}
+# Files beside the weights that decide what a model reads and writes.
+READ = (".json", ".jinja", ".model", ".txt")
 LACKING = (
     "See that the model's source has all its files (sources.*.files and models.*.path in the "
     "config), delete the source's provenance.json and run again."
@@ -182,14 +184,22 @@ def open_model(
     folder = model_folder(provenance, model)
     verify(provenance)  # damaged weights mostly load, as other numbers
     decoder = load_model(folder, model["dtype"], device, (model["layers"], model["heads"]))
-    return decoder, load_tokenizer(folder), identity_of(provenance)
+    return decoder, load_tokenizer(folder), identity_of(provenance, folder)
 
 
-def identity_of(provenance: str | Path) -> dict[str, Any]:
-    """Return what identifies a source's weights: its name, commit and their checksums."""
-    record = read_json(provenance)
-    weights = [file["sha256"] for file in record["files"] if file["path"].endswith(".safetensors")]
-    return {"name": record["name"], "commit": record.get("commit"), "weights_sha256": weights}
+def identity_of(provenance: str | Path, folder: Path) -> dict[str, Any]:
+    """Return what identifies a source's model, in its folder.
+
+    It is the source's name and commit, and the checksums of weights and of what else is read with
+    them: a local folder's generation_config.json may change beside the same weights.
+    """
+    record, root = read_json(provenance), source_root(provenance)
+    files = [(root / file["path"], file["sha256"]) for file in record["files"]]
+    own = {path.relative_to(folder): sha for path, sha in files if path.is_relative_to(folder)}
+    weights = [own[path] for path in own if path.suffix == ".safetensors"]
+    read = {path.as_posix(): own[path] for path in sorted(own) if path.suffix in READ}
+    about = {"name": record["name"], "commit": record.get("commit")}
+    return {**about, "weights_sha256": weights, "read_sha256": read}
 
 
 def refuse_foreign(decoder: Decoder, own: Any, tokenizer: Any) -> None:
