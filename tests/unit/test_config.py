@@ -132,6 +132,12 @@ MISTAKES = [
         ["rtp", "x"],
         r"^tables\.table2: 'x' is not under experiments; .* rtp, .*tet",
     ),
+    (
+        "experiments/triviaqa/heads_from",
+        "rtp",
+        r"triviaqa\.heads_from: nothing is scaled where the whole",
+    ),
+    ("tables/claims", ["rtp"], r"^tables\.claims: the report has a page of that name"),
     ("tables/run", ["rtp"], r"^tables\.run: the report has a page of that name; use another"),
     ("tables/table2", ["rtp", "months"], r"^tables\.table2: experiments with measures, with a"),
     ("samples/rtp/source", "nowhere", r"^samples\.rtp\.source: 'nowhere' is not under sources"),
@@ -352,6 +358,12 @@ def test_an_experiment_outside_all_tables_names_what_is_there(paper: Config):
     put(paper, "tables/figure1", [])
     put(paper, "experiments/mnist/model", "x")
     assert "experiments.mnist.model: 'x' is not under models" in refusal(paper)[0]
+
+
+def test_an_experiment_is_like_what_stands_in_the_config(paper: Config):
+    put(paper, "experiments/rtp/splits", 2)
+    put(paper, "experiments/x", {"like": "rtp-split1"})
+    assert any("x.like: rtp-split1 is made of splits" in own for own in refusal(paper))
 
 
 def test_a_key_that_stands_twice_is_named(paper: Config, tmp_path: Path):

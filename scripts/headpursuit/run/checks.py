@@ -39,7 +39,7 @@ Entry = Mapping[str, Any]
 NAMING = {"model": "models", "samples": "samples", "concept": "concepts", "source": "sources"}
 NAMING |= {"heads_from": "experiments", "excluding": "samples", "classifier": "classifiers"}
 # Pages of the report beside those of the tables.
-PAGES = ("published", "choices", "run")
+PAGES = ("published", "claims", "choices", "run")
 
 
 def _absent(config: Config, catalogue: str, name: Any) -> tuple[bool, str]:
@@ -73,6 +73,8 @@ def _like(config: Config, own: Entry) -> Findings:
     if "like" in own:
         name, seen = own["like"], []
         yield "like", *_absent(config, "experiments", name)
+        late = name in config["experiments"] and "like" not in config["experiments"][name]
+        yield "like", late, f"{name} is made of splits or choices; name what it is made of"
         while name in config["experiments"] and name not in seen:
             seen.append(name)
             name = config["experiments"][name].get("like")
@@ -197,6 +199,8 @@ def _heads_from(config: Config, own: Entry) -> Findings:
     yield "heads_from", circle, f"{chooser} has its heads from {theirs['heads_from']}, in a circle"
     none = theirs["concept"] is None
     yield "heads_from", none, f"{chooser} asks for the whole vocabulary and chooses no heads"
+    idle = own["concept"] is None
+    yield "heads_from", idle, "nothing is scaled where the whole vocabulary is asked for; null"
     another = theirs["model"] != own["model"]
     yield "heads_from", another, f"{chooser} is of another model, {theirs['model']}"
     words = [(each["samples"], each["concept"], each["split"]) for each in (own, theirs)]
