@@ -87,7 +87,7 @@ def test_a_run_that_has_the_effects_supports_them(tmp_path: Path):
     assert {"toxicity-random", "captions-enhanced", "tokens-coherent"} <= untested
     assert set(table["claim"]) == set(CLAIMS)
     reasons = table.set_index("claim")["remarks"]
-    assert reasons["toxicity-random"] == "none of its experiments has measure toxicity"
+    assert reasons["toxicity-random"] == "none of its experiments measures toxic responses"
     assert reasons["related-break"] == (
         "no such heads of another experiment are compared with random"
     )
@@ -123,6 +123,19 @@ def test_an_effect_the_other_way_contradicts():
 def test_a_draw_beyond_somp_keeps_the_opposite_undecided_too():
     tests = compared({"somp": 1.6, "logit_lens": 1.0, "random": 0.7})
     assert verdicts(judged(tests.assign(above=1, below=9)))["heldout-random", "rtp"] == "undecided"
+
+
+def test_the_test_that_keeps_a_claim_undecided_is_shown():
+    """It may lie further beyond its bound than those that agree."""
+    tests = compared()
+    of_random = tests["against"].eq("random")
+    ends = {"value": 0.9, "low": 0.8, "high": 0.99, "p": 0.03}  # at 16 heads; 32 lie far lower
+    faint = of_random & tests["heads"].eq(16)
+    for key, value in ends.items():
+        tests[key] = tests[key].mask(faint, value)
+    tests["above"] = tests["above"].mask(of_random, tests["heads"].map({16: 10, 32: 9}))
+    row = judged(tests).set_index(["claim", "experiment"]).loc[("heldout-random", "rtp")]
+    assert (row["heads"], row["agreeing"]) == (32, 1) and pd.isna(row["samples"])
 
 
 def test_what_would_decide_is_said_and_does():
@@ -173,7 +186,11 @@ def test_a_draw_beyond_somp_keeps_a_claim_undecided():
     [
         ({"published_heads": {16: 4, 32: 6}}, "heldout-random", "none .* has heads 16 or 32"),
         ({"overlaps": pd.DataFrame()}, "related-share", "no two of its experiments"),
-        ({"experiments": {**FACTS, "rtp": FACTS["svhn"]}}, "heldout-lens", "has reads prompts"),
+        (
+            {"experiments": {**FACTS, "rtp": FACTS["svhn"]}},
+            "heldout-lens",
+            "experiments reads prompts",
+        ),
     ],
 )
 def test_what_a_run_lacks_is_untested_and_said(changed: dict, claim: str, remark: str):

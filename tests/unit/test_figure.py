@@ -119,6 +119,9 @@ def test_a_curve_orders_the_variants_and_marks_their_choices(variants: pd.DataFr
     [said] = curve_notes(variants, CHOICES)
     assert "expected, 8 heads, alpha -1: 2 of 5 variants lie below 1, 2 of them with their" in said
     assert "2 above, 2 with it; from 0.40 to 1.60." in said
+    both = pd.concat([variants, variants.assign(at="response")])
+    here, there = curve_notes(both, CHOICES)
+    assert here == said and there == said.replace("alpha -1:", "alpha -1, response:")
 
 
 @pytest.mark.parametrize(

@@ -138,8 +138,7 @@ def _tests(claim: Claim, run: Run) -> tuple[pd.DataFrame, str]:
     for key, value in wanted.items():
         rows = rows[_has(rows, key, value)]
         if rows.empty:
-            named = value if isinstance(value, list) else [value]
-            return rows, f"none of its experiments has {key} {' or '.join(map(str, named))}"
+            return rows, f"none of its experiments {_lacks(key, value)}"
     if left_out := claim.get("except"):
         apart = [_has(rows, key, value) for key, value in left_out.items()]
         rows = rows[~pd.concat(apart, axis=1).all(axis=1)]
@@ -169,6 +168,16 @@ def _joined(rows: pd.DataFrame, also: Claim, claim: Claim, run: Run) -> pd.DataF
     # The weaker of the two counts; what says the opposite does so by itself.
     weaker = so & (both["z_also"] < both["z"])
     return both.assign(**{key: both[key].mask(weaker, both[f"{key}_also"]) for key in weak[1:]})
+
+
+def _lacks(key: str, value: Any) -> str:
+    if key == "held_out":
+        return "has held-out words"
+    values = [
+        MEASURE_NAMES.get(own, own) for own in (value if isinstance(value, list) else [value])
+    ]
+    verb = {"reads": "reads", "measure": "measures"}.get(key, f"has {key}")
+    return f"{verb} {' or '.join(map(str, values))}"
 
 
 def _has(rows: pd.DataFrame, key: str, value: Any) -> pd.Series:
@@ -220,7 +229,8 @@ def _group(
     against = tests[(tests["z"] < 0) & tests["beyond"]]
     wrong = min(1.0, against["p"].min() * len(tests)) if len(against) else 1.0
     right = tests["p"].max() if tests["said"].all() else 1.0
-    weakest = tests.sort_values("z", kind="stable").iloc[0].to_dict()
+    # First those that do not agree: however far beyond its bound, one keeps the claim undecided.
+    weakest = tests.sort_values(["said", "z"], kind="stable").iloc[0].to_dict()
     return {
         **{"experiment": experiment, "measure": measure, "p": min(right, wrong)},
         "verdict": "supported" if right <= wrong and tests["said"].all() else "contradicted",

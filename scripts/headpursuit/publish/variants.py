@@ -11,6 +11,7 @@ from headpursuit.publish.ratio import MEASURE_NAMES
 
 # Fewer variants are shown as bars.
 LEAST = 5
+PANEL = ["measure", "heads", "alpha", "at"]
 Choices = Mapping[str, Mapping[str, str] | None]
 
 
@@ -28,9 +29,7 @@ def plot_curve(table: pd.DataFrame, choices: Choices, colours: Mapping[str, str]
     """
     from matplotlib.figure import Figure
 
-    keys = ["measure", "heads", "alpha", "at"]
-    method = table["method"].iloc[0]
-    panels = list(table[table["method"] == method].groupby(keys, sort=False))
+    method, panels = table["method"].iloc[0], list(_panels(table))
     rows = list(
         dict.fromkeys(f"{key}: {own}" for all_ in choices.values() for key, own in all_.items())
     )
@@ -45,15 +44,23 @@ def plot_curve(table: pd.DataFrame, choices: Choices, colours: Mapping[str, str]
     for number, (key, own) in enumerate(panels):
         above, below = axes[2 * number : 2 * number + 2]
         own = own.sort_values("value", na_position="last", ignore_index=True)
-        random = table[(table[keys] == list(key)).all(axis=1) & (table["method"] == "random")]
+        random = table[(table[PANEL] == list(key)).all(axis=1) & (table["method"] == "random")]
         _curve(above, own, random.set_index("experiment"), next(iter(choices)), colours, method)
         _matrix(below, [choices[name] for name in own["experiment"]], rows)
-        measure, heads, alpha, at = key
-        said = [MEASURE_NAMES.get(measure, measure), f"{heads} heads", f"alpha {alpha:g}"]
-        above.set_title(", ".join([*said, *([] if at == "all" else [at])]), fontsize=10)
+        above.set_title(_title(*key), fontsize=10)
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=8, frameon=False)
     return figure
+
+
+def _panels(table: pd.DataFrame) -> Iterator[tuple[tuple, pd.DataFrame]]:
+    """Yield each set of the first method's heads and measure, and its rows of all variants."""
+    yield from table[table["method"] == table["method"].iloc[0]].groupby(PANEL, sort=False)
+
+
+def _title(measure: str, heads: int, alpha: float, at: str) -> str:
+    said = [MEASURE_NAMES.get(measure, measure), f"{heads} heads", f"alpha {alpha:g}"]
+    return ", ".join([*said, *([] if at == "all" else [at])])
 
 
 def _curve(
@@ -132,14 +139,12 @@ def curve_notes(table: pd.DataFrame, choices: Choices) -> Iterator[str]:
     """Yield how many of the variants find the same, if they are variants."""
     if not are_variants(choices):
         return
-    own = table[table["method"] == table["method"].iloc[0]]
-    for (measure, heads, alpha), rows in own.groupby(["measure", "heads", "alpha"], sort=False):
+    for key, rows in _panels(table):
         below = rows["value"] < 1
         clear = (rows["ci_high"] < 1) | (rows["ci_low"] > 1)
-        said = f"{MEASURE_NAMES.get(measure, measure)}, {heads} heads, alpha {alpha:g}"
         yield (
-            f"{said}: {below.sum()} of {len(rows)} variants lie below 1, {(below & clear).sum()} "
-            f"of them with their interval; {(rows['value'] > 1).sum()} above, "
-            f"{(~below & clear).sum()} with it; from {rows['value'].min():.2f} to "
-            f"{rows['value'].max():.2f}."
+            f"{_title(*key)}: {below.sum()} of {len(rows)} variants lie below 1, "
+            f"{(below & clear).sum()} of them with their interval; "
+            f"{(rows['value'] > 1).sum()} above, {(~below & clear).sum()} with it; "
+            f"from {rows['value'].min():.2f} to {rows['value'].max():.2f}."
         )
