@@ -101,6 +101,10 @@ def test_a_variant_is_set_beside_the_first_experiment(tmp_path: Path):
     assert any("first experiment" in text for text in compared_notes())
 
 
+def test_columns_that_no_row_has_are_left_out():
+    assert {"differs in", "note"}.isdisjoint(compared_cells(compared({"rtp": sets()}), 0.95))
+
+
 def test_without_comparisons_there_is_an_empty_table():
     only = {key: own for key, own in sets().items() if key.method == "random"}
     table = compared({"rtp": only})

@@ -85,6 +85,7 @@ def test_every_key_is_described_and_every_open_choice_has_its_reason() -> None:
         if "paper" in leaf:
             assert leaf.get("reason"), path
             # Settled, with the place; or open, or nothing of the kind.
+            assert leaf["paper"].count("(") == leaf["paper"].count(")"), path  # a comma cuts it
             assert re.search(r"^open|^no |seed|v2|table \d", leaf["paper"]), path
 
 

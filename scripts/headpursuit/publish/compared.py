@@ -35,9 +35,10 @@ def compared_cells(compared: pd.DataFrame, confidence: float) -> pd.DataFrame:
             "note": row["flag"] if isinstance(row["flag"], str) else "",
         }
 
-    columns = ["experiment", "over", "heads", "measure"]
     shown = pd.DataFrame(list(map(cells, apart.loc[order].to_dict("records"))))
-    return shown if len(shown) else pd.DataFrame(columns=columns)
+    if shown.empty:
+        return pd.DataFrame(columns=["experiment", "over", "heads", "measure"])
+    return shown.drop(columns=[own for own in ("differs in", "note") if (shown[own] == "").all()])
 
 
 def compared_notes() -> Iterator[str]:
