@@ -89,7 +89,7 @@ def test_a_run_that_has_the_effects_supports_them(tmp_path: Path):
     reasons = table.set_index("claim")["remarks"]
     assert reasons["toxicity-random"] == "none of its experiments measures toxic responses"
     assert reasons["related-break"] == (
-        "no such heads of another experiment are compared with random"
+        "no such heads of another experiment are compared with random heads"
     )
     write_csv(tmp_path / "tables/claims.csv", table)
 

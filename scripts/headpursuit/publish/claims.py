@@ -121,7 +121,7 @@ def _tests(claim: Claim, run: Run) -> tuple[pd.DataFrame, str]:
         rows = rows[fewer & run.as_published(rows["against_heads"]).eq(claim["fewer"])]
     else:
         rows = rows[rows["against"].eq(other) & ~fewer]
-    named = f"{claim['fewer']} heads" if other == "fewer" else METHOD_NAMES.get(other, other)
+    named = f"{claim['fewer'] if other == 'fewer' else METHOD_NAMES.get(other, other)} heads"
     if rows.empty:
         return rows, f"no row is compared with {named}"
     pairs = [tuple(pair) for pair in claim.get("crossed", ())]
