@@ -6,6 +6,7 @@ docs/api.md has an example of each function. Heads are named ``"L18.H27"`` or (1
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from headpursuit.method.check import self_check
 from headpursuit.method.decoder import Decoder, ScaledRows, gains, scaled_heads
 from headpursuit.method.decompose import vocabulary
 from headpursuit.method.expected import covered_words, measure_expected
-from headpursuit.method.heads import Condition, Head, draw_control, named_heads
+from headpursuit.method.heads import Condition, Head, draw_control, named_head, named_heads
 from headpursuit.method.models import load_model, load_tokenizer, local_folder, refuse_foreign
 from headpursuit.method.ranking import METHODS, rank_heads
 from headpursuit.method.responses import Prompts, write_responses
@@ -33,7 +34,7 @@ from headpursuit.method.tokens import token_texts
 from headpursuit.method.weights import LoadedWeights
 from headpursuit.method.words import one_token_forms, token_rows
 from headpursuit.publish.table1 import head_name
-from headpursuit.run.files import UserError
+from headpursuit.run.files import UserError, refuse_unknown
 from headpursuit.run.finished import read_run
 from headpursuit.run.schema import with_defaults
 
@@ -44,6 +45,7 @@ HeadLike = str | Head
 Texts = Sequence[str] | pd.Series  # of a series, the index names the samples
 BATCH_TOKENS = 4096
 WRITTEN = ("written",)  # of written, lower, title, upper: the cases in which words are looked up
+RESPONSE = ["sample_id", "repeat", "token_ids"]
 READ = ["sample_id", "text", "token_ids", "own_positions"]
 
 
@@ -82,8 +84,7 @@ class Model:
         ids, mask = pad(rows, padding, left=True, device=self.decoder.device)
         given = {"do_sample": False, "pad_token_id": padding, "max_new_tokens": max_new_tokens}
         made = self.hf.generate(inputs=ids, attention_mask=mask, **{**given, **options})
-        new = made[:, ids.shape[1] :]
-        written = self.tokenizer.batch_decode(new, skip_special_tokens=True)
+        written = self.tokenizer.batch_decode(made[:, ids.shape[1] :], skip_special_tokens=True)
         return written[0] if isinstance(texts, str) else written
 
 
@@ -115,12 +116,10 @@ def load(
     else:
         name = local_folder(model)
         decoder = load_model(name, dtype, device)
-    own = None
-    if tokenizer is None or Path(name).is_dir():
-        own = load_tokenizer(local_folder(name))
-    if tokenizer is None:
-        tokenizer = own
-    elif isinstance(tokenizer, str | Path):
+    there = tokenizer is None or Path(name).is_dir()
+    own = load_tokenizer(local_folder(name)) if there else None
+    tokenizer = own if tokenizer is None else tokenizer
+    if isinstance(tokenizer, str | Path):
         tokenizer = load_tokenizer(local_folder(tokenizer))
     refuse_foreign(decoder, own, tokenizer)
     if tokenizer.pad_token_id is None:
@@ -130,29 +129,31 @@ def load(
 
 def _condition(model: Model, heads: Any, alpha: float = 1.0, at: str = "all") -> Condition:
     """Return heads as a condition; UserError if one is no head of the model."""
-    if at not in ("all", "prompt", "response"):
-        raise UserError(f"at is all, prompt or response, not {at!r}.")
+    refuse_unknown("at", at, ("all", "prompt", "response"))
+    if not isinstance(alpha, Real):
+        raise UserError(f"alpha is a number, not {alpha!r}.")
     found = Condition(named_heads(heads), alpha, at)
     gains(model.decoder, [found])  # refuses what is not there
     return found
 
 
+def _names(texts: Texts) -> list[str]:
+    """Return the samples' names."""
+    return list(map(str, texts.index if isinstance(texts, pd.Series) else range(len(texts))))
+
+
 def _prompts(model: Model, texts: Texts) -> pa.Table:
     """Return what the model reads of each text: :data:`READ`."""
-    if isinstance(texts, str):
-        raise UserError("Several texts are read at once: put a single one into a list.")
-    names = texts.index if isinstance(texts, pd.Series) else range(len(texts))
-    texts = list(texts)
+    if isinstance(texts, str | pd.DataFrame):
+        raise UserError("Texts are a list or a series: put a single one into a list.")
+    names, texts = _names(texts), list(texts)
     if not texts:
         raise UserError("There are no texts.")
     for name, text in zip(names, texts, strict=True):
         if not isinstance(text, str) or not text.strip():
             raise UserError(f"Text {name} is empty or no text: {text!r}.")
-    names = [str(name) for name in names]
     if len(set(names)) < len(names):
-        raise UserError(
-            "Several texts have one name in the series' index: give it another (reset_index)."
-        )
+        raise UserError("Several texts have one name: the series' index needs a reset_index.")
     table = pa.table({"sample_id": names, "text": texts})
     return render_prompts(table, "{prompt}", model.tokenizer, model.chat).select(READ)
 
@@ -166,7 +167,7 @@ class Writes:
 
     def __getitem__(self, head: HeadLike) -> Tensor:
         """Return what a head writes to the residual stream: float32, texts x d."""
-        [(layer, number)] = _condition(self.model, head).heads
+        [(layer, number)] = _condition(self.model, named_head(head)).heads
         return self.z(layer, number) @ self.model.weights.layer_columns(layer)[number].T
 
     def z(self, layer: int, head: int) -> Tensor:
@@ -195,15 +196,13 @@ def cache(
         max_new_tokens: of these.
         special_tokens: whether BOS and what the chat template writes count, too.
     """
-    if positions not in ("prompt", "last", "response"):
-        raise UserError(f"positions is prompt, last or response, not {positions!r}.")
+    refuse_unknown("positions", positions, ("prompt", "last", "response"))
     prompts, written = _prompts(model, texts), None
     if positions == "response":
         written = _paired(model, texts, responses, max_new_tokens)
     special = None if special_tokens else tokens_of_no_text(model.tokenizer)
     names, rows, where = pooled_positions(prompts, written, positions, special)
-    padding = model.tokenizer.pad_token_id
-    pooled = pooled_inputs(model.decoder, rows, where, padding, BATCH_TOKENS)
+    pooled = pooled_inputs(model.decoder, rows, where, model.tokenizer.pad_token_id, BATCH_TOKENS)
     return Writes(model, gather(model.decoder, pooled, names))
 
 
@@ -232,7 +231,7 @@ def pursue(
         step (from 1), token_id, token, and explained: the share of the head's variance that the
         tokens so far explain.
     """
-    [(layer, number)] = _condition(writes.model, head).heads
+    [(layer, number)] = _condition(writes.model, named_head(head)).heads
     chosen = with_defaults("pursuit", {"iterations": iterations, **options})
     fold, weights = chosen.pop("fold_norm_gain"), writes.model.weights
     if words is None:
@@ -272,9 +271,7 @@ def rank(
         name, layer, head, score, rank (from 1), atoms and what docs/columns.md says of rankings,
         best first.
     """
-    known = [name for name in METHODS if name != "unrelated"]  # somp, over unrelated words
-    if method not in known:
-        raise UserError(f"method is one of {', '.join(known)}, not {method!r}.")
+    refuse_unknown("method", method, [name for name in METHODS if name != "unrelated"])
     ids = token_rows(writes.model.tokenizer, words, cases, strict, writes.model.weights.rows)
     model, chosen = writes.model, with_defaults("pursuit", options)
     table = rank_heads(model.weights, model.tokenizer, writes.inputs, {method: ids}, chosen)
@@ -337,13 +334,14 @@ def _paired(
     """Return responses to texts as the library's table; those given are to be theirs."""
     if responses is None:
         responses = respond(model, texts, max_new_tokens=max_new_tokens)
-    names = texts.index if isinstance(texts, pd.Series) else range(len(texts))
-    if strange := sorted(set(responses["sample_id"].astype(str)) - set(map(str, names))):
+    if lacking := {*RESPONSE} - {*responses.columns} or (not len(responses) and {"any row"}):
+        raise UserError(f"The responses lack {', '.join(sorted(lacking))}; respond gives them.")
+    if strange := sorted(set(responses["sample_id"].astype(str)) - set(_names(texts))):
         raise UserError(
             f"The responses are not to these texts: there is no text {strange[0]}. The index of a "
             "series of texts names them."
         )
-    keys = responses[["sample_id", "repeat", "token_ids"]].astype({"sample_id": str})
+    keys = responses[RESPONSE].astype({"sample_id": str})
     return pa.Table.from_pandas(keys, preserve_index=False)
 
 
@@ -382,8 +380,7 @@ def measure(
         the responses before cost: what the intervention does to the model) and positions; count,
         with tokens and repeated (pairs of neighbouring tokens that stood earlier).
     """
-    if strange := set(measures) - {"expected", "count"}:
-        raise UserError(f"measures are expected and count, not {', '.join(strange)}.")
+    refuse_unknown("measures", measures or [None], ("expected", "count"))
     strict &= "expected" in measures
     table, dictionary = one_token_forms(model.tokenizer, words, cases, strict)
     conditions = {"baseline": Condition(), "scaled": _condition(model, heads, alpha, at)}

@@ -204,7 +204,15 @@ def test_heads_are_scaled_where_it_is_said(llama):
 @pytest.mark.parametrize(
     ("call", "said"),
     [
-        (lambda m, w: hp.respond(m, TEXTS, "L0.H0", at="image"), "at is all, prompt or response"),
+        (
+            lambda m, w: hp.respond(m, TEXTS, "L0.H0", at="image"),
+            "at: 'image' is none of all",
+        ),
+        (
+            lambda m, w: hp.load(m.hf.config.name_or_path, dtype="f8"),
+            "dtype: 'f8' is none of float32",
+        ),
+        (lambda m, w: hp.load(m.hf.config.name_or_path, device="tpu"), "device: 'tpu' is none of"),
         (lambda m, w: hp.load("no/such"), "no such folder, .* hf download no/such"),
         (lambda m, w: hp.load(m.hf, make_sentencepiece()), "another model's: its ids? "),
         (lambda m, w: hp.load(m.hf, shifted()), "another model's: its id of "),
@@ -212,7 +220,7 @@ def test_heads_are_scaled_where_it_is_said(llama):
         (lambda m, w: hp.cache(m, "apple"), "single one into a list"),
         (lambda m, w: hp.cache(m, ["apple", " "]), "Text 1 is empty"),
         (lambda m, w: hp.cache(m, pd.Series([*"ab"], index=[7, 7])), "texts have one name"),
-        (lambda m, w: hp.cache(m, TEXTS, "middle"), "prompt, last or response, not 'middle'"),
+        (lambda m, w: hp.cache(m, TEXTS, "middle"), "'middle' is none of prompt, last, response"),
         (lambda m, w: w["L3.H0"], "L3.H0 does not exist: 3 layers x 4 heads"),
         (lambda m, w: w[0, -1], "L0.H-1 does not exist"),
         (lambda m, w: hp.scaled(m, ["H2"]), "'H2' names no head"),
@@ -223,10 +231,17 @@ def test_heads_are_scaled_where_it_is_said(llama):
         (lambda m, w: hp.rank(w, ["apple", "zebra"]), "one token of this model: zebra"),
         (lambda m, w: hp.rank(w, ["zebra"], strict=False), "one token of this model: zebra"),
         (lambda m, w: hp.rank(w, [10**6]), "1000000 is no token id"),
-        (lambda m, w: hp.rank(w, ["apple"], "pca"), "somp, logit_lens, size, not 'pca'"),
+        (lambda m, w: hp.rank(w, ["apple"], "pca"), "'pca' is none of somp, logit_lens, size"),
         (lambda m, w: hp.rank(w, ["apple"], norms="l1"), "norms: unknown key; did you mean norm?"),
         (lambda m, w: hp.rank(w, ["apple"], norm="l3"), "norm: 'l3' is not one of"),
-        (lambda m, w: hp.measure(m, TEXTS, ["apple"], [], measures=["f1"]), "not f1"),
+        (lambda m, w: hp.measure(m, TEXTS, ["apple"], [], measures="f1"), "'f1' is none of"),
+        (lambda m, w: hp.measure(m, TEXTS, ["apple"], [], measures=[]), "None is none of expected"),
+        (lambda m, w: hp.measure(m, TEXTS, ["apple"], [], responses=pd.DataFrame()), "lack repeat"),
+        (lambda m, w: hp.respond(m, TEXTS, "L0.H0", [0, 5]), r"alpha is a number, not \[0, 5\]"),
+        (lambda m, w: hp.pursue(w, ["L0.H0", "L0.H1"]), "One head is asked about, not 2"),
+        (lambda m, w: hp.rank(w, ["apple", 3]), "'apple' is no token id"),
+        (lambda m, w: hp.rank(w, [1.5]), "1.5 is no token id"),
+        (lambda m, w: hp.rank(w, ["apple"], cases="low"), "cases: 'low' is none of written, low"),
         (
             lambda m, w: hp.measure(
                 m, TEXTS, ["apple"], [], responses=hp.respond(m, pd.Series(TEXTS, index=[*"abcd"]))

@@ -41,6 +41,13 @@ def named_heads(heads: Any) -> list[Head]:
     return found
 
 
+def named_head(head: Any) -> Head:
+    """Return the one head that a caller names; UserError if it names another number of them."""
+    if len(found := named_heads(head)) != 1:
+        raise UserError(f"One head is asked about, not {len(found)}: write 'L18.H27', or (18, 27).")
+    return found[0]
+
+
 class Condition(NamedTuple):
     """What a model's heads are multiplied by: some by alpha at some positions, the others by 1.
 

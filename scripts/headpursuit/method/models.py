@@ -14,7 +14,7 @@ from headpursuit.data.sources import PICKLED, source_files, source_root, verify
 from headpursuit.method.batches import is_out_of_memory
 from headpursuit.method.check import self_check
 from headpursuit.method.decoder import FAMILIES, Decoder, family_of
-from headpursuit.run.files import UserError, read_json
+from headpursuit.run.files import UserError, read_json, refuse_unknown
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +29,7 @@ LACKING = (
 
 def pick_device(device: str) -> torch.device:
     """Return the device that ``compute.device`` means here; UserError if CUDA is not there."""
+    refuse_unknown("device", device, ("auto", "cpu", "cuda"))
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("compute.device is cuda, but PyTorch sees no CUDA device here.")
     if device == "auto":
@@ -82,6 +83,7 @@ def load_weights(auto: Any, folder: str | Path, what: str, dtype: str, device: s
     Raises:
         UserError: it says ``what`` does not load.
     """
+    refuse_unknown("dtype", dtype, ("float32", "bfloat16", "float16"))
     target = pick_device(device)
     if not any(Path(folder).glob("*.safetensors")) and any(Path(folder).glob("*.bin")):
         raise UserError(f"{folder}: the {what}'s weights are in .bin files alone. {PICKLED}")

@@ -5,6 +5,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import product
+from numbers import Integral
 from pathlib import Path
 from string import capwords
 from typing import Any
@@ -14,7 +15,7 @@ import pandas as pd
 import regex  # unlike re, it takes combining marks for parts of words
 
 from headpursuit.method.special import special_tokens
-from headpursuit.run.files import UserError, seed_for
+from headpursuit.run.files import UserError, refuse_unknown, seed_for
 
 log = logging.getLogger(__name__)
 
@@ -174,11 +175,13 @@ def measured_words(words: pd.DataFrame) -> np.ndarray:
     return heldout if heldout.any() else ~heldout
 
 
+# str.title would also raise the letter after an apostrophe.
+CASES = {"written": str, "lower": str.lower, "title": capwords, "upper": str.upper}
+
+
 def variants(word: str, cases: Sequence[str], leading_space: Sequence[bool]) -> list[str]:
     """Return the written forms of a word: each case, with and without a space before it."""
-    # str.title would also raise the letter after an apostrophe.
-    change = {"written": str, "lower": str.lower, "title": capwords, "upper": str.upper}
-    forms = (" " * space + change[case](word) for case, space in product(cases, leading_space))
+    forms = (" " * space + CASES[case](word) for case, space in product(cases, leading_space))
     return list(dict.fromkeys(forms))
 
 
@@ -228,6 +231,8 @@ def one_token_forms(
     """
     if isinstance(words, str):
         raise UserError("Words come as a list: put a single one into a list.")
+    cases = [cases] if isinstance(cases, str) else cases
+    refuse_unknown("cases", cases or [None], [*CASES])
     table = pd.DataFrame({"word": list(dict.fromkeys(words))}).assign(split="heldout")
     if table.empty:
         raise UserError("The list of words is empty.")
@@ -250,10 +255,10 @@ def token_rows(
     """Return which of the unembedding's rows are a caller's words (:func:`one_token_forms`), or
     token ids; UserError if one is none."""
     words = words if isinstance(words, str) else list(words)
-    if not words or any(isinstance(word, str) for word in words):
+    if all(isinstance(word, str) for word in words):
         return sorted(set(one_token_forms(tokenizer, words, cases, strict)[1]["token_id"].tolist()))
-    if strange := [number for number in words if not 0 <= number < rows]:
-        raise UserError(f"{strange[0]} is no token id of this model: they are 0 to {rows - 1}.")
+    if strange := [own for own in words if not (isinstance(own, Integral) and 0 <= own < rows)]:
+        raise UserError(f"{strange[0]!r} is no token id of this model: they are 0 to {rows - 1}.")
     return sorted(set(map(int, words)))
 
 

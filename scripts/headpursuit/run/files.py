@@ -13,7 +13,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -167,6 +167,13 @@ def write_parquet(
         table = table.replace_schema_metadata({**(table.schema.metadata or {}), **encoded})
     with atomic(path) as part:
         pq.write_table(table, part, write_page_checksum=True)
+
+
+def refuse_unknown(key: str, given: str | Iterable[str], known: Collection[str]) -> None:
+    """Raise a UserError unless what is given, one or several, is among the known."""
+    for own in [given] if isinstance(given, str) else given:
+        if own not in known:
+            raise UserError(f"{key}: {own!r} is none of {', '.join(known)}.")
 
 
 def refuse_missing(path: str | Path, columns: Collection[str], there: Collection[str]) -> None:
