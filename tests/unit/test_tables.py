@@ -11,10 +11,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from headpursuit.method.words import tidy_word
-from headpursuit.publish import overlap, published, ratio, table1
+from headpursuit.publish import claims, overlap, published, ratio, table1
+from headpursuit.publish.compared import compared_cells
 from headpursuit.run.contracts import contract_of, contracts, violations
 from headpursuit.run.files import UserError, plain
-from headpursuit.run.tables import publish, read_cells, read_csv, write_csv
+from headpursuit.run.tables import lay_out, publish, read_cells, read_csv, write_csv
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -168,10 +169,13 @@ def typeset(latex: str) -> str:
     return out
 
 
+UNCOMPARED = lay_out("tables/{table}.tests.csv", [])
 # Each kind of table: its file, a column that it alone has, and how it is shown.
 SHOWN = {
     "table1": ("table1", "coherence_p", table1.display),
-    "ratios": ("table2", "heads_from", lambda table: ratio.display(table, "iqr", 0.95)),
+    "ratios": ("table2", "heads_from", lambda table: ratio.display(table, UNCOMPARED, "iqr", 0.95)),
+    "tests": ("table2.tests", "against", lambda table: compared_cells(table, 0.95)),
+    "claims": ("claims", "claim", lambda table: claims.display(table, 0.95)),
     "overlap": ("figure4.overlap", "jaccard", overlap.display),
     "published": ("published", "artefact", published.display),
 }

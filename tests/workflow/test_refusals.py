@@ -90,7 +90,7 @@ def test_mistakes_of_all_kinds_are_said_at_once(fresh: Checkout) -> None:
         tables={"table2": ["rtp", "tet", "poems"]},
         heads={"k": [2]},
     )
-    twice = (fresh.folder / "configs/wrong.yaml").read_text() + "\nscore: null\n"
+    twice = (fresh.folder / "configs/wrong.yaml").read_text() + "\nscore: {}\nscore: null\n"
     (fresh.folder / "configs/wrong.yaml").write_text(twice)
     code, said = fresh.run("-n", overlay="wrong")
     assert code != 0
