@@ -66,7 +66,7 @@ def real_toxicity_prompts(column: str = "prompt") -> Files:
 def queries() -> list[str]:
     """Return TET's prompts, of several lines."""
     rng = random.Random(2)
-    return [f"{sentence(rng, 4, 9)}:\n\n{sentence(rng, 6, 14)}?" for _ in range(16)]
+    return [f"{sentence(rng, 4, 9)}:\n\n{sentence(rng, 6, 14)}?" for _ in range(20)]
 
 
 def thoroughly_engineered_toxicity(lists: str = "Sequence") -> Files:

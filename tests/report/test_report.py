@@ -219,7 +219,7 @@ def test_pages_say_what_they_must(ran: Checkout, seen: dict[str, Any]) -> None:
     assert f"{line}\t{used['max_rss']:,.0f}" in shown["4 Time, memory, software"]
     captions = {name: facts["caption"] for name, facts in seen["results"].items()}
     assert not [name for name, text in captions.items() if "{" in text or "System Message" in text]
-    for part in ("by -1.0", "model tiny", "top 2 heads", "rtp (30)", "score interval", "Seed 0"):
+    for part in ("times -1.0", "model tiny", "top 2 heads", "rtp (30)", "score interval", "Seed 0"):
         assert part in captions["2 table2 / figure"]
     assert "2 random draws" in captions["2 figure1 / figure"]
 
