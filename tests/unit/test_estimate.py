@@ -72,7 +72,8 @@ def test_a_classifier_reads_every_response_once(paper: dict):
 
 
 def test_images_have_their_own_tokens(demo: dict):
-    only = {"tables": {"table1": [], "table2": [], "concepts": [], "figure1": ["digits"]}}
+    others = {table: [] for table in ("pronouns", "table1", "table2", "concepts")}
+    only = {"tables": {**others, "figure1": ["digits"]}}
     found, images = spans(changed(demo, only)), 10 * 20
     assert found["cache_activations"]["read"] == (images * (16 + 60), images * (16 + 400))
     assert found["respond"]["written"] == (images * 1, images * 4)
@@ -113,7 +114,8 @@ def test_files_of_a_demo(paper: dict, demo: dict):
     found = file_bytes(changed(demo))
     assert found["converted models (resources)"] == 4 * 134515008
     assert found["assembled models (resources)"] == 4 * 135354624
-    assert found["expected"] == 400 * (1 + 2 * 2 + 2 * 10) * 100 * 8
+    words = 100 + 2 * 24  # toxic ones, and pronouns inverted and enhanced
+    assert found["expected"] == 400 * (1 + 2 * 2 + 2 * 10) * words * 8
 
 
 def test_a_models_memory_is_that_of_its_largest_batch(demo: dict):
