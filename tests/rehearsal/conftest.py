@@ -72,6 +72,14 @@ class Rehearsal(Preloaded):
         """Return the path of a file of the run."""
         return self.folder / "results/paper" / name
 
+    def sound_logs(self) -> list[Path]:
+        """Return the jobs' logs, none of which tells of an error."""
+        logs = list(self.path("logs").rglob("*.log"))
+        for log in logs:
+            said = log.read_text(encoding="utf-8")
+            assert "Traceback" not in said and " ERROR " not in said, log
+        return logs
+
 
 @pytest.fixture(scope="session")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, bytes]]:

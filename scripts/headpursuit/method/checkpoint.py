@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from headpursuit.method.decoder import Family, family_of, scaled_heads
-from headpursuit.method.heads import Head
+from headpursuit.method.heads import Head, refuse_absent
 from headpursuit.method.models import (
     LOCAL,
     load_model,
@@ -82,12 +82,8 @@ def save_scaled(model: Path, heads: Sequence[Head], alpha: float, folder: Path) 
     with loading(model, "model's config.json"):
         shape = transformers.AutoConfig.from_pretrained(model, **LOCAL).get_text_config()
     factors = torch.ones(shape.num_hidden_layers, shape.num_attention_heads)
+    refuse_absent(heads, *factors.shape)
     for layer, head in heads:
-        if not (0 <= layer < len(factors) and 0 <= head < shape.num_attention_heads):
-            raise UserError(
-                f"L{layer}.H{head} does not exist: {len(factors)} layers x "
-                f"{shape.num_attention_heads} heads"
-            )
         factors[layer, head] = alpha
     wanted = {layer for layer, _ in heads}
     files = weight_files(model)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from headpursuit.method.heads import Condition, Head
+from headpursuit.method.heads import Condition, Head, refuse_absent
 from headpursuit.run.files import UserError
 
 
@@ -171,11 +171,8 @@ def gains(decoder: Decoder, conditions: Sequence[Condition]) -> Tensor:
         len(conditions), n_layers, n_heads, dtype=decoder.model.dtype, device=decoder.device
     )
     for own, condition in zip(made, conditions, strict=True):
+        refuse_absent(condition.heads, n_layers, n_heads)
         for layer, head in condition.heads:
-            if not (0 <= layer < n_layers and 0 <= head < n_heads):
-                raise UserError(
-                    f"L{layer}.H{head} does not exist: {n_layers} layers x {n_heads} heads"
-                )
             mirrored = (layer, head) in condition.against
             own[layer, head] = 2 - condition.alpha if mirrored else condition.alpha
     return made

@@ -48,6 +48,13 @@ def named_head(head: Any) -> Head:
     return found[0]
 
 
+def refuse_absent(heads: Iterable[Head], n_layers: int, n_heads: int) -> None:
+    """Raise a UserError if a head lies outside a model of so many layers and heads a layer."""
+    for layer, head in heads:
+        if not (0 <= layer < n_layers and 0 <= head < n_heads):
+            raise UserError(f"L{layer}.H{head} does not exist: {n_layers} layers x {n_heads} heads")
+
+
 class Condition(NamedTuple):
     """What a model's heads are multiplied by: some by alpha at some positions, the others by 1.
 

@@ -10,7 +10,7 @@ import pandas as pd
 import yaml
 
 from headpursuit.publish.against import Key
-from headpursuit.publish.ratio import MEASURE_NAMES, METHOD_NAMES, interval, number
+from headpursuit.publish.ratio import MEASURE_NAMES, METHOD_NAMES, interval, number, paper_heads
 from headpursuit.publish.statistics import quantile, tail
 from headpursuit.run.tables import lay_out
 
@@ -56,7 +56,7 @@ class Run:
 
     def as_published(self, heads: pd.Series) -> pd.Series:
         """Return the paper's numbers of heads for the run's."""
-        theirs = {int(own): int(other) for own, other in (self.published_heads or {}).items()}
+        theirs = paper_heads(self.published_heads)
         return heads.map(lambda k: theirs.get(k, k))
 
 

@@ -103,20 +103,21 @@ def put_rankings(
         name: dict(list(read_csv(path).groupby("method"))) for name, path in rankings.items()
     }
 
-    def said(row: Any) -> dict[str, int]:
-        if (ranking := methods[row.experiment].get(row.method)) is None:
+    def said(row: Mapping[str, Any]) -> dict[str, int]:
+        name, k = row["experiment"], row["heads"]
+        if (ranking := methods[name].get(row["method"])) is None:
             return {}
-        chosen = top_heads(ranking, row.heads, *experiments[row.experiment]["layers"])
+        chosen = top_heads(ranking, k, *experiments[name]["layers"])
         own = ranking.set_index(["layer", "head"]).loc[chosen]
         kept = {}
         for score, atoms in FEWER_ATOMS.items():
             if ranking[score].notna().all():
                 fewer = rank(ranking.drop(columns="rank").assign(score=ranking[score]))
-                other = top_heads(fewer, row.heads, *experiments[row.experiment]["layers"])
+                other = top_heads(fewer, k, *experiments[name]["layers"])
                 kept[f"kept_{atoms}"] = len({*chosen} & {*other})
         return {"against": int((own["direction"] < 0).sum()), "rows": own["rows"].iloc[0]} | kept
 
-    rows = [row | said(pd.Series(row)) for row in table.to_dict("records")]
+    rows = [row | said(row) for row in table.to_dict("records")]
     return lay_out("tables/{table}.csv", rows)
 
 

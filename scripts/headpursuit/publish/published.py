@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from headpursuit.publish.ratio import MEASURE_NAMES, METHOD_NAMES, interval, number
+from headpursuit.publish.ratio import MEASURE_NAMES, METHOD_NAMES, interval, number, paper_heads
 from headpursuit.publish.table1 import head_name
 from headpursuit.run.tables import lay_out
 
@@ -37,7 +37,7 @@ def compare(
         settings: experiment to the keys in which it is not the paper's.
         published_heads: this run's k to the published k that stands beside it.
     """
-    own_heads = {int(theirs): int(own) for own, theirs in (published_heads or {}).items()}
+    own_heads = {theirs: own for own, theirs in paper_heads(published_heads).items()}
     papers = set(published["model"])
     rows, own_rows = [], ratios.to_dict("records")
     for value in published.to_dict("records"):

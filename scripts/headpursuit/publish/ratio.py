@@ -183,6 +183,11 @@ def put_splits(table: pd.DataFrame, experiments: Experiments) -> pd.DataFrame:
     return table.assign(splits=n, splits_mean=mean, splits_sd=sd)
 
 
+def paper_heads(published_heads: Mapping[Any, int] | None) -> dict[int, int]:
+    """Return the paper's number of heads for a k of this run, where it is another."""
+    return {int(own): int(theirs) for own, theirs in (published_heads or {}).items()}
+
+
 def put_published(
     table: pd.DataFrame,
     published: pd.DataFrame,
@@ -200,7 +205,7 @@ def put_published(
         models: the config's names of models to their Hub ids, where they have one.
         published_heads: which published k stands beside a k of this run.
     """
-    theirs = {int(k): int(other) for k, other in (published_heads or {}).items()}
+    theirs = paper_heads(published_heads)
     keys = ["model", "dataset", "concept", "method", "heads", "alpha", "at", "measure"]
     known = published.dropna(subset="value").assign(
         at="all",
