@@ -1,5 +1,9 @@
 import json
 import os
+import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -74,6 +78,63 @@ def test_a_changed_file_is_told_where_it_is_asked_for(recorded, own):
         assert sources.source_files(recorded, "deep/*") == [Path("own/deep/b.csv")]
         with pytest.raises(UserError, match=r"a\.csv\. Delete .*provenance\.json and run again"):
             sources.source_files(recorded, "**")
+
+
+@pytest.fixture
+def hashed(monkeypatch) -> list[str]:
+    """Collects the names of the files that are hashed."""
+    names, sha256 = [], sources.sha256
+    monkeypatch.setattr(sources, "sha256", lambda path: (names.append(path.name), sha256(path))[1])
+    return names
+
+
+def test_what_was_verified_is_not_hashed_again(recorded, own, hashed):
+    sources.verify(recorded)
+    assert sorted(hashed) == ["a.csv", "b.csv"]
+    hashed.clear()
+    sources.verify(recorded)
+    assert hashed == []
+    time.sleep(0.05)  # longer than the kernel's clock of files may stand still
+    (own / "a.csv").touch()
+    sources.verify(recorded)
+    assert hashed == ["a.csv"]
+    (own / "a.csv").write_bytes(bytes([(own / "a.csv").read_bytes()[0] ^ 1]) + b"ext\na.csv\n")
+    os.utime(own / "a.csv", (1e9, 1e9))
+    for _ in range(2):  # a damaged file is no verified one the second time
+        with pytest.raises(UserError, match=r"a\.csv\. Delete"):
+            sources.verify(recorded)
+    assert hashed == ["a.csv", "a.csv"]
+
+
+REMEMBERING = """
+import sys
+from pathlib import Path
+from headpursuit.data import sources
+for path in sorted(Path(sys.argv[1]).iterdir()):
+    sources.checksums([path])
+"""
+
+
+def test_jobs_that_verify_at_once_lose_nothing(own):
+    for job in range(4):
+        (own / f"job{job}").mkdir()
+        for name in range(25):
+            (own / f"job{job}/{name}").write_text(f"{job} {name}")
+    jobs = [
+        subprocess.Popen([sys.executable, "-c", REMEMBERING, own / f"job{job}"]) for job in range(4)
+    ]
+    assert [job.wait(60) for job in jobs] == [0] * 4
+    assert {path for path in json.loads(sources.KNOWN.read_text()) if "job" in path} == {
+        str(path) for path in own.glob("job*/*")
+    }
+
+
+def test_where_nothing_can_be_kept_all_is_hashed(recorded, hashed):
+    shutil.rmtree(sources.KNOWN.parent, ignore_errors=True)
+    sources.KNOWN.parent.write_text("no folder")
+    for _ in range(2):
+        sources.verify(recorded)
+    assert sorted(hashed) == ["a.csv", "a.csv", "b.csv", "b.csv"]
 
 
 def test_a_pattern_without_a_file_and_a_record_that_is_none(recorded):

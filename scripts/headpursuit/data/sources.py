@@ -7,15 +7,16 @@ arrived whole.
 import hashlib
 import json
 from collections.abc import Iterable
+from contextlib import suppress
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from headpursuit.run.files import UserError, read_json, sha256, write_json
+from headpursuit.run.files import UserError, locked, read_json, sha256, write_json
 
-# States and hashes of the user's files, from when they were last read.
+# States and hashes of models' and the user's files, from when they were last read.
 KNOWN = Path(".snakemake/headpursuit.json")
 # Said where a model's weights are in no other form.
 PICKLED = (
@@ -104,7 +105,7 @@ def source_files(provenance_path: str | Path, pattern: str) -> list[Path]:
 
 
 def verify(provenance_path: str | Path) -> None:
-    """Compare each file's SHA-256 with the recorded one.
+    """Compare each file's SHA-256 (:func:`checksums`) with the recorded one.
 
     Raises:
         UserError: if a file is gone or has changed; it names them all.
@@ -114,12 +115,11 @@ def verify(provenance_path: str | Path) -> None:
 
 def _refuse_changed(provenance_path: str | Path, records: list[dict], with_hash: bool) -> None:
     root = source_root(provenance_path)
-    changed = [
-        record["path"]
-        for record in records
-        if size_of(root / record["path"]) != record["size"]
-        or (with_hash and sha256(root / record["path"]) != record["sha256"])
-    ]
+    expected = {root / own["path"]: own for own in records}
+    whole = {path for path, own in expected.items() if size_of(path) == own["size"]}
+    if with_hash:
+        whole = {path for path, sha in checksums(whole).items() if sha == expected[path]["sha256"]}
+    changed = [own["path"] for path, own in expected.items() if path not in whole]
     if changed:
         raise UserError(
             f"{provenance_path}: since this record was made these files have gone or changed: "
@@ -143,34 +143,42 @@ def _match(parts: list[str], patterns: list[str]) -> bool:
 
 
 def content(path: str | Path) -> str | None:
-    """Return a hash of a user's file, or of a folder's files and their names; None without any.
-
-    A file is read again only when its size, inode or times differ. One of these times (ctime) is
-    set by the system alone, so it differs even if a file is edited and given its old date back.
-    """
+    """Return a hash of a user's file, or of a folder's files and their names; None without any."""
     path = Path(path).expanduser()
     try:
-        known = read_json(KNOWN)
-    except (OSError, UserError):
-        known = {}
-    try:
         names = visible_files(path) if path.is_dir() else [""]
-        found = {name: _sum(path / name, known) for name in names}
-        now = known | {str((path / name).absolute()): own for name, own in found.items()}
-        if now != known:
-            write_json(KNOWN, now)
+        sums = checksums(path / name for name in names)
     except OSError:
         return None  # what reads the file says what is wrong with it
-    sums = [[name, own[-1]] for name, own in found.items()]
-    return hashlib.sha256(json.dumps(sums).encode()).hexdigest() if sums else None
+    named = [[name, sums[path / name]] for name in names]
+    return hashlib.sha256(json.dumps(named).encode()).hexdigest() if named else None
 
 
-def _sum(path: Path, known: dict[str, list]) -> list:
-    """Return a file's size, inode, times and SHA-256; only an unknown state is hashed."""
-    stat = path.stat()
-    state = [stat.st_size, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns]
-    was = known.get(str(path.absolute()), [])
-    return was if was[:-1] == state else [*state, sha256(path)]
+def checksums(paths: Iterable[Path]) -> dict[Path, str]:
+    """Return files' SHA-256; a file is read again only when its size, inode or times differ.
+
+    One of these times (ctime) is set by the system alone, so it differs even if a file is edited
+    and given its old date back. :data:`KNOWN` keeps what was found; jobs may add to it at once.
+    """
+    known, found = _known(), {}
+    for path in paths:
+        stat = path.stat()
+        state = [stat.st_size, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns]
+        was = known.get(str(path.absolute()), [])
+        found[path] = was if was[:-1] == state else [*state, sha256(path)]
+    new = {str(path.absolute()): own for path, own in found.items()}
+    if not new.items() <= known.items():
+        # Where nothing can be kept, the files are hashed again each time.
+        with suppress(OSError), locked(KNOWN.with_suffix(".lock")):
+            write_json(KNOWN, _known() | new)
+    return {path: own[-1] for path, own in found.items()}
+
+
+def _known() -> dict[str, list]:
+    try:
+        return read_json(KNOWN)
+    except (OSError, UserError):
+        return {}
 
 
 def visible_files(folder: Path) -> list[str]:
