@@ -14,7 +14,7 @@ from headpursuit.run.lineage import code_hash
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = ROOT / "scripts"
-NO_RESULT = {"headpursuit.run.contracts", "headpursuit.run.retry"}
+NO_RESULT = {"headpursuit.run.contracts", "headpursuit.run.retry", "headpursuit.run.gpu"}
 RULES = sorted(path.stem for path in SCRIPTS.glob("*.py"))
 
 

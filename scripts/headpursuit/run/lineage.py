@@ -14,8 +14,8 @@ from headpursuit.run.files import ROOT
 
 SCRIPTS = ROOT / "scripts"
 TABLES = ROOT / "schemas" / "tables.yaml"
-# Modules that compute no result: what a table may hold, and how often a server is asked.
-NO_RESULT = {"contracts.py", "retry.py"}
+# Modules that compute no result: what a table may hold, how often a server is asked, which GPU.
+NO_RESULT = {"contracts.py", "retry.py", "gpu.py"}
 LOGGERS = {"log", "logger", "logging"}
 LEVELS = {"debug", "info", "warning", "error", "exception"}
 

@@ -1,4 +1,4 @@
-"""What every rule's script does around its work: log, threads, and errors in plain words."""
+"""What every rule's script does around its work: log, GPU, threads, and errors in plain words."""
 
 import ctypes
 import json
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from headpursuit.run.files import UserError, bare_url, refusal, visible
+from headpursuit.run.gpu import take_gpus
 
 # Before what a job writes into its log of itself; the manifest reads it.
 MADE_BY = "made by "
@@ -32,6 +33,8 @@ def run_rule(main: Callable[[Any], None], snakemake: Any) -> None:
     where = Path((snakemake.output or snakemake.log)[0]).parent
     try:
         _start_log(snakemake.log[0])
+        if number := snakemake.resources.get("gpu", 0):
+            take_gpus(number)
         if "torch" in sys.modules:
             # Results must not depend on how many processors a machine has.
             sys.modules["torch"].set_num_threads(snakemake.threads)
