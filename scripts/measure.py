@@ -29,7 +29,7 @@ def main(snakemake):
         columns = ["condition", "response", "token_ids"]
         both = [read_responses(paths, columns).to_pandas() for paths in (files.baseline, scaled)]
         responses = dict(list(pd.concat(both).groupby("condition", sort=False)))
-    if "count" in params.measures:
+    if "occurrences" in params.measures:
         words_of, samples_of = score_counts(responses, words, params.matching)
         by_word.append(words_of)
         by_sample.append(samples_of)
@@ -38,7 +38,7 @@ def main(snakemake):
         probability, found = label_probabilities(texts, files.classifier, params.classifier)
         by_sample.append(score_toxicity(responses, probability, found["threshold"]))
         facts["classifier"] = {**found, "responses": len(responses["baseline"])}
-    if {"count", "toxicity", "cider"} & set(params.measures):
+    if {"occurrences", "toxicity", "cider"} & set(params.measures):
         by_sample.append(score_lengths(responses))
     if "exact_match" in params.measures:
         images = read_parquet(files.samples[0], ["sample_id", "label"]).to_pandas()

@@ -35,7 +35,7 @@ OVERLAY = {
     "classifiers": {"mine": {"source": "real-toxicity-prompts", "label": "toxic"}},
     "concepts": {"fruit": {"words": ["apple"]}, "tools": {"words": ["hammer"]}},
     "experiments": {
-        "rtp": {**LAID, "measures": ["count", "expected", "toxicity"], "classifier": "mine"},
+        "rtp": {**LAID, "measures": ["occurrences", "expected", "toxicity"], "classifier": "mine"},
         "mnist": {**LAID, "model": "llava-next"},
         "fruit": {"like": "rtp", "concept": "fruit", "measures": []},
         "tools": {"like": "fruit", "concept": "tools"},

@@ -353,7 +353,7 @@ def measure(
     alpha: float = -1.0,
     *,
     at: str = "all",
-    measures: Sequence[str] = ("expected", "count"),
+    measures: Sequence[str] = ("expected", "occurrences"),
     responses: pd.DataFrame | None = None,
     max_new_tokens: int = 20,
     cases: Sequence[str] = WRITTEN,
@@ -369,7 +369,7 @@ def measure(
         alpha: by what.
         at: where: ``all`` positions, the ``prompt``'s or the ``response``'s.
         measures: ``expected`` is the probability of the words at the positions of the responses
-            before; it sees words of one token. ``count`` counts them in new responses.
+            before; it sees words of one token. ``occurrences`` counts them in new responses.
         responses: those before, of :func:`respond` or of a run; without them the model writes some.
         max_new_tokens: of responses.
         cases: in which `expected` looks words up; counting folds case.
@@ -377,10 +377,10 @@ def measure(
 
     Returns:
         Summed over texts, a row a measure with before, after and ratio: expected; nll (nats that
-        the responses before cost: what the intervention does to the model) and positions; count,
-        with tokens and repeated (pairs of neighbouring tokens that stood earlier).
+        the responses before cost: what the intervention does to the model) and positions;
+        occurrences, with tokens and repeated (pairs of neighbouring tokens that stood earlier).
     """
-    refuse_unknown("measures", measures or [None], ("expected", "count"))
+    refuse_unknown("measures", measures or [None], ("expected", "occurrences"))
     strict &= "expected" in measures
     table, dictionary = one_token_forms(model.tokenizer, words, cases, strict)
     conditions = {"baseline": Condition(), "scaled": _condition(model, heads, alpha, at)}
@@ -393,7 +393,7 @@ def measure(
         measure_expected(file, model.decoder, prompts, written, covered, conditions)
         by = [(name, "ascending") for name in ("condition", "sample_id", "repeat")]
         found.append(score_expected(file.table.sort_by(by), table)[1])
-    if "count" in measures:
+    if "occurrences" in measures:
         both = _respond(model, prompts, conditions, max_new_tokens)
         found += [score_counts(both, table, {})[1], score_lengths(both)]
     sums = pd.concat(found).groupby("measure", sort=False)[["before", "after"]].sum()

@@ -218,14 +218,17 @@ def test_table2_is_full(finished: Rehearsal) -> None:
     assert found.groupby(["experiment", "measure", "method", "heads"]).size().to_dict() == {
         (dataset, metric, method, heads): 1
         for dataset in TEXT
-        for metric in ("count", "expected")
+        for metric in ("occurrences", "expected")
         for method in METHODS
         for heads in ("16", "32")
     }
     always = [*FILLED, "before", "after", "coverage", "n"]
     assert not found[always].isna().any(axis=None), found[always]
     assert not found[found["method"] == "random"][AMONG_DRAWS].isna().any(axis=None)
-    counts, expected = found[found["measure"] == "count"], found[found["measure"] == "expected"]
+    counts, expected = (
+        found[found["measure"] == "occurrences"],
+        found[found["measure"] == "expected"],
+    )
     # The ratio of repetitions has no value here: the replica's responses may repeat nothing.
     once = ["length_ratio", "published", "published_source"]
     assert not counts[once].isna().any(axis=None), counts[once]
@@ -254,14 +257,14 @@ def test_figure1_is_full(finished: Rehearsal) -> None:
     assert found.groupby(["experiment", "measure", "method", "heads"]).size().to_dict() == {
         (dataset, metric, method, heads): 1
         for dataset in IMAGES
-        for metric in ("strict", "first_word")
+        for metric in ("exact_match", "first_word")
         for method in METHODS
         for heads in ("16", "32")
     }
     always = [*FILLED, "before", "after", "several", "none", "n"]
     assert not found[always].isna().any(axis=None), found[found[always].isna().any(axis=1)]
     assert not found[found["method"] == "random"][AMONG_DRAWS].isna().any(axis=None)
-    assert not found[found["measure"] == "strict"]["published"].isna().any()
+    assert not found[found["measure"] == "exact_match"]["published"].isna().any()
     for name in ("figure1.overlap", "figure1.draws", "concepts.overlap"):
         # Not all experiments share tokens.
         other = table(finished, name).drop(columns="tokens", errors="ignore")

@@ -20,7 +20,7 @@ def sets(before: np.ndarray = BASE, draws: int = 3, samples: str = "p", seed: in
     for method in ("somp", "logit_lens", "random"):
         for k in K:
             n = draws if method == "random" else 1
-            key = Key(method, k, -1.0, "all", "count")
+            key = Key(method, k, -1.0, "all", "occurrences")
             after = rng.poisson(before * k / 8, (n, N)).astype(float)
             found[key] = Measured([], [f"{samples}{i}" for i in range(N)], before, after)
     return found
@@ -29,7 +29,7 @@ def sets(before: np.ndarray = BASE, draws: int = 3, samples: str = "p", seed: in
 def compared(scores: dict[str, dict], **differs: Any) -> pd.DataFrame:
     facts = {"samples": "rtp", "model": "m", "heads_from": None, "methods": ["somp", "logit_lens"]}
     experiments = {name: facts | {"differs": differs.get(name)} for name in scores}
-    return comparisons(scores, experiments, {(name, "count"): "" for name in scores}, 0.95)
+    return comparisons(scores, experiments, {(name, "occurrences"): "" for name in scores}, 0.95)
 
 
 def test_every_set_is_compared_with_what_it_can_be():
@@ -45,7 +45,7 @@ def test_every_set_is_compared_with_what_it_can_be():
         ["random", 4, "baseline", 0], ["random", 8, "baseline", 0],
     ]  # fmt: skip
     for row in table.itertuples():
-        key = Key(row.method, row.heads, -1.0, "all", "count")
+        key = Key(row.method, row.heads, -1.0, "all", "occurrences")
         other = BASE[None]
         if row.against != "baseline":
             other = own[key._replace(method=row.against, heads=row.against_heads)].after
@@ -61,9 +61,9 @@ def test_every_set_is_compared_with_what_it_can_be():
 def test_the_rank_among_draws_counts_no_ties(totals: tuple, below: int, above: int):
     own = sets()
     one = np.eye(N)[0]
-    own[Key("somp", 4, -1.0, "all", "count")] = Measured([], ["p"], BASE, 5 * one[None])
+    own[Key("somp", 4, -1.0, "all", "occurrences")] = Measured([], ["p"], BASE, 5 * one[None])
     drawn = np.stack([total * one for total in totals])
-    own[Key("random", 4, -1.0, "all", "count")] = Measured([], ["p"], BASE, drawn)
+    own[Key("random", 4, -1.0, "all", "occurrences")] = Measured([], ["p"], BASE, drawn)
     table = compared({"rtp": own})
     row = table[(table["against"] == "random") & (table["heads"] == 4)].iloc[0]
     assert (row["method"], row["below"], row["above"]) == ("somp", below, above)
@@ -85,7 +85,7 @@ def test_a_variant_is_set_beside_the_first_experiment(tmp_path: Path):
         "somp",
         "logit_lens",
     }
-    key = Key("somp", 8, -1.0, "all", "count")
+    key = Key("somp", 8, -1.0, "all", "occurrences")
     for name in ("l2", "seed"):
         row = own[(own["experiment"] == name) & (own["heads"] == 8)].iloc[0]
         parts = [(each[key].before, each[key].after[0]) for each in (scores[name], scores["rtp"])]

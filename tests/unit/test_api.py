@@ -161,7 +161,7 @@ def test_measures_are_those_by_hand(llama):
     table = pd.DataFrame(sums, index=["expected", "nll"])
     assert np.allclose(found.loc[["expected", "nll"], ["before", "after"]], table, rtol=1e-4)
     text = " ".join(hp.respond(llama, texts, heads, 0.5, max_new_tokens=6)["response"])
-    assert found.loc["count", "after"] == len(re.findall(r"\b(apple|stone)\b", text, re.I))
+    assert found.loc["occurrences", "after"] == len(re.findall(r"\b(apple|stone)\b", text, re.I))
     again = hp.measure(llama, texts, words, heads, 0.5, max_new_tokens=6)
     assert np.allclose(again, found, equal_nan=True)
 
@@ -183,8 +183,8 @@ def test_a_finished_run_is_read_as_data_frames(made):
     assert run.heads("rtp", "somp-k2") == [(1, 2), (0, 1)]
     assert set(run.words("rtp")["split"]) == {"selection", "heldout"}
     assert {"method", "layer", "head", "score"} <= set(run.rankings("rtp"))
-    row = run.table("table2").query("method == 'somp' and measure == 'count'").iloc[0]
-    own = run.scores("rtp").query("condition == 'somp-k2' and measure == 'count'")
+    row = run.table("table2").query("method == 'somp' and measure == 'occurrences'").iloc[0]
+    own = run.scores("rtp").query("condition == 'somp-k2' and measure == 'occurrences'")
     assert own["after"].sum() == row["after"]
 
 

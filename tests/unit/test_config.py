@@ -160,7 +160,11 @@ MISTAKES = [
     (f"{IMAGES}/concept", "spoken", r"mnist\.concept: .* images have no prompts of their own"),
     (f"{RTP}/concept", "seen", r"^experiments\.rtp\.concept: keywords are asked about images; rtp"),
     (f"{RTP}/concept", "classes", r"^experiments\.rtp\.concept: rtp are prompts, which have no"),
-    ("experiments/triviaqa/measures", ["count"], r"triviaqa\.measures: nothing can be measured"),
+    (
+        "experiments/triviaqa/measures",
+        ["occurrences"],
+        r"triviaqa\.measures: nothing can be measured",
+    ),
     (f"{RTP}/measures", ["f1"], r"^experiments\.rtp\.measures: f1 needs right answers or cap"),
     (f"{IMAGES}/measures", ["cider"], r"mnist\.measures: cider needs .*: references of mnist$"),
     (f"{IMAGES}/samples", "photos", r"exact_match is measured on images of classes; photos are im"),

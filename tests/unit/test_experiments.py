@@ -47,7 +47,7 @@ def test_a_variant_has_its_parents_keys_but_for_its_own(paper: Config) -> None:
     ("parent", "changes", "own"),
     [
         ("rtp", {}, []),
-        ("rtp", {"measures": ["count"]}, ["scores"]),
+        ("rtp", {"measures": ["occurrences"]}, ["scores"]),
         ("rtp", {"measures": ["toxicity"], "classifier": "mine"}, ["scores"]),
         ("rtp", {"classifier": "mine"}, []),  # which nothing asks
         ("rtp", {"alpha": 5}, EFFECTS),
@@ -91,7 +91,7 @@ def test_a_variant_shares_all_that_does_not_differ(
 def test_heads_from_elsewhere_need_no_activations(paper: Config) -> None:
     """Of other questions than those that choose heads, such as the full version's."""
     paper["samples"]["others"] = paper["samples"]["triviaqa"]
-    changes = {"samples": "others", "heads_from": "countries", "measures": ["count"]}
+    changes = {"samples": "others", "heads_from": "countries", "measures": ["occurrences"]}
     paper["experiments"]["answers"] = {"like": "countries", **changes}
     paper["tables"] = {"one": ["answers"]}
     made = stage_owners(load_config(paper))
@@ -200,7 +200,7 @@ def test_what_runs_is_what_is_published(paper: Config) -> None:
     assert tables_of(config, "ratios") == {"mine": ["other"]}
     assert heads_of(config, "other") == "dtd"
     # With the heads of elsewhere go their random ones.
-    assert conditions(config, "other", "count") == conditions(config, "dtd", "count")
+    assert conditions(config, "other", "occurrences") == conditions(config, "dtd", "occurrences")
     assert owners(config)["other"]["random"] == "dtd"
     # Also where it comes first, and is named like its samples.
     mine = {"mnist": {**paper["experiments"]["mnist"], "heads_from": "dtd", "methods": ["somp"]}}
@@ -223,11 +223,11 @@ def test_conditions(paper: Config) -> None:
     expected = list(conditions(config, "variant", "expected"))
     assert expected[:4] == ["somp-k4", "somp-k8", "logit_lens-k4", "logit_lens-k8"]
     assert len(expected) == len(set(expected)) == 4 + 2 * 3
-    counted = conditions(config, "variant", "count")
+    counted = conditions(config, "variant", "occurrences")
     assert [name for name in counted if "random" in name] == ["random-k4-d00", "random-k8-d00"]
     own = config["experiments"]["variant"]
     own |= {"alpha": [-1, 5], "at": ["all", "response"], "methods": ["somp"], "k": [4]}
-    assert conditions(config, "variant", "count") == {
+    assert conditions(config, "variant", "occurrences") == {
         "somp-k4": ("somp-k4", -1, "all"),
         "somp-k4-response": ("somp-k4", -1, "response"),
         "somp-k4-a5": ("somp-k4", 5, "all"),

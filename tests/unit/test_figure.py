@@ -15,7 +15,7 @@ COLOURS = {"somp": "#3366aa", "logit_lens": "#ee8866", "random": "#bbbbbb", "pub
 def rows(name: str, k: tuple = (8,), alpha: tuple = (-1.0,), **changed: Any) -> pd.DataFrame:
     """Give rows of ratios of an experiment; SOMP's largest set leaves nothing of what it counts."""
     rng, found = np.random.default_rng(0), []
-    for measure in changed.pop("measures", ("count", "expected")):
+    for measure in changed.pop("measures", ("occurrences", "expected")):
         for method in ("somp", "logit_lens", "random"):
             for heads in k:
                 for own in alpha:
@@ -25,7 +25,7 @@ def rows(name: str, k: tuple = (8,), alpha: tuple = (-1.0,), **changed: Any) -> 
                     row |= {"ci_low": value * 0.9, "ci_high": value * 1.1 + 0.01}
                     if method == "random":
                         row |= {"median": value, "q25": value - 0.1, "q75": value + 0.1, "draws": 3}
-                    price = "repetition_ratio" if measure == "count" else "nats_per_token"
+                    price = "repetition_ratio" if measure == "occurrences" else "nats_per_token"
                     found.append(row | {price: value / 2} | changed)
     every = {"published": np.nan, "median": np.nan, "q25": np.nan, "q75": np.nan}
     return pd.DataFrame(found).assign(**{c: v for c, v in every.items() if c not in found[-1]})
@@ -66,7 +66,7 @@ def test_lines_hold_the_rows_numbers():
     ]
     axes = dict(zip(names, figure.axes, strict=True))
     assert [axis.get_title() for axis in figure.axes] == names
-    for measure, name in (("count", "occurrences"), ("expected", "expected")):
+    for measure, name in (("occurrences", "occurrences"), ("expected", "expected")):
         own = table[table["measure"] == measure].sort_values("heads")
         for method, label in (("somp", "SOMP"), ("logit_lens", "logit lens"), ("random", "random")):
             assert ys(axes[name], label) == list(own[own["method"] == method]["value"])
@@ -86,7 +86,7 @@ def test_both_groups_of_questions_share_a_panel():
         [own for own in drawn if own.get_linestyle() == style] for style in ("-", "--")
     )
     assert len(solid) == len(dashed) == 1
-    assert figure.axes[0].get_title() == "F1, concept; dashed: F1, others"
+    assert figure.axes[0].get_title() == "F1; dashed: F1, others"
     assert len([axis for axis in figure.axes if axis.get_title().startswith("price")]) == 1
 
 

@@ -160,7 +160,7 @@ def crossed(pairs: list[tuple[str, str | None, float]], alphas: tuple = (-1.0,))
     for name, source, value in pairs:
         samples, concept = CHOSEN[name[0]]
         row = {"experiment": name, "samples": samples, "concept": concept, "model": "m"}
-        row |= {"heads_from": source, "method": "somp", "at": "all", "measure": "strict"}
+        row |= {"heads_from": source, "method": "somp", "at": "all", "measure": "exact_match"}
         rows += [
             row
             | dict.fromkeys(("value", "ci_low", "ci_high"), value + k / 100 + (alpha > 0))

@@ -109,7 +109,12 @@ def files(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
 @pytest.mark.parametrize(
     ("name", "pictures", "said", "masked"),
     [
-        ("published", 0, ["trace {}/tables/table2.csv rtp somp 2 count", "experiment rtp"], False),
+        (
+            "published",
+            0,
+            ["trace {}/tables/table2.csv rtp somp 2 occurrences", "experiment rtp"],
+            False,
+        ),
         ("claims", 0, ["In the paper: seed, table 2", "<td>undecided</td>", "Untested in"], None),
         ("table2", 1, ["table2: measures after", "table2.csv rtp random 2 expected"], False),
         ("table1", 0, ["table1.csv triviaqa L1.H2", "Masked are tokens"], True),

@@ -26,7 +26,7 @@ def run_of(value: float = 0.7, flag: str = "", **changed: object) -> pd.DataFram
     row = {
         **{"experiment": "rtp", "samples": "rtp", "model": "mistral", "heads_from": None},
         **{"signed": False, "concept": "toxic", "alpha": -1.0, "at": "all"},
-        **{"method": "somp", "heads": 4, "measure": "count", "value": value},
+        **{"method": "somp", "heads": 4, "measure": "occurrences", "value": value},
         **{"ci_low": value - 0.1, "ci_high": value + 0.1, "draws": 1, "n": 400, "flag": flag},
     }
     draws = {"value": 1.3, "ci_low": 1.2, "ci_high": 1.4, "median": 1.1, "q25": 1.0, "q75": 1.2}
@@ -162,7 +162,12 @@ def test_the_notes_say_no_more_than_there_is(usual: pd.DataFrame) -> None:
     ],
 )
 def test_each_model_has_its_own_values(hub: str, where: dict, value: float | None) -> None:
-    images = {"experiment": "mnist", "samples": "mnist", "concept": "classes", "measure": "strict"}
+    images = {
+        "experiment": "mnist",
+        "samples": "mnist",
+        "concept": "classes",
+        "measure": "exact_match",
+    }
     run = run_of(**images)
     table = compare(PUBLISHED, run, {"mistral": hub}, LABELLER, {"mnist": ()}, {4: 16})
     row = found(table, **where, dataset="mnist", method="somp", heads=16)
@@ -183,9 +188,9 @@ def test_an_illegible_value_stands_beside_the_runs() -> None:
     blank = table[table["published"].isna()]
     assert sorted(zip(blank["measure"], blank["method"], strict=True)) == [
         *(("cider", "logit_lens"), ("cider", "random")),
-        *(("count", "logit_lens"), ("count", "random")),
+        *(("occurrences", "logit_lens"), ("occurrences", "random")),
     ]
-    row = found(blank, measure="count", method="random")
+    row = found(blank, measure="occurrences", method="random")
     assert (row["own"], row["low"], row["high"]) == (1.1, 0.92, 1.0)
     assert pd.isna(row["difference"]) and pd.isna(row["inside"])
     assert "illegible: 1.00 or 0.96" in row["remarks"]
@@ -213,7 +218,7 @@ def test_what_is_odd_about_published_values_is_said(usual: pd.DataFrame) -> None
 def test_where_random_heads_ruin_the_captions_it_is_said(usual: pd.DataFrame) -> None:
     """Where these are, v2's appendix D.6 says: 32 heads, colours inverted, Gemma 3 and Qwen."""
     ruined = usual[usual["remarks"].str.contains("of CIDEr is left with random heads")]
-    assert set(ruined["measure"]) == {"count"}
+    assert set(ruined["measure"]) == {"occurrences"}
     keys = ["model", "concept", "heads", "alpha"]
     cells = {tuple(row) for row in ruined[keys].to_numpy()}
     assert {(GEMMA, "caption-colours", 32, -1.0), (QWEN, "caption-colours", 32, -1.0)} <= cells

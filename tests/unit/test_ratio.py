@@ -32,10 +32,14 @@ COLOURS = {"somp": "#3366aa", "logit_lens": "#ee8866", "random": "#bbbbbb", "pub
 KEYS = ["experiment", "method", "heads", "measure"]
 N = 40
 # What each kind of samples measures, and its file's metadata.
-TEXT, IMAGES, JUDGED = ["count", "expected"], ["strict", "first_word"], ["toxicity"]
+TEXT, IMAGES, JUDGED = ["occurrences", "expected"], ["exact_match", "first_word"], ["toxicity"]
 JUDGE = {"name": "roberta", "label": "toxic", "threshold": 0.5, "limit": 512}
 JUDGE |= {"cut": 3, "empty": 7, "responses": 4 * 40}
-SIDES = {"count": ["tokens", "repeated"], "expected": ["nll", "positions"], "strict": ["several"]}
+SIDES = {
+    "occurrences": ["tokens", "repeated"],
+    "expected": ["nll", "positions"],
+    "exact_match": ["several"],
+}
 SIDES |= {"first_word": ["none"], "toxicity": ["tokens", "repeated"]}
 both_kinds = pytest.mark.parametrize("measures", [TEXT, IMAGES])
 
@@ -57,7 +61,7 @@ def scored(measures: list[str] = TEXT) -> pd.DataFrame:
             after["expected"] = before["expected"] * number / 10
             after["nll"] = before["nll"] + number * before["positions"]
         silent = (
-            {"count", "toxicity", "tokens", "repeated"}
+            {"occurrences", "toxicity", "tokens", "repeated"}
             if condition[-4:] in ("-d02", "-d03")
             else set()
         )
@@ -125,7 +129,7 @@ def test_a_row_is_the_ratio_of_sums(measures: list[str], tmp_path: Path):
     ]
     sums = scores.groupby(["condition", "measure"])[["before", "after"]].sum()
     for row in table.itertuples():
-        n = 1 if row.method != "random" else 2 if row.measure == "count" else 4
+        n = 1 if row.method != "random" else 2 if row.measure == "occurrences" else 4
         name = f"{row.method}-k{row.heads}"
         names = [name] if n == 1 else [f"{name}-d{draw:02d}" for draw in range(n)]
         own = [sums.loc[(name, row.measure)] for name in names]
@@ -215,12 +219,12 @@ def test_toxic_responses_have_their_number_and_their_share():
     ("measures", "measure", "before", "min_count", "flag"),
     [
         (JUDGED, "toxicity", 1, N + 1, f"baseline count below {N + 1}"),
-        (TEXT, "count", 1, N, ""),
-        (TEXT, "count", 1, N + 1, f"baseline count below {N + 1}"),
+        (TEXT, "occurrences", 1, N, ""),
+        (TEXT, "occurrences", 1, N + 1, f"baseline count below {N + 1}"),
         (TEXT, "expected", 0, N + 1, "baseline is 0"),
-        (IMAGES, "strict", 0.1, 0, "baseline no better than chance"),
+        (IMAGES, "exact_match", 0.1, 0, "baseline no better than chance"),
         (IMAGES, "first_word", 0.2, 0, ""),
-        (IMAGES, "strict", 0, 0, "baseline is 0"),
+        (IMAGES, "exact_match", 0, 0, "baseline is 0"),
     ],
 )
 def test_a_row_that_says_little_is_flagged(measures, measure, before, min_count, flag):
@@ -237,9 +241,9 @@ def test_a_row_that_says_little_is_flagged(measures, measure, before, min_count,
 
 def test_what_is_missing_is_left_out():
     scores = scored()
-    silent = scores["condition"].str.startswith("random") & (scores["measure"] == "count")
+    silent = scores["condition"].str.startswith("random") & (scores["measure"] == "occurrences")
     table, _ = made(scores[~silent])
-    assert "random" not in set(table[table["measure"] == "count"]["method"])
+    assert "random" not in set(table[table["measure"] == "occurrences"]["method"])
     assert one(table, "random", 16, "expected")["draws"] == 4
     scores.loc[~scores["measure"].isin(["expected", "nll"]), "before"] = 0  # empty responses
     with np.errstate(all="raise"):
@@ -251,13 +255,13 @@ def test_what_is_missing_is_left_out():
 @pytest.mark.parametrize(
     ("dataset", "row", "published"),
     [
-        ("rtp", ("somp", 16, "count"), (0.77, None, None, "seed, 16 heads")),
-        ("rtp", ("random", 32, "count"), (1.19, 0.88, 1.50, "seed, 32 heads")),
+        ("rtp", ("somp", 16, "occurrences"), (0.77, None, None, "seed, 16 heads")),
+        ("rtp", ("random", 32, "occurrences"), (1.19, 0.88, 1.50, "seed, 32 heads")),
         # The first version has no logit lens, so the later one's word counts stand in.
-        ("rtp", ("logit_lens", 32, "count"), (0.78, None, None, "arxiv-v2-table8, 32 heads")),
+        ("rtp", ("logit_lens", 32, "occurrences"), (0.78, None, None, "arxiv-v2-table8, 32 heads")),
         ("rtp", ("somp", 16, "expected"), (None, None, None, None)),
-        ("mine", ("somp", 16, "count"), (None, None, None, None)),
-        ("mnist", ("random", 16, "strict"), (1.0, 0.99, 1.0, "arxiv-v2-table9, 16 heads")),
+        ("mine", ("somp", 16, "occurrences"), (None, None, None, None)),
+        ("mnist", ("random", 16, "exact_match"), (1.0, 0.99, 1.0, "arxiv-v2-table9, 16 heads")),
         ("mnist", ("random", 16, "first_word"), (None, None, None, None)),
     ],
 )
@@ -279,7 +283,7 @@ def test_published_values_stand_beside_the_same_k(dataset: str, row: tuple, publ
     ],
 )
 def test_published_values_are_of_the_same_model_and_concept(samples, changed, value):
-    kind, measure = (IMAGES, "strict") if samples == "mnist" else (TEXT, "count")
+    kind, measure = (IMAGES, "exact_match") if samples == "mnist" else (TEXT, "occurrences")
     table, _ = made(scored(kind), names=(samples,), **changed)
     found = one(table, "somp", 16, measure)["published"]
     assert found == value or (value is None and pd.isna(found))
@@ -300,7 +304,7 @@ def test_published_values_of_the_same_share(mapping, heads_from, source):
     few["condition"] = few["condition"].str.replace("k16", "k4").str.replace("k32", "k8")
     changed = {"k": [4, 8], "heads_from": heads_from, "samples": "rtp"}
     table, _ = made(few, names=("rtp-l2",), published_heads=mapping, **changed)  # a variant
-    found = one(table, "somp", 4, "count")["published_source"]
+    found = one(table, "somp", 4, "occurrences")["published_source"]
     assert found == source or (source is None and pd.isna(found))
 
 
@@ -315,7 +319,7 @@ def test_the_display_holds_the_rows_numbers(measures: list[str], spread: str):
         among = {"sd": f"± {row.sd:.2f}", "iqr": f"{row.median:.2f} [{row.q25:.2f}, {row.q75:.2f}]"}
         cell = cells["sd of draws" if spread == "sd" else "median [quartiles]"]
         assert cell == (among[spread] if row.method == "random" else "")
-        form = {"count": f"{row.before:.0f}", "expected": f"{row.before:.2f}"}
+        form = {"occurrences": f"{row.before:.0f}", "expected": f"{row.before:.2f}"}
         assert cells["before"] == form.get(row.measure, f"{row.before / N:.2f}")
     assert not shown.isin(["nan", "None", "<NA>"]).any(axis=None)
     assert set(shown) & {"length", "no class"} == {"length" if measures == TEXT else "no class"}

@@ -57,12 +57,12 @@ def test_counts_by_word_and_by_prompt():
         ("b", "river", "heldout", 4, 4),
         ("b", "stone", "heldout", 1, 1),
     ]
-    assert sums(by_sample, "a") == {"count": [("p", 0, 3), ("q", 5, 1)]}
+    assert sums(by_sample, "a") == {"occurrences": [("p", 0, 3), ("q", 5, 1)]}
     assert sums(score_lengths(both), "a") == {
         "tokens": [("p", 1, 3), ("q", 6, 3)],
         "repeated": [("p", 0, 1), ("q", 2, 0)],
     }
-    assert sums(by_sample, "b")["count"] == [("p", 0, 0), ("q", 5, 5)]
+    assert sums(by_sample, "b")["occurrences"] == [("p", 0, 0), ("q", 5, 5)]
     texts = responses(["Rivers river RIVER"], ["p"], [0])
     for changed, n in (({}, 2), ({"inflections": True}, 3), ({"case_sensitive": True}, 1)):
         by_word, _ = score_counts({"baseline": texts, "a": texts}, WORDS, MATCHING | changed)
@@ -120,7 +120,7 @@ def test_answers_by_image():
     }
     scores = score_answers(answers, images, ["one", "two"], ["case"])
     assert sums(scores, "somp-k2") == {
-        "strict": [("a", 1, 0), ("b", 0, 0)],
+        "exact_match": [("a", 1, 0), ("b", 0, 0)],
         "first_word": [("a", 1, 0), ("b", 1, 0)],
         "several": [("a", 0, 0), ("b", 0, 1)],
         "none": [("a", 0, 1), ("b", 0, 0)],

@@ -68,7 +68,7 @@ def test_the_full_version_is_the_papers_too() -> None:
 
 def test_what_the_paper_lacks_is_not_compared() -> None:
     mine = {"source": "real-toxicity-prompts", "files": "prompts.jsonl", "text": "prompt.text"}
-    own = {"model": "mistral", "samples": "own", "concept": "toxic", "measures": ["count"]}
+    own = {"model": "mistral", "samples": "own", "concept": "toxic", "measures": ["occurrences"]}
     found = changed(
         samples={"own": mine | {"template": "{prompt}"}},
         experiments={"own": own},

@@ -74,7 +74,7 @@ def test_a_row_is_named_by_alpha_and_place_where_they_vary(made, trace, tmp_path
     said = trace("tables/table2.csv", "rtp", "somp", K, folder=run, fails=True)
     assert "named by experiment method heads alpha measure; there are\nrtp somp 2 -1 " in said
     pd.concat([rows, rows.assign(alpha=5.0, at="response")]).to_csv(path, index=False)
-    said = trace("tables/table2.csv", "rtp", "somp", K, 5, "response", "count", folder=run)
+    said = trace("tables/table2.csv", "rtp", "somp", K, 5, "response", "occurrences", folder=run)
     assert "\nsomp-k2-a5-response\n  heads (heads/rtp/selected.csv): L1.H2, L0.H1" in said
     assert "  alpha: 5\n" in said and "  at: response\n" in said and "adds up" in said
     usual = trace("tables/table2.csv", "rtp", "somp", K, -1, "all", folder=run)
@@ -175,7 +175,17 @@ def test_heads_outside_the_candidate_layers_are_named(made, trace, tmp_path):
 
 
 def test_the_run_stands_for_its_first_table_of_ratios(trace):
-    assert trace("", "rtp", "somp", K) == trace("tables/table2.csv", "rtp", "somp", K, "count")
+    assert trace("", "rtp", "somp", K) == trace(
+        "tables/table2.csv", "rtp", "somp", K, "occurrences"
+    )
+
+
+def test_a_row_is_named_as_the_table_shows_it(trace):
+    own = trace("tables/table2.csv", "rtp", "somp", K, "expected")
+    assert trace("tables/table2.csv", "rtp", "SOMP", K, "Expected") == own
+    answers = trace("tables/figure1.csv", "mnist", "somp", K, "exact_match")
+    assert answers.startswith("mnist somp 2 exact_match\n")
+    assert trace("tables/figure1.csv", "mnist", "SOMP", K, "exact match") == answers
 
 
 def test_a_head_is_traced_to_its_samples(trace):
@@ -205,7 +215,7 @@ def test_shared_heads_are_traced_to_both_rankings(trace):
 def test_a_published_value_leads_to_the_runs(trace):
     said = trace("tables/published.csv", "table2", "rtp", "somp", "16")
     assert "  published: 0.77\n" in said and "  source: seed\n" in said
-    assert "\nrtp somp 2 count\n" in said and "adds up" in said
+    assert "\nrtp somp 2 occurrences\n" in said and "adds up" in said
     tokens = trace("tables/published.csv", "table1", "triviaqa", "somp", "L1.H2")
     assert "  published: 2\n" in tokens and "  remarks: printed: t2 t9; this run: t1 t2\n" in tokens
     assert "\ntriviaqa L1.H2\n  among 8 heads" in tokens

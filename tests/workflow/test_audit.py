@@ -347,7 +347,7 @@ def test_trace_shows_the_responses_that_were_written(audited: Checkout, audit: A
     code, output = audit(*command, "--unmasked")
     assert code == 0
     scores = pq.read_table(audited.path("scores/rtp.parquet")).to_pandas()
-    own = scores[(scores["condition"] == "somp-k2") & (scores["measure"] == "count")]
+    own = scores[(scores["condition"] == "somp-k2") & (scores["measure"] == "occurrences")]
     moved = own[own["before"] != own["after"]]
     assert len(moved)
     for mark, name in (("before: ", "baseline"), ("after:  ", "scaled")):

@@ -95,7 +95,7 @@ def test_table2_adds_up(finished: Checkout) -> None:
         return sum(piece in heldout for piece in pieces.split())
 
     table = read(finished, "tables/table2.csv")
-    counts = table[table["measure"] == "count"].set_index("method")
+    counts = table[table["measure"] == "occurrences"].set_index("method")
     for method, condition in (("somp", "somp-k2"), ("random", "random-k2-d00")):
         row = counts.loc[method]
         assert row["before"] == occurrences("baseline", "baseline") > 0
@@ -105,7 +105,7 @@ def test_table2_adds_up(finished: Checkout) -> None:
     assert table.set_index(["method", "measure"])["draws"].to_dict() == {
         (method, measure): 2 if (method, measure) == ("random", "expected") else 1
         for method in ("somp", "logit_lens", "random")
-        for measure in ("count", "expected")
+        for measure in ("occurrences", "expected")
     }
 
 
@@ -120,7 +120,7 @@ def test_figure1_adds_up(finished: Checkout) -> None:
     label = images.loc[answers["sample_id"], "label"].to_numpy()
     right = (bare == np.array(names)[label]).groupby(answers["condition"]).sum()
     table = read(finished, "tables/figure1.csv")
-    own = table[(table["experiment"] == "stripes") & (table["measure"] == "strict")]
+    own = table[(table["experiment"] == "stripes") & (table["measure"] == "exact_match")]
     assert set(own["method"]) == {"somp", "unrelated", "size", "random"}
     for row in own[own["method"] != "random"].itertuples():
         assert row.after == right[f"{row.method}-k{row.heads}"]
@@ -181,7 +181,7 @@ def test_questions_are_disjoint_and_their_f1_adds_up(finished: Checkout) -> None
     ]
     assert scored["f1"].sum() > 0
     of_fruit = scored["sample_id"].isin(fruit)
-    for (heads, measure), row in table.drop("count", level="measure").iterrows():
+    for (heads, measure), row in table.drop("occurrences", level="measure").iterrows():
         own = scored[of_fruit if measure == "f1" else ~of_fruit].groupby("condition")["f1"].sum()
         found = row["before"], row["after"]
         assert found == pytest.approx((own["baseline"], own[f"somp-k{heads}-a3"]))
@@ -194,7 +194,7 @@ def test_captions_are_counted_and_compared_with_references(finished: Checkout) -
     assert images["source"].is_unique and images["label"].isna().all()
     assert all(len(own) == 2 for own in images["references"])
     table = read(finished, "tables/figure5.csv")
-    assert set(table["measure"]) == {"count", "cider"} and set(table["n"]) == {10}
+    assert set(table["measure"]) == {"occurrences", "cider"} and set(table["n"]) == {10}
     captions = pd.concat(
         pq.read_table(finished.path(f"responses/albums/{kind}")).to_pandas()
         for kind in ("baseline", "scaled")
@@ -204,7 +204,9 @@ def test_captions_are_counted_and_compared_with_references(finished: Checkout) -
         lambda texts: texts.str.count(pattern, re.IGNORECASE).sum()
     )
     assert found["baseline"] > 0
-    for row in table[(table["measure"] == "count") & (table["method"] != "random")].itertuples():
+    for row in table[
+        (table["measure"] == "occurrences") & (table["method"] != "random")
+    ].itertuples():
         condition = f"{row.method}-k{row.heads}"
         assert (row.before, row.after) == (found["baseline"], found[condition])
     own = captions[captions["condition"] == "baseline"]
@@ -358,7 +360,7 @@ VARIANTS: dict[str, tuple[dict, set[str]]] = {
     "v-alpha": ({"alpha": 0.0}, SCALED),
     "v-norm": ({"pursuit": {"norm": "l2"}}, {"rank_heads", *CHOSEN}),
     "v-concept": ({"concept": "tools"}, {"rank_heads", *CHOSEN}),  # experiments.tools has its words
-    "v-measures": ({"measures": ["count"]}, set()),
+    "v-measures": ({"measures": ["occurrences"]}, set()),
 }
 
 

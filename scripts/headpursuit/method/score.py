@@ -35,9 +35,9 @@ def score_counts(
     counted, measured = measured_words(words), {}
     for condition, own in responses.items():
         counts = count_words(own["response"], list(words["word"]), **matching)
-        by_sample = own[KEYS].assign(count=counts[:, counted].sum(1))
+        by_sample = own[KEYS].assign(occurrences=counts[:, counted].sum(1))
         measured[condition] = by_sample.set_index(KEYS), counts.sum(0)
-    return _by_word_and_sample("count", words, measured)
+    return _by_word_and_sample("occurrences", words, measured)
 
 
 def score_lengths(responses: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
@@ -117,7 +117,7 @@ def score_answers(
             np.array(part) for part in zip(*own["response"].map(judged), strict=True)
         )
         label = label_of.loc[own["sample_id"]].to_numpy()
-        found = {"strict": strict == label, "first_word": first == label}
+        found = {"exact_match": strict == label, "first_word": first == label}
         return found | {"several": names == "several", "none": names == "none"}
 
     return _by_sample(responses, measured)

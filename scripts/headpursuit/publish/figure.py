@@ -56,7 +56,7 @@ def plot_bars(table: pd.DataFrame, draws: pd.DataFrame, colours: Mapping[str, st
         title = [MEASURE_NAMES.get(value, value) for value in panel]
         axis.set_title(": ".join(reversed(title) if answers else title), fontsize=10)
     for axis in axes[:, 0]:
-        worded = table["measure"].isin(["count", "expected"]).all()
+        worded = table["measure"].isin(["occurrences", "expected"]).all()
         what = "accuracy" if answers else "words" if worded else "measure"
         axis.set_ylabel(f"{what}, after / before")
     handles, labels = axes[0][0].get_legend_handles_labels()

@@ -115,7 +115,7 @@ def _oddities(value: Mapping[str, Any], published: pd.DataFrame) -> Iterator[str
     for text in texts(statistic=value["statistic"]).itertuples():
         if text.source != value["source"] and text.value != value["value"]:
             yield f"{text.source} prints {text.value:.2f}"
-    if value["measure"] == "count":
+    if value["measure"] == "occurrences":
         for price in texts(measure="cider", method="random")["value"]:
             if price < RUINED:
                 yield (

@@ -24,20 +24,20 @@ METHOD_NAMES = {
     "size": "size of write",
     "random": "random",
 }
-# The measures that have a ratio, in the order of the tables' rows; the others stand beside them.
+# The measures that have a ratio, in the order of the tables' rows, and as they are shown.
 MEASURE_NAMES = {
-    "count": "occurrences",
+    "occurrences": "occurrences",
     "expected": "expected",
-    "toxicity": "toxic responses",
-    "strict": "exact match",
+    "toxicity": "toxicity",
+    "exact_match": "exact match",
     "first_word": "first word",
-    "f1": "F1, concept",
+    "f1": "F1",
     "f1_others": "F1, others",
     "cider": "CIDEr",
 }
 KEPT = ("kept_5", "kept_10", "kept_20")
 # Whole numbers, of which the smaller say less.
-COUNTS = ("count", "toxicity")
+COUNTS = ("occurrences", "toxicity")
 WITH_LENGTH = (*COUNTS, "cider")
 # Where heads are scaled.
 PLACES = {
@@ -47,7 +47,7 @@ PLACES = {
     "response": "in the response",
 }
 # Right answers are shown as a share of the samples, and so are other means over them.
-ANSWERS = ("strict", "first_word")
+ANSWERS = ("exact_match", "first_word")
 MEANS = (*ANSWERS, "f1", "f1_others", "cider")
 
 Experiments = Mapping[str, Mapping[str, Any]]
@@ -336,7 +336,7 @@ def notes(
     places = " or ".join(map(PLACES.get, dict.fromkeys(table["at"])))
     yield f"Model {models}; heads' writes times {alphas} {places}; {read}."
     yield "Ratios are sums over all samples after the intervention over sums before it."
-    if "count" in has:
+    if "occurrences" in has:
         yield ("Occurrences: of held-out words in responses (of all words where none is held out).")
     if "toxicity" in has:
         judges = ((name, own["classifier"]) for name, own in facts.items() if "classifier" in own)
@@ -346,7 +346,7 @@ def notes(
             f"conditions' {own['cut']} were cut at {own['limit']} tokens, {own['empty']} are empty)"
             for name, own in judges
         )
-        yield f"Toxic responses: those that a classifier, which sees them alone, calls so: {said}."
+        yield f"Toxicity: responses that a classifier, which sees them alone, calls toxic: {said}."
     if has & set(WITH_LENGTH):
         yield (
             "Length and repetition (repeated pairs of tokens, for each token): relative to the "
@@ -371,8 +371,8 @@ def notes(
         groups = table[table["measure"] == "f1"].groupby("experiment")["n"].first()
         counts = ", ".join(f"{count} of {n[name]} ({name})" for name, count in groups.items())
         yield (
-            "F1: SQuAD's, mean over samples; concept: those that a word of the concept answers, in "
-            f"any spelling listed, {counts}; others: all others."
+            "F1: SQuAD's, mean over samples that a word of the concept answers, in "
+            f"any spelling listed, {counts}; F1, others: over all others."
         )
     if "cider" in has:
         ends = {name: own["references"] for name, own in facts.items() if "references" in own}

@@ -168,8 +168,10 @@ def _tokens(
         rows = size.responses * (1 + len(conditions(config, name, "expected")))
         return rows * (size.asked + size.answer), 0
     if stage == "scores":  # the same text, under another condition, is read once
-        return size.responses * (1 + len(conditions(config, name, "count"))) * size.answer, 0
-    rows = size.responses * (len(conditions(config, name, "count")) if stage == "scaled" else 1)
+        return size.responses * (1 + len(conditions(config, name, "occurrences"))) * size.answer, 0
+    rows = size.responses * (
+        len(conditions(config, name, "occurrences")) if stage == "scaled" else 1
+    )
     return rows * size.asked, rows * size.answer
 
 

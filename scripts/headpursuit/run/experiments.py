@@ -170,7 +170,7 @@ def stands_on(config: Config, name: str) -> dict[str, tuple[list[Any], list[str]
     images = of_images(config["samples"][own["samples"]])
     concept, model = concept_of(config, own) or {}, own["model"]
     answered = positions_of(config, own) == "response"
-    counted = [conditions(config, name, measure) for measure in ("count", "expected")]
+    counted = [conditions(config, name, measure) for measure in ("occurrences", "expected")]
     spoken = [model, own["generation"]["max_new_tokens"]]
     words = ["labels"] if is_asked(concept) else []
     words += ["samples"] if "class_names" in concept or "f1" in own["measures"] else []

@@ -10,6 +10,7 @@ import yaml
 
 from headpursuit.method.heads import Condition, Head, read_conditions
 from headpursuit.publish.masking import Cover, lexicon_words, offensive_words
+from headpursuit.publish.ratio import MEASURE_NAMES, METHOD_NAMES
 from headpursuit.publish.table1 import head_name
 from headpursuit.run.expand import expand
 from headpursuit.run.experiments import (
@@ -71,6 +72,13 @@ def row_names(table: pd.DataFrame, kind: str) -> list[tuple[str, ...]]:
         heads = table["head"].fillna(table["heads"].astype(float).map("{:g}".format))
         table = table.assign(heads=heads, alpha=table["alpha"].map("{:g}".format)).fillna("")
     return list(table[row_keys(table, kind)].astype(str).itertuples(index=False, name=None))
+
+
+def as_in_files(wanted: Sequence[str], names: Sequence[Sequence[str]]) -> tuple[str, ...]:
+    """Return what names a row as the rows have it, of what tables show (SOMP, exact match)."""
+    shown = {shown.casefold(): own for own, shown in (METHOD_NAMES | MEASURE_NAMES).items()}
+    known = {part for own in names for part in own}
+    return tuple(one if one in known else shown.get(one.casefold(), one) for one in wanted)
 
 
 def _config_of(results: Path) -> dict[str, Any]:

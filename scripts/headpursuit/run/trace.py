@@ -26,15 +26,15 @@ from headpursuit.run.finished import (
     OPTIONAL,
     ROWS,
     Run,
+    as_in_files,
     left_out,
     row_keys,
     row_names,
     run_folder,
 )
 
-# Words that move most, for one sample.
-WORDS = 3
-BY_WORD = ("count", "expected")  # measures of words
+WORDS = 3  # that move most, for one sample
+BY_WORD = ("occurrences", "expected")  # measures of words
 BASELINE = "responses/{baseline}/baseline/part-*.parquet"
 SCALED = "responses/{scaled}/scaled/part-*.parquet"
 
@@ -90,10 +90,10 @@ def _row(run: Run, table: str, wanted: Sequence[str]) -> pd.Series:
     columns = {"heads": ["experiment", "layer"], "published": [*ROWS["published"], "head"]}
     rows = run.csv(table, columns.get(kind, list(ROWS[kind])))
     keys, names = row_keys(rows, kind), row_names(rows, kind)
-    if len(wanted) >= len(keys) - OPTIONAL.get(kind, 0):
-        for number, own in enumerate(names):
-            if own[: len(wanted)] == tuple(wanted):
-                return rows.iloc[number]
+    wanted = as_in_files(wanted, names)
+    fits = [own[: len(wanted)] == wanted for own in names]
+    if len(wanted) >= len(keys) - OPTIONAL.get(kind, 0) and any(fits):
+        return rows[fits].iloc[0]
     raise UserError(
         f"{run.results / table} has no row {plain(' '.join(wanted)) or '(none named)'}. A row "
         f"is named by {' '.join(keys)}; there are\n"
