@@ -148,7 +148,7 @@ def run(folder: Path) -> Checkout:
 def report(checkout: Checkout, layer: Mapping[str, float]) -> str:
     """Return what was measured beside what the estimate says, as Markdown."""
     found = json.loads((checkout.folder / "results/full/estimate.json").read_text())
-    lines = ["| work | seconds | core seconds | peak, GB | estimate: core seconds | memory, GB |"]
+    lines = ["| work | seconds | core seconds | peak, GB | estimate: seconds | memory, GB |"]
     lines.append("|" + "---|" * 6)
     memory = max(model["work_bytes"] for model in found["models"].values()) / 1e9
     for name, rule in found["rules"].items():

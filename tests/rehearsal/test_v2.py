@@ -21,6 +21,7 @@ import torch
 import yaml
 from conftest import JUDGE, LLAVA, MISTRAL, Rehearsal, replicas
 from headpursuit.method.vision import load_processor, render_question
+from headpursuit.run.sizes import qwen_tokens
 from headpursuit.run.tables import read_csv
 from PIL import Image
 from replica_models import write
@@ -103,6 +104,7 @@ def test_image_tokens_of_qwens_real_geometry(tmp_path: Path, size: tuple, tokens
     question = render_question(processor, "{image} What is it?", "", [], chat=True)
     asked = processor(text=[question], images=[[Image.new("RGB", size)]], return_tensors="pt")
     assert (asked["input_ids"][0] == config["image_token_id"]).sum() == tokens
+    assert qwen_tokens(*size) == tokens
 
 
 def test_a_gate_names_gemmas_page(tmp_path: Path) -> None:
