@@ -11,6 +11,7 @@
 #   make rehearsal-full   Mistral-7B's full size, random weights: 24 GiB of memory, 30 GB of disk
 #   make fuzz    10,000 cases for each property of config, replies, words, splits and files
 #   make test-slurm      the tiny run on a real SLURM, brought up here (root, Debian)
+#   make test-quantised   a model in 8 bits, with torchao in an environment of its own
 #   make test-report   the report in a headless browser, the research object in its validator
 #   make bench   the measured comparisons, half an hour: docs/benchmarks.md
 #   make paper   the paper's own run: needs a GPU and the Hub (README, "The paper's run")
@@ -21,7 +22,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 CORES ?= 2
 SNAKEMAKE = .venv/bin/snakemake --cores $(CORES)
 
-.PHONY: demo paper report test test-all test-labeller test-conda test-faults rehearsal rehearsal-v2 rehearsal-full test-slurm test-report fuzz bench lint docs env
+.PHONY: demo paper report test test-all test-labeller test-conda test-faults rehearsal rehearsal-v2 rehearsal-full test-slurm test-report test-quantised fuzz bench lint docs env
 
 env: .venv/complete
 
@@ -55,7 +56,7 @@ test: lint
 # Everything that can run here. SLURM needs root.
 test-all: lint
 	.venv/bin/pytest -n $(CORES)
-	$(MAKE) test-labeller test-conda test-report test-faults rehearsal fuzz
+	$(MAKE) test-labeller test-conda test-report test-quantised test-faults rehearsal fuzz
 
 test-labeller: .venv-labeller/complete
 	.venv/bin/pytest tests/labeller
@@ -102,6 +103,17 @@ test-report: .venv-report/complete
 
 .venv-report/complete: .venv/complete tests/report/requirements.txt tests/report/make_tools.sh
 	tests/report/make_tools.sh .venv .venv-report
+
+# Apart from .venv, whose packages it sees: transformers imports torchao wherever it finds it.
+test-quantised: .venv-quantised/complete
+	.venv-quantised/bin/python -m pytest tests/quantised
+
+.venv-quantised/complete: .venv/complete tests/quantised/requirements.txt
+	.venv/bin/python -m venv --clear .venv-quantised
+	.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+	  > $$(.venv-quantised/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/plain.pth
+	.venv-quantised/bin/pip install --quiet --disable-pip-version-check -r tests/quantised/requirements.txt
+	@touch $@
 
 # Of the demo, what the benchmarks read: the model and the activations of table 1's prompts.
 bench: .venv-bench/complete

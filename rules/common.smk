@@ -320,7 +320,7 @@ def model_mb(wildcards):
     """Memory for a model's weights, a batch and some room."""
     name = wildcards.get("model") or EXPERIMENTS[wildcards.experiment]["model"]
     model = config["models"][name]
-    bytes_each = 4 if model["dtype"] == "float32" else 2
+    bytes_each = model["bits"] / 8 if model["bits"] else 4 if model["dtype"] == "float32" else 2
     return 3000 + int(model["parameters"] * bytes_each * 1.5 / 1e6)
 
 

@@ -172,8 +172,10 @@ rule extract_weights:
     threads: COMPUTE["threads"]
     resources:
         **by_attempt(mem_mb=model_mb, runtime=60),
+        gpu=lambda wildcards: GPU if config["models"][wildcards.model]["bits"] else 0,
     params:
         model=lookup("models/{model}", within=config),
+        device=COMPUTE["device"],
         code=code_hash("extract_weights"),
     script:
         "../scripts/extract_weights.py"

@@ -7,7 +7,10 @@ from headpursuit.run.rule import run_rule
 
 def main(snakemake):
     """Write one safetensors file."""
-    decoder, _, identity = open_model(snakemake.input.model, snakemake.params.model, "cpu")
+    model = snakemake.params.model
+    # Kernels for quantised weights are mostly a GPU's.
+    device = snakemake.params.device if model["bits"] else "cpu"
+    decoder, _, identity = open_model(snakemake.input.model, model, device)
     write_weights(snakemake.output[0], decoder, identity)
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import (
@@ -76,6 +77,24 @@ def make_model(folder: str | Path, family: str = "llama", seed: int = 0) -> Path
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+ASKED = ["the apple and the lemon", "a turnip", "lemon lemon and the apple of the turnip"]
+
+
+def said(decoder: Any, folder: Path) -> tuple:
+    """Return what a model gives for some texts, in every way that a run asks."""
+    import headpursuit as hp
+    from headpursuit.method.models import load_tokenizer
+
+    model = hp.load(decoder.model, load_tokenizer(folder))
+    writes = hp.cache(model, ASKED)
+    ranked = hp.rank(writes, ["apple", "lemon", "turnip"])
+    heads = ranked["name"].head(3)
+    before = model.generate(ASKED, max_new_tokens=6)
+    with hp.scaled(model, heads, alpha=-1):
+        after = model.generate(ASKED, max_new_tokens=6)
+    return ranked.to_csv(), before, after
 
 
 def make_classifier(

@@ -164,6 +164,17 @@ def test_a_models_memory_is_that_of_its_largest_batch(demo: dict):
     assert less["weight_bytes"] < less["work_bytes"] < found["smollm2-digits"]["work_bytes"]
 
 
+def test_quantised_weights_take_their_bits(paper: dict):
+    whole = models(changed(paper, SMALL))["mistral"]
+    quarter = models(changed(paper, SMALL | {"models": {"mistral": {"bits": 4}}}))["mistral"]
+    assert 4 * quarter["weight_bytes"] == whole["weight_bytes"]
+    moved = [work(changed(paper, SMALL | over), LOW)["respond"]["bytes"] for over in ({}, QUARTER)]
+    assert moved[1] < moved[0]
+
+
+QUARTER = {"models": {"mistral": {"bits": 4}}}
+
+
 def test_an_estimate_stands_beside_what_was_measured(demo: dict, tmp_path: Path):
     for name, row in {
         "respond/rtp/part-1.tsv": "1800\t0\t500\t1\t1\t1\t1\t1\t1\t900\n",

@@ -177,6 +177,17 @@ def test_a_large_model_on_a_cpu_only_if_one_insists(no_gpu: Path, tmp_path: Path
         assert any("bfloat16 is slow" in note for note in report["notes"])
 
 
+def test_quantised_weights_and_those_that_may_wait(no_gpu: Path, tmp_path: Path) -> None:
+    """Nine billion parameters of two bytes, on 16 GiB: in 4 bits there is room, or some wait."""
+    put_program(no_gpu / "nvidia-smi", "echo '16000, Small GPU'")
+    large = {"parameters": 9e9, "dtype": "bfloat16"}
+    [said] = lacks(config({"models": {"smollm2": large}}), tmp_path)
+    assert "smollm2" in said and "Small GPU has 15.6 GiB free" in said
+    run(config({"models": {"smollm2": large | {"bits": 4}}}), tmp_path)
+    report = run(config({"models": {"smollm2": large | {"device_map": "auto"}}}), tmp_path)
+    assert "smollm2: layers without room on Small GPU wait in memory: slow" in report["notes"]
+
+
 def test_memory_and_disk_that_do_not_suffice(no_gpu: Path, tmp_path: Path) -> None:
     huge = {"models": {"smollm2": {"parameters": 1e13}}, "compute": {"allow_cpu": True}}
     said = " ".join(lacks(config(huge), tmp_path))

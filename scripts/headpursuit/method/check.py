@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from headpursuit.method.decoder import Decoder, collected, scaled_heads
+from headpursuit.method.decoder import Decoder, collected, parameter_of, scaled_heads
 from headpursuit.run.files import UserError
 
 
@@ -89,7 +89,7 @@ def _fault(decoder: Decoder, layer: int, passed: Passed) -> str | None:
         return f"layer {layer}'s attention gives something else than is added"
     by_head = z.float().unflatten(-1, (decoder.n_heads, decoder.head_dim))
     total = torch.einsum("bphk,hdk->bpd", by_head, decoder.layer_columns(layer))
-    if (bias := getattr(decoder.projections[layer], "bias", None)) is not None:
+    if (bias := parameter_of(decoder.projections[layer], "bias")) is not None:
         gain = decoder.post_gain(layer)
         total += bias.float() * (1 if gain is None else gain)
     if scale is not None:

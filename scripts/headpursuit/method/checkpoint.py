@@ -18,8 +18,8 @@ from headpursuit.method.models import (
     load_model,
     loading,
     model_folder,
+    quantised_by,
     read_config,
-    refuse_quantised,
 )
 from headpursuit.run.files import UserError, read_json
 from headpursuit.run.finished import Run, run_folder
@@ -78,7 +78,11 @@ def save_scaled(model: Path, heads: Sequence[Head], alpha: float, folder: Path) 
         raise UserError(f"{folder} exists already: name a new folder, or remove it.")
     config = read_config(model)
     family = family_of(config.get("model_type"))
-    refuse_quantised(model, config)
+    if method := quantised_by(config):
+        raise UserError(
+            f"{model}: its weights are quantised by {method}, and only plain columns can be "
+            "scaled. Take the unquantised model."
+        )
     with loading(model, "model's config.json"):
         shape = transformers.AutoConfig.from_pretrained(model, **LOCAL).get_text_config()
     factors = torch.ones(shape.num_hidden_layers, shape.num_attention_heads)

@@ -7,6 +7,7 @@ from operator import attrgetter
 from typing import Any, NamedTuple
 
 import torch
+from accelerate.utils import align_module_device
 from torch import Tensor, nn
 
 from headpursuit.method.heads import Condition, Head, refuse_absent
@@ -70,7 +71,10 @@ class Decoder:
     def __init__(self, model: nn.Module):
         """Find a model's parts; UserError if its architecture is none of :data:`FAMILIES`."""
         family = family_of(model.config.model_type)
-        self.model, self.device = model, model.device
+        self.model = model
+        # Of weights that accelerate keeps elsewhere until they are needed, torch knows no device.
+        devices = (own.device for own in model.parameters() if own.device.type != "meta")
+        self.device = next(devices, torch.device("cpu"))
         self.language_model = getattr(model.base_model, "language_model", model.base_model)
         self.layers = attrgetter(family.layers)(model)
         self.attentions = self._parts(family.projection.rpartition(".")[0])
@@ -87,8 +91,17 @@ class Decoder:
         return [attrgetter(path)(layer) for layer in self.layers]
 
     def matrix(self, layer: int) -> Tensor:
-        """Return the view of a layer's output projection, d x (heads * head_dim)."""
-        weight = self.projections[layer].weight
+        """Return a layer's output projection, d x (heads * head_dim).
+
+        Of a quantised one it is what the projection makes of the unit matrix.
+        """
+        projection = self.projections[layer]
+        weight = parameter_of(projection)
+        if weight is None:
+            unit = torch.eye(self.n_heads * self.head_dim, dtype=self.model.dtype)
+            unit = unit.to(self.device)
+            with torch.no_grad():
+                return (projection(unit) - projection(torch.zeros_like(unit[:1]))).T
         return weight.T if self.transposed else weight
 
     def layer_columns(self, layer: int) -> Tensor:
@@ -103,7 +116,8 @@ class Decoder:
         """Return the gain of one of the model's norms as float32, d."""
         # Gemma's norms store the gain less one.
         less = self.model.config.model_type.startswith("gemma")
-        return norm.weight.float() + 1 if less else norm.weight.float()
+        weight = parameter_of(norm).float()
+        return weight + 1 if less else weight
 
     def frozen_scale(self, layer: int, output: Tensor) -> Tensor | None:
         """Return what the norm behind a layer's projection multiplies each position by.
@@ -125,6 +139,17 @@ class Decoder:
         logits = self.model.get_output_embeddings()(hidden)
         cap = getattr(self.model.config.get_text_config(), "final_logit_softcapping", None)
         return logits if cap is None else torch.tanh(logits / cap) * cap  # Gemma 2's
+
+
+PLAIN = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def parameter_of(module: nn.Module, name: str = "weight") -> Tensor | None:
+    """Return a module's parameter, wherever accelerate keeps it; None of one that is quantised."""
+    with align_module_device(module):
+        own = getattr(module, name, None)
+    plain = type(own) in (Tensor, nn.Parameter) and own.dtype in PLAIN
+    return own if plain else None
 
 
 def by_head(matrix: Tensor, n_heads: int, gain: Tensor | None) -> Tensor:
@@ -204,7 +229,7 @@ class ScaledRows:
         self.factors = {layer: factor[rows] for layer, factor in self.factors.items()}
 
     def _multiply(self, layer: int, module: nn.Module, args: tuple) -> tuple:
-        scaled = args[0] * self.factors[layer].to(args[0].dtype)
+        scaled = args[0] * self.factors[layer].to(args[0])
         return (scaled if self.where is None else scaled.where(self.where, args[0]),)
 
     def __enter__(self) -> "ScaledRows":
@@ -239,6 +264,11 @@ def fast_products(decoder: Decoder, dtype: str | None) -> Iterator[str]:
         return
     # Autocast would round the weights again in every pass, which takes a fifth of a step's time.
     linear = [module for module in decoder.model.modules() if isinstance(module, nn.Linear)]
+    if any(parameter_of(own) is None or own.weight.is_meta for own in linear):
+        raise UserError(
+            "compute.products needs plain weights, all of them on the device, and this model's are "
+            "quantised, or kept elsewhere (models.*.device_map). Set it to null."
+        )
     kept = [module.weight for module in linear]
     try:
         for module in linear:

@@ -1,6 +1,9 @@
 """Models: loading them, their tokenizers, and what their files say of them."""
 
+import atexit
 import logging
+import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,6 +11,7 @@ from typing import Any
 
 import torch
 import transformers
+from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 from transformers.utils import cached_file
 
 from headpursuit.data.sources import PICKLED, source_files, source_root, verify
@@ -38,7 +42,11 @@ def pick_device(device: str) -> torch.device:
 
 
 def load_model(
-    folder: str | Path, dtype: str, device: str = "auto", expected: tuple[int, int] | None = None
+    folder: str | Path,
+    dtype: str,
+    device: str = "auto",
+    expected: tuple[int, int] | None = None,
+    device_map: Any = None,
 ) -> Decoder:
     """Load a model from a local folder of safetensors and prove that its heads are understood.
 
@@ -47,20 +55,32 @@ def load_model(
         dtype: ``float32``, ``bfloat16`` or ``float16``.
         device: ``auto``, ``cpu`` or ``cuda``.
         expected: (layers, heads) that the config states.
+        device_map: None, all of it on the device; or accelerate's, such as ``auto``.
 
     Raises:
-        UserError: if the folder is incomplete, its weights are quantised, memory does not
-            suffice, the shape is not the stated one, or the self-check fails.
+        UserError: if the folder is incomplete, it is quantised in a way that cannot be read here,
+            memory does not suffice, the shape is not the stated one, or the self-check fails.
     """
     config = read_config(folder)
     family = family_of(config.get("model_type"))
-    refuse_quantised(folder, config)
     auto = (
         transformers.AutoModelForImageTextToText
         if family.reads_images
         else transformers.AutoModelForCausalLM
     )
-    model = load_weights(auto, folder, "model", dtype, device)
+    method = quantised_by(config)
+    try:
+        if method and not _reads_quantised(config, method):
+            raise UserError(f"transformers {transformers.__version__} does not know how.")
+        model = load_weights(auto, folder, "model", dtype, device, device_map)
+    except UserError as error:
+        if method is None:
+            raise
+        raise UserError(
+            f"{folder}: its weights are quantised by {method}, and do not load here: "
+            f"{' '.join(str(error.__cause__ or error).split())} Install what it asks for into the "
+            "environment, or name the unquantised model in models.*.source."
+        ) from error
     with loading(folder, "model"):
         decoder = Decoder(model)
         if expected is not None and decoder.shape != tuple(expected):
@@ -77,8 +97,13 @@ def load_model(
     return decoder
 
 
-def load_weights(auto: Any, folder: str | Path, what: str, dtype: str, device: str) -> Any:
+def load_weights(
+    auto: Any, folder: str | Path, what: str, dtype: str, device: str, device_map: Any = None
+) -> Any:
     """Load a folder's safetensors, each weight of them, by one of transformers' ``Auto`` classes.
+
+    With a ``device_map`` of accelerate's, weights that have no room on the device are brought there
+    from memory, or from a temporary folder, whenever they are needed.
 
     Raises:
         UserError: it says ``what`` does not load.
@@ -91,7 +116,8 @@ def load_weights(auto: Any, folder: str | Path, what: str, dtype: str, device: s
         model, loaded = auto.from_pretrained(
             folder,
             dtype=getattr(torch, dtype),
-            device_map={"": target},
+            device_map=device_map or {"": target},
+            offload_folder=_offloading() if device_map else None,
             use_safetensors=True,
             output_loading_info=True,
             **LOCAL,
@@ -99,6 +125,13 @@ def load_weights(auto: Any, folder: str | Path, what: str, dtype: str, device: s
         if missing := sorted(loaded["missing_keys"]):  # they would be random numbers
             raise OSError(f"no weights for {', '.join(missing)}.")
     return model.eval().requires_grad_(False)
+
+
+def _offloading() -> str:
+    """Return a folder that is gone when the process ends."""
+    folder = tempfile.mkdtemp(prefix="headpursuit-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def local_folder(model: str | Path) -> str:
@@ -114,13 +147,18 @@ def local_folder(model: str | Path) -> str:
         ) from error
 
 
-def refuse_quantised(folder: str | Path, config: Mapping[str, Any]) -> None:
-    """Raise a UserError if a model's config.json says that its weights are quantised."""
-    if any(own.get("quantization_config") for own in (config, config.get("text_config") or {})):
-        raise UserError(
-            f"{folder}: its weights are quantised, says its config.json, and heads are read from "
-            "plain ones. Name the unquantised model in models.*.source."
-        )
+def quantised_by(config: Mapping[str, Any]) -> str | None:
+    """Return what quantised a model's weights, as its config.json says; None if nothing did."""
+    for own in (config, config.get("text_config") or {}):
+        if said := own.get("quantization_config"):
+            return str(said.get("quant_method", "a method without a name"))
+    return None
+
+
+def _reads_quantised(config: Mapping[str, Any], method: str) -> bool:
+    """Say whether transformers knows a method, and looks where the model's config.json says so."""
+    known = any(own.startswith(method) for own in AUTO_QUANTIZATION_CONFIG_MAPPING)
+    return known and "quantization_config" in config
 
 
 @contextmanager
@@ -185,7 +223,8 @@ def open_model(
     """
     folder = model_folder(provenance, model)
     verify(provenance)  # damaged weights mostly load, as other numbers
-    decoder = load_model(folder, model["dtype"], device, (model["layers"], model["heads"]))
+    shape = model["layers"], model["heads"]
+    decoder = load_model(folder, model["dtype"], device, shape, model.get("device_map"))
     return decoder, load_tokenizer(folder), identity_of(provenance, folder)
 
 

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from headpursuit.method.decoder import Decoder, by_head
+from headpursuit.method.decoder import Decoder, by_head, parameter_of
 from headpursuit.run.files import UserError, atomic
 
 
@@ -24,7 +24,7 @@ def write_weights(path: str | Path, decoder: Decoder, identity: Mapping[str, Any
 
     The file appears whole or not at all. ``identity`` is what open_model says of the model.
     """
-    tensors = {name: own.detach().contiguous() for name, own in _tensors(decoder).items()}
+    tensors = {name: own.detach().cpu().contiguous() for name, own in _tensors(decoder).items()}
     about = {
         "layers": len(decoder.layers),
         "heads": decoder.n_heads,
@@ -40,8 +40,14 @@ def write_weights(path: str | Path, decoder: Decoder, identity: Mapping[str, Any
 def _tensors(decoder: Decoder) -> dict[str, Tensor]:
     base = decoder.language_model
     final = base.ln_f if decoder.model.config.model_type == "gpt2" else base.norm
+    unembedding = parameter_of(decoder.model.get_output_embeddings())
+    if unembedding is None:
+        raise UserError(
+            "The model's unembedding is quantised, and dictionaries are rows of a plain one. Take "
+            "a model whose lm_head was left as it is."
+        )
     tensors = {
-        "unembedding": decoder.model.get_output_embeddings().weight,
+        "unembedding": unembedding,
         "final_gain": decoder.gain(final),
     }
     for layer in range(len(decoder.layers)):

@@ -31,6 +31,7 @@ from headpursuit.run.workload import (
     LOW,
     jobs_of,
     labeller_parameters,
+    model_of,
     tokens_of,
     width,
 )
@@ -127,9 +128,10 @@ def models(config: Config) -> dict[str, dict[str, Any]]:
             batch, key = max((batch, key), (images, "compute.batch_images"))
         # Keys and values of one batch, where four query heads share each.
         kept = batch * 2 * model["layers"] * width(model) * BYTES[model["dtype"]] / 4
-        work_bytes = int(_weights(model) * 1.2 + kept)
+        weights = int(model_of(model).weights)
+        work_bytes = int(weights * 1.2 + kept)
         if work_bytes > found.get(own["model"], {"work_bytes": 0})["work_bytes"]:
-            sizes = {"parameters": model["parameters"], "weight_bytes": _weights(model)}
+            sizes = {"parameters": model["parameters"], "weight_bytes": weights}
             sizes["work_bytes"] = work_bytes
             found[own["model"]] = {**sizes, "batch": key, "experiment": name}
     return found
@@ -168,15 +170,11 @@ def file_bytes(config: Config) -> dict[str, int]:
         found["weights"] += rows * width(model) * BYTES[model["dtype"]]
     for model in map(config["models"].get, used_models(config)):
         if model["gguf"]:
-            found["converted models (resources)"] += _weights(model)
+            found["converted models (resources)"] += model_of(model).weights
         if model["build"]:
             found["assembled models (resources)"] += model["parameters"] * 4
     found["tables, figures, logs and the rest"] = 100 * 2**20
     return {kind: int(size) for kind, size in found.items()}
-
-
-def _weights(model: Mapping[str, Any]) -> int:
-    return model["parameters"] * BYTES[model["dtype"]]
 
 
 # What a finished run took

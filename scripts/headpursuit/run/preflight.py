@@ -108,7 +108,10 @@ def _check_model(config: Config, name: str, needs: dict, device: dict, told: Tol
         if dtype != "float32":
             told.notes.append(f"{name}: {dtype} is slow on most CPUs; float32 takes more memory")
     free = device["free_bytes"]
-    if free is not None and free < needs["work_bytes"]:
+    lacks = free is not None and free < needs["work_bytes"]
+    if lacks and config["models"][name]["device_map"]:
+        told.notes.append(f"{name}: layers without room on {device['name']} wait in memory: slow")
+    elif lacks:
         halve = f"models.{name}.dtype: bfloat16 (half of it), " if dtype == "float32" else ""
         told.lacks.append(
             f"{name} ({key}) needs about {needs['work_bytes'] / GIB:.1f} GiB of memory and "

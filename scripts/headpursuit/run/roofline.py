@@ -68,12 +68,13 @@ class Model(NamedTuple):
     parameters: float
     layers: int
     width: float  # of the residual stream
-    bytes: float  # of a parameter
+    bytes: float  # of a number at work
+    bits: float | None = None  # of a quantised weight
 
     @property
     def weights(self) -> float:
         """Bytes of all parameters."""
-        return self.parameters * self.bytes
+        return self.parameters * (self.bits / 8 if self.bits else self.bytes)
 
     @property
     def moved(self) -> float:

@@ -66,7 +66,7 @@ def jobs_of(config: Config, given: Mapping[str, Any], device: Device) -> dict[Ha
     """
     named, stages, found = owners(config), stage_owners(config), {}
     for name in models_of(config, running(config)):
-        seconds = _loading(_model(config["models"][name]).weights, given)
+        seconds = _loading(model_of(config["models"][name]).weights, given)
         found["weights", name, 1] = Job("extract_weights", seconds, "cores")
 
     def parts(stage: str) -> range:
@@ -101,7 +101,7 @@ def _job(
     """Return the job of a stage's file, not yet divided into parts."""
     if stage == "labels":
         return _labelling(config, name, 0, given, device)
-    model = _model(config["models"][config["experiments"][name]["model"]])
+    model = model_of(config["models"][config["experiments"][name]["model"]])
     if stage in RANKING:
         heads = config["models"][config["experiments"][name]["model"]]
         what = "rank 1,024 heads"
@@ -192,8 +192,10 @@ def width(model: Mapping[str, Any]) -> float:
     return sqrt(model["parameters"] / (12 * model["layers"]))
 
 
-def _model(model: Mapping[str, Any]) -> Model:
-    return Model(model["parameters"], model["layers"], width(model), BYTES[model["dtype"]])
+def model_of(model: Mapping[str, Any]) -> Model:
+    """Return what an entry of the config's ``models`` says of a model's cost."""
+    bytes_ = BYTES[model["dtype"]]
+    return Model(model["parameters"], model["layers"], width(model), bytes_, model["bits"])
 
 
 def _loading(weights: float, given: Mapping[str, Any]) -> float:
