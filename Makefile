@@ -36,7 +36,7 @@ env: .venv/complete
 
 demo: env
 	$(SNAKEMAKE) --configfile configs/demo.yaml
-	@echo "results/demo/tables/ and results/demo/figures/ hold what this run made."
+	@echo "The report: .venv/bin/headpursuit open results/demo (make report RUN=demo puts it into one file)"
 
 paper: env
 	$(SNAKEMAKE)

@@ -51,6 +51,8 @@ rule all:
         every("<results>/scores/{scores}.parquet", MEASURED),
         every("<results>/decompositions/{decomposition}.parquet", SINGLE),
         every("<results>/lens/{lens}.parquet", SINGLE),
+    message:
+        "All is made."
 
 
 include: "rules/audit.smk"

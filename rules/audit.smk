@@ -1,7 +1,5 @@
 # What a sceptic needs: each file's lineage, the run in one archive, and what it takes.
 
-from headpursuit.run.estimate import measured
-
 
 rule audit:
     """Every file of the run with its hash, and how it was made."""
@@ -22,6 +20,8 @@ rule audit:
     params:
         snakemake=SNAKEMAKE,
         code=code_hash("audit"),
+    message:
+        doing("audit", "Hash every file and write the manifest")
     script:
         "../scripts/audit.py"
 
@@ -44,6 +44,8 @@ rule crate:
     params:
         largest_mb=config["publish"]["crate_mb"],
         code=code_hash("crate"),
+    message:
+        doing("crate", "Pack the run as an RO-Crate")
     script:
         "../scripts/crate.py"
 
@@ -64,5 +66,7 @@ rule estimate:
     params:
         config=config,
         benchmarks=lambda wildcards: measured(workflow.pathvars.apply("<benchmarks>")),
+    message:
+        "Estimate tokens, hours, disk and memory"
     script:
         "../scripts/estimate.py"

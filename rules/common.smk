@@ -1,6 +1,7 @@
 # What all rules share: the checked config, the experiments' files, and the device's resources.
 
 import os
+import subprocess
 import sys
 
 ROOT = Path(str(workflow.current_basedir)).parent
@@ -15,6 +16,7 @@ hub_offline = os.environ.get("HF_HUB_OFFLINE")
 
 from headpursuit.run.config import load_config
 from headpursuit.run.uses import labelled, used_models, used_sources
+from headpursuit.run.estimate import job_times, measured
 from headpursuit.run.experiments import (
     candidate_layers,
     classifier_of,
@@ -63,6 +65,20 @@ except UserError as error:
 
 onstart:
     end_jobs_on_signals()
+
+
+onsuccess:
+    # With --quiet nothing is printed, nor where Snakemake is installed alone (--sdm conda).
+    if not {own.name for own in workflow.output_settings.quiet or ()} & {
+        "ALL",
+        "PROGRESS",
+        "RULES",
+    }:
+        asked = [sys.executable, "-m", "headpursuit", "claims", "--short"]
+        asked.append(workflow.pathvars.apply("<results>"))
+        found = subprocess.run(asked, capture_output=True, text=True)
+        if not found.returncode:
+            logger.info(f"\n{found.stdout}")
 
 
 # Every environment in one image, for --sdm conda apptainer (docs/environments.md).
@@ -335,3 +351,15 @@ pathvars:
     results=f"results/{config['run']}",
     logs="<results>/logs",
     benchmarks="<results>/benchmarks",
+
+
+# Messages
+
+# A job's own process needs none.
+main = workflow.exec_mode.name == "DEFAULT"
+TIMES = job_times(config, measured(workflow.pathvars.apply("<benchmarks>"))) if main else {}
+
+
+def doing(rule, what):
+    """A job's message: what it does, and how long jobs of its rule take, where that is known."""
+    return f"{what} ({TIMES[rule]})" if rule in TIMES else what

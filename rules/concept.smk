@@ -22,6 +22,8 @@ rule label_responses:
     params:
         **label_params(LABELLER["backend"]),
         code=code_hash("label_responses"),
+    message:
+        doing("label_responses", "Label words: {wildcards.experiment}")
     script:
         "../scripts/label_responses.py"
 
@@ -49,6 +51,8 @@ use rule label_responses as label_second with:
     params:
         **label_params(LABELLER["second"]),
         code=code_hash("label_responses"),
+    message:
+        doing("label_second", "Label words by labeller.second: {wildcards.experiment}")
 
 
 rule split_words:
@@ -87,6 +91,8 @@ rule split_words:
         content=own_content("{experiment}/words_file", STATED),
         seed=config["seed"],
         code=code_hash("split_words"),
+    message:
+        doing("split_words", "Split the words of {wildcards.experiment}")
     script:
         "../scripts/split_words.py"
 
@@ -110,5 +116,7 @@ rule build_dictionary:
     params:
         **own("model", "concept", "key"),
         code=code_hash("build_dictionary"),
+    message:
+        doing("build_dictionary", "Find the tokens of the words of {wildcards.experiment}")
     script:
         "../scripts/build_dictionary.py"

@@ -23,6 +23,8 @@ use rule respond as intervene with:
         gpu=GPU,
     params:
         conditions=lambda wildcards: conditions(config, wildcards.experiment, "count"),
+    message:
+        doing("intervene", "Scale heads and respond: {wildcards.experiment}, part {wildcards.part}")
 
 
 rule measure_expected:
@@ -54,6 +56,11 @@ rule measure_expected:
         batch_tokens=COMPUTE["batch_tokens"]["reading"],
         conditions=lambda wildcards: conditions(config, wildcards.experiment, "expected"),
         code=code_hash("measure_expected"),
+    message:
+        doing(
+            "measure_expected",
+            "Scale heads and measure words' probability: {wildcards.experiment}, part {wildcards.part}",
+        )
     script:
         "../scripts/measure_expected.py"
 
@@ -98,5 +105,7 @@ rule measure:
             STATED[wildcards.experiment]["concept"], "case_sensitive", "inflections"
         ),
         code=code_hash("measure"),
+    message:
+        doing("measure", "Measure before and after: {wildcards.experiment}")
     script:
         "../scripts/measure.py"

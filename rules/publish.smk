@@ -64,6 +64,8 @@ rule publish_ratios:
         },
         publish=pick(config["publish"], "spread", "published_heads", "colours"),
         code=code_hash("publish_ratios"),
+    message:
+        doing("publish_ratios", "Publish the ratios of {wildcards.ratios}")
     script:
         "../scripts/publish_ratios.py"
 
@@ -99,6 +101,8 @@ rule publish_heads:
         colours=config["publish"]["colours"],
         seed=config["seed"],
         code=code_hash("publish_heads"),
+    message:
+        doing("publish_heads", "Publish the heads of {wildcards.heads_table}")
     script:
         "../scripts/publish_heads.py"
 
@@ -134,6 +138,8 @@ rule publish_overlap:
             for name in SHARED[wildcards.shared]
         },
         code=code_hash("publish_overlap"),
+    message:
+        doing("publish_overlap", "Publish shared heads: {wildcards.shared}")
     script:
         "../scripts/publish_overlap.py"
 
@@ -172,6 +178,8 @@ rule compare_published:
         experiments={name: claim_facts(name) for name in WORDED},
         confidence=config["score"]["confidence"],
         code=code_hash("compare_published"),
+    message:
+        doing("compare_published", "Compare with the paper: its values and claims")
     script:
         "../scripts/compare_published.py"
 
@@ -215,5 +223,7 @@ rule write_pages:
         **by_attempt(mem_mb=1000, runtime=10),
     params:
         code=code_hash("write_pages"),
+    message:
+        doing("write_pages", "Write the pages of the report")
     script:
         "../scripts/write_pages.py"

@@ -26,6 +26,8 @@ rule rank_heads:
         content=own_content("{experiment}/pursuit/unrelated_words", STATED),
         seed=config["seed"],
         code=code_hash("rank_heads"),
+    message:
+        doing("rank_heads", "Rank heads: {wildcards.experiment}")
     script:
         "../scripts/rank_heads.py"
 
@@ -49,6 +51,8 @@ rule select_heads:
     params:
         **own("methods", "k", "layers"),
         code=code_hash("select_heads"),
+    message:
+        doing("select_heads", "Select heads: {wildcards.experiment}")
     script:
         "../scripts/select_heads.py"
 
@@ -73,6 +77,8 @@ rule draw_controls:
         **own("method", "k", "draws", "n_heads", "layers", "name"),
         seed=config["seed"],
         code=code_hash("draw_controls"),
+    message:
+        doing("draw_controls", "Draw random heads: {wildcards.experiment}")
     script:
         "../scripts/draw_controls.py"
 
@@ -104,6 +110,8 @@ rule decompose_heads:
         ),
         seed=config["seed"],
         code=code_hash("decompose_heads"),
+    message:
+        doing("decompose_heads", "Decompose all heads: {wildcards.experiment}")
     script:
         "../scripts/decompose_heads.py"
 
@@ -133,5 +141,7 @@ rule read_lens:
             EXPERIMENTS[wildcards.experiment]["vocabulary"], "tokens", "per_sample"
         ),
         code=code_hash("read_lens"),
+    message:
+        doing("read_lens", "Read all heads by the logit lens: {wildcards.experiment}")
     script:
         "../scripts/read_lens.py"

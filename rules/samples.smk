@@ -28,6 +28,8 @@ rule prepare_samples:
         model=lookup("{experiment}/reader", within=STATED),
         seed=config["seed"],
         code=code_hash("prepare_samples"),
+    message:
+        doing("prepare_samples", "Draw the samples of {wildcards.experiment}")
     script:
         "../scripts/prepare_samples.py"
 
@@ -56,6 +58,8 @@ rule respond:
         batch_tokens=COMPUTE["batch_tokens"]["responding"],
         seed=config["seed"],
         code=code_hash("respond"),
+    message:
+        doing("respond", "Let the model respond: {wildcards.experiment}, part {wildcards.part}")
     script:
         "../scripts/respond.py"
 
@@ -88,5 +92,7 @@ rule cache_activations:
         batch_tokens=COMPUTE["batch_tokens"]["reading"],
         dtype=COMPUTE["cache"],
         code=code_hash("cache_activations"),
+    message:
+        doing("cache_activations", "Cache activations: {wildcards.experiment}")
     script:
         "../scripts/cache_activations.py"

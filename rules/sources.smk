@@ -20,6 +20,8 @@ rule write_config:
         runtime=5,
     params:
         config=config,
+    message:
+        "Write the configuration in force"
     script:
         "../scripts/write_config.py"
 
@@ -48,6 +50,8 @@ rule preflight:
     params:
         config=config,
         resources=workflow.pathvars.apply("<resources>"),
+    message:
+        "Check device, memory, disk, access to sources, and the labeller"
     script:
         "../scripts/preflight.py"
 
@@ -71,6 +75,8 @@ rule download_source:
     params:
         spec=lookup("sources/{source}", within=config),
         content=lambda wildcards: [*map(content, own_path(wildcards))],
+    message:
+        doing("download_source", "Download {wildcards.source}")
     script:
         "../scripts/download_source.py"
 
@@ -93,6 +99,8 @@ rule convert_gguf:
     params:
         model=lookup("models/{model}", within=config),
         code=code_hash("convert_gguf"),
+    message:
+        doing("convert_gguf", "Convert {wildcards.model} from GGUF")
     script:
         "../scripts/convert_gguf.py"
 
@@ -122,6 +130,8 @@ rule train_tower:
         build=lambda wildcards: {k: v for k, v in BUILDS[wildcards.model].items() if k != "trained"},
         seed=config["seed"],
         code=code_hash("train_tower"),
+    message:
+        doing("train_tower", "Train the tower of {wildcards.model}")
     script:
         "../scripts/train_tower.py"
 
@@ -152,6 +162,8 @@ rule assemble_model:
         tower=lookup("{model}/tower", within=BUILDS),
         content=own_content("{model}/trained", BUILDS),
         code=code_hash("assemble_model"),
+    message:
+        doing("assemble_model", "Put {wildcards.model} together")
     script:
         "../scripts/assemble_model.py"
 
@@ -177,5 +189,7 @@ rule extract_weights:
         model=lookup("models/{model}", within=config),
         device=COMPUTE["device"],
         code=code_hash("extract_weights"),
+    message:
+        doing("extract_weights", "Extract what rankings read of {wildcards.model}")
     script:
         "../scripts/extract_weights.py"

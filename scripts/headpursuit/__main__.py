@@ -1,9 +1,7 @@
-"""Follow a run's numbers, and take its heads elsewhere.
+"""Read a finished run, follow its numbers, and take its heads elsewhere.
 
+headpursuit claims results/demo
 headpursuit trace results/demo/tables/table2.csv rtp somp 8
-headpursuit verify results/demo
-headpursuit diff results/demo /elsewhere/results/demo
-headpursuit estimate --configfile configs/demo.yaml
 headpursuit checkpoint results/demo rtp somp-k8 /data/smollm2-inverted
 """
 
@@ -12,13 +10,59 @@ import os
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from headpursuit.run.files import ROOT, UserError
 
+LOCK = """\
+# The commits of this run's downloads from the Hub. To fetch the same elsewhere:
+#   snakemake --cores all --configfile config.yaml revisions.yaml    both of this run's folder
+"""
+
 # Each command imports what it needs, so that --help comes at once. It returns its exit status.
+
+
+def claims(options: Namespace) -> int:
+    """Print what a run found, and its verdicts on the paper's claims."""
+    from headpursuit.publish.found import summary, verdicts
+    from headpursuit.run.finished import read_run
+
+    run = read_run(options.results)
+    print("\n".join(summary(run)))
+    if not options.short:
+        print("\n".join(verdicts(run)))
+    return 0
+
+
+def open_(options: Namespace) -> int:
+    """Show a run's report, or one of its tables, in the browser."""
+    import webbrowser
+
+    from headpursuit.run.finished import read_run
+
+    path = read_run(options.results).page(options.name)
+    with suppress(webbrowser.Error):
+        if webbrowser.open(path.absolute().as_uri()):
+            return 0
+    print(f"No browser opens here. The page is {path.absolute()}")
+    return 0
+
+
+def pin(options: Namespace) -> int:
+    """Write the commits of a run's downloads as an overlay that fetches the same again."""
+    import yaml
+
+    from headpursuit.run.files import write_text
+    from headpursuit.run.finished import read_run
+
+    run = read_run(options.results)
+    found, path = run.revisions(), run.results / "revisions.yaml"
+    write_text(path, f"{LOCK}{yaml.safe_dump(found, sort_keys=False)}")
+    print(f"{len(found['sources'])} sources from the Hub: {path}")
+    return 0
 
 
 def trace(options: Namespace) -> int:
@@ -106,10 +150,18 @@ def _parser() -> argparse.ArgumentParser:
 
     def add(command: Callable[[Namespace], int]) -> Callable:
         said = str(command.__doc__).rstrip(".")
-        own = commands.add_parser(command.__name__, help=said, description=f"{said}.")
+        own = commands.add_parser(command.__name__.rstrip("_"), help=said, description=f"{said}.")
         own.set_defaults(command=command)
         return own.add_argument
 
+    argument = add(claims)
+    argument("results", type=Path, help="the run's folder: results/demo")
+    argument("--short", action="store_true", help="at most 15 lines, as at the end of a run")
+    argument = add(open_)
+    argument("results", type=Path, help="the run's folder: results/demo")
+    argument("name", nargs="?", help="a table or page: table2, claims, choices, run")
+    argument = add(pin)
+    argument("results", type=Path, help="the run's folder: results/demo")
     argument = add(trace)
     argument("table", type=Path, help="the table; of a run's folder the first of ratios")
     argument("row", nargs="*", help="what names the row: rtp somp 8; a wrong one lists all")

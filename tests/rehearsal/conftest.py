@@ -12,7 +12,7 @@ import replica_images
 import replica_models
 import replica_sources
 import yaml
-from checkout import Preloaded, copy_workflow
+from checkout import ROOT, Preloaded, copy_workflow
 from fake_ollama import FakeOllama, keywords
 from hub_server import Hub, Repo, serve
 from replica_vlms import GEMMA
@@ -22,6 +22,12 @@ MISTRAL = "mistralai/Mistral-7B-Instruct-v0.2"
 LLAVA = "llava-hf/llava-v1.6-mistral-7b-hf"
 JUDGE = "s-nlp/roberta_toxicity_classifier"
 GATED = {MISTRAL, GEMMA, "convoicon/Thoroughly_Engineered_Toxicity"}
+# The commits that the shipped config pins.
+COMMITS = {
+    own["id"]: own["revision"]
+    for own in yaml.safe_load((ROOT / "config.yaml").read_text())["sources"].values()
+    if own["revision"] != "main"
+}
 # What a machine needs, and nothing of what is run.
 MACHINE = {"compute": {"device": "cpu", "allow_cpu": True, "threads": 1, "check_device": False}}
 
@@ -95,7 +101,12 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, bytes
 def gate(files: dict[str, dict[str, bytes]]) -> dict[str, Repo]:
     """Return repositories of these files; some take a token."""
     return {
-        name: Repo(own, gated=name in GATED, token=TOKEN if name in GATED else None)
+        name: Repo(
+            own,
+            commit=COMMITS.get(name, "c" * 40),
+            gated=name in GATED,
+            token=TOKEN if name in GATED else None,
+        )
         for name, own in files.items()
     }
 

@@ -13,7 +13,7 @@ import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -24,7 +24,7 @@ RESOLVE = re.compile(r"/(?:datasets/)?([^/]+/[^/]+)/resolve/(refs/pr/\d+|[^/]+)/
 
 @dataclass
 class Repo:
-    """A repository of one commit; files over ``lfs_from`` bytes are in LFS, as on the Hub."""
+    """A repository; files over ``lfs_from`` bytes are in LFS, as on the Hub."""
 
     files: dict[str, bytes]
     commit: str = "c" * 40
@@ -34,6 +34,13 @@ class Repo:
     token: str | None = None  # the one token that may read a gated or private repository
     lfs_from: int = 1000
     sizes: dict[str, int] = field(default_factory=dict)  # to be told instead of the real ones
+    earlier: dict[str, dict[str, bytes]] = field(default_factory=dict)  # files of other commits
+
+    def at(self, revision: str) -> "Repo":
+        """Return the repository as it was at an earlier commit; as it is at any other revision."""
+        if revision not in self.earlier:
+            return self
+        return replace(self, files=self.earlier[revision], commit=revision)
 
 
 @dataclass
@@ -118,9 +125,10 @@ class _Handler(BaseHTTPRequestHandler):
     def info(self, repo: Repo | None, name: str, revision: str, tree: bool) -> None:
         if repo is None or (repo.private and not self.readable(repo)):
             self.reply(401, {"X-Error-Code": "RepoNotFound"})  # so the Hub answers strangers
-        elif revision not in (*repo.branches, repo.commit):
+        elif revision not in (*repo.branches, repo.commit, *repo.earlier):
             self.reply(404, {"X-Error-Code": "RevisionNotFound"})
         else:
+            repo = repo.at(revision)
             files = [_listed(repo, path) for path in repo.files]
             body = {"id": name, "sha": repo.commit, "siblings": files, "gated": repo.gated}
             shown = json.dumps(files if tree else body).encode()
@@ -132,6 +140,7 @@ class _Handler(BaseHTTPRequestHandler):
         if repo.gated and not self.readable(repo):
             known = "authorization" in self.headers
             return self.reply(403 if known else 401, {"X-Error-Code": "GatedRepo"})
+        repo = repo.at(revision)
         if path not in repo.files:
             return self.reply(404, {"X-Error-Code": "EntryNotFound"})
         found, content = _listed(repo, path), repo.files[path]

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -14,7 +15,7 @@ from headpursuit.run.config import load_config
 from headpursuit.run.estimate import estimate, render
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = ["trace", "verify", "diff", "estimate", "checkpoint"]
+COMMANDS = ["claims", "open", "pin", "trace", "verify", "diff", "estimate", "checkpoint"]
 
 
 @pytest.mark.parametrize("command", [[], *([own] for own in COMMANDS)], ids=str)
@@ -64,7 +65,9 @@ def test_a_config_that_cannot_be_read_is_one_message(content, said, capsys, tmp_
     assert said in err and "Traceback" not in err
 
 
-@pytest.mark.parametrize("command", ["trace", "verify", "diff", "checkpoint"])
+@pytest.mark.parametrize(
+    "command", ["claims", "open", "pin", "trace", "verify", "diff", "checkpoint"]
+)
 def test_an_unknown_run_is_told_with_those_there_are(command, made, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     more = {"diff": [str(made)], "checkpoint": ["rtp", "somp-k2", "edited"]}.get(command, [])
@@ -89,6 +92,44 @@ def test_a_run_of_another_version_is_told(made, capsys, tmp_path):
         (folder / "config.yaml").write_text("a: [" if changed is None else yaml.safe_dump(changed))
         assert main(["trace", str(folder)]) == 2
         assert said in capsys.readouterr().err
+
+
+@pytest.fixture
+def browser(tmp_path: Path, monkeypatch) -> Path:
+    """Make the browser a program that writes down what it is to show."""
+    program, shown = tmp_path / "browser", tmp_path / "shown"
+    program.write_text(f'#!/bin/sh\necho "$1" > {shown}\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("BROWSER", f"{program} %s")
+    monkeypatch.setattr("webbrowser._tryorder", None)
+    return shown
+
+
+def test_the_report_or_a_page_opens_in_the_browser(made: Path, tmp_path: Path, browser, capsys):
+    run = shutil.copytree(made, tmp_path / "a run")
+    assert main(["open", str(run)]) == 2
+    assert "report is not there: run Snakemake again" in capsys.readouterr().err
+    (run / "report").mkdir()
+    for name, page in (
+        ([], "report/published.html"),
+        (["table2"], "report/table2.html"),
+        (["tables/table2.csv"], "tables/table2.csv"),
+        ([], "report.html"),  # once it is there
+    ):
+        (run / page).touch()
+        assert main(["open", str(run), *name]) == 0
+        assert browser.read_text().strip() == (run / page).as_uri()
+    assert capsys.readouterr().out == ""
+    assert main(["open", str(run), "table9"]) == 2
+    assert "has no page table9; there are published, table2." in capsys.readouterr().err
+
+
+def test_without_a_browser_the_path_is_said(made: Path, tmp_path: Path, capsys, monkeypatch):
+    run = shutil.copytree(made, tmp_path / "run")
+    (run / "report.html").touch()
+    monkeypatch.setattr("webbrowser._tryorder", [])
+    assert main(["open", str(run)]) == 0
+    assert capsys.readouterr().out == f"No browser opens here. The page is {run / 'report.html'}\n"
 
 
 @pytest.mark.long

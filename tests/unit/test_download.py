@@ -6,11 +6,17 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
+from headpursuit.__main__ import main
 from headpursuit.data import download, sources
+from headpursuit.run.config import load_config
 from headpursuit.run.files import UserError
 from hub_server import Fault, Hub, Repo, reached
 from huggingface_hub import HfApi
+from snakemake.common.configfile import load_configfile
+from snakemake.utils import update_config
 
+ROOT = Path(__file__).parents[2]
 CANARY = "hf_canaryCANARYcanary0123456789"
 CONFIG, WEIGHTS = b'{"layers": 2}\n', bytes(range(256)) * 200
 FILES = {
@@ -101,6 +107,38 @@ def test_a_dropped_connection_is_resumed_within_the_file(hub: Hub, tmp_path, mon
     assert (tmp_path / "model.safetensors").read_bytes() == WEIGHTS
     ranges = [h.get("Range") for m, p, h in hub.requests if m == "GET" and "safetensors" in p]
     assert ranges == [None, "bytes=1000-"]
+
+
+def test_a_runs_commits_are_fetched_again_when_the_hub_has_moved_on(hub: Hub, tmp_path, capsys):
+    """The lock file of one run, laid over its config, gives another the same files."""
+    config, results = load_config(yaml.safe_load((ROOT / "config.yaml").read_text())), []
+    for name in ("rtp", "tet"):
+        config["sources"][config["samples"][name]["source"]] = spec()
+    config["sources"] = {name: own | spec() for name, own in config["sources"].items()}
+    config["sources"]["dtd"] = {"kind": "local", "path": str(tmp_path)}
+    results = tmp_path / "results/one"
+    results.mkdir(parents=True)
+    (results / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    assert main(["pin", str(results)]) == 2
+    assert "provenance.json is not there" in capsys.readouterr().err
+    for name in config["sources"]:
+        download.download(name, spec(), tmp_path / "resources" / name)
+    assert main(["pin", str(results)]) == 0
+    assert f"10 sources from the Hub: {results}/revisions.yaml" in capsys.readouterr().out
+    repo = hub.repos["org/tiny"]
+    repo.earlier[repo.commit], repo.commit = repo.files, "d" * 40
+    repo.files = FILES | {"config.json": b"{}"}
+    update_config(config, load_configfile(results / "revisions.yaml"))
+    load_config(config)  # which refuses what is no revision of a source
+    for name, wanted in config["sources"].items():
+        if name != "dtd":
+            found = download.download(name, wanted, tmp_path / "again" / name)
+            assert (found["revision"], found["commit"]) == ("c" * 40, "c" * 40)
+            assert (tmp_path / "again" / name / "config.json").read_bytes() == CONFIG
+    assert download.download("now", spec(), tmp_path / "now")["commit"] == "d" * 40
+    (tmp_path / "resources/mnist/provenance.json").write_text('{"id": "org/other"}')
+    assert main(["pin", str(results)]) == 2
+    assert "is of org/other, and the run of org/tiny." in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 from headpursuit.run.config import load_config
-from headpursuit.run.estimate import estimate, file_bytes, measured, models, render
+from headpursuit.run.estimate import estimate, file_bytes, job_times, measured, models, render
 from headpursuit.run.estimate import work as work_of_jobs
 from headpursuit.run.roofline import DEVICES
 from headpursuit.run.workload import HIGH, LOW, jobs_of
@@ -196,3 +196,25 @@ def test_an_estimate_stands_beside_what_was_measured(demo: dict, tmp_path: Path)
     for rule in found["rules"]:
         assert any(row.startswith(f"| `{rule}` |") for row in rows)
     assert any(row.endswith("| 2 | 1.00 | 0.50 | 0.7 |") for row in rows)
+
+
+def test_a_jobs_time_is_that_of_the_last_run_or_an_a100s(paper: dict, demo: dict):
+    jobs = {"intervene": {"jobs": 4, "hours": 0.1}, "rank_heads": {"jobs": 0, "hours": 0}}
+    config = changed(demo)
+    assert job_times(config, {}) == {}
+    assert job_times(config, jobs) == {"intervene": "2 min last time"}
+    jobs = {"intervene": {"jobs": 4, "hours": 0.01}, "rank_heads": {"jobs": 1, "hours": 0}}
+    expected = {"intervene": "9 s last time", "rank_heads": "1 s last time"}
+    assert job_times(config, jobs) == expected
+
+
+def test_a_jobs_time_on_a_gpu_is_the_estimates(paper: dict):
+    config = changed(paper)
+    found = job_times(config, {})
+    ends = [work_of_jobs(jobs_of(config, given, DEVICES["A100"])) for given in (LOW, HIGH)]
+    minutes = [end["intervene"]["hours"] / end["intervene"]["jobs"] * 60 for end in ends]
+    assert 1.5 < minutes[0] < minutes[1]
+    shown = [f"{m:.0f} min" if m < 90 else f"{m / 60:.0f} h" for m in minutes]
+    assert found["intervene"] == f"{shown[0]} to {shown[1]} on an A100"
+    jobs = {"intervene": {"jobs": 1, "hours": 2}}
+    assert job_times(config, jobs) == {**found, "intervene": "2 h last time"}

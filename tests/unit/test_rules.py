@@ -84,6 +84,21 @@ def test_a_job_killed_for_memory_or_time_gets_more_on_its_next_attempt(
             assert second == (1 if name in FIXED else 2) * first > 0, name
 
 
+def test_a_job_says_in_one_line_what_it_does_and_to_what(rules: dict[str, Any]) -> None:
+    """Two jobs of a rule are told apart by it."""
+    for name, rule in rules.items():
+        named = set(re.findall(r"{wildcards\.(\w+)}", rule.message))
+        assert named == set(rule.wildcard_names), name
+        assert "\n" not in rule.message and len(rule.message) < 110, name
+    messages = [rule.message for rule in rules.values()]
+    assert len(set(messages)) == len(messages)
+    # Of a rule that runs a model it says how long that takes, before any has run.
+    takes = r" \(\d+ (s|min|h)(( to \d+ (s|min|h))? on an A100| last time)\)$"
+    timed = {name for name, rule in rules.items() if re.search(takes, rule.message)}
+    with_model = {"respond", "cache_activations", "label_responses", "intervene"}
+    assert timed >= {*with_model, "measure_expected"}
+
+
 def test_only_the_rules_known_as_local_are_local() -> None:
     """Each says so itself: a list of names would not hold in a workflow that renames them."""
     assert workflow()._localrules == LOCAL

@@ -122,7 +122,7 @@ def ended(folder: Path, *arguments: str, **env: str) -> Checkout:
     write_quiz(folder / "own/quiz")
     write_captions(folder / "own/photos/captions.csv")
     checkout.configure("tiny", **MORE)
-    checkout.snakemake(*arguments, **env)
+    (folder / "said.txt").write_text(checkout.snakemake(*arguments, **env), encoding="utf-8")
     return checkout
 
 

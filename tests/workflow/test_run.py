@@ -16,9 +16,11 @@ from checkout import ROOT, Checkout, code_blocks, edit_a_byte
 from headpursuit.method.answers import best_f1
 from headpursuit.method.captions import cider
 from headpursuit.method.heads import named_heads
+from headpursuit.publish.found import summary
 from headpursuit.run.contracts import contract_of, contracts
 from headpursuit.run.experiments import condition_name
 from headpursuit.run.files import parquet_metadata
+from headpursuit.run.finished import Run
 from tiny import HEADS, LAYERS, WORDS
 from transformers import pipeline
 
@@ -76,6 +78,18 @@ def test_the_config_in_force_is_kept(finished: Checkout) -> None:
     assert pursuit["iterations"] == 5  # of the overlay's defaults
     assert pursuit["norm"] == "l1"  # of the schema
     assert config["experiments"]["tools"]["alpha"] == [3.0, -1.0]  # of what it is like
+
+
+def test_a_run_says_what_each_job_does_and_what_was_found(finished: Checkout) -> None:
+    said = (finished.folder / "said.txt").read_text()
+    jobs = re.findall(r"^\[.*\]\nJob \d+: (.*)\n(.*)", said, re.MULTILINE)
+    assert re.match(r"Rank heads: (rtp|fruit)$", next(job for job, _ in jobs if "Rank" in job))
+    assert len({job for job, _ in jobs}) == len(jobs) == len(re.findall("Finished jobid", said))
+    assert "Reason:" not in said and "input:" not in said
+    found = list(summary(Run(finished.path(""))))
+    shown = said.partition("What results/tiny found")[2].splitlines()
+    assert 8 <= len(found) <= 15
+    assert shown[1 : len(found) - 2] == found[1:-2]  # the last two lines hold paths
 
 
 def test_table2_adds_up(finished: Checkout) -> None:

@@ -38,6 +38,7 @@ from headpursuit.run.workload import (
 
 VOCABULARY = 100_000  # rows of an unembedding; 32,000 to 262,000
 WORDS = 100  # of a concept's file
+USUAL = "A100"
 MANY = (1, 8)  # GPUs for which a run's time is told
 # What of a job's cost is told, how it is called, and its unit.
 COSTS = [
@@ -197,6 +198,27 @@ def measured(benchmarks: str | Path) -> dict[str, dict[str, float]]:
             own["cpu_hours"] += cpu / 3600
             own["max_rss_mb"] = max(own["max_rss_mb"], memory)
     return found
+
+
+def job_times(config: Config, benchmarks: Mapping[str, Any]) -> dict[str, str]:
+    """Return how long a job of a rule takes on average: as measured before, or on an A100.
+
+    ``benchmarks`` are :func:`measured`'s. Of a processor nothing is known before a first run.
+    """
+    found = {}
+    if config["compute"]["device"] != "cpu":
+        low, high = (work(jobs_of(config, given, DEVICES[USUAL])) for given in (LOW, HIGH))
+        for rule, own in low.items():
+            ends = (_duration(end["hours"] / own["jobs"]) for end in (own, high[rule]))
+            found[rule] = f"{' to '.join(dict.fromkeys(ends))} on an {USUAL}"
+    before = {rule: own["hours"] / own["jobs"] for rule, own in benchmarks.items() if own["jobs"]}
+    return found | {rule: f"{_duration(hours)} last time" for rule, hours in before.items()}
+
+
+def _duration(hours: float) -> str:
+    if hours >= 1.5:
+        return f"{hours:.0f} h"
+    return f"{hours * 60:.0f} min" if hours * 60 >= 1.5 else f"{max(hours * 3600, 1):.0f} s"
 
 
 # For people

@@ -22,9 +22,10 @@ from headpursuit.run.experiments import (
     of_images,
     owners,
 )
-from headpursuit.run.files import UserError, plain, read_parquet
+from headpursuit.run.files import UserError, plain, read_json, read_parquet
 from headpursuit.run.schema import described, validator
 from headpursuit.run.tables import read_csv
+from headpursuit.run.uses import used_sources
 
 # What names a row, by the kind of its table. Of ratios, alpha and place (at) are left out where all
 # rows have the same.
@@ -169,14 +170,51 @@ class Run:
         return self.condition(name, condition).heads
 
     def model_record(self, model: str) -> Path:
-        """Return the record of a model's files, which lie in resources/ beside results/."""
-        path = self.results.absolute().parents[1] / "resources" / model_record(self.config, model)
+        """Return the record of a model's files."""
+        return self._resource(model_record(self.config, model))
+
+    def _resource(self, name: str) -> Path:
+        """Return a file of resources/, which lies beside results/; UserError if it is not there."""
+        path = self.results.absolute().parents[1] / "resources" / name
         if not path.exists():
             raise UserError(
-                f"{path} is not there: the run's model is in resources/ beside results/. Run where "
+                f"{path} is not there: downloads are in resources/ beside results/. Work where "
                 "the run was made, or make the file with Snakemake."
             )
         return path
+
+    def revisions(self) -> dict[str, Any]:
+        """Return as an overlay the commit that each of the run's downloads from the Hub is of.
+
+        Raises:
+            UserError: if one is not downloaded, or another repository's lies in its place.
+        """
+        found = {}
+        for name, spec in used_sources(self.config).items():
+            if spec["kind"] == "hub":
+                record = read_json(path := self._resource(f"{name}/provenance.json"))
+                if record["id"] != spec["id"]:
+                    raise UserError(f"{path} is of {record['id']}, and the run of {spec['id']}.")
+                found[name] = {"revision": record["commit"]}
+        return {"sources": found}
+
+    def page(self, name: str | None = None) -> Path:
+        """Return a page of the report, its first by default, or another file of the run.
+
+        Raises:
+            UserError: if it is not there.
+        """
+        folder = self.results / "report"
+        wanted = [folder / f"{name}.html", self.results / name] if name else []
+        for path in wanted or [self.results / "report.html", folder / "published.html"]:
+            if path.is_file():
+                return path
+        pages = ", ".join(sorted(path.stem for path in folder.glob("*.html")))
+        raise UserError(
+            f"{self.results} has no page {plain(name)}; there are {pages}."
+            if name and pages
+            else f"{folder} is not there: run Snakemake again, which makes the report's pages."
+        )
 
     def has_images(self, name: str) -> bool:
         """Say whether an experiment's samples are images."""
