@@ -48,6 +48,7 @@ lint: env
 	.venv/bin/ruff check --quiet .
 	.venv/bin/ruff format --quiet --check .
 	.venv/bin/snakefmt --check Snakefile rules
+	.venv/bin/codespell *.md *.yaml Makefile Snakefile configs docs envs profiles report rules schemas scripts
 	.venv/bin/snakemake --lint
 
 test: lint

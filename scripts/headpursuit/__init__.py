@@ -14,8 +14,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 # The functions of api.py; its own list would import it.
-__all__ = ["UserError", "cache", "load", "measure", "pursue", "random_heads", "rank", "read_run"]
-__all__ += ["respond", "scaled"]
+__all__ = ["UserError", "cache", "intervention", "load", "measure", "pursue", "random_heads"]
+__all__ += ["rank", "read_run", "respond", "scaled"]
 
 
 def __getattr__(name: str) -> Any:

@@ -52,7 +52,7 @@ def open_(options: Namespace) -> int:
 
 
 def pin(options: Namespace) -> int:
-    """Write the commits of a run's downloads as an overlay that fetches the same again."""
+    """Write the commits of a run's downloads, as an overlay that fetches them again."""
     import yaml
 
     from headpursuit.run.files import write_text
@@ -122,11 +122,20 @@ def _laid_over(files: Sequence[Path]) -> dict[str, Any]:
 
 
 def checkpoint(options: Namespace) -> int:
-    """Save a run's model with the heads of a condition scaled, for another engine."""
+    """Save a run's model with the heads of a condition scaled."""
     from headpursuit.method.checkpoint import save_condition
 
-    where = options.results, options.experiment, options.condition, options.folder
+    where = options.results, options.experiment, options.condition, options.to
     print("\n".join(save_condition(*where, options.check)))
+    return 0
+
+
+def apply(options: Namespace) -> int:
+    """Save a model with heads scaled as a file of checkpoint says."""
+    from headpursuit.method.checkpoint import apply_intervention
+
+    where = options.file, options.model, options.folder
+    print("\n".join(apply_intervention(*where, options.check)))
     return 0
 
 
@@ -144,7 +153,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    layout = partial(argparse.RawDescriptionHelpFormatter, max_help_position=16)
+    layout = partial(argparse.RawDescriptionHelpFormatter, max_help_position=18)
     parser = argparse.ArgumentParser("headpursuit", description=__doc__, formatter_class=layout)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
@@ -179,6 +188,11 @@ def _parser() -> argparse.ArgumentParser:
     argument("results", type=Path, help="the run's folder: results/demo")
     argument("experiment", help="of the run's config: rtp")
     argument("condition", help="of the experiment: somp-k8")
+    argument("to", type=Path, help="a new folder for the edited model; or a file: heads.json")
+    argument("--check", action="store_true", help="load both models and compare their logits")
+    argument = add(apply)
+    argument("file", type=Path, help="what checkpoint wrote: heads.json")
+    argument("model", type=Path, help="the model's folder: safetensors, tokenizer, config.json")
     argument("folder", type=Path, help="a new folder for the edited model")
     argument("--check", action="store_true", help="load both models and compare their logits")
     return parser

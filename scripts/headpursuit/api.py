@@ -20,6 +20,7 @@ from headpursuit.data.prompts import render_prompts
 from headpursuit.method.activations import Inputs, gather, pooled_inputs, pooled_positions
 from headpursuit.method.batches import InMemory, pad
 from headpursuit.method.check import self_check
+from headpursuit.method.checkpoint import intervention
 from headpursuit.method.decoder import Decoder, ScaledRows, gains, scaled_heads
 from headpursuit.method.decompose import vocabulary
 from headpursuit.method.expected import covered_words, measure_expected
@@ -38,10 +39,11 @@ from headpursuit.run.files import UserError, refuse_unknown
 from headpursuit.run.finished import read_run
 from headpursuit.run.schema import with_defaults
 
-__all__ = ["Model", "UserError", "Writes", "cache", "load", "measure", "pursue", "random_heads"]
-__all__ += ["rank", "read_run", "respond", "scaled"]
+__all__ = ["Model", "UserError", "Writes", "cache", "intervention", "load", "measure", "pursue"]
+__all__ += ["random_heads", "rank", "read_run", "respond", "scaled"]
 
 HeadLike = str | Head
+Heads = HeadLike | Iterable[HeadLike]
 Texts = Sequence[str] | pd.Series  # of a series, the index names the samples
 BATCH_TOKENS = 4096
 WRITTEN = ("written",)  # of written, lower, title, upper: the cases in which words are looked up
@@ -279,15 +281,16 @@ def rank(
     return table.rename(columns={"method": "name"})
 
 
-def scaled(model: Model, heads: HeadLike | Iterable[HeadLike], alpha: float = -1.0) -> ScaledRows:
+def scaled(model: Model, heads: Heads, alpha: float = -1.0, at: str = "all") -> ScaledRows:
     """Multiply what heads write by ``alpha`` while a ``with`` block runs; no weight is edited.
 
     Inside it ``model.generate``, ``model.hf`` and all that calls them give the scaled model's.
     """
+    refuse_unknown("at", at, ["all"])  # here; respond and measure know where a response begins
     return scaled_heads(model.decoder, _condition(model, heads).heads, alpha)
 
 
-def random_heads(model: Model, heads: HeadLike | Iterable[HeadLike], seed: int = 0) -> list[Head]:
+def random_heads(model: Model, heads: Heads, seed: int = 0) -> list[Head]:
     """Draw the control: as many random heads in each layer (or near it), none of those given."""
     chosen, (layers, n_heads) = list(_condition(model, heads).heads), model.decoder.shape
     return draw_control(chosen, n_heads, seed, "api", "random", (0, layers - 1))
@@ -296,7 +299,7 @@ def random_heads(model: Model, heads: HeadLike | Iterable[HeadLike], seed: int =
 def respond(
     model: Model,
     texts: Texts,
-    heads: HeadLike | Iterable[HeadLike] = (),
+    heads: Heads = (),
     alpha: float = -1.0,
     *,
     at: str = "all",
@@ -349,7 +352,7 @@ def measure(
     model: Model,
     texts: Texts,
     words: Iterable[str],
-    heads: HeadLike | Iterable[HeadLike],
+    heads: Heads,
     alpha: float = -1.0,
     *,
     at: str = "all",

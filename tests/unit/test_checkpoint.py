@@ -1,10 +1,13 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
+import headpursuit as hp
 import pytest
 import torch
 import yaml
+from checkout import ROOT, code_blocks
 from headpursuit.__main__ import main
 from headpursuit.method.checkpoint import compare_logits, save_condition, save_scaled
 from headpursuit.method.decoder import scaled_heads
@@ -122,7 +125,8 @@ def test_a_runs_condition_becomes_a_model(made: Path, tmp_path: Path, capsys):
     files = [
         {"path": path.name, "size": path.stat().st_size, "sha256": ""} for path in model.iterdir()
     ]
-    record.write_text(json.dumps({"name": source, "kind": "hub", "files": files}))
+    known = {"name": source, "kind": "hub", "id": config["sources"][source]["id"], "commit": "c0"}
+    record.write_text(json.dumps({**known, "files": files}))
     for at, wrong, said in (
         (2, "none", "has no experiment none; there are rtp, "),
         (3, "somp-k9", "has no condition somp-k9; there are somp-k2"),
@@ -134,6 +138,13 @@ def test_a_runs_condition_becomes_a_model(made: Path, tmp_path: Path, capsys):
     assert "largest difference from the logits of scaled rows: 0\n" in capsys.readouterr().out
     assert main(arguments) == 2  # nothing is overwritten
     assert "exists already" in capsys.readouterr().err
+    small = tmp_path / "heads.json"
+    assert main([*arguments[:4], str(small)]) == 0
+    assert f"{small}: 2 heads of {known['id']}, times -1" in capsys.readouterr().out
+    assert json.loads(small.read_text()) == {
+        **{"model": known["id"], "revision": "c0", "layers": 2, "heads_per_layer": 4},
+        **{"heads": [[1, 2], [0, 1]], "alpha": -1.0, "at": "all"},
+    }
 
 
 @pytest.mark.parametrize(
@@ -155,3 +166,67 @@ def test_a_condition_that_no_weights_can_have(made, tmp_path, changes, condition
     (run / "config.yaml").write_text(yaml.safe_dump(config))
     with pytest.raises(UserError, match=said):
         save_condition(run, "rtp", condition, tmp_path / "edited")
+
+
+SHARED = {
+    **{"model": "org/tiny", "revision": "c0", "layers": 3, "heads_per_layer": 4},
+    **{"heads": [[0, 1], [2, 3]], "alpha": 0.0, "at": "all"},
+}
+
+
+def write_shared(path: Path, **changes: object) -> Path:
+    """Write a small file of heads."""
+    path.write_text(json.dumps({k: v for k, v in {**SHARED, **changes}.items() if v is not None}))
+    return path
+
+
+def test_a_small_file_of_heads_is_applied_to_a_model(model_path, tmp_path: Path, capsys):
+    file, folder = write_shared(tmp_path / "heads.json"), tmp_path / "edited"
+    assert main(["apply", str(file), str(model_path("llama")), str(folder), "--check"]) == 0
+    assert "with 2 heads times 0\nlargest difference" in capsys.readouterr().out
+    assert compare_logits(model_path("llama"), HEADS, 0.0, folder) == 0
+    model = hp.load(model_path("llama"))
+    with hp.scaled(model, **hp.intervention(model, file)), torch.inference_mode():
+        assert torch.equal(
+            model.hf(IDS).logits, AutoModelForCausalLM.from_pretrained(folder)(IDS).logits
+        )
+    in_response = write_shared(tmp_path / "response.json", at="response")
+    with pytest.raises(hp.UserError, match="at: 'response' is none of all"):
+        hp.scaled(model, **hp.intervention(model, in_response))
+    written = hp.respond(model, ["apple river"], **hp.intervention(model, in_response))
+    assert len(written) == 1
+
+
+def test_the_recipe_without_this_package_gives_the_same_logits(
+    model_path, tmp_path: Path, monkeypatch
+):
+    """The code of docs/recipes.md, on a folder in the place of a repository."""
+    monkeypatch.chdir(tmp_path)
+    file = write_shared(tmp_path / "heads.json", model=str(model_path("llama")))
+    [code] = [own for own in code_blocks(ROOT / "docs/recipes.md") if "pre_hook" in own]
+    names: dict[str, Any] = {}
+    exec(code, names)
+    model = hp.load(model_path("llama"))
+    with hp.scaled(model, **hp.intervention(model, file)), torch.inference_mode():
+        assert torch.equal(model.hf(IDS).logits, names["model"](IDS).logits)
+    with torch.inference_mode():
+        assert not torch.allclose(model.hf(IDS).logits, names["model"](IDS).logits, atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"layers": 30}, "is for org/tiny, 30 layers x 4 heads; this model has 3 x 4"),
+        ({"alpha": None}, "lacks a key of theirs: model, revision, layers"),
+        ({"heads": [[9, 0]]}, "L9.H0 does not exist: 3 layers x 4 heads"),
+        ({"heads": ["one"]}, "names no head"),
+        ({"at": "response"}, "in response alone, and weights act at all positions"),
+        (None, "is no readable JSON"),
+    ],
+)
+def test_a_small_file_that_fits_no_model_is_told(model_path, tmp_path, capsys, changes, said):
+    file = tmp_path / "heads.json"
+    write_shared(file, **changes) if changes else file.write_text("no JSON")
+    assert main(["apply", str(file), str(model_path("llama")), str(tmp_path / "edited")]) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "edited").exists()

@@ -16,6 +16,7 @@ from headpursuit.run.estimate import estimate, render
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = ["claims", "open", "pin", "trace", "verify", "diff", "estimate", "checkpoint"]
+COMMANDS += ["apply"]
 
 
 @pytest.mark.parametrize("command", [[], *([own] for own in COMMANDS)], ids=str)

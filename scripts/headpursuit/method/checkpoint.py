@@ -1,9 +1,11 @@
 """Save a model with heads scaled, for an engine of one's own, one file of weights at a time."""
 
+import json
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -12,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from headpursuit.method.decoder import Family, family_of, scaled_heads
-from headpursuit.method.heads import Head, refuse_absent
+from headpursuit.method.heads import Head, named_heads, refuse_absent
 from headpursuit.method.models import (
     LOCAL,
     load_model,
@@ -21,20 +23,24 @@ from headpursuit.method.models import (
     quantised_by,
     read_config,
 )
-from headpursuit.run.files import UserError, read_json
+from headpursuit.run.files import UserError, plain, read_json, write_text
 from headpursuit.run.finished import Run, run_folder
 
 # Of the model's folder these are not copied: weights, and what says where they are from.
 WEIGHTS = (".safetensors", ".gguf", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx")
 RECORD = "provenance.json"
+# What a file says of an intervention: of which model, and what its heads are multiplied by, where.
+INTERVENTION = ("model", "revision", "layers", "heads_per_layer", "heads", "alpha", "at")
 
 
 def save_condition(
-    results: Path, experiment: str, condition: str, folder: Path, check: bool = False
+    results: Path, experiment: str, condition: str, to: Path, check: bool = False
 ) -> list[str]:
     """Save the model of a run's experiment with the heads of one of its conditions scaled.
 
-    With ``check``, both models are then loaded, one after the other, and their logits compared.
+    Where ``to`` ends in .json, it is a file that says what is scaled, for
+    :func:`apply_intervention` and :func:`intervention`. Otherwise it is the folder of a model; with
+    ``check``, both models are then loaded, one after the other, and their logits compared.
 
     Returns:
         What was done, line by line.
@@ -51,18 +57,97 @@ def save_condition(
             f"{experiment} is signed: {condition} multiplies heads that write against it by "
             "another number. Name a condition of an experiment that is not."
         )
+    if to.suffix != ".json":
+        _refuse_some_positions(at)
+    model = run.config["models"][own["model"]]
+    source = run.source_record(model["source"])
+    scaled = {
+        "model": source.get("id", model["source"]),
+        "revision": source.get("commit", source.get("version")),
+        **{"layers": model["layers"], "heads_per_layer": model["heads"]},
+        **{"heads": heads, "alpha": alpha, "at": at},
+    }
+    if to.suffix == ".json":
+        write_text(to, json.dumps(scaled) + "\n")
+        return [f"{to}: {len(heads)} heads of {scaled['model']}, times {alpha:g}"]
+    return _save(scaled, model_folder(run.model_record(own["model"]), model), to, check)
+
+
+def apply_intervention(file: Path, model: Path, folder: Path, check: bool = False) -> list[str]:
+    """Save a model with the heads scaled that a file of :func:`save_condition` names.
+
+    Returns:
+        What was done, line by line.
+
+    Raises:
+        UserError: if the file is none, or as :func:`save_scaled`.
+    """
+    scaled = _read_intervention(file, *_shape(model))
+    _refuse_some_positions(scaled["at"])
+    return _save(scaled, model, folder, check)
+
+
+def _refuse_some_positions(at: str) -> None:
     if at != "all":
         raise UserError(
-            f"{condition} scales heads in {at} alone, and weights act at all positions: name "
+            f"These heads are scaled in {at} alone, and weights act at all positions: name "
             "another condition."
         )
-    model = model_folder(run.model_record(own["model"]), run.config["models"][own["model"]])
+
+
+def intervention(model: Any, file: str | Path) -> dict[str, Any]:
+    """Return the heads, alpha and place that a file of ``headpursuit checkpoint`` names.
+
+    They are arguments of ``scaled``, ``respond`` and ``measure``:
+    ``with hp.scaled(model, **hp.intervention(model, "heads.json")): ...``
+
+    Args:
+        model: of ``headpursuit.load``.
+        file: written by :func:`save_condition`.
+
+    Raises:
+        UserError: if the file is none, or of a model of another shape.
+    """
+    found = _read_intervention(file, *model.decoder.shape)
+    return {key: found[key] for key in ("heads", "alpha", "at")}
+
+
+def _read_intervention(file: str | Path, n_layers: int, n_heads: int) -> dict[str, Any]:
+    """Read what :func:`save_condition` wrote for a model of so many layers and heads a layer."""
+    try:
+        found = json.loads(Path(file).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} is no readable JSON: {plain(error)}.") from error
+    if not isinstance(found, dict) or not {*INTERVENTION} <= {*found}:
+        raise UserError(
+            f"{file} is none of headpursuit checkpoint's files, or lacks a key of theirs: "
+            f"{', '.join(INTERVENTION)}."
+        )
+    if (shape := (found["layers"], found["heads_per_layer"])) != (n_layers, n_heads):
+        raise UserError(
+            f"{file} is for {plain(found['model'])}, {shape[0]} layers x {shape[1]} heads; this "
+            f"model has {n_layers} x {n_heads}."
+        )
+    return {**found, "heads": named_heads(map(tuple, found["heads"]))}
+
+
+def _save(scaled: Mapping[str, Any], model: Path, folder: Path, check: bool) -> list[str]:
+    """Save a model with an intervention, and say so."""
+    heads, alpha = scaled["heads"], scaled["alpha"]
     save_scaled(model, heads, alpha, folder)
     said = [f"{folder}: {model} with {len(heads)} heads times {alpha:g}"]
     if check:
         largest = compare_logits(model, heads, alpha, folder)
         said.append(f"largest difference from the logits of scaled rows: {largest:g}")
     return said
+
+
+def _shape(model: Path) -> tuple[int, int]:
+    """Return how many layers a model has, and heads in each."""
+    read_config(model)
+    with loading(model, "model's config.json"):
+        shape = transformers.AutoConfig.from_pretrained(model, **LOCAL).get_text_config()
+    return shape.num_hidden_layers, shape.num_attention_heads
 
 
 def save_scaled(model: Path, heads: Sequence[Head], alpha: float, folder: Path) -> None:
@@ -83,9 +168,7 @@ def save_scaled(model: Path, heads: Sequence[Head], alpha: float, folder: Path) 
             f"{model}: its weights are quantised by {method}, and only plain columns can be "
             "scaled. Take the unquantised model."
         )
-    with loading(model, "model's config.json"):
-        shape = transformers.AutoConfig.from_pretrained(model, **LOCAL).get_text_config()
-    factors = torch.ones(shape.num_hidden_layers, shape.num_attention_heads)
+    factors = torch.ones(*_shape(model))
     refuse_absent(heads, *factors.shape)
     for layer, head in heads:
         factors[layer, head] = alpha

@@ -192,11 +192,16 @@ class Run:
         found = {}
         for name, spec in used_sources(self.config).items():
             if spec["kind"] == "hub":
-                record = read_json(path := self._resource(f"{name}/provenance.json"))
-                if record["id"] != spec["id"]:
-                    raise UserError(f"{path} is of {record['id']}, and the run of {spec['id']}.")
-                found[name] = {"revision": record["commit"]}
+                found[name] = {"revision": self.source_record(name)["commit"]}
         return {"sources": found}
+
+    def source_record(self, name: str) -> dict[str, Any]:
+        """Return what is recorded of a download; UserError if it is not there, or of another."""
+        record = read_json(path := self._resource(f"{name}/provenance.json"))
+        wanted = self.config["sources"][name].get("id")
+        if record.get("id") != wanted:
+            raise UserError(f"{path} is of {record.get('id')}, and the run of {wanted}.")
+        return record
 
     def page(self, name: str | None = None) -> Path:
         """Return a page of the report, its first by default, or another file of the run.
