@@ -59,7 +59,7 @@ rule measure_expected:
     message:
         doing(
             "measure_expected",
-            "Scale heads and measure words' probability: {wildcards.experiment}, part {wildcards.part}",
+            "Scale heads and measure probabilities: {wildcards.experiment}, part {wildcards.part}",
         )
     script:
         "../scripts/measure_expected.py"

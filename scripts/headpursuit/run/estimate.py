@@ -209,8 +209,8 @@ def job_times(config: Config, benchmarks: Mapping[str, Any]) -> dict[str, str]:
     if config["compute"]["device"] != "cpu":
         low, high = (work(jobs_of(config, given, DEVICES[USUAL])) for given in (LOW, HIGH))
         for rule, own in low.items():
-            ends = (_duration(end["hours"] / own["jobs"]) for end in (own, high[rule]))
-            found[rule] = f"{' to '.join(dict.fromkeys(ends))} on an {USUAL}"
+            first, last = (_duration(end["hours"] / own["jobs"]) for end in (own, high[rule]))
+            found[rule] = f"{first} to {last} on an {USUAL}"
     before = {rule: own["hours"] / own["jobs"] for rule, own in benchmarks.items() if own["jobs"]}
     return found | {rule: f"{_duration(hours)} last time" for rule, hours in before.items()}
 
