@@ -1,6 +1,7 @@
 """One run of configs/v2.yaml over config.yaml, on replicas of all their sources: make rehearsal-v2.
 
-Data sets have few classes, and the draws of questions are smaller; else the run is the shipped one.
+Data sets have few classes, fewer questions are drawn, and captions end after 8 tokens, since a
+random model never ends them itself. Else the run is the shipped one.
 """
 
 import json
@@ -32,7 +33,10 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 
 CLASSES = {"mnist": DIGITS, "svhn": DIGITS, "eurosat": EUROSAT}
 CLASSES |= {"gtsrb": GTSRB[13:19], "resisc45": RESISC45[:6], "dtd": DTD[:6]}
-QUESTIONS = {"samples": {"triviaqa": {"sample": 60}, "triviaqa-validation": {"sample": 40}}}
+SMALLER = {
+    "samples": {"triviaqa": {"sample": 60}, "triviaqa-validation": {"sample": 40}},
+    "experiments": {"colours-captions": {"generation": {"max_new_tokens": 8}}},
+}
 SEED = yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8"))
 SHIPPED = yaml.safe_load((ROOT / "configs/v2.yaml").read_text(encoding="utf-8"))
 
@@ -40,7 +44,7 @@ SHIPPED = yaml.safe_load((ROOT / "configs/v2.yaml").read_text(encoding="utf-8"))
 class Full(Rehearsal):
     """Its runs are the full version's."""
 
-    usual = "v2 machine questions"
+    usual = "v2 machine smaller"
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +52,7 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Full]:
     """Give the full version's whole run and its manifest."""
     folder = tmp_path_factory.mktemp("v2")
     with replicas(folder / "run", v2_files(folder), Full) as run:
-        (run.folder / "configs/questions.yaml").write_text(yaml.safe_dump(QUESTIONS))
+        (run.folder / "configs/smaller.yaml").write_text(yaml.safe_dump(SMALLER))
         run.snakemake("all", "audit")
         yield run
 
@@ -65,6 +69,16 @@ def v2_files(folder: Path) -> dict[str, dict[str, bytes]]:
     made[LLAVA] = replica_images.llava_next(folder / "llava", CLASSES, asked)
     made[JUDGE] = replica_models.roberta_toxicity(folder / "judge")
     return made | {name: make(name, folder / name, CLASSES) for name in (VICUNA, GEMMA, QWEN)}
+
+
+def captioned() -> list[str]:
+    """Return the experiments whose captions are compared with published values."""
+    tables = SHIPPED["tables"]
+    return [
+        name
+        for own in ("table13", "table15", "table16", "table17", "figure10")
+        for name in tables[own]
+    ]
 
 
 def table(full: Full, name: str) -> pd.DataFrame:
@@ -110,7 +124,7 @@ def test_image_tokens_of_qwens_real_geometry(tmp_path: Path, size: tuple, tokens
 def test_a_gate_names_gemmas_page(tmp_path: Path) -> None:
     stub = {"config.json": b"{}", "model.safetensors": b"weights"}
     with replicas(tmp_path / "checkout", {GEMMA: stub}, Full) as run:
-        (run.folder / "configs/questions.yaml").write_text(yaml.safe_dump(QUESTIONS))
+        (run.folder / "configs/smaller.yaml").write_text(yaml.safe_dump(SMALLER))
         code, said = run.run("resources/gemma-3-12b-it/provenance.json", HF_TOKEN=None)
     said = " ".join(said.split())
     assert code and f"{GEMMA} is gated. Open " in said and f"/{GEMMA} and accept its terms" in said
@@ -129,7 +143,10 @@ def test_every_published_value_has_its_counterpart(full: Full) -> None:
     assert len(found) == 498 + 8
     assert found["experiment"].notna().all(), found[found["experiment"].isna()]
     assert (found["own_model"] == found["model"]).all()
-    assert not found["remarks"].str.contains("other settings|another model|elsewhere").any()
+    assert not found["remarks"].str.contains("another model|elsewhere").any()
+    changed = {name for own in found["settings"].dropna() for name in own.split()}
+    captions = {f"experiments.{name}.generation.max_new_tokens" for name in captioned()}
+    assert changed == captions | {"samples.triviaqa.sample"}
     legible = found["published"].notna() & found["own"].notna()
     assert found["inside"].notna().equals(legible)
     assert found["own"].notna().mean() > 0.8  # the others' baseline is 0 in the replicas
@@ -158,10 +175,11 @@ def test_both_groups_of_questions_are_measured(full: Full) -> None:
     found = table(full, "figure2")
     assert set(found["measure"]) == {"f1", "f1_others"}
     assert (found.groupby("measure")["before"].first() > 0).all()
-    asked = {name: pq.read_table(full.path(f"samples/{name}.parquet"))["text"].to_pylist()
-             for name in ("triviaqa", "triviaqa-validation")}  # fmt: skip
-    assert len(asked["triviaqa-validation"]) == 40
-    assert not set(asked["triviaqa"]) & set(asked["triviaqa-validation"])
+    chosen, measured = (
+        pq.read_table(full.path(f"samples/{name}.parquet"))["text"].to_pylist()
+        for name in ("triviaqa", "answers")
+    )
+    assert len(measured) == 40 and not set(chosen) & set(measured)
 
 
 def test_each_models_captions_answer_its_own_prompt(full: Full) -> None:
@@ -170,7 +188,7 @@ def test_each_models_captions_answer_its_own_prompt(full: Full) -> None:
         *(("colours-captions-gemma", GEMMA), ("colours-captions-qwen", QWEN)),
     ):
         schema = pq.read_schema(full.path(f"responses/{experiment}/baseline/part-1.parquet"))
-        assert CAPTIONS[name] in schema.metadata[b"question"].decode()
+        assert CAPTIONS[name] in json.loads(schema.metadata[b"identity"])["question"]
     found = table(full, "table13")
     assert (found[found["measure"] == "cider"]["before"] > 0).all()
 
