@@ -82,9 +82,9 @@ def test_the_config_in_force_is_kept(finished: Checkout) -> None:
 
 def test_a_run_says_what_each_job_does_and_what_was_found(finished: Checkout) -> None:
     said = (finished.folder / "said.txt").read_text()
-    jobs = re.findall(r"^\[.*\]\nJob \d+: (.*)\n(.*)", said, re.MULTILINE)
-    assert re.match(r"Rank heads: (rtp|fruit)$", next(job for job, _ in jobs if "Rank" in job))
-    assert len({job for job, _ in jobs}) == len(jobs) == len(re.findall("Finished jobid", said))
+    jobs = re.findall(r"^Job \d+: (.*)$", said, re.MULTILINE)
+    assert {"Rank heads: rtp", "Draw the samples of rtp", "All is made."} <= set(jobs)
+    assert len(set(jobs)) == len(jobs) == len(re.findall("Finished jobid", said))
     assert "Reason:" not in said and "input:" not in said
     found = list(summary(Run(finished.path(""))))
     shown = said.partition("What results/tiny found")[2].splitlines()
