@@ -47,6 +47,7 @@ ELSEWHERE = {
     "sources.*.repo_type": "test_download.py",
     "samples.*.references": "test_run.py",
     "samples.*.excluding": "test_run.py",
+    "models.*.bits": "test_estimate.py",
     "models.*.gguf": "test_convert.py",
     "models.*.build": "test_run.py",
     "models.*.build.trained": "test_refusals.py",
