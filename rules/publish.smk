@@ -15,6 +15,7 @@ PUBLISHED_TOKENS = shipped_file("data/published_tokens.csv")
 PAGES = [
     ("published", "published", "1 Published against reproduced", "overview"),
     ("claims", "claims", "1 The paper's claims", "verdicts"),
+    ("atlas", "atlas", "2 Atlas of heads", "atlas"),
     *(
         (table, "table", f"2 {table}", "table")
         for table in dict.fromkeys([*RATIOS, *HEADS, *SHARED])
@@ -193,12 +194,20 @@ TABLES = [
 
 
 rule write_pages:
-    """The report's pages: published values, each table, the choices in force, what the run took."""
+    """The report's pages: published values, tables, all heads, the choices, what the run took."""
     input:
         template=shipped_file("report/page.html.jinja"),
+        script=shipped_file("report/atlas.js"),
         config="<results>/config.yaml",
         # The page on time and memory comes last.
         tables=TABLES,
+        heads=[
+            *every("<results>/rankings/{rankings}.csv", WORDED),
+            *every("<results>/heads/{selected}/selected.csv", MEASURED),
+            *every("<results>/heads/{random}/random.csv", MEASURED),
+            *every("<results>/specialists/{decomposition}.csv", SINGLE),
+            *every("<results>/decompositions/{decomposition}.parquet", SINGLE),
+        ],
         provenance=[*map(source_record, used_sources(config))],
         words=every("<results>/words/{words}.csv", WORDED),
         labels=every("<results>/labels/{labels}.parquet", LABELLED),

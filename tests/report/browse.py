@@ -41,6 +41,34 @@ def look(page: Page, name: str, folder: Path) -> dict[str, Any]:
     return shown.evaluate(FACTS)
 
 
+def point(page: Page, folder: Path) -> dict[str, Any]:
+    """Find a head of the atlas by mouse, one by keyboard, one by its token, and some by a ratio."""
+    (atlas,) = [frame for frame in page.frames if frame.parent_frame]
+    said, cells = atlas.locator("#said"), atlas.locator("[role=grid] td")
+    cells.nth(1).hover()
+    seen = {"mouse": [cells.nth(1).get_attribute("aria-label"), said.inner_text()]}
+    atlas.locator("#find").click()
+    for key in ("Tab", "ArrowUp", "End", "ArrowLeft", "ArrowDown", "Home", "ArrowRight"):
+        page.keyboard.press(key)
+    label = atlas.evaluate("document.activeElement.getAttribute('aria-label')")
+    seen |= {"keyboard": [label, said.inner_text()], "live": said.get_attribute("aria-live")}
+    page.keyboard.press("Tab")
+    seen["next"] = atlas.evaluate("document.activeElement.closest('table').ariaLabel")
+    atlas.locator("#find").fill("</script>")
+    seen["found"] = (
+        atlas.locator("output").inner_text(),
+        atlas.locator("[role=grid] td:not(.dim)").count(),
+    )
+    page.keyboard.press("Enter")
+    seen["token"] = said.inner_text()
+    page.screenshot(path=folder / "atlas.png")
+    atlas.locator("button").first.click()
+    seen["framed"] = atlas.locator("td.scaled").evaluate_all("own => own.map(e => e.ariaLabel)")
+    seen["row"] = atlas.locator("tbody tr").first.locator("td").all_inner_texts()
+    page.screenshot(path=folder / "atlas-framed.png")
+    return seen | {"scripted": atlas.evaluate("Boolean(window.hit)")}
+
+
 def browse(page: Page, folder: Path) -> dict[str, Any]:
     """Visit the landing page, every result with its caption, every rule, and the general views."""
     seen: dict[str, Any] = {"landing": look(page, "landing", folder), "results": {}, "rules": {}}
@@ -56,6 +84,8 @@ def browse(page: Page, folder: Path) -> dict[str, Any]:
             facts = look(page, f"{number + 1}-{row + 1}", folder)
             facts["mime"] = page.evaluate("results[app.state.resultPath].mime_type")
             facts["path"] = page.evaluate("app.state.resultPath")
+            if facts["path"].endswith("atlas.html"):
+                seen["atlas"] = point(page, folder)
             own.locator("td").last.locator("a").last.click()
             facts["caption"] = page.locator(".prose-invert").inner_text()
             facts["navigation"] = page.evaluate(FACTS)

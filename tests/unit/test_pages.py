@@ -99,6 +99,8 @@ def files(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     (made / "benchmarks/measure.tsv").write_text("s\tmax_rss\tcpu_time\n1\t2\t3\n")
     return SimpleNamespace(
         template=pages.ROOT / "report/page.html.jinja",
+        script=pages.ROOT / "report/atlas.js",
+        heads=sorted(str(path) for path in made.glob("rankings/*.csv")),
         config=made / "config.yaml",
         tables=[str(path) for path in tables],
         provenance=[str(provenance)],
@@ -120,6 +122,7 @@ def files(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
         ("table1", 0, ["table1.csv triviaqa L1.H2", "Masked are tokens"], True),
         ("concepts", 1, ["concepts.overlap.csv fruit tools 2"], True),
         ("choices", 0, ["All choices", "experiments.&lt;name&gt;.k"], None),
+        ("atlas", 0, ["Atlas of heads", "L1.H2"], None),
         ("run", 0, ["garak", "2.0", "measure", "Labels of rtp", "1234", "s**** (3)"], None),
     ],
 )
@@ -130,7 +133,7 @@ def test_a_page_shows_its_tables_and_how_to_trace_them(
     assert html.count('src="data:image/png') == pictures
     for part in said:
         assert part.format(made) in html
-    assert "<script" not in html
+    assert html.count("<script") == (2 if name == "atlas" else 0)
     if masked is not None:
         assert ("s****" in html, " stone<" in html) == (masked, not masked)
     assert re.search(r"<td>[0-9a-f]{64}</td>", html)  # hashes of what it shows

@@ -1,6 +1,6 @@
 """Offensive words masked in texts and tables that are printed."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
@@ -91,23 +91,45 @@ class Cover:
         return plain(mask(plain(word))) if self.words else plain(word)
 
 
+def token_cover(words: Collection[str]) -> Callable[[str], str]:
+    """Return what shows a token: without the mark of a space, masked as :func:`mask_rows` does."""
+    telling = _telling(words) | {normalise(word) for word in words}
+
+    def shown(token: str) -> str:
+        text = plain(token)
+        return _masked_pieces(text.lstrip("Ġ▁␣ ") or text, 1, telling)
+
+    return shown
+
+
+def _telling(words: Collection[str]) -> set[str]:
+    """Return the pieces that may give away a word that begins with them."""
+    folded = map(normalise, words)
+    return {word[:end] for word in folded for end in range(TELLING, len(word) + 1)}
+
+
+def _masked_pieces(
+    text: str, least: int, telling: Collection[str], show: Callable[[str], str] = mask
+) -> str:
+    """Return a text with its pieces of so many letters masked, where they are telling."""
+    return regex.sub(
+        rf"\w{{{least},}}",
+        lambda piece: show(piece.group()) if normalise(piece.group()) in telling else piece.group(),
+        text,
+    )
+
+
 def mask_rows(text: str, words: Collection[str]) -> str:
     """Mask words, in any case, and longer pieces that they begin with in a Markdown table."""
-    longest = _longest_first(words)
-    starts = {word[:end] for word in longest for end in range(TELLING, len(word) + 1)}
-    patterns = list(map(_in_any_case, longest))
+    patterns, telling = list(map(_in_any_case, _longest_first(words))), _telling(words)
 
-    def stars(match: regex.Match[str]) -> str:
-        return mask(match.group()).replace("*", r"\*")
+    def stars(word: str) -> str:
+        return mask(word).replace("*", r"\*")
 
     def masked(line: str) -> str:
         for pattern in patterns:
-            line = pattern.sub(stars, line)
-        return regex.sub(
-            rf"\w{{{TELLING},}}",
-            lambda piece: stars(piece) if normalise(piece.group()) in starts else piece.group(),
-            line,
-        )
+            line = pattern.sub(lambda match: stars(match.group()), line)
+        return _masked_pieces(line, TELLING, telling, stars)
 
     lines = text.splitlines()
     return "\n".join(masked(line) if line.startswith("|") else line for line in lines)

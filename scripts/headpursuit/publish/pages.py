@@ -1,9 +1,10 @@
 """The report's pages: what a run published, chose and cost, each one HTML file.
 
-A page needs no other file, holds no script and may load nothing. Every text is escaped; the words
-that the run labelled are masked.
+A page needs no other file and may load nothing; only the atlas of heads holds a script, its own.
+Every text is escaped; the words that the run labelled are masked.
 """
 
+import hashlib
 import os
 from base64 import b64encode
 from collections.abc import Collection, Iterator, Sequence
@@ -19,6 +20,7 @@ from jinja2 import Environment, StrictUndefined
 from markdown_it import MarkdownIt
 
 from headpursuit.publish import claims
+from headpursuit.publish.atlas import INTRODUCTION, atlas
 from headpursuit.publish.masking import TELLING, mask_rows, offensive_words
 from headpursuit.publish.ratio import number
 from headpursuit.publish.settings import (
@@ -35,7 +37,7 @@ from headpursuit.publish.settings import (
 )
 from headpursuit.run.experiments import Config, kind_of, of_images, positions_of, running, tables_of
 from headpursuit.run.files import ROOT, read_json, sha256
-from headpursuit.run.finished import row_names
+from headpursuit.run.finished import read_run, row_names
 from headpursuit.run.manifest import describe_workflow
 from headpursuit.run.rule import describe_host
 from headpursuit.run.tables import read_csv
@@ -81,14 +83,14 @@ def write_page(name: str, files: Any, started_in: Path) -> str:
     """Return a page as HTML.
 
     Args:
-        name: ``published``, ``claims``, ``choices``, ``run``, or a table of the config.
-        files: the rule's input: ``template``; ``config``, the config in force, in the run's
-            folder; ``tables``, all tables and figures; ``provenance``, of each source;
-            ``summaries``, of labels.
+        name: ``published``, ``claims``, ``atlas``, ``choices``, ``run``, or a table of the config.
+        files: the rule's input: ``template``; ``script``, of the atlas; ``config``, the config in
+            force, in the run's folder; ``tables``, all tables and figures; ``heads``, what the
+            atlas shows; ``provenance``, of each source; ``summaries``, of labels.
         started_in: the folder that Snakemake runs in; paths are shown relative to it.
     """
     config = _load(files.config)
-    sources = list(_parts(files, name).values())
+    sources, script, data = list(_parts(files, name).values()), "", None
     if name == "published":
         title, parts = "Published against reproduced", overview(files, config)
         sources.append(files.config)
@@ -102,6 +104,10 @@ def write_page(name: str, files: Any, started_in: Path) -> str:
     elif name == "run":
         title, parts = "Time, memory, software, sources", cost(files)
         sources = [*files.provenance, *files.summaries]
+    elif name == "atlas":
+        title, parts = "Atlas of heads", [Section(text=INTRODUCTION)]
+        data = atlas(read_run(Path(files.config).parent))
+        script, sources = Path(files.script).read_text(encoding="utf-8"), files.heads
     else:
         title = f"{name}: {KINDS[kind_of(config, config['tables'][name])]}"
         parts = table_page(files, config, name)
@@ -115,6 +121,9 @@ def write_page(name: str, files: Any, started_in: Path) -> str:
         warnings=list(other_models(config)),
         sections=list(parts),
         sources={Path(os.path.relpath(p, started_in)).as_posix(): sha256(p) for p in sources},
+        script=script,
+        script_hash=b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        data=data,
         picture=lambda path: "data:image/png;base64," + b64encode(path.read_bytes()).decode(),
     )
 

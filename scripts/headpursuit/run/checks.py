@@ -39,7 +39,7 @@ Entry = Mapping[str, Any]
 NAMING = {"model": "models", "samples": "samples", "concept": "concepts", "source": "sources"}
 NAMING |= {"heads_from": "experiments", "excluding": "samples", "classifier": "classifiers"}
 # Pages of the report beside those of the tables.
-PAGES = ("published", "claims", "choices", "run")
+PAGES = ("answer", "published", "claims", "atlas", "choices", "run")
 
 
 def _absent(config: Config, catalogue: str, name: Any) -> tuple[bool, str]:
