@@ -13,6 +13,7 @@ PUBLISHED = shipped_file("data/published.csv")
 PUBLISHED_TOKENS = shipped_file("data/published_tokens.csv")
 # The report's pages: file, caption, category and what they show. Categories go by their names.
 PAGES = [
+    ("answer", "answer", "0 What was found", "answer"),
     ("published", "published", "1 Published against reproduced", "overview"),
     ("claims", "claims", "1 The paper's claims", "verdicts"),
     ("atlas", "atlas", "2 Atlas of heads", "atlas"),

@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+from headpursuit.publish.answer import disagreements
 from headpursuit.publish.compared import compared_cells, compared_notes
 from headpursuit.publish.figure import plot
 from headpursuit.publish.overlap import (
@@ -35,7 +36,7 @@ def main(snakemake):
     table = put_published(table, published, params.models, own_heads)
     choices = {name: each["differs"] for name, each in own.items()}
     said = [*notes(table, scores, own, score), *ranking_notes(table, own)]
-    said += curve_notes(table, choices)
+    said += [*curve_notes(table, choices), *disagreements(table)]
     shown = display(table, compared, params.publish["spread"], score["confidence"])
     publish(output, table, shown, said, snakemake.wildcards.ratios)
     write_csv(output.draws, draws)

@@ -129,6 +129,7 @@ def make_run(run: Path) -> Path:
         own = {name: tables[name]}, {name: facts[name]}
         rows, _, compared = ratio_rows(*own, config["score"])
         tests.append(compared)
+        write(run / f"tables/{table}.tests.csv", compared)
         rows = put_rankings(rows, {name: run / f"rankings/{name}.csv"}, {name: facts[name]})
         ratios.append(put_published(rows, published, models, {K: 16}))
         write(run / f"tables/{table}.csv", ratios[-1])

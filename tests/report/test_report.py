@@ -165,7 +165,7 @@ def pages(seen: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 def test_every_result_is_there_and_drawn(seen: dict[str, Any]) -> None:
     tables = ["2 concepts", "2 figure1", "2 table1", "2 table2"]
-    first = ["1 Published against reproduced", "1 The paper's claims"]
+    first = ["0 What was found", "1 Published against reproduced", "1 The paper's claims"]
     wanted = [*first, "2 Atlas of heads", *tables, "3 Choices", "4 Time, memory, software"]
     assert list(pages(seen)) == seen["categories"] == wanted
     images = [facts for facts in seen["results"].values() if facts["mime"] == "image/png"]
@@ -175,7 +175,10 @@ def test_every_result_is_there_and_drawn(seen: dict[str, Any]) -> None:
     assert len(shown) >= 2 * len(tables)
     for width, height, across in shown:
         assert width > 300 and height > 200 and across > 200
-    assert {name for name, facts in pages(seen).items() if facts["pictures"]} == set(tables)
+    assert {name for name, facts in pages(seen).items() if facts["pictures"]} == {
+        first[0],
+        *tables,
+    }
     assert (seen["workflow"]["drawn"], seen["statistics"]["drawn"]) == (1, 2)
 
 
@@ -198,6 +201,22 @@ def test_hostile_texts_change_nothing(ran: Checkout, seen: dict[str, Any]) -> No
         assert all(len(widths) == 1 for widths in facts["tables"]), name
         assert facts["overflow"] <= 0, name
         assert not set("\x1b\x07\u202e\u2066") & set(facts["text"]), name
+
+
+def test_the_report_opens_with_what_was_found(ran: Checkout, seen: dict[str, Any]) -> None:
+    landing = seen["landing"]
+    assert "CANVAS" not in landing["tags"]  # the graph of rules
+    rows = pd.read_csv(ran.path("tables/table2.csv"))
+    row = rows[(rows["method"] == "somp") & rows["flag"].isna()].iloc[0]
+    number = f"{row.value:.2f} [{row.ci_low:.2f}, {row.ci_high:.2f}]"
+    place = landing["text"].index("2 heads by SOMP, alpha -1: ")
+    assert number in landing["text"][place : place + 200]
+    drawn = landing["text"].index("as many random heads of the same layers, 2 draws")
+    over = landing["text"].index("the former over the latter")
+    verdicts = landing["text"].index(" claims are untested.")
+    assert place < drawn < over < verdicts < landing["text"].index("arXiv 2510.21518")
+    assert max(width for width, _, _ in landing["pictures"]) > 300
+    assert not landing["scripted"] and landing["overflow"] <= 0
 
 
 def test_a_head_is_found_by_mouse_by_keyboard_and_by_its_token(

@@ -19,7 +19,7 @@ import yaml
 from jinja2 import Environment, StrictUndefined
 from markdown_it import MarkdownIt
 
-from headpursuit.publish import claims
+from headpursuit.publish import answer, claims
 from headpursuit.publish.atlas import INTRODUCTION, atlas
 from headpursuit.publish.masking import TELLING, mask_rows, offensive_words
 from headpursuit.publish.ratio import number
@@ -83,7 +83,8 @@ def write_page(name: str, files: Any, started_in: Path) -> str:
     """Return a page as HTML.
 
     Args:
-        name: ``published``, ``claims``, ``atlas``, ``choices``, ``run``, or a table of the config.
+        name: ``answer``, ``published``, ``claims``, ``atlas``, ``choices``, ``run``, or a table of
+            the config.
         files: the rule's input: ``template``; ``script``, of the atlas; ``config``, the config in
             force, in the run's folder; ``tables``, all tables and figures; ``heads``, what the
             atlas shows; ``provenance``, of each source; ``summaries``, of labels.
@@ -91,7 +92,11 @@ def write_page(name: str, files: Any, started_in: Path) -> str:
     """
     config = _load(files.config)
     sources, script, data = list(_parts(files, name).values()), "", None
-    if name == "published":
+    if name == "answer":
+        title, parts = "What this run found", first_page(files, config)
+        tables = [*list(tables_of(config, "ratios"))[:1], "claims"]
+        sources = [path for table in tables for path in _parts(files, table).values()]
+    elif name == "published":
         title, parts = "Published against reproduced", overview(files, config)
         sources.append(files.config)
     elif name == "claims":
@@ -205,6 +210,21 @@ def _traces(files: Any, config: Config, table: str) -> list[str]:
             rows = row_names(read_csv(path, []), own)
             commands += [f"headpursuit trace {path} {' '.join(row)}" for row in rows]
     return list(dict.fromkeys(commands))
+
+
+def first_page(files: Any, config: Config) -> Iterator[Section]:
+    """The answer: a picture, three numbers with intervals, and the verdicts on the claims."""
+    for table in list(tables_of(config, "ratios"))[:1]:
+        parts = _parts(files, table)
+        yield Section(f"{table}: after over before", figure=parts["png"])
+        found = answer.numbers(read_csv(parts["csv"]), read_csv(parts["tests.csv"]))
+        level = f"{100 * config['score']['confidence']:g} % interval"
+        yield Section("In numbers", columns=("", f"ratio, {level}"), rows=list(found))
+    table = read_csv(_parts(files, "claims")["csv"])
+    cells = claims.display(table, config["score"]["confidence"])
+    said, shown = answer.verdicts(table, cells)
+    rows = shown.to_numpy().tolist()
+    yield Section("The paper's claims", said, columns=list(shown), rows=rows)
 
 
 def overview(files: Any, config: Config) -> Iterator[Section]:

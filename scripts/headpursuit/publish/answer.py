@@ -1,0 +1,100 @@
+"""What a run found, in short: the first page of the report."""
+
+from collections.abc import Iterator
+
+import pandas as pd
+
+from headpursuit.publish.ratio import MEASURE_NAMES, METHOD_NAMES, interval
+from headpursuit.run.experiments import alpha_name
+
+# Measures that see the same in different ways.
+ALIKE = (("occurrences", "expected"), ("occurrences", "toxicity"), ("exact_match", "first_word"))
+ENDS = ("value", "low", "high")
+SHOWN = 6
+VERDICTS = ("supported", "contradicted", "undecided")
+
+
+def headline(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of a table of ratios that tell most, those of the first method first.
+
+    They are of the first experiment, alpha and place, of the most heads, and of the first measure
+    that its baseline has enough of.
+    """
+    first = table.iloc[0]
+    own = table[
+        (table[["experiment", "alpha", "at"]] == first[["experiment", "alpha", "at"]]).all(axis=1)
+    ]
+    own = own[own["heads"] == own["heads"].max()]
+    chosen = own[own["method"] == first["method"]]
+    sound = chosen[chosen["flag"].isna()]
+    return own[own["measure"] == (sound if len(sound) else chosen)["measure"].iloc[0]]
+
+
+def numbers(table: pd.DataFrame, compared: pd.DataFrame) -> Iterator[list[str]]:
+    """Yield three numbers with their intervals: chosen heads, random ones, and the two compared.
+
+    Args:
+        table: rows of ratios.
+        compared: ``tables/{table}.tests.csv``.
+    """
+    rows = headline(table)
+    row = rows.iloc[0].to_dict()
+    what = f"{MEASURE_NAMES[row['measure']]} ({row['experiment']}), after / before"
+    how = f"{row['heads']} heads by {METHOD_NAMES[row['method']]}, alpha {alpha_name(row['alpha'])}"
+    yield [f"{how}: {what}", interval(row, "value", "ci_low", "ci_high") or "not defined"]
+    for drawn in rows[rows["method"] == "random"].to_dict("records"):
+        ends = ("ci_low", "ci_high") if pd.isna(drawn["both_low"]) else ("both_low", "both_high")
+        said = f"as many random heads of the same layers, {drawn['draws']} draws"
+        yield [said, interval(drawn, "value", *ends) or "not defined"]
+    same = ["experiment", "method", "heads", "alpha", "at", "measure"]
+    fits = (compared[same] == pd.Series(row)[same]).all(axis=1) & compared["against"].eq("random")
+    for test in compared[fits].to_dict("records"):
+        yield [
+            "the former over the latter",
+            interval(test, "value", "low", "high") or "not defined",
+        ]
+
+
+def verdicts(table: pd.DataFrame, cells: pd.DataFrame) -> tuple[str, pd.DataFrame]:
+    """Return how many verdicts there are of each kind, and a row for each, decided ones first.
+
+    Args:
+        table: ``tables/claims.csv``.
+        cells: the same as :func:`headpursuit.publish.claims.display` shows it.
+    """
+    tested = table["verdict"].isin(VERDICTS)
+    counts = ", ".join(f"{(table['verdict'] == own).sum()} {own}" for own in VERDICTS)
+    claims = table["claim"].nunique()
+    untested = table["claim"][~tested].nunique()
+    weakest = next(column for column in cells if column.startswith("the weakest"))
+    shown = cells.loc[tested, ["verdict", "claim", "experiment", "measure", weakest, "at", "note"]]
+    order = table["verdict"][tested].map(VERDICTS.index).sort_values(kind="stable").index
+    return f"{counts}; {untested} of {claims} claims are untested.", shown.loc[order]
+
+
+def disagreements(table: pd.DataFrame) -> Iterator[str]:
+    """Say which measures of the same heads disagree: their intervals do not overlap."""
+    drawn = table["both_low"].notna()
+    own = table.assign(
+        low=table["both_low"].where(drawn, table["ci_low"]),
+        high=table["both_high"].where(drawn, table["ci_high"]),
+    )
+    keys = ["experiment", "method", "heads", "alpha", "at"]
+    parts = dict(list(own.groupby("measure")))
+    said = []
+    for one, other in ALIKE:
+        if one not in parts or other not in parts:
+            continue
+        pairs = parts[one].merge(parts[other], on=keys, suffixes=("_one", "_other"))
+        apart = pairs["high_one"].lt(pairs["low_other"]) | pairs["high_other"].lt(pairs["low_one"])
+        for row in pairs[apart].to_dict("records"):
+            both = (
+                f"{MEASURE_NAMES[name]} {interval(row, *(f'{key}_{end}' for key in ENDS))}"
+                for name, end in ((one, "one"), (other, "other"))
+            )
+            heads = f"{row['heads']} heads by {METHOD_NAMES[row['method']]}"
+            alpha = f"alpha {alpha_name(row['alpha'])}"
+            said.append(f"{row['experiment']}, {heads}, {alpha}: {', '.join(both)}")
+    if said:
+        more = f"; and {len(said) - SHOWN} more" if len(said) > SHOWN else ""
+        yield f"Measures of the same heads that disagree: {'; '.join(said[:SHOWN])}{more}."
