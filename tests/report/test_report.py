@@ -211,7 +211,7 @@ def test_the_report_opens_with_what_was_found(ran: Checkout, seen: dict[str, Any
     number = f"{row.value:.2f} [{row.ci_low:.2f}, {row.ci_high:.2f}]"
     place = landing["text"].index("2 heads by SOMP, alpha -1: ")
     assert number in landing["text"][place : place + 200]
-    drawn = landing["text"].index("as many random heads of the same layers, 2 draws")
+    drawn = landing["text"].index("as many random heads of the same layers")
     over = landing["text"].index("the former over the latter")
     verdicts = landing["text"].index(" claims are untested.")
     assert place < drawn < over < verdicts < landing["text"].index("arXiv 2510.21518")

@@ -44,7 +44,7 @@ def numbers(table: pd.DataFrame, compared: pd.DataFrame) -> Iterator[list[str]]:
     yield [f"{how}: {what}", interval(row, "value", "ci_low", "ci_high") or "not defined"]
     for drawn in rows[rows["method"] == "random"].to_dict("records"):
         ends = ("ci_low", "ci_high") if pd.isna(drawn["both_low"]) else ("both_low", "both_high")
-        said = f"as many random heads of the same layers, {drawn['draws']} draws"
+        said = f"as many random heads of the same layers (draws: {drawn['draws']})"
         yield [said, interval(drawn, "value", *ends) or "not defined"]
     same = ["experiment", "method", "heads", "alpha", "at", "measure"]
     fits = (compared[same] == pd.Series(row)[same]).all(axis=1) & compared["against"].eq("random")
