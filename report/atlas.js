@@ -101,7 +101,7 @@ function find(text) {
   const lit = new Set(found);
   for (const cell of cells) cell.element.classList.toggle("dim", Boolean(wanted) && !lit.has(cell));
   const names = new Set(found.map((cell) => `${cell.model.name} ${cell.name}`));
-  counted.textContent = wanted ? `${names.size} heads` : "";
+  counted.textContent = wanted ? `${names.size} found` : "";
   return found;
 }
 
