@@ -119,7 +119,7 @@ test-quantised: .venv-quantised/complete
 # Of the demo, what the benchmarks read: the model and the activations of table 1's prompts.
 bench: .venv-bench/complete
 	$(SNAKEMAKE) --configfile configs/demo.yaml -- results/demo/activations/rtp-prompts.parquet
-	for part in pursuit model label_slots report; do .venv-bench/bin/python benchmarks/$$part.py || exit 1; done
+	for part in pursuit model count label_slots report; do .venv-bench/bin/python benchmarks/$$part.py || exit 1; done
 
 .venv-bench/complete: .venv/complete benchmarks/requirements.txt
 	.venv/bin/python -m venv --clear .venv-bench

@@ -20,13 +20,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import timing
 import torch
-from headpursuit.method import reading
+from headpursuit.method import writing
 from headpursuit.method.activations import pooled_inputs, read_layer, write_cache
 from headpursuit.method.batches import PartFile, pad, plan_batches
 from headpursuit.method.decoder import fast_products
 from headpursuit.method.heads import Condition
 from headpursuit.method.models import load_model, load_tokenizer
-from headpursuit.method.reading import until_stop
 from headpursuit.method.responses import Prompts, write_responses
 from headpursuit.method.sampling import GumbelMax, Noise
 from headpursuit.run.files import read_parquet
@@ -233,10 +232,11 @@ def respond(decoder, tokenizer, conditions, sampled: bool, products=None) -> lis
         ids, mask = asked(tokenizer)
         positions = (mask.cumsum(1) - 1).clamp_min(0)
         inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
-        stops = reading.end_tokens(decoder, tokenizer)
-        pick = sampler(tokenizer) if sampled else reading.greedy
-        writing = reading.Writing(STEPS, stops, pick)
-        found = reading.respond(decoder, inputs, conditions, writing, BATCH_TOKENS)
+        stops = writing.end_tokens(decoder, tokenizer)
+        pick = sampler(tokenizer) if sampled else writing.greedy
+        how = writing.Writing(STEPS, stops, pick)
+        begun = writing.ask(decoder, inputs, conditions)
+        (found,) = writing.respond(decoder, [(begun, conditions)], how, BATCH_TOKENS)
     return [tokens for tokens, _ in next(iter(found.values()))]
 
 
@@ -271,7 +271,7 @@ def respond_by_nnsight(model, tokenizer, stops, sampled: bool, width: int) -> li
                 own = slice(head * width, (head + 1) * width)
                 model.model.layers[layer].self_attn.o_proj.input[..., own] *= -1
         result = tracer.result.save()
-    return [until_stop(row, stops)[0] for row in result[:, ids.shape[1] :].tolist()]
+    return [writing.until_stop(row, stops)[0] for row in result[:, ids.shape[1] :].tolist()]
 
 
 def respond_by_lens(model, tokenizer, stops) -> list[list[int]]:
@@ -292,14 +292,14 @@ def respond_by_lens(model, tokenizer, stops) -> list[list[int]]:
             ids, attention_mask=mask, max_new_tokens=STEPS, do_sample=False, stop_at_eos=False,
             return_type="tokens", verbose=False,
         )  # fmt: skip
-    return [until_stop(row, stops)[0] for row in out[:, ids.shape[1] :].tolist()]
+    return [writing.until_stop(row, stops)[0] for row in out[:, ids.shape[1] :].tolist()]
 
 
 def generating() -> list[dict]:
     """Compare generation under an intervention with plain generation, nnsight, TransformerLens."""
     decoder, tokenizer = ours()
     bridge, tracer = lens(), traced(decoder, tokenizer)
-    stops = reading.end_tokens(decoder, tokenizer)
+    stops = writing.end_tokens(decoder, tokenizer)
     rows: list[dict] = []
     none, one, many = {"baseline": Condition()}, draws(1), draws(SHARING)
     with fast_products(decoder, "bfloat16") as fast:

@@ -15,7 +15,8 @@ import timing
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
 
-GROUPS = ("pursuit", "caching", "generating", "jobs", "label_slots", "demo")  # in this order
+# In this order.
+GROUPS = ("pursuit", "caching", "generating", "jobs", "count", "label_slots", "demo")
 INTRODUCTION = """
 # Benchmarks
 
@@ -62,6 +63,19 @@ NOTES = """
 - The demo's text part took 11.6 minutes before this benchmark was first run, and all of it 15.3, on
   the same machine.
 """
+COUNTED = """
+## Counted, not timed
+
+    .venv/bin/python benchmarks/count.py    # a minute; with overlays, of another run; --memory-gb
+
+runs the workflow's own planner over the samples of `config.yaml` and counts what the model would be
+called for. Steps are calls that write a token for each row of a loop, passes those that read.
+`before -> now`: before, a loop had one batch, and as many of its conditions as
+`compute.batch_tokens.responding` has room for. Images have the sizes and class names of the
+rehearsal's replicas, in the replica's tokens, and LLaVA-NeXT's real numbers. An answer is the
+class's name and its end token; *at the longest*, some row of each loop goes on to its last token.
+Texts are those of `estimate`'s high end. Loops are planned for 80 GiB.
+"""
 
 
 def main(to: Path) -> None:
@@ -77,6 +91,8 @@ def main(to: Path) -> None:
     plot(rows, to / "benchmarks.png")
     parts = [INTRODUCTION.strip(), machine(found), table(rows), checks(rows)]
     parts += ["![Ratios beside their goals; time by samples](benchmarks.png)", NOTES.strip()]
+    if "count" in found:
+        parts += [COUNTED.strip(), found["count"]["table"]]
     (to / "benchmarks.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 

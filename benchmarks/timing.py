@@ -77,10 +77,10 @@ def row(
     }  # fmt: skip
 
 
-def write(name: str, rows: list[dict[str, Any]]) -> None:
-    """Write a benchmark's rows with the machine and the versions beside them."""
+def write(name: str, rows: list[dict[str, Any]], **more: Any) -> None:
+    """Write a benchmark's rows, and what else it found, with the machine and versions beside it."""
     RESULTS.mkdir(parents=True, exist_ok=True)
-    record = {"machine": machine(), "rows": rows}
+    record = {"machine": machine(), "rows": rows, **more}
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 

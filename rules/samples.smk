@@ -54,7 +54,7 @@ rule respond:
         gpu=GPU,
     params:
         **own("samples", "model", "generation"),
-        **pick(COMPUTE, "device", "batch_images", "products", "parts"),
+        **pick(COMPUTE, "device", "batch_images", "memory_gb", "products", "parts"),
         batch_tokens=COMPUTE["batch_tokens"]["responding"],
         seed=config["seed"],
         code=code_hash("respond"),

@@ -8,6 +8,7 @@ from headpursuit.method.heads import Condition, read_conditions
 from headpursuit.method.models import open_model
 from headpursuit.method.responses import Prompts, write_responses
 from headpursuit.method.vision import open_images
+from headpursuit.method.writing import room_of
 from headpursuit.run.experiments import of_images
 from headpursuit.run.files import sha256
 from headpursuit.run.rule import run_rule
@@ -40,7 +41,8 @@ def main(snakemake):
             "code": params.code,
         }
         part = int(snakemake.wildcards.part), params.parts
-        file = PartFile(Path(snakemake.output[0]), settings, params.batch_tokens, part)
+        room = room_of(decoder, params.batch_tokens, params.memory_gb)
+        file = PartFile(Path(snakemake.output[0]), settings, params.batch_tokens, part, room)
         write_responses(file, decoder, reader, conditions)
 
 

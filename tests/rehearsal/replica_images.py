@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 from headpursuit.method.decoder import Decoder
-from headpursuit.method.reading import end_tokens
 from headpursuit.method.vision import encode, load_processor, render_question
+from headpursuit.method.writing import end_tokens
 from PIL import Image
 from replica_models import (
     LOWER,

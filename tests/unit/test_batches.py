@@ -13,7 +13,17 @@ import pyarrow as pa
 import pytest
 import torch
 from headpursuit.method.activations import pooled_inputs, pooled_positions
-from headpursuit.method.batches import Halving, PartFile, journaled, pad, plan_batches
+from headpursuit.method.batches import (
+    Asked,
+    Halving,
+    PartFile,
+    Room,
+    journaled,
+    pad,
+    plan_batches,
+    plan_loops,
+    read_together,
+)
 from headpursuit.method.decoder import Decoder
 from headpursuit.method.expected import measure_expected
 from headpursuit.method.heads import Condition
@@ -43,6 +53,41 @@ def test_batches_hold_all_and_not_too_much(lengths: list[int], limit: int, extra
     assert widths == sorted(widths, reverse=True)
     for batch, width in zip(batches, widths, strict=True):
         assert len(batch) == 1 or len(batch) * (width + extra) <= limit
+
+
+@given(
+    st.lists(st.lists(st.integers(1, 50), min_size=1, max_size=4), max_size=8),
+    st.integers(1, 4),
+    st.integers(1, 500),
+    st.integers(0, 30),
+)
+def test_loops_hold_all_and_not_too_much(
+    batches: list[list[int]], n_conditions: int, whole: int, row: int
+):
+    """Each batch's samples together, under one condition after the other, as far as they fit."""
+    names, room = list("abcd"[:n_conditions]), Room(whole, 1, row)
+    batches = [[(place, "", 0, n) for n in own] for place, own in enumerate(batches)]
+    loops = list(plan_loops(batches, names, lambda own: max(n for *_, n in own), room))
+    wanted = [
+        Asked(number, sample, name)
+        for number, own in enumerate(batches)
+        for name in names
+        for sample in own
+    ]
+    assert [asked for loop in loops for asked in loop] == wanted
+    for loop, after in zip(loops, [*loops, []][1:], strict=True):
+        if len({asked[::2] for asked in loop}) > 1:
+            longest = max(asked.sample[3] for asked in loop)
+            assert len(loop) * (longest + row) <= whole
+        if after:  # what comes next would not have fitted
+            follows = [asked for asked in after if asked[::2] == after[0][::2]]
+            longest = max(asked.sample[3] for asked in loop + follows)
+            assert (len(loop) + len(follows)) * (longest + row) > whole
+        read = read_together(loop)
+        assert sorted((n, name) for own, some in read for n in own for name in some) == sorted(
+            (asked.sample, asked.condition) for asked in loop
+        )
+        assert len(read) == len({asked.batch for asked in loop})
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from headpursuit.method.batches import PartFile, Room, plan_loops
+from headpursuit.method.heads import Condition
+from headpursuit.method.responses import Prompts, write_responses
 from headpursuit.method.somp import Pursuit
 
 ROOT = Path(__file__).parents[2]
@@ -42,6 +47,53 @@ def test_a_ratio_is_that_of_medians_and_the_range_of_rounds(benchmarks):
     row = timing.row("a", "b", ">= 2", [4.0, 9.0, 6.0], [2.0, 3.0, 1.0], "yes", n="3")
     assert (row["ratio"], row["low"], row["high"], row["met"]) == (3.0, 2.0, 6.0, True)
     assert not timing.row("a", "b", "<= 2.9", [3.0], [1.0], "yes", n="1")["met"]
+
+
+@pytest.mark.parametrize("heads", [{"baseline": []}, {"a": [(1, 0)], "b": [(0, 1)], "c": [(2, 2)]}])
+@pytest.mark.parametrize("room", [Room(60), Room(5, 0, 1), Room(10**6)])
+def test_the_count_is_what_the_loop_does(
+    benchmarks, model, tokenizer, tmp_path, monkeypatch, heads: dict, room: Room
+):
+    """Calls that read and that write, their rows and tokens; responses end at several steps."""
+    count, decoder, new = benchmarks("count"), model("llama"), 12
+    texts = [" ".join(["river", "stone", "cloud"][i % 3 :] * (1 + i % 4)) for i in range(11)]
+    names = [f"p{i}" for i in range(len(texts))]
+    table = pa.table({"sample_id": names, "token_ids": tokenizer(texts)["input_ids"]})
+    generation = {"samples": 1, "temperature": 0, "max_new_tokens": new}
+    reader = Prompts(decoder, tokenizer, table, generation, 60)
+    conditions = {name: Condition(own) for name, own in heads.items()}
+    calls: list[tuple[int, ...]] = []
+
+    def call(module, args, kwargs):
+        ids = kwargs.get("input_ids")
+        calls.append(tuple((kwargs["inputs_embeds"] if ids is None else ids).shape[:2]))
+
+    def responses() -> list[dict]:
+        calls.clear()
+        (tmp_path / "x").unlink(missing_ok=True)
+        file = PartFile(tmp_path / "x", {"generation": generation, "seed": 0}, 60, room=room)
+        with decoder.language_model.register_forward_pre_hook(call, with_kwargs=True):
+            write_responses(file, decoder, reader, conditions)
+        return pq.read_table(file.path).to_pylist()
+
+    # Ends that some of them come upon sooner and others later.
+    ends = {row["token_ids"][2 + i % 7] for i, row in enumerate(responses()[::2])}
+    monkeypatch.setattr(decoder.model.generation_config, "eos_token_id", sorted(ends))
+    written = {
+        (row["condition"], row["sample_id"]): row["n_tokens"] + (row["stop_reason"] == "eos")
+        for row in responses()
+    }
+    assert len(set(written.values())) > 3
+    order = sorted(heads, key=lambda name: heads[name])
+    loops = plan_loops(reader.batches(), order, lambda rows: reader.longest(rows) + new, room)
+    found = count.count(
+        loops, reader.longest, lambda row: written[row.condition, row.sample[1]], 60, new
+    )
+    reading, writing = ([own for own in calls if (own[1] > 1) == reads] for reads in (True, False))
+    assert found["passes"] == len(reading)
+    assert found["read"] == sum(rows * tokens for rows, tokens in reading)
+    assert found["steps"] == len(writing)
+    assert found["written"] == sum(rows for rows, _ in writing)
 
 
 def test_peak_memory_is_the_process_own(benchmarks):

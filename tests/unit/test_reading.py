@@ -8,7 +8,8 @@ import pytest
 import torch
 from headpursuit.method.decoder import Decoder, scaled_heads
 from headpursuit.method.heads import Condition
-from headpursuit.method.reading import Writing, greedy, read, read_rows, respond
+from headpursuit.method.reading import read, read_rows
+from headpursuit.method.writing import Writing, ask, greedy, respond
 from tiny import LAYERS
 
 families = pytest.mark.parametrize(
@@ -77,7 +78,9 @@ def test_rows_that_have_stopped_leave_the_batch(model):
     conditions = {name: Condition(own) for name, own in heads.items()}
 
     def answers(some, batch_tokens: int, stops: list[int]):
-        return respond(decoder, encoded, some, Writing(12, stops, greedy), batch_tokens)
+        return respond(
+            decoder, [(ask(decoder, encoded, some), some)], Writing(12, stops, greedy), batch_tokens
+        )[0]
 
     unstopped = answers(conditions, 1, [10**6])
     # An end for half of the rows, each at a step of its own.

@@ -9,17 +9,18 @@ import pyarrow.compute as pc
 import pytest
 import torch
 from headpursuit.method import responses as module
-from headpursuit.method.batches import PartFile
+from headpursuit.method.batches import PartFile, Room
 from headpursuit.method.decoder import scaled_heads
 from headpursuit.method.heads import Condition
 from headpursuit.method.models import load_model
-from headpursuit.method.reading import end_tokens, respond
 from headpursuit.method.responses import SCHEMA, Prompts, write_responses
 from headpursuit.method.sampling import GumbelMax, Noise, stream
+from headpursuit.method.writing import end_tokens, respond
 from headpursuit.run.files import UserError, parquet_metadata, read_responses, write_parquet
 from hypothesis import given
 from hypothesis import strategies as st
 from naive import acting, multiplied, next_token
+from tiny import LAYERS
 
 GREEDY = {"max_new_tokens": 8, "samples": 1, "temperature": 0.0, "top_p": 1.0, "seed": 0}
 SAMPLED = GREEDY | {"temperature": 0.7, "top_p": 0.9, "samples": 2}
@@ -45,6 +46,7 @@ def run(tokenizer, tmp_path: Path):
         texts: list[str] = TEXTS,
         batch_tokens: int = 200,
         part: tuple[int, int] = (1, 1),
+        room: Room | None = None,
         scaling: tuple[float, str] = (-1.0, "all"),
         **changed: Any,
     ) -> pa.Table:
@@ -53,7 +55,7 @@ def run(tokenizer, tmp_path: Path):
         write_parquet(prompts, pa.table({"sample_id": ids, "token_ids": tokens}))
         reader = Prompts(decoder, tokenizer, prompts, generation, batch_tokens)
         settings = {"model": "tiny", "seed": 0, "generation": generation} | changed
-        own = PartFile(tmp_path / file, settings, batch_tokens, part)
+        own = PartFile(tmp_path / file, settings, batch_tokens, part, room)
         scaled = {
             name: own if isinstance(own, Condition) else Condition(own, *scaling)
             for name, own in conditions.items()
@@ -161,6 +163,28 @@ def test_batches_and_kept_noise_do_not_matter(model, run, generation, monkeypatc
     for kept in (0, 3 * 5 * 512):
         monkeypatch.setattr(module, "KEPT", kept)
         assert run(model("llama"), generation, CONDITIONS, f"kept{kept}") == whole
+
+
+@families
+@both
+def test_what_is_read_apart_is_written_together(model, run, kill_after, family, generation):
+    """Batches of other lengths, and their conditions, share a loop where there is room."""
+    decoder, loops = model(family), kill_after(99)
+    apart = run(decoder, generation, CONDITIONS, "apart", batch_tokens=1)
+    rows = len(TEXTS) * generation["samples"]
+    assert loops == [[name] for _ in range(rows) for name in in_order(CONDITIONS)]
+    for most in (7, 10**3):
+        loops.clear()
+        room = Room(most, 0, 1)
+        together = run(decoder, generation, CONDITIONS, f"{most}", batch_tokens=1, room=room)
+        assert together == apart
+        sizes = [len(names) for names in loops]
+        assert sizes == ([7] * (5 * rows // 7) + [5 * rows % 7] if most == 7 else [5 * rows])
+
+
+def in_order(conditions: dict[str, list]) -> list[str]:
+    """Return conditions as they are read: by the lowest layer that is scaled."""
+    return sorted(conditions, key=lambda name: min([LAYERS, *(i for i, _ in conditions[name])]))
 
 
 @pytest.mark.parametrize("parts", [2, 20])
@@ -321,16 +345,17 @@ class Killed(BaseException):
 
 @pytest.fixture
 def kill_after(monkeypatch):
-    """Let that many batches through, and give a list of the conditions of each."""
+    """Let that many loops through, and give a list of the conditions of each."""
 
     def let(batches: int) -> list[list[str]]:
         done: list[list[str]] = []
 
-        def counting(decoder, encoded, conditions, *rest):
+        def counting(decoder, asked, *rest):
             if len(done) == batches:
                 raise Killed
-            done.append(list(conditions))
-            return respond(decoder, encoded, conditions, *rest)
+            asked = list(asked)
+            done.append([name for _, names in asked for name in names])
+            return respond(decoder, asked, *rest)
 
         monkeypatch.setattr(module, "respond", counting)
         return done
@@ -394,7 +419,7 @@ def test_conditions_that_a_file_holds_are_kept(model, run, tmp_path, kill_after,
     changed = {key: own for key, own in changed.items() if key not in ("heads", "damaged")}
     done = kill_after(99)
     table = run(model("llama"), SAMPLED, asked, **changed)
-    assert done and all(own == computed for own in done)
+    assert {name for own in done for name in own} == set(computed)
     assert table == run(model("llama"), SAMPLED, asked, "anew", **changed)
     assert parquet_metadata(path) == parquet_metadata(tmp_path / "anew")
     assert path.read_bytes() == (tmp_path / "anew").read_bytes()

@@ -14,16 +14,17 @@ from headpursuit.data.tower import assemble
 from headpursuit.method import vision
 from headpursuit.method.activations import read_layer, write_cache
 from headpursuit.method.answers import judge, normalise_answer
-from headpursuit.method.batches import PartFile
+from headpursuit.method.batches import PartFile, Room
 from headpursuit.method.decoder import Decoder, collected
 from headpursuit.method.heads import Condition
 from headpursuit.method.models import load_model
 from headpursuit.method.ranking import write_sizes
-from headpursuit.method.reading import Writing, end_tokens, greedy, respond
 from headpursuit.method.responses import SCHEMA, write_responses
 from headpursuit.method.sampling import GumbelMax, Noise
 from headpursuit.method.somp import pursue
 from headpursuit.method.words import unrelated_tokens
+from headpursuit.method.writing import Writing, end_tokens, greedy, respond, room_of
+from headpursuit.method.writing import ask as begin
 from headpursuit.run.config import load_config
 from headpursuit.run.files import UserError, read_responses, sha256
 from naive import PLACES, acting, multiplied, next_token
@@ -137,7 +138,8 @@ def longer(asked: dict, new: list[int]) -> dict:
 
 def answer(decoder, encoded, conditions, stops, batch_tokens: int = 10_000) -> dict[str, list]:
     conditions = {name: Condition(heads) for name, heads in conditions.items()}
-    return respond(decoder, encoded, conditions, Writing(5, stops, greedy), batch_tokens)
+    asked = [(begin(decoder, encoded, conditions), list(conditions))]
+    return respond(decoder, asked, Writing(5, stops, greedy), batch_tokens)[0]
 
 
 @families
@@ -196,7 +198,8 @@ def test_heads_are_scaled_at_their_places_alone(vlm, pictures, family: str, samp
     if sampled:
         noise = Noise([np.random.default_rng(n) for n in range(3)], len(processor.tokenizer), 10**9)
         pick = GumbelMax(noise, 1.0, 0.9)
-    found = respond(decoder, encoded, conditions, Writing(5, [-1], pick), 10_000)
+    asked = [(begin(decoder, encoded, conditions), list(conditions))]
+    (found,) = respond(decoder, asked, Writing(5, [-1], pick), 10_000)
 
     def answered(number: int, heads: list, alpha: float, at: str) -> list[int]:
         asked = ask(vlm(family), [pictures[number]])
@@ -228,6 +231,53 @@ def test_llava_next_reads_its_own_tiling(vlm, pictures) -> None:
 def reader(loaded, path: Path, size: int) -> vision.Images:
     question = vision.render_question(loaded[1], TEMPLATE, "fruit", ["apple"], False)
     return vision.Images(*loaded, question, path, size)
+
+
+@families
+def test_lengths_are_known_before_images_are_read(vlm, pictures, tmp_path: Path, family: str):
+    """Loops are planned by them."""
+    images = reader(vlm(family), store(tmp_path, pictures), 2)
+    rows = [row for batch in images.batches() for row in batch]
+    for some in (rows[:1], rows[1:2], rows[2:], rows):
+        assert images.longest(some) == images.encode(some)["input_ids"].shape[1]
+
+
+@families
+@pytest.mark.parametrize("at", ["all", "image", "response"])
+def test_answers_that_are_read_apart_are_written_together(
+    vlm, pictures, tmp_path: Path, family: str, at: str
+) -> None:
+    """Images of other shapes, in one loop, answer as they do alone."""
+    images = reader(vlm(family), store(tmp_path, pictures), 1)
+    generation = {"max_new_tokens": 5, "samples": 1, "temperature": 1.0, "top_p": 0.9, "seed": 0}
+    conditions = {"baseline": Condition(), "edited": Condition(CHOSEN, 9.0, at)}
+    tables = []
+    for name, room in (("apart", Room(1)), ("some", Room(4, 0, 1)), ("together", Room(9, 0, 1))):
+        file = PartFile(tmp_path / name, {"generation": generation, "seed": 0}, 99, room=room)
+        write_responses(file, images.decoder, images, conditions)
+        tables.append(read_responses([file.path], SCHEMA.names).to_pylist())
+    assert tables[0] == tables[1] == tables[2]
+    assert len({str(row["token_ids"]) for row in tables[0]}) > 2
+
+
+@families
+def test_room_is_what_weights_and_reading_leave(vlm, pictures, family: str) -> None:
+    """Of the model's own numbers: what keys and values take is what the cache holds."""
+    decoder, _ = vlm(family)
+    encoded = ask(vlm(family), pictures)
+    with torch.inference_mode():
+        cache = decoder.model(**encoded, use_cache=True).past_key_values
+    room = room_of(decoder, 100, 2.0)
+    held = sum(own.nbytes for layer in cache.layers for own in (layer.keys, layer.values))
+    rows, tokens = encoded["input_ids"].shape
+    whole = rows * tokens * len(decoder.layers) * 2 * 2 * decoder.head_dim * 4  # two heads of keys
+    assert held <= whole < rows * tokens * room.token < 3 * whole
+    if not any(layer.is_sliding for layer in cache.layers):
+        assert held == whole
+    weights = sum(own.nbytes for own in decoder.model.parameters())
+    assert 0.85 * 2 * 2**30 - weights < room.whole < 2 * 2**30 - weights
+    assert room_of(decoder, 100, 1e-6).whole == 100 * room.token
+    assert room_of(decoder, 100, None) == Room(100)  # of a processor
 
 
 @families

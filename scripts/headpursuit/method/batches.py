@@ -5,9 +5,9 @@ import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import chain, groupby, islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import pyarrow as pa
 import torch
@@ -39,6 +39,62 @@ def plan_batches(lengths: Sequence[int], batch_tokens: int, extra: int = 0) -> l
             batches.append([])
         batches[-1].append(index)
     return batches
+
+
+class Room(NamedTuple):
+    """What the rows of one loop may take in all, and what a token of a row and a row take."""
+
+    whole: float  # bytes; or tokens, of which each takes 1
+    token: float = 1
+    row: float = 0
+
+    def holds(self, rows: int, tokens: int) -> bool:
+        """Say whether there is room for so many rows of so many tokens each."""
+        return rows * (tokens * self.token + self.row) <= self.whole
+
+
+class Asked(NamedTuple):
+    """A row of a loop: a sample, of a batch that is read at once, under a condition."""
+
+    batch: int
+    sample: Any
+    condition: str
+
+
+def plan_loops(
+    batches: Iterable[Sequence[Any]],
+    conditions: Sequence[str],
+    tokens: Callable[[Sequence[Any]], int],
+    room: Room,
+) -> Iterator[list[Asked]]:
+    """Yield which rows are written on together: as many batches and conditions as there is room.
+
+    A batch's samples stay together under each condition, in the order of ``conditions``. ``tokens``
+    says how many the longest row of a batch has in the end.
+    """
+    loop: list[Asked] = []
+    widest = 0
+    for number, samples in enumerate(batches):
+        width = tokens(samples)
+        for condition in conditions:
+            if loop and not room.holds(len(loop) + len(samples), max(widest, width)):
+                yield loop
+                loop, widest = [], 0
+            loop += [Asked(number, sample, condition) for sample in samples]
+            widest = max(widest, width)
+    if loop:
+        yield loop
+
+
+def read_together(loop: Sequence[Asked]) -> list[tuple[list[Any], list[str]]]:
+    """Return a loop's samples, batch by batch, and the conditions that they are read under."""
+    found: dict[tuple, tuple[list[Any], list[str]]] = {}
+    for (batch, condition), own in groupby(loop, key=lambda row: (row.batch, row.condition)):
+        samples = [row.sample for row in own]
+        # A loop that was cut may have only some of a batch's samples under one of them.
+        alike = batch, samples[0][:3], len(samples)
+        found.setdefault(alike, (samples, []))[1].append(condition)
+    return list(found.values())
 
 
 def pad(rows: Sequence[Sequence[int]], pad_id: int, left: bool, device) -> tuple[Tensor, Tensor]:
@@ -82,7 +138,8 @@ class Halving:
                 )
             log.warning(
                 "memory does not suffice for a batch of %d (%s): going on with half; smaller "
-                "compute.batch_tokens or batch_images save the attempt", len(waiting[0]), lack,
+                "compute.batch_tokens, batch_images or memory_gb save the attempt",
+                len(waiting[0]), lack,
             )  # fmt: skip
             self.pieces *= 2
             waiting = [half for piece in waiting for half in _cut(piece, 2)]
@@ -107,6 +164,14 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or any(text in str(error) for text in NO_MEMORY)
 
 
+Plan = Callable[[Iterable[Any], Mapping[str, Any]], Iterable[Any]]
+
+
+def as_they_are(batches: Iterable[Any], conditions: Mapping[str, Any]) -> Iterable[Any]:
+    """Measure each batch under all conditions."""
+    return batches
+
+
 @dataclass(frozen=True)
 class PartFile:
     """A file of what a part of the samples gives under each of several conditions.
@@ -118,12 +183,14 @@ class PartFile:
         settings: whatever decides its rows but the condition; it is stored in the file.
         batch_tokens: tokens of a batch, padding included.
         part: number, from 1, and how many there are.
+        room: of the rows that are written together; None is that of a batch.
     """
 
     path: Path
     settings: Mapping[str, Any]
     batch_tokens: int
     part: tuple[int, int] = (1, 1)
+    room: Room | None = None
 
     def add(
         self,
@@ -132,6 +199,7 @@ class PartFile:
         batches: Iterable[Any],
         measure: Callable[[Sequence[Any], Mapping[str, Sequence[Any]]], list[dict[str, Any]]],
         name: Callable[[Any], str],
+        plan: Plan = as_they_are,
         **facts: Any,
     ) -> None:
         """Write the rows under the conditions, in their order, then that of the samples.
@@ -145,6 +213,7 @@ class PartFile:
             batches: of samples, always the same.
             measure: takes samples and conditions and returns rows of the table.
             name: see :class:`Halving`.
+            plan: what makes batches of this part, and conditions, into those that are measured.
             facts: stored in the file, too.
         """
         number, parts = self.part
@@ -157,13 +226,12 @@ class PartFile:
         pending = {name: own for name, own in conditions.items() if name not in there}
         if there:
             log.info("%d of %d conditions are there already", len(there), len(conditions))
-        own = islice(enumerate(batches), number - 1, None, parts) if pending else ()
+        own = islice(batches, number - 1, None, parts) if pending else ()
         work = Halving(lambda rows: measure(rows, pending), name)
         journal = self.path.with_name(f".{self.path.stem}.journal")
-        decides = [settings, self.batch_tokens, list(pending.items())]
-        done = journaled(
-            journal, decides, tqdm(own, unit="batch"), lambda rows: list(chain(*work(rows)))
-        )
+        decides = [settings, self.batch_tokens, self.room, list(pending.items())]
+        planned = enumerate(tqdm(plan(own, pending), unit="batch"))
+        done = journaled(journal, decides, planned, lambda rows: list(chain(*work(rows))))
         table = pa.Table.from_pylist(list(chain(*done)), schema=schema)
         if kept is not None:
             # What was read from a file calls a list's values otherwise than what is new.
@@ -195,12 +263,13 @@ class InMemory:
 
     def __init__(self, settings: Mapping[str, Any], batch_tokens: int):
         """Take what decides the rows, and tokens of a batch."""
-        self.settings, self.batch_tokens = settings, batch_tokens
+        self.settings, self.batch_tokens, self.room = settings, batch_tokens, None
 
-    def add(self, schema, conditions, batches, measure, name, **facts) -> None:
+    def add(self, schema, conditions, batches, measure, name, plan=as_they_are, **facts) -> None:
         """Make the table, as :meth:`PartFile.add` makes the file."""
         work = Halving(lambda rows: measure(rows, conditions), name)
-        done = chain.from_iterable(map(work, tqdm(batches, unit="batch")))
+        planned = tqdm(plan(batches, conditions), unit="batch")
+        done = chain.from_iterable(map(work, planned))
         self.table = pa.Table.from_pylist(list(chain(*done)), schema=schema)
 
 

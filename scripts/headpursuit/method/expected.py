@@ -11,7 +11,7 @@ from torch import Tensor
 
 from headpursuit.method.batches import PartFile, pad, plan_batches
 from headpursuit.method.decoder import Decoder
-from headpursuit.method.reading import Conditions, each_condition, refuse_broken
+from headpursuit.method.reading import Conditions, begin, each_condition, refuse_broken
 
 SCHEMA = pa.schema(
     {
@@ -84,8 +84,9 @@ def measure_expected(
         target = torch.tensor(follows, dtype=torch.long, device=device)
         row_of = scored.nonzero()[:, 0]
         size = max(1, file.batch_tokens // inputs.numel())
-        measured, given = {}, {"input_ids": inputs}
-        for names, own in each_condition(decoder, given, pending, places, size, cached=False):
+        measured = {}
+        begun = begin(decoder, {"input_ids": inputs}, pending, places, cached=False)
+        for names, own in each_condition(decoder, begun, pending, size):
             for name, hidden in zip(names, own.hidden.split(len(batch)), strict=True):
                 logits = decoder.logits(hidden[scored])
                 nll, mass = word_mass(logits, target, row_of, len(batch), words)

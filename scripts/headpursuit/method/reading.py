@@ -1,11 +1,11 @@
-"""Reading and answering under several conditions: one loop for text and images.
+"""Reading samples under several conditions, text and images alike.
 
 A condition scales heads. Its samples are rows of a batch beside those of other conditions, each row
 with the gains of its condition. What lies below a batch's lowest scaled head is the same for all
 conditions, and is computed once: a plain pass over the samples gives it, bit for bit.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass
@@ -20,8 +20,6 @@ from headpursuit.method.heads import Condition
 from headpursuit.run.files import UserError
 
 Conditions = Mapping[str, Condition]
-# Takes logits (rows x vocabulary), each row's sample and the step; returns each row's token.
-Pick = Callable[[Tensor, Tensor, int], Tensor]
 
 
 @contextmanager
@@ -49,21 +47,13 @@ class Reading:
     below: Mapping[int, Any]  # what the layer below each that is going to be read from gave
 
 
-class Writing(NamedTuple):
-    """How responses are written: how long at most, ids that end them, what chooses a token."""
-
-    max_new_tokens: int
-    stops: Sequence[int]
-    pick: Pick
-
-
 def read(decoder: Decoder, firsts: set[int], cached: bool, **inputs: Any) -> Reading:
     """Read samples with the model as it is, called with ``inputs``.
 
     It is read as far up as any of ``firsts``, from which they are going to be read on
     (:func:`read_rows`); keys and values are only kept if ``cached``.
     """
-    cache = _new_cache(decoder) if cached else None
+    cache = new_cache(decoder) if cached else None
     deepest = max(1, *firsts)
     ends = {first - 1 for first in {*firsts, deepest} - {0, len(decoder.layers)}}
     arguments: dict[str, Any] = {}
@@ -85,7 +75,7 @@ def read_rows(decoder: Decoder, plain: Reading, first: int, times: int = 1) -> R
     The rows are all samples, then all samples again. Keys and values may be added to.
     """
     rows = torch.arange(len(plain.hidden), device=decoder.device).repeat(times)
-    cache = None if plain.cache is None else _new_cache(decoder)
+    cache = None if plain.cache is None else new_cache(decoder)
     arguments = {name: _repeated(own, rows) for name, own in plain.arguments.items()}
     arguments |= {"past_key_values": cache, "use_cache": cache is not None}
     if first < len(decoder.layers):
@@ -117,25 +107,32 @@ def _repeated(value: Any, rows: Tensor) -> Any:
     return value.index_select(axis, rows) if value.shape[axis] == samples else value
 
 
-def _new_cache(decoder: Decoder) -> DynamicCache:
+def new_cache(decoder: Decoder) -> DynamicCache:
+    """Return an empty cache of keys and values."""
     return DynamicCache(config=decoder.model.config.get_text_config())
 
 
-def each_condition(
+class Begun(NamedTuple):
+    """A batch of samples that the model as it is has read as far as any condition shares it."""
+
+    plain: Reading
+    mask: Tensor | None  # which positions are no padding, if that is known
+    conditions: Conditions
+    places: Mapping[str, Tensor]  # which positions belong to each place, samples x positions
+    firsts: Mapping[str, int]  # the layer from which each condition is read on
+
+
+def begin(
     decoder: Decoder,
     inputs: Mapping[str, Any],
     conditions: Conditions,
     places: Mapping[str, Tensor],
-    size: int,
     cached: bool,
-) -> Iterator[tuple[list[str], Reading]]:
-    """Read samples under every condition, ``size`` conditions at a time.
+) -> Begun:
+    """Read samples with the model as it is, as far as the conditions share it.
 
-    Conditions that begin to differ from the model in about the same layer come together.
-    ``places`` says of each place which of the positions belong to it, samples x positions.
-
-    Yields:
-        Conditions, and their rows: all samples under the first, then under the next.
+    ``inputs`` are what its forward pass takes, ``places`` which positions belong to each place.
+    Keys and values are only kept if ``cached``.
     """
     end = len(decoder.layers)
     idle = {place for place, where in places.items() if not where.any()}
@@ -144,103 +141,31 @@ def each_condition(
         for name, own in conditions.items()
     }
     plain = read(decoder, set(firsts.values()), cached, **inputs)
-    names = sorted(conditions, key=firsts.__getitem__)
+    return Begun(plain, inputs.get("attention_mask"), conditions, places, firsts)
+
+
+def each_condition(
+    decoder: Decoder, begun: Begun, names: Iterable[str], size: int
+) -> Iterator[tuple[list[str], Reading]]:
+    """Read samples on under these of their conditions, ``size`` conditions at a time.
+
+    Conditions that begin to differ from the model in about the same layer come together.
+
+    Yields:
+        Conditions, and their rows: all samples under the first, then under the next.
+    """
+    names = sorted(names, key=begun.firsts.__getitem__)
     for some in (names[start : start + size] for start in range(0, len(names), size)):
-        own = [conditions[name] for name in some]
-        where = torch.cat([places[condition.at] for condition in own])
-        with ScaledRows(decoder, gains_by_row(decoder, own, len(plain.hidden)), where):
-            rows = read_rows(decoder, plain, firsts[some[0]], len(some))
+        own = [begun.conditions[name] for name in some]
+        where = torch.cat([begun.places[condition.at] for condition in own])
+        with ScaledRows(decoder, gains_by_row(decoder, own, len(begun.plain.hidden)), where):
+            rows = read_rows(decoder, begun.plain, begun.firsts[some[0]], len(some))
         yield some, rows
 
 
 def gains_by_row(decoder: Decoder, conditions: Sequence[Condition], samples: int) -> Tensor:
     """Return the gains of rows that are all samples under one condition, then under the next."""
     return gains(decoder, conditions).repeat_interleave(samples, 0)
-
-
-@torch.inference_mode()
-def respond(
-    decoder: Decoder,
-    encoded: Mapping[str, Tensor],
-    conditions: Conditions,
-    writing: Writing,
-    batch_tokens: int,
-) -> dict[str, list[tuple[list[int], str]]]:
-    """Write one response to each sample under each condition.
-
-    Args:
-        decoder: the model.
-        encoded: what its forward pass takes for the samples, padded on the left, with
-            attention_mask; position_ids, unless the model makes its own.
-        conditions: what is scaled, by the condition's name.
-        writing: how.
-        batch_tokens: of samples and responses, up to which conditions share a batch; one
-            condition's samples always do.
-
-    Returns:
-        By condition, for each sample its new token ids, without the end token, and why it stopped:
-        ``eos`` or ``length``.
-
-    Raises:
-        UserError: if a condition's logits are not finite.
-    """
-    mask, responses = encoded["attention_mask"], {}
-    samples = len(mask)
-    size = max(1, batch_tokens // (samples * (mask.shape[1] + writing.max_new_tokens)))
-    read = torch.ones_like(mask, dtype=torch.bool)
-    places = {"all": read, "prompt": read, "response": ~read}
-    places["image"] = decoder.image_positions(encoded["input_ids"])
-    for names, rows in each_condition(decoder, encoded, conditions, places, size, True):
-        own = {name: conditions[name] for name in names}
-        written = _go_on(decoder, own, rows, mask.repeat(len(names), 1), writing)
-        for name, tokens in zip(names, written.split(samples), strict=True):
-            responses[name] = [until_stop(row, writing.stops) for row in tokens.tolist()]
-    return {name: responses[name] for name in conditions}
-
-
-def _go_on(
-    decoder: Decoder, conditions: Conditions, start: Reading, mask: Tensor, writing: Writing
-) -> Tensor:
-    """Write on from what was read until every row has stopped; return rows x tokens.
-
-    Rows that have stopped leave the batch as soon as they are half of it: each time all keys and
-    values are copied.
-    """
-    samples = len(mask) // len(conditions)
-    acting = [own if own.at in ("all", "response") else Condition() for own in conditions.values()]
-    scaled = ScaledRows(decoder, gains_by_row(decoder, acting, samples))
-    hidden, last = start.hidden[:, -1], start.arguments["position_ids"][..., -1:]
-    ends = torch.tensor(list(writing.stops), device=decoder.device)
-    tokens = ends[:1].repeat(len(hidden), writing.max_new_tokens)
-    rows = torch.arange(len(hidden), device=decoder.device)
-    stopped = torch.zeros_like(rows, dtype=torch.bool)
-    for step in range(writing.max_new_tokens):
-        logits = decoder.logits(hidden)
-        if (broken := ~logits.amax(-1).isfinite()).any():
-            refuse_broken(decoder, list(conditions)[int(rows[broken][0]) // samples])
-        token = writing.pick(logits, rows % samples, step)
-        tokens[rows, step] = token
-        stopped |= torch.isin(token, ends)
-        n_stopped = int(stopped.sum())
-        if n_stopped == len(rows) or step == writing.max_new_tokens - 1:
-            break
-        if 2 * n_stopped >= len(rows):
-            left = (~stopped).nonzero()[:, 0]
-            start.cache.batch_select_indices(left)
-            scaled.keep(left)
-            # The axis of samples is the last but one.
-            mask, last = mask[left], last.index_select(-2, left)
-            rows, token, stopped = rows[left], token[left], stopped[left]
-        mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
-        with scaled:
-            hidden = decoder.language_model(
-                input_ids=token[:, None],
-                attention_mask=mask,
-                position_ids=last + step + 1,
-                past_key_values=start.cache,
-                use_cache=True,
-            ).last_hidden_state[:, -1]
-    return tokens
 
 
 def refuse_broken(decoder: Decoder, condition: str) -> NoReturn:
@@ -250,27 +175,3 @@ def refuse_broken(decoder: Decoder, condition: str) -> NoReturn:
         f"{condition}: its logits are not finite in {dtype}. Take an alpha nearer to 0, or a "
         "number format of larger range (models.*.dtype: bfloat16 or float32)."
     )
-
-
-def greedy(logits: Tensor, samples: Tensor, step: int) -> Tensor:
-    """Take the token of the highest logit."""
-    return logits.argmax(-1)
-
-
-def until_stop(row: list[int], stops: Sequence[int]) -> tuple[list[int], str]:
-    """Return a row up to its first end token, and whether there is one: ``eos`` or ``length``."""
-    for position, token in enumerate(row):
-        if token in stops:
-            return row[:position], "eos"
-    return row, "length"
-
-
-def end_tokens(decoder: Decoder, tokenizer) -> list[int]:
-    """Return the ids that end a response: the model's own, also for chat, and the tokenizer's."""
-    model = decoder.model
-    ends = {tokenizer.eos_token_id}
-    # A chat model's end of turn often stands in its generation defaults alone.
-    of_text = model.config.get_text_config()  # an image-text model has it there
-    for declared in (of_text.eos_token_id, model.generation_config.eos_token_id):
-        ends |= set(declared) if isinstance(declared, list) else {declared}
-    return sorted(ends - {None})

@@ -1,16 +1,27 @@
 """Responses to prompts and to questions about images, of the model as it is and scaled."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
+from math import inf
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 from torch import Tensor
 
-from headpursuit.method.batches import PartFile, pad, plan_batches
+from headpursuit.method.batches import (
+    Asked,
+    PartFile,
+    Room,
+    pad,
+    plan_batches,
+    plan_loops,
+    read_together,
+)
 from headpursuit.method.decoder import Decoder
-from headpursuit.method.reading import Conditions, Pick, Writing, end_tokens, greedy, respond
+from headpursuit.method.reading import Begun, Conditions
 from headpursuit.method.sampling import KEPT, GumbelMax, Noise, stream
+from headpursuit.method.writing import Pick, Writing, ask, end_tokens, greedy, respond
 from headpursuit.run.files import read_parquet
 
 SCHEMA = pa.schema(
@@ -31,7 +42,7 @@ class Prompts:
 
     Like :class:`headpursuit.method.vision.Images` it has a tokenizer, gives batches of rows, which
     begin with place, sample_id and repeat, always the same, encodes rows for the model, padded on
-    the left, and says what a row is.
+    the left, and says what a row is and how many tokens a batch's longest has.
     """
 
     def __init__(
@@ -66,6 +77,10 @@ class Prompts:
         """Say which prompt, and its length."""
         return f"prompt {row[1]} ({len(self.ids[row[0]])} tokens, and {self.new} new)"
 
+    def longest(self, rows: Sequence[tuple[int, str, int]]) -> int:
+        """Return the tokens of the longest prompt."""
+        return max(len(self.ids[place]) for place, *_ in rows)
+
     def encode(self, rows: Sequence[tuple[int, str, int]]) -> Mapping[str, Tensor]:
         """Return token ids, attention mask and positions."""
         own = [self.ids[place] for place, *_ in rows]
@@ -74,19 +89,27 @@ class Prompts:
         return {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
 
 
-def _picker(
-    decoder: Decoder, rows: Sequence[tuple], settings: Mapping[str, Any], conditions: Conditions
-) -> Pick:
-    """Return what chooses a batch's tokens: the likeliest, or samples of the same random numbers
-    under every condition."""
-    generation = settings["generation"]
-    if generation["temperature"] == 0:
-        return greedy
-    seeds = settings["seed"], generation["seed"]
-    streams = [stream(seeds[0], name, repeat, seeds[1]) for _, name, repeat, *_ in rows]
-    width = decoder.model.get_output_embeddings().weight.shape[0]
-    noise = Noise(streams, width, keep=KEPT if len(conditions) > 1 else 0)
-    return GumbelMax(noise, generation["temperature"], generation["top_p"])
+class _Pickers:
+    """What chooses the tokens of each loop's rows: the likeliest, or samples of the same random
+    numbers under every condition."""
+
+    def __init__(self, decoder: Decoder, settings: Mapping[str, Any]):
+        """Take the model, and ``generation`` and ``seed`` of the settings."""
+        self.generation, self.seed = settings["generation"], settings["seed"]
+        self.width = decoder.model.get_output_embeddings().weight.shape[0]
+        self.noise = lru_cache(maxsize=1)(self._noise)
+
+    def _noise(self, rows: Sequence[tuple[str, int]], keep: int) -> Noise:
+        other = self.generation["seed"]
+        streams = [stream(self.seed, name, repeat, other) for name, repeat in rows]
+        return Noise(streams, self.width, keep)
+
+    def __call__(self, rows: Sequence[tuple], again: bool) -> Pick:
+        """Return what chooses for these rows' samples; ``again``: under more conditions later."""
+        if self.generation["temperature"] == 0:
+            return greedy
+        noise = self.noise(tuple(row[1:3] for row in rows), KEPT if again else 0)
+        return GumbelMax(noise, self.generation["temperature"], self.generation["top_p"])
 
 
 def write_responses(file: PartFile, decoder: Decoder, reader: Any, conditions: Conditions) -> None:
@@ -99,12 +122,34 @@ def write_responses(file: PartFile, decoder: Decoder, reader: Any, conditions: C
         reader: the samples, :class:`Prompts` or :class:`headpursuit.method.vision.Images`.
         conditions: what is scaled, by the condition's name.
     """
-    stops, settings = end_tokens(decoder, reader.tokenizer), file.settings
+    stops, new = (
+        end_tokens(decoder, reader.tokenizer),
+        file.settings["generation"]["max_new_tokens"],
+    )
+    pickers, room = _Pickers(decoder, file.settings), file.room or Room(file.batch_tokens)
 
-    def write(rows: Sequence[Any], pending: Conditions) -> list[dict[str, Any]]:
-        pick = _picker(decoder, rows, settings, pending)
-        writing = Writing(settings["generation"]["max_new_tokens"], stops, pick)
-        found = respond(decoder, reader.encode(rows), pending, writing, file.batch_tokens)
+    def plan(batches: Iterator[Sequence[tuple]], pending: Conditions) -> Iterator[list[Asked]]:
+        first = {
+            name: min([inf, *(layer for layer, _ in own.heads)]) for name, own in pending.items()
+        }
+        names = sorted(pending, key=first.__getitem__)
+        return plan_loops(batches, names, lambda rows: reader.longest(rows) + new, room)
+
+    last: dict[Any, Begun] = {}  # of which later loops may have more conditions
+
+    def begun(rows: Sequence[tuple], pending: Conditions) -> Begun:
+        key = rows[0][:3], len(rows)
+        if key not in last:
+            last.clear()
+            last[key] = ask(decoder, reader.encode(rows), pending)
+        return last[key]
+
+    def write(loop: Sequence[Asked], pending: Conditions) -> list[dict[str, Any]]:
+        together = read_together(loop)
+        rows = [row for own, _ in together for row in own]
+        pick = pickers(rows, again=len(loop) < len(rows) * len(pending))
+        asked = ((begun(own, pending), names) for own, names in together)
+        found = respond(decoder, asked, Writing(new, stops, pick), file.batch_tokens)
         return [
             {
                 "condition": condition,
@@ -115,8 +160,12 @@ def write_responses(file: PartFile, decoder: Decoder, reader: Any, conditions: C
                 "stop_reason": stop,
                 "token_ids": tokens,
             }
-            for condition, responses in found.items()
-            for row, (tokens, stop) in zip(rows, responses, strict=True)
+            for (own, _), by_condition in zip(together, found, strict=True)
+            for condition, responses in by_condition.items()
+            for row, (tokens, stop) in zip(own, responses, strict=True)
         ]
 
-    file.add(SCHEMA, conditions, reader.batches(), write, reader.name)
+    def name(asked: Asked) -> str:
+        return reader.name(asked.sample)
+
+    file.add(SCHEMA, conditions, reader.batches(), write, name, plan)

@@ -64,7 +64,7 @@ class GumbelMax:
             self.warpers.append(TopPLogitsWarper(top_p))
 
     def __call__(self, logits: Tensor, samples: Tensor, step: int) -> Tensor:
-        """Return each row's token; see :data:`headpursuit.method.reading.Pick`."""
+        """Return each row's token; see :data:`headpursuit.method.writing.Pick`."""
         if step == 0:  # of the next conditions
             self.steps = self.noise.steps()
         scores = logits.float()

@@ -146,6 +146,7 @@ class Images:
         """Take the model, its processor, the question, the file, and the images of a batch."""
         self.decoder, self.processor, self.question = decoder, processor, question
         self.tokenizer, self.path, self.size = processor.tokenizer, path, size
+        self.beside: int | None = None  # tokens of the question beside the image's
 
     def batches(self, part: str = "evaluation") -> Iterator[list[tuple]]:
         """Yield (place, sample_id, 0, image, source) of each image of a part."""
@@ -160,6 +161,15 @@ class Images:
     def name(self, row: tuple) -> str:
         """Say which image."""
         return f"image {row[4]}"
+
+    def longest(self, rows: Sequence[tuple]) -> int:
+        """Return the tokens of the question about the image that takes most."""
+        sizes = [open_image(image, source).size[::-1] for *_, image, source in rows]
+        counted = self.processor._get_num_multimodal_tokens(image_sizes=sizes)
+        if self.beside is None:
+            ids = self.encode(rows[:1])["input_ids"]
+            self.beside = int((~self.decoder.image_positions(ids)).sum())
+        return self.beside + max(counted.num_image_tokens)
 
     def encode(self, rows: Sequence[tuple]) -> Mapping[str, Tensor]:
         """Return what the model's forward pass takes for the question about these images."""
