@@ -235,6 +235,7 @@ def state(name):
         "excluded": excluded
         and {key: excluded.get(key) for key in ("source", "files", "text", "where")},
         "reader": model if reads else None,
+        "batch_images": None if reads else COMPUTE["batch_images"],
         "max_new_tokens": own["generation"]["max_new_tokens"] if reads else None,
         "model": model,
         "model_files": model_files(own["model"]),

@@ -70,9 +70,6 @@ rule split_words:
             "<results>/samples/{samples}.parquet",
             when=lambda stated: "class_names" in stated["concept"],
         ),
-        answers=made(
-            "<results>/samples/{samples}.parquet", when=lambda stated: "f1" in stated["measures"]
-        ),
         file=own_file("{experiment}/words_file", STATED),
     output:
         "<results>/words/{experiment}.csv",

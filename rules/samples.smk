@@ -53,8 +53,8 @@ rule respond:
         **by_attempt(mem_mb=model_mb, runtime=720),
         gpu=GPU,
     params:
-        **own("samples", "model", "generation"),
-        **pick(COMPUTE, "device", "batch_images", "memory_gb", "products", "parts"),
+        **own("samples", "model", "generation", "batch_images"),
+        **pick(COMPUTE, "device", "memory_gb", "products", "parts"),
         batch_tokens=COMPUTE["batch_tokens"]["responding"],
         seed=config["seed"],
         code=code_hash("respond"),
@@ -87,8 +87,8 @@ rule cache_activations:
         **by_attempt(mem_mb=model_mb, runtime=240),
         gpu=GPU,
     params:
-        **own("samples", "model", "positions", "special_tokens"),
-        **pick(COMPUTE, "device", "batch_images"),
+        **own("samples", "model", "positions", "special_tokens", "batch_images"),
+        device=COMPUTE["device"],
         batch_tokens=COMPUTE["batch_tokens"]["reading"],
         dtype=COMPUTE["cache"],
         code=code_hash("cache_activations"),

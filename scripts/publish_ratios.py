@@ -2,9 +2,9 @@
 
 from types import SimpleNamespace
 
+from headpursuit.publish.against import compared_cells, compared_notes
 from headpursuit.publish.answer import disagreements
-from headpursuit.publish.compared import compared_cells, compared_notes
-from headpursuit.publish.figure import plot
+from headpursuit.publish.figure import curve_notes, plot
 from headpursuit.publish.overlap import (
     choosers,
     is_crossed,
@@ -20,7 +20,6 @@ from headpursuit.publish.ratio import (
     ratio_rows,
     read_scores,
 )
-from headpursuit.publish.variants import curve_notes
 from headpursuit.run.rule import run_rule
 from headpursuit.run.tables import publish, read_csv, save_figure, write_csv
 

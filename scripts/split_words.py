@@ -1,9 +1,7 @@
 """Take a concept's words, the most frequent ones, and split them into selection and held-out."""
 
-import logging
 from collections import Counter
 
-from headpursuit.method.answers import answered_by
 from headpursuit.method.words import (
     count_words,
     distinct_words,
@@ -12,11 +10,9 @@ from headpursuit.method.words import (
     read_word_list,
     split_words,
 )
-from headpursuit.run.files import UserError, parquet_metadata, read_parquet, read_responses
+from headpursuit.run.files import parquet_metadata, read_parquet, read_responses
 from headpursuit.run.rule import run_rule
 from headpursuit.run.tables import write_csv
-
-log = logging.getLogger(__name__)
 
 
 def listed(snakemake, concept):
@@ -32,19 +28,6 @@ def listed(snakemake, concept):
     return most_frequent(Counter(dict(zip(words, totals, strict=True))), concept["top"])
 
 
-def refuse_unanswered(samples, words, params):
-    """Raise a UserError if none of the words is a right answer: f1 needs a group of these."""
-    right = read_parquet(samples, ["references"])["references"].to_pylist()
-    found = sum(answered_by(words, own) for own in right)
-    log.info("%d of %d samples of %s are answered by a word", found, len(right), params.name)
-    if not found:
-        raise UserError(
-            f"{params.key}: none of its {len(words)} words answers any of the {len(right)} samples "
-            f"of {params.name}, and f1 is measured where one does. Use other words, more samples "
-            f"(samples.{params.name}.sample), or measures without f1."
-        )
-
-
 def main(snakemake):
     """Write word, count, rank and split."""
     params = snakemake.params
@@ -56,8 +39,6 @@ def main(snakemake):
         ranked = most_frequent(label_counts(labels, concept["case_sensitive"]), concept["top"])
     else:
         ranked = listed(snakemake, concept)
-    if answers := snakemake.input.get("answers"):
-        refuse_unanswered(answers[0], [word for word, _ in ranked], params)
     share = concept["selection_share"]
     table = split_words(ranked, share, params.seed, params.name, params.split)
     write_csv(snakemake.output[0], table)

@@ -34,7 +34,7 @@ from headpursuit.method.special import special_tokens as tokens_of_no_text
 from headpursuit.method.tokens import token_texts
 from headpursuit.method.weights import LoadedWeights
 from headpursuit.method.words import one_token_forms, token_rows
-from headpursuit.publish.table1 import head_name
+from headpursuit.run.experiments import head_name
 from headpursuit.run.files import UserError, refuse_unknown
 from headpursuit.run.finished import read_run
 from headpursuit.run.schema import with_defaults

@@ -6,8 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from headpursuit.publish.against import Key, Measured, comparisons
-from headpursuit.publish.compared import compared_cells, compared_notes
+from headpursuit.publish.against import Key, Measured, compared_cells, compared_notes, comparisons
 from headpursuit.publish.statistics import ratio, ratio_of_ratios
 from headpursuit.run.tables import write_csv
 

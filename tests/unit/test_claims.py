@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from headpursuit.publish.against import Key, Measured, comparisons
 from headpursuit.publish.claims import Run, display, judge, notes, read_claims
-from headpursuit.publish.ratio import MEASURE_NAMES
+from headpursuit.publish.texts import MEASURE_NAMES
 from headpursuit.run.tables import lay_out, write_csv
 
 CLAIMS = read_claims(Path(__file__).parents[2] / "data/claims.yaml")

@@ -370,6 +370,12 @@ def test_an_experiment_is_like_what_stands_in_the_config(paper: Config):
     assert any("x.like: rtp-split1 is made of splits" in own for own in refusal(paper))
 
 
+def test_a_split_written_by_hand_replaces_none_of_its_own(paper: Config):
+    put(paper, "experiments/rtp/splits", 2)
+    put(paper, "experiments/rtp-split1", {"like": "rtp", "k": [4]})
+    assert any("rtp.splits: rtp-split1 is one of these" in own for own in refusal(paper))
+
+
 def test_a_key_that_stands_twice_is_named(paper: Config, tmp_path: Path):
     path = tmp_path / "mine.yaml"
     path.write_text("run: x\nscore: {min_count: 40}\nseed: 1\nscore:\n  a: 0\n  a: 1\n")

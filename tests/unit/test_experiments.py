@@ -28,6 +28,7 @@ def with_variant(paper: Config, parent: str = "rtp", **changes: Any) -> Config:
     paper["experiments"]["variant"] = {"like": parent, **changes}
     paper["tables"]["mine"] = ["variant"]
     paper["classifiers"] = {"mine": {"source": "mnist", "label": "toxic"}}
+    paper["samples"]["triviaqa"]["references"] = "answer.value"
     return load_config(paper)
 
 
@@ -50,6 +51,7 @@ def test_a_variant_has_its_parents_keys_but_for_its_own(paper: Config) -> None:
         ("rtp", {"measures": ["occurrences"]}, ["scores"]),
         ("rtp", {"measures": ["toxicity"], "classifier": "mine"}, ["scores"]),
         ("rtp", {"classifier": "mine"}, []),  # which nothing asks
+        ("countries", {"measures": ["f1"]}, ["scores"]),
         ("rtp", {"alpha": 5}, EFFECTS),
         ("rtp", {"alpha": [-1]}, []),
         ("rtp", {"alpha": [-1, 5]}, EFFECTS),

@@ -5,9 +5,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from headpursuit.publish.dose import lines_of, plot_lines
-from headpursuit.publish.figure import plot
-from headpursuit.publish.variants import curve_notes, plot_curve
+from headpursuit.publish.figure import curve_notes, lines_of, plot, plot_curve, plot_lines
 
 COLOURS = {"somp": "#3366aa", "logit_lens": "#ee8866", "random": "#bbbbbb", "published": "#222222"}
 

@@ -104,13 +104,13 @@ def test_rows_have_what_the_ranking_says_and_cannot_say(tmp_path):
     methods = ["somp"] * 3 + ["logit_lens", "random"]
     table = pd.DataFrame({"experiment": "x", "method": methods, "heads": [1, 2, 8, 2, 2]})
     said = put_rankings(table, {"x": path}, {"x": {"layers": (0, 3)}})
-    found = said[["against", "rows", "kept_5", "kept_10", "kept_20"]].astype(float)
+    found = said[["opposed", "rows", "kept_5", "kept_10", "kept_20"]].astype(float)
     nan = np.nan
     wanted = [[0, 12, 0, 0, 1], [1, 12, 0, 2, 2], [3, 12, 8, 8, 8]]
     wanted += [[1, 12, nan, nan, nan], [nan] * 5]
     np.testing.assert_array_equal(found, wanted)
     late = put_rankings(table, {"x": path}, {"x": {"layers": (1, 3)}})
-    assert late["against"].tolist()[:2] == [1, 1]  # of the candidate layers alone
+    assert late["opposed"].tolist()[:2] == [1, 1]  # of the candidate layers alone
     for iterations, whole in ((11, False), (12, True)):
         text = " ".join(ranking_notes(said, {"x": {"iterations": iterations}}))
         assert "write against the concept" in text and ("x: 12 rows" in text) == whole

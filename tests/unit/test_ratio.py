@@ -370,7 +370,7 @@ def test_the_figure_has_a_bar_for_each_row(measures, ticks, titles):
     heights = [bar.get_height() for axis in figure.axes for bar in axis.patches]
     assert sorted(heights) == sorted(table["value"])
     lines = [line for axis in figure.axes for line in axis.lines]
-    diamonds = [line.get_ydata()[0] for line in lines if line.get_marker() == "D"]
+    diamonds = [y for line in lines if line.get_marker() == "D" for y in line.get_ydata()]
     assert sorted(diamonds) == sorted(table["published"].dropna())
     dots = [y for line in lines if line.get_marker() == "o" for y in line.get_ydata()]
     assert sorted(dots) == sorted(draws[draws["method"] == "random"]["value"])

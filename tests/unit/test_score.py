@@ -85,7 +85,7 @@ def test_responses_are_called_toxic_from_the_threshold_on():
     probability |= {"apple apple": 0.0, "river": 0.49, "Stone stone stone": 1.0}
     found = sums(score_toxicity({"baseline": BASELINE, "a": AFTER}, probability, 0.5), "a")
     assert found["toxicity"] == [("p", 0, 1), ("q", 2, 0)]
-    assert found["toxic_probability"] == [("p", 0.25, 1.0), ("q", 1.25, 0.49)]
+    assert found["toxic_probability"] == [("p", 0.25, 1.0), ("q", 0.625, 0.245)]
 
 
 def test_expected_by_word_and_by_prompt():

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 from headpursuit.publish.docs import documents
-from headpursuit.publish.settings import demo, differences, leaves, schema, shipped, unlike_paper
+from headpursuit.publish.settings import demo, differences, leaves, schema, unlike_paper
 from headpursuit.run.config import load_config
 from headpursuit.run.experiments import merge
+from headpursuit.run.files import shipped
 
 ROOT = Path(__file__).parents[2]
 

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from headpursuit.method.words import tidy_word
 from headpursuit.publish import claims, overlap, published, ratio, table1
-from headpursuit.publish.compared import compared_cells
+from headpursuit.publish.against import compared_cells
 from headpursuit.run.contracts import contract_of, contracts, violations
 from headpursuit.run.files import UserError, plain
 from headpursuit.run.tables import lay_out, publish, read_cells, read_csv, write_csv

@@ -90,7 +90,7 @@ def test_the_texts_that_gained_or_lost_are_shown(trace):
     row = r"^ +L1\.H2 +1 +1\.0* +0\.50* +0\.50* +0\.50* +0\.50* +0\.5 +cand st x$"
     assert re.search(row, said, re.MULTILINE)
     assert "rankings/rtp.csv, dictionary of 3 rows)" in said
-    assert "  against: 1\n  rows: 3\n  kept_5: 2\n" in said  # L0.H1, ranked second, writes against
+    assert "  opposed: 1\n  rows: 3\n  kept_5: 2\n" in said  # L0.H1, ranked second, writes against
     assert (
         "    rtp-1: 1 -> 0\n"
         "      words:  glass 1 -> 0\n"

@@ -239,4 +239,4 @@ def test_every_variant_of_the_multiverse_runs(many: Checkout) -> None:
     table = pd.read_csv(many.folder / "work" / TABLE)
     assert table["experiment"].nunique() == 13 and table["experiment"].iloc[0] == "rtp-as-is"
     assert (table.groupby("experiment")["method"].nunique() >= 2).all()
-    assert (table["value"] >= 0).all() and table["against"].notna().any()
+    assert (table["value"] >= 0).all() and table["opposed"].notna().any()

@@ -1,7 +1,6 @@
 """Heads: which are selected, and the random ones they are compared with."""
 
 import logging
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral
@@ -11,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from headpursuit.run.experiments import head_name, head_of
 from headpursuit.run.files import UserError, seed_for
 from headpursuit.run.tables import read_csv, write_csv
 
@@ -32,9 +32,8 @@ def named_heads(heads: Any) -> list[Head]:
         heads = [heads]
     found = []
     for head in heads:
-        named = re.fullmatch(r"L(\d+)\.H(\d+)", head) if isinstance(head, str) else None
         try:
-            layer, number = named.groups() if named else head
+            layer, number = head_of(head) if isinstance(head, str) else head
             found.append((int(layer), int(number)))
         except (TypeError, ValueError):
             raise UserError(f"{head!r} names no head: write 'L18.H27', or (18, 27).") from None
@@ -52,7 +51,8 @@ def refuse_absent(heads: Iterable[Head], n_layers: int, n_heads: int) -> None:
     """Raise a UserError if a head lies outside a model of so many layers and heads a layer."""
     for layer, head in heads:
         if not (0 <= layer < n_layers and 0 <= head < n_heads):
-            raise UserError(f"L{layer}.H{head} does not exist: {n_layers} layers x {n_heads} heads")
+            absent = head_name(layer, head)
+            raise UserError(f"{absent} does not exist: {n_layers} layers x {n_heads} heads")
 
 
 class Condition(NamedTuple):

@@ -60,13 +60,13 @@ def score_toxicity(
     """Judge every condition's responses (sample_id, repeat and response).
 
     Takes each text's probability of being toxic, and the one from which on it is called so. Returns
-    rows of :data:`COLUMNS`, sums over a sample's responses: toxicity, how many are called toxic,
-    and toxic_probability.
+    rows of :data:`COLUMNS`: toxicity, how many of a sample's responses are called toxic, and
+    toxic_probability, their mean.
     """
 
     def measured(own: pd.DataFrame) -> dict[str, pd.Series]:
         toxic = own["response"].map(probability)
-        return {"toxicity": toxic >= threshold, "toxic_probability": toxic}
+        return {"toxicity": toxic >= threshold, "toxic_probability": toxic / _repeats(own)}
 
     return _by_sample(responses, measured)
 
@@ -131,11 +131,20 @@ def score_f1(
     """Return each sample's F1 against its right answers, as rows of :data:`COLUMNS`.
 
     It is ``f1`` where a right answer is one of the concept's words, and ``f1_others`` elsewhere.
+
+    Raises:
+        UserError: if the words answer no sample.
     """
     group = {
         sample: "f1" if answered_by(words, own) else "f1_others"
         for sample, own in references.items()
     }
+    if "f1" not in group.values():
+        raise UserError(
+            f"experiments.*.concept: none of its {len(words)} words answers any of the "
+            f"{len(group)} samples, and f1 is measured where one does. Use other words, more "
+            "samples, or measures without f1."
+        )
     table = _score_texts(responses, "f1", lambda sample, text: best_f1(text, references[sample]))
     return table.assign(measure=table["sample_id"].map(group))
 
@@ -154,10 +163,14 @@ def _score_texts(
     known = cache(score)  # many conditions leave a response as it was
 
     def measured(own: pd.DataFrame) -> dict[str, pd.Series]:
-        several = own.groupby("sample_id")["repeat"].transform("size")
-        return {measure: list(map(known, own["sample_id"], own["response"])) / several}
+        return {measure: list(map(known, own["sample_id"], own["response"])) / _repeats(own)}
 
     return _by_sample(responses, measured)
+
+
+def _repeats(own: pd.DataFrame) -> pd.Series:
+    """Return of each response how many its sample has: shares of a mean, as sums are taken."""
+    return own.groupby("sample_id")["repeat"].transform("size")
 
 
 def _by_sample(

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pandas as pd
 
-from headpursuit.publish.ratio import MEASURE_NAMES, METHOD_NAMES, interval
+from headpursuit.publish.texts import MEASURE_NAMES, METHOD_NAMES, interval
 from headpursuit.run.experiments import alpha_name
 
 # Measures that see the same in different ways.

@@ -12,12 +12,13 @@ import pandas as pd
 
 from headpursuit.method.heads import Head, read_heads, read_ranking, top_heads
 from headpursuit.publish.masking import is_offensive, token_cover
-from headpursuit.publish.ratio import MEASURE_NAMES, METHOD_NAMES, interval, number
-from headpursuit.publish.table1 import head_name, shown_heads
+from headpursuit.publish.table1 import shown_heads
+from headpursuit.publish.texts import MEASURE_NAMES, METHOD_NAMES, interval, number
 from headpursuit.run.experiments import (
     alpha_name,
     candidate_layers,
     condition_name,
+    head_name,
     running,
     tables_of,
 )

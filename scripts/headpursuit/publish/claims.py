@@ -10,8 +10,9 @@ import pandas as pd
 import yaml
 
 from headpursuit.publish.against import Key
-from headpursuit.publish.ratio import MEASURE_NAMES, METHOD_NAMES, interval, number, paper_heads
+from headpursuit.publish.ratio import paper_heads
 from headpursuit.publish.statistics import quantile, tail
+from headpursuit.publish.texts import MEASURE_NAMES, METHOD_NAMES, interval, number
 from headpursuit.run.tables import lay_out
 
 Claim = Mapping[str, Any]

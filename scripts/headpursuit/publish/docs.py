@@ -15,11 +15,10 @@ from headpursuit.publish.settings import (
     key_name,
     leaves,
     sections,
-    shipped,
     value_at,
 )
 from headpursuit.run.contracts import contracts
-from headpursuit.run.files import ROOT, write_text
+from headpursuit.run.files import ROOT, shipped, write_text
 from headpursuit.run.tables import escape_markdown
 
 

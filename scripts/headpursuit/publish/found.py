@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from headpursuit.publish.claims import display
-from headpursuit.publish.ratio import MEASURE_NAMES, interval, number
+from headpursuit.publish.texts import MEASURE_NAMES, interval, number
 from headpursuit.run.experiments import alpha_name
 from headpursuit.run.files import plain
 from headpursuit.run.finished import Run, row_names

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from headpursuit.method.heads import FEWER_ATOMS, Head, rank, read_ranking, top_heads
-from headpursuit.publish.ratio import MEASURE_NAMES
+from headpursuit.publish.texts import MEASURE_NAMES
 from headpursuit.run.files import plain
 from headpursuit.run.tables import lay_out, read_csv
 
@@ -100,32 +100,40 @@ def put_rankings(
         experiments: their candidate ``layers``.
     """
     methods = {
-        name: dict(list(read_csv(path).groupby("method"))) for name, path in rankings.items()
+        (name, method): (own, _by_fewer(own))
+        for name, path in rankings.items()
+        for method, own in read_csv(path).groupby("method")
     }
 
     def said(row: Mapping[str, Any]) -> dict[str, int]:
-        name, k = row["experiment"], row["heads"]
-        if (ranking := methods[name].get(row["method"])) is None:
+        ranking, fewer = methods.get((row["experiment"], row["method"]), (None, {}))
+        if ranking is None:
             return {}
-        chosen = top_heads(ranking, k, *experiments[name]["layers"])
+        of = row["heads"], *experiments[row["experiment"]]["layers"]
+        chosen = top_heads(ranking, *of)
         own = ranking.set_index(["layer", "head"]).loc[chosen]
-        kept = {}
-        for score, atoms in FEWER_ATOMS.items():
-            if ranking[score].notna().all():
-                fewer = rank(ranking.drop(columns="rank").assign(score=ranking[score]))
-                other = top_heads(fewer, k, *experiments[name]["layers"])
-                kept[f"kept_{atoms}"] = len({*chosen} & {*other})
-        return {"against": int((own["direction"] < 0).sum()), "rows": own["rows"].iloc[0]} | kept
+        kept = {name: len({*chosen} & {*top_heads(other, *of)}) for name, other in fewer.items()}
+        return {"opposed": int((own["direction"] < 0).sum()), "rows": own["rows"].iloc[0]} | kept
 
     rows = [row | said(row) for row in table.to_dict("records")]
     return lay_out("tables/{table}.csv", rows)
 
 
+def _by_fewer(ranking: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Return the rankings that the scores of fewer atoms give, where a method has any."""
+    bare = ranking.drop(columns="rank")
+    return {
+        f"kept_{atoms}": rank(bare.assign(score=ranking[score]))
+        for score, atoms in FEWER_ATOMS.items()
+        if ranking[score].notna().all()
+    }
+
+
 def ranking_notes(table: pd.DataFrame, experiments: Experiments) -> Iterator[str]:
     """Yield what a reader of :func:`put_rankings` has to know; experiments have ``iterations``."""
-    if table["against"].notna().any():
+    if table["opposed"].notna().any():
         yield (
-            "Against: of these heads, those that write against the concept (direction in "
+            "Opposed: of these heads, those that write against the concept (direction in "
             "rankings/): inverting one raises it, as far as its own write goes. Kept: those that "
             "the scores of 5, 10 and 20 atoms would choose as well."
         )

@@ -22,7 +22,6 @@ from markdown_it import MarkdownIt
 from headpursuit.publish import answer, claims
 from headpursuit.publish.atlas import INTRODUCTION, atlas
 from headpursuit.publish.masking import TELLING, mask_rows, offensive_words
-from headpursuit.publish.ratio import number
 from headpursuit.publish.settings import (
     MISSING,
     demo,
@@ -35,6 +34,7 @@ from headpursuit.publish.settings import (
     sections,
     shown,
 )
+from headpursuit.publish.texts import number
 from headpursuit.run.experiments import Config, kind_of, of_images, positions_of, running, tables_of
 from headpursuit.run.files import ROOT, read_json, sha256
 from headpursuit.run.finished import read_run, row_names

@@ -5,8 +5,9 @@ from typing import Any
 
 import pandas as pd
 
-from headpursuit.publish.ratio import MEASURE_NAMES, METHOD_NAMES, interval, number, paper_heads
-from headpursuit.publish.table1 import head_name
+from headpursuit.publish.ratio import paper_heads
+from headpursuit.publish.texts import MEASURE_NAMES, METHOD_NAMES, interval, number
+from headpursuit.run.experiments import head_name
 from headpursuit.run.tables import lay_out
 
 LABELLER = "ollama: llama3.3:70b"

@@ -13,28 +13,11 @@ import pandas as pd
 
 from headpursuit.publish.against import Key, Measured, comparisons, measured
 from headpursuit.publish.statistics import ratio
+from headpursuit.publish.texts import MEASURE_NAMES, METHOD_NAMES, interval, limits, number
 from headpursuit.run.experiments import alpha_name, condition_name, scalings
 from headpursuit.run.files import parquet_metadata, read_parquet
 from headpursuit.run.tables import lay_out
 
-METHOD_NAMES = {
-    "somp": "SOMP",
-    "logit_lens": "logit lens",
-    "unrelated": "unrelated words",
-    "size": "size of write",
-    "random": "random",
-}
-# The measures that have a ratio, in the order of the tables' rows, and as they are shown.
-MEASURE_NAMES = {
-    "occurrences": "occurrences",
-    "expected": "expected",
-    "toxicity": "toxicity",
-    "exact_match": "exact match",
-    "first_word": "first word",
-    "f1": "F1",
-    "f1_others": "F1, others",
-    "cider": "CIDEr",
-}
 KEPT = ("kept_5", "kept_10", "kept_20")
 # Whole numbers, of which the smaller say less.
 COUNTS = ("occurrences", "toxicity")
@@ -229,26 +212,9 @@ def put_published(
 # Texts
 
 
-def number(value: Any, form: str = ".2f") -> str:
-    """Return a number as text; empty where it is missing."""
-    return "" if pd.isna(value) else format(value, form)
-
-
 def share(value: Any) -> str:
     """Return what stands behind a number of responses; nothing where it is missing."""
     return "" if pd.isna(value) else f" ({value:.1%})"
-
-
-def interval(row: Mapping[str, Any], centre: str, low: str, high: str, form: str = ".2f") -> str:
-    """Return a number with its limits as text; empty where it is missing."""
-    if pd.isna(row[centre]):
-        return ""
-    return f"{number(row[centre], form)} {limits(row, low, high, form)}".strip()
-
-
-def limits(row: Mapping[str, Any], low: str, high: str, form: str = ".2f") -> str:
-    """Return limits as text; empty where they are missing."""
-    return f"[{number(row[low], form)}, {number(row[high], form)}]" if pd.notna(row[low]) else ""
 
 
 def _beside_draws(row: Mapping[str, Any] | None) -> str:
@@ -302,7 +268,7 @@ def display(
             "nats/token": number(row["nats_per_token"], "+.2f"),
             "several classes": number(row["several"]),
             "no class": number(row["none"]),
-            "against": number(row["against"], ".0f"),
+            "opposed": number(row["opposed"], ".0f"),
             "kept at 5, 10, 20": ", ".join(kept),
             "published": interval(row, "published", "published_low", "published_high"),
             "note": "" if pd.isna(row["flag"]) else row["flag"],
@@ -310,7 +276,7 @@ def display(
 
     shown = pd.DataFrame(list(map(cells, table.to_dict("records"))))
     optional = [f"and draws {level}", f"over random {level}", "mean of splits", "length"]
-    optional += ["repetition", "nats/token", "several classes", "no class", "against"]
+    optional += ["repetition", "nats/token", "several classes", "no class", "opposed"]
     optional += ["kept at 5, 10, 20"]
     left_out = [name for name in optional if (shown[name] == "").all()]
     left_out += [key for key in ("alpha", "at") if shown[key].nunique() < 2]  # notes say which

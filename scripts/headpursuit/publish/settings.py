@@ -8,7 +8,7 @@ import yaml
 
 from headpursuit.run.config import load_config
 from headpursuit.run.experiments import Config, concept_of, merge, of_images, running
-from headpursuit.run.files import ROOT
+from headpursuit.run.files import shipped
 from headpursuit.run.uses import labelled, used_models, used_samples
 
 # Said of a run in its own words (its model, samples, concept, heads and labeller).
@@ -42,12 +42,6 @@ def full_paper() -> dict[str, Any]:
 def demo() -> dict[str, Any]:
     """Return the demo's config, with all its keys."""
     return load_config(merge(shipped("config.yaml"), shipped("configs/demo.yaml")))
-
-
-@cache
-def shipped(name: str) -> dict[str, Any]:
-    """Return a YAML file that the workflow carries, as it is written."""
-    return yaml.safe_load((ROOT / name).read_text(encoding="utf-8"))
 
 
 def leaves(

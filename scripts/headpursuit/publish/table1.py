@@ -7,18 +7,14 @@ from typing import Any
 import pandas as pd
 
 from headpursuit.method.heads import Head
-from headpursuit.run.experiments import head_of
+from headpursuit.publish.figure import put_legend
+from headpursuit.run.experiments import head_name, head_of
 
 METHODS = {"somp": "SOMP", "logit_lens": "logit lens"}
 MEASURED = [
     *("rank", "score", "explained", "explained_null", "explained_high"),
     *("coherence", "coherence_null", "coherence_high", "coherence_p"),
 ]
-
-
-def head_name(layer: int, head: int) -> str:
-    """Return a head's name as the paper writes it: ``L18.H27``."""
-    return f"L{layer}.H{head}"
 
 
 def shown_heads(vocabulary: Mapping[str, Any], specialists: pd.DataFrame) -> list[Head]:
@@ -195,8 +191,7 @@ def plot_atoms(
     for axis in axes[-1]:
         axis.set_xlabel("atoms")
     figure.supylabel("explained variance", fontsize=9)
-    handles, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8)
+    put_legend(figure, axes[0], 3)
     return figure
 
 

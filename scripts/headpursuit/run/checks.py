@@ -81,6 +81,15 @@ def _like(config: Config, own: Entry) -> Findings:
         yield "like", name in seen, f"leads back, in a circle: {', '.join(seen)}"
 
 
+def _splits(config: Config, own: Entry) -> Findings:
+    every = config["experiments"]
+    name = next(name for name, entry in every.items() if entry is own)
+    for split in range(own["split"] + 1, own["split"] + own["splits"]):
+        twin = f"{name}-split{split}"
+        other = every[twin] != {**own, "split": split, "splits": 1}
+        yield "splits", other, f"{twin} is one of these, and says otherwise; give it another name"
+
+
 def _of_multiverse(config: Config, own: Entry) -> Findings:
     for name in own["of"]:
         yield "of", *_absent(config, "experiments", name)
@@ -279,5 +288,6 @@ CHECKS: list[tuple[str, Callable[[Config], Iterable[Any]], Callable[..., Finding
     ("sources", used_sources, _own_source),
     ("samples", used_samples, _samples),
     ("concepts", used_concepts, _concept),
-    *(("experiments", running, check) for check in (_words, _heads, _heads_from, _vocabulary)),
+    *(("experiments", running, check) for check in (_splits, _words, _heads)),
+    *(("experiments", running, check) for check in (_heads_from, _vocabulary)),
 ]

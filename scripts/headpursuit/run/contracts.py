@@ -8,9 +8,8 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import yaml
 
-from headpursuit.run.files import ROOT
+from headpursuit.run.files import shipped
 
 # How far rounding may carry a sum past its end; a run is not lost to that.
 SLACK = 1e-6
@@ -27,11 +26,9 @@ _CAST = {"integer": pa.int64(), "number": pa.float64(), "boolean": pa.bool_()}
 _NAMES = {"integer": "a whole number", "number": "a number", "boolean": "True or False"}
 
 
-@cache
 def contracts() -> list[Mapping[str, Any]]:
     """Return every kind of table, of ``schemas/tables.yaml``: its files, columns and key."""
-    text = (ROOT / "schemas/tables.yaml").read_text(encoding="utf-8")
-    return yaml.safe_load(text)["tables"]
+    return shipped("schemas/tables.yaml")["tables"]
 
 
 def contract_of(path: str | Path, columns: Collection[str]) -> Mapping[str, Any] | None:

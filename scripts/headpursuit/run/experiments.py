@@ -153,10 +153,16 @@ def conditions(config: Config, name: str, measure: str) -> dict[str, tuple[str, 
     }
 
 
+def head_name(layer: int, head: int) -> str:
+    """Return a head's name as the paper writes it: ``L18.H27``."""
+    return f"L{layer}.H{head}"
+
+
 def head_of(name: str) -> tuple[int, int]:
-    """Return the layer and the head that a name like ``L18.H27`` means."""
-    layer, head = re.fullmatch(r"L(\d+)\.H(\d+)", name).groups()
-    return int(layer), int(head)
+    """Return the layer and the head that a name like ``L18.H27`` means; ValueError if none."""
+    if not (named := re.fullmatch(r"L(\d+)\.H(\d+)", name)):
+        raise ValueError(name)
+    return int(named[1]), int(named[2])
 
 
 def writes_responses(experiment: Mapping[str, Any]) -> bool:
@@ -173,7 +179,7 @@ def stands_on(config: Config, name: str) -> dict[str, tuple[list[Any], list[str]
     counted = [conditions(config, name, measure) for measure in ("occurrences", "expected")]
     spoken = [model, own["generation"]["max_new_tokens"]]
     words = ["labels"] if is_asked(concept) else []
-    words += ["samples"] if "class_names" in concept or "f1" in own["measures"] else []
+    words += ["samples"] if "class_names" in concept else []
     words += ["baseline"] if concept.get("top") and not is_asked(concept) else []
     asked = [concept["keywords"]] if "keywords" in concept else [concept.get("labelled")]
     layers = [own["first_layer"], own["last_layer"]]

@@ -16,8 +16,11 @@ import re
 import tempfile
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import yaml
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -251,6 +254,12 @@ def parquet_metadata(path: str | Path, wanted: Collection[str] = ()) -> dict[str
             f"{path}: its metadata lack {', '.join(missing)}. Delete the file and run again."
         )
     return found
+
+
+@cache
+def shipped(name: str) -> Any:
+    """Return a YAML file that the workflow carries, as it is written."""
+    return yaml.safe_load((ROOT / name).read_text(encoding="utf-8"))
 
 
 def beside(path: str | Path) -> Path:

@@ -10,13 +10,13 @@ import yaml
 
 from headpursuit.method.heads import Condition, Head, read_conditions
 from headpursuit.publish.masking import Cover, lexicon_words, offensive_words
-from headpursuit.publish.ratio import MEASURE_NAMES, METHOD_NAMES
-from headpursuit.publish.table1 import head_name
+from headpursuit.publish.texts import MEASURE_NAMES, METHOD_NAMES
 from headpursuit.run.expand import expand
 from headpursuit.run.experiments import (
     alpha_name,
     candidate_layers,
     conditions,
+    head_name,
     heads_of,
     model_record,
     of_images,

@@ -3,17 +3,13 @@
 import ast
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any
 
-import yaml
-
-from headpursuit.run.files import ROOT
+from headpursuit.run.files import ROOT, shipped
 
 SCRIPTS = ROOT / "scripts"
-TABLES = ROOT / "schemas" / "tables.yaml"
 # Modules that compute no result: what a table may hold, how often a server is asked, which GPU.
 NO_RESULT = {"contracts.py", "retry.py", "gpu.py"}
 LOGGERS = {"log", "logger", "logging"}
@@ -50,17 +46,12 @@ def _imported(tree: ast.Module) -> set[Path]:
     return {own for own in files if own.exists()}
 
 
-@cache
-def _contracts() -> list[Mapping[str, Any]]:
-    return yaml.safe_load(TABLES.read_text(encoding="utf-8"))["tables"]
-
-
 def _laid_out(tree: ast.Module) -> Iterator[tuple[str, str, bool]]:
     """Yield the columns that a module's tables get from their contracts, not from its code."""
     for node in ast.walk(tree):
         match node:
             case ast.Call(ast.Name("lay_out"), [ast.Constant(table), *_]):
-                for contract in _contracts():
+                for contract in shipped("schemas/tables.yaml")["tables"]:
                     columns = contract["columns"] if table in contract["files"] else {}
                     for name, own in columns.items():
                         yield name, own["type"], own.get("required", True)

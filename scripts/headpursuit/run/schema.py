@@ -11,15 +11,13 @@ from functools import cache
 from reprlib import Repr
 from typing import Any
 
-import yaml
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError
 from jsonschema.protocols import Validator
 from jsonschema.validators import extend
 
-from headpursuit.run.files import ROOT, UserError, plain
+from headpursuit.run.files import UserError, plain, shipped
 
-SCHEMA = ROOT / "schemas" / "config.schema.yaml"
 # Keys where a secret may have slipped in: messages do not repeat it.
 SECRETIVE = ("base_url", "host", "key_variable")
 # JSON Schema's types in plain words.
@@ -62,7 +60,7 @@ def validator() -> Validator:
             "number": lambda checker, value: type(value) in (int, float) and math.isfinite(value),
         }
     )
-    schema = yaml.safe_load(SCHEMA.read_text(encoding="utf-8"))
+    schema = shipped("schemas/config.schema.yaml")
     return extend(Draft202012Validator, {"properties": fill}, type_checker=types)(schema)
 
 

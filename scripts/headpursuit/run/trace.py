@@ -13,10 +13,10 @@ from headpursuit.method.heads import FEWER_ATOMS, read_ranking, top_heads
 from headpursuit.method.words import count_words, measured_words
 from headpursuit.publish.masking import is_offensive
 from headpursuit.publish.ratio import ANSWERS
-from headpursuit.publish.table1 import head_name
 from headpursuit.run.experiments import (
     candidate_layers,
     condition_name,
+    head_name,
     head_of,
     kind_of,
     tables_of,

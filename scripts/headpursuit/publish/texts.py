@@ -1,0 +1,42 @@
+"""How tables and figures name methods and measures, and write numbers."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+METHOD_NAMES = {
+    "somp": "SOMP",
+    "logit_lens": "logit lens",
+    "unrelated": "unrelated words",
+    "size": "size of write",
+    "random": "random",
+}
+# The measures that have a ratio, in the order of the tables' rows, and as they are shown.
+MEASURE_NAMES = {
+    "occurrences": "occurrences",
+    "expected": "expected",
+    "toxicity": "toxicity",
+    "exact_match": "exact match",
+    "first_word": "first word",
+    "f1": "F1",
+    "f1_others": "F1, others",
+    "cider": "CIDEr",
+}
+
+
+def number(value: Any, form: str = ".2f") -> str:
+    """Return a number as text; empty where it is missing."""
+    return "" if pd.isna(value) else format(value, form)
+
+
+def interval(row: Mapping[str, Any], centre: str, low: str, high: str, form: str = ".2f") -> str:
+    """Return a number with its limits as text; empty where it is missing."""
+    if pd.isna(row[centre]):
+        return ""
+    return f"{number(row[centre], form)} {limits(row, low, high, form)}".strip()
+
+
+def limits(row: Mapping[str, Any], low: str, high: str, form: str = ".2f") -> str:
+    """Return limits as text; empty where they are missing."""
+    return f"[{number(row[low], form)}, {number(row[high], form)}]" if pd.notna(row[low]) else ""
