@@ -16,7 +16,7 @@ from headpursuit.labelling.backend import Answer, connection
 from headpursuit.labelling.journal import Journal, journal_key
 from headpursuit.labelling.label import label_responses, open_backend
 from headpursuit.labelling.lexicon import Lexicon
-from headpursuit.labelling.ollama import Ollama, Server, prepare_model
+from headpursuit.labelling.ollama import Ollama, Server
 from headpursuit.labelling.reply import clean, is_refusal, parse_reply, sift_words
 from headpursuit.run.config import load_config
 from headpursuit.run.files import UserError, write_json
@@ -340,30 +340,6 @@ def test_an_answer_of_a_wrong_form_may_pass(wrong):
     backend = answering(lambda request: httpx.Response(200, json=WELL | wrong))
     with pytest.raises(Busy, match="first:11434: a garbled answer"):
         backend._chat([], {})
-
-
-def test_what_is_told_of_a_model_in_a_wrong_form(load, monkeypatch):
-    """Its length may be unknown; what tells one model's replies from another's may not."""
-    answers = {
-        "/api/tags": {"models": [{"model": "m:latest", "details": {}}]},
-        "/api/ps": {"models": [{"model": "m:latest", "context_length": "a"}]},
-        "/api/show": {"model_info": ["llama.context_length"]},
-        "/api/version": [],
-        "/api/generate": {"prompt_eval_count": 99},
-    }
-    made = answering(lambda request: httpx.Response(200, json=answers[request.url.path]))
-    monkeypatch.setattr("headpursuit.labelling.ollama.Server", lambda host, timeout: made.server)
-    made.model, made.prompt = "m", load()
-    settings = {"patience": 0, "per_image": None, "ollama": {"model": "m", "pull": False}}
-    expected = dict.fromkeys(["digest", "quantisation", "parameters", "context_length", "version"])
-    assert prepare_model(made.server, settings) == {**expected, "model": "m:latest"}
-    assert made._load(1) is None
-    answers["/api/generate"]["prompt_eval_count"] = "many"
-    with pytest.raises(Busy, match="garbled"):
-        made._load(1)
-    answers["/api/tags"]["models"][0]["details"] = "Q4"
-    with pytest.raises(UserError, match="garbled"):
-        prepare_model(made.server, settings)
 
 
 def test_a_model_that_is_gone_is_to_be_pulled():

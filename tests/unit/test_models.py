@@ -134,13 +134,6 @@ def test_a_head_is_what_a_query_head_reads(model_path, family: str):
         assert (moved > 1e-6).tolist() == [other == head for other in range(HEADS)]
 
 
-def test_a_model_s_config_is_read_once(model_path, monkeypatch):
-    reads, read = [], models.read_config
-    monkeypatch.setattr(models, "read_config", lambda folder: reads.append(folder) or read(folder))
-    load_model(model_path("llama"), "float32", "cpu")
-    assert reads == [model_path("llama")]
-
-
 # Scaling
 
 

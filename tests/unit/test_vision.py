@@ -21,7 +21,6 @@ from headpursuit.method.models import load_model
 from headpursuit.method.ranking import write_sizes
 from headpursuit.method.responses import SCHEMA, write_responses
 from headpursuit.method.sampling import GumbelMax, Noise
-from headpursuit.method.somp import pursue
 from headpursuit.method.words import unrelated_tokens
 from headpursuit.method.writing import Writing, end_tokens, greedy, respond, room_of
 from headpursuit.method.writing import ask as begin
@@ -433,20 +432,6 @@ def test_unrelated_tokens(tokenizer, tmp_path: Path) -> None:
     assert not set(drawn) & set(taken)
     assert set(tokenizer.convert_ids_to_tokens(drawn)) <= {f"Ġ{word}" for word in WORDS[25:]}
     assert unrelated_tokens(words, tokenizer, range(100), ["written"], [True], 0, "x") == []
-
-
-def test_somp_over_few_rows_is_a_projection() -> None:
-    """With as many iterations as rows, the explained variance is that of the rows' span."""
-    torch.manual_seed(0)
-    z, columns, atoms = torch.randn(40, 8), torch.randn(16, 8), torch.randn(5, 16)
-    written = z @ columns.T
-    written = written - written.mean(0)
-    basis = torch.linalg.qr(atoms.T)[0]
-    share = ((written @ basis).square().sum() / written.square().sum()).item()
-    for norm in ("l1", "l2"):
-        found = pursue(z, columns, atoms, 50, norm=norm)
-        assert len(found.support) == 5
-        assert found.explained[-1] == pytest.approx(share, rel=1e-5)
 
 
 def test_the_demo_tower_is_the_one_of_its_record(demo: dict) -> None:
