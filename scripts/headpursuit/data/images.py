@@ -1,17 +1,16 @@
 """Images: read out of data files, drawn by class or from all, and stored for the model to read."""
 
-import gzip
 import io
 import json
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
-from itertools import islice, repeat
+from itertools import count, islice, repeat
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
@@ -88,35 +87,17 @@ def read_images(
 
 
 def _pixel_rows(path: Path, with_images: bool) -> Iterator[tuple[int, int, np.ndarray | None]]:
-    number = 0
     try:
-        for values in _blocks(path):
-            pixels, labels = values[:, :-1], values[:, -1].astype(int).tolist()
-            side = round(pixels.shape[1] ** 0.5)
-            square = pixels.reshape(len(labels), side, side)
-            images: Iterator[np.ndarray | None] = repeat(None)
-            if with_images:
-                images = iter(np.round(square * (255 / _peak(path))).astype(np.uint8))
-            for label in labels:
-                number += 1
-                yield number, label, next(images)
+        values = pd.read_csv(path, header=None, dtype=float).to_numpy()
+        pixels, labels = values[:, :-1], values[:, -1].astype(int).tolist()
+        side = round(pixels.shape[1] ** 0.5)
+        square = pixels.reshape(len(labels), side, side) * (255 / pixels.max())
+        images = np.round(square).astype(np.uint8) if with_images else repeat(None)
+        yield from zip(count(1), labels, images, strict=False)
     except (ValueError, OSError, EOFError) as error:
         if refusal(error, path):
             raise
         raise UserError(f"{path}: not rows of square images and labels ({error}).") from error
-
-
-@cache
-def _peak(path: Path) -> float:
-    return max(values[:, :-1].max() for values in _blocks(path))
-
-
-def _blocks(path: Path) -> Iterator[np.ndarray]:
-    opened = gzip.open if path.suffix.lower() == ".gz" else open
-    with opened(path, "rt", encoding="utf-8") as handle:
-        lines = filter(str.strip, handle)
-        while some := list(islice(lines, BATCH)):
-            yield np.loadtxt(some, delimiter=",", comments=None, ndmin=2)
 
 
 def _encoded(path: Path, image: Any) -> bytes | None:

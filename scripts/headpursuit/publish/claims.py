@@ -16,16 +16,11 @@ from headpursuit.publish.texts import MEASURE_NAMES, METHOD_NAMES, interval, num
 from headpursuit.run.tables import lay_out
 
 Claim = Mapping[str, Any]
-# What names a row of each kind.
-KEYS = {
-    "tests": ["experiment", *Key._fields, "against", "against_heads"],
-    "overlaps": ["heads", "one", "other"],
-}
 # Of fewer random draws one cannot tell how much they differ.
 LEAST_DRAWS = 5
 
 
-@dataclass(frozen=True)
+@dataclass
 class Run:
     """What of a run decides: its tables' rows, once each, with what is known of their experiments.
 
@@ -47,13 +42,12 @@ class Run:
 
         Each variant that is judged makes all verdicts harder; their own tables show them.
         """
-        for name, keys in KEYS.items():
-            rows = getattr(self, name)
-            if len(rows):
-                object.__setattr__(self, name, rows.drop_duplicates(keys))
+        if len(rows := self.overlaps):
+            self.overlaps = rows.drop_duplicates(["heads", "one", "other"])
         if len(rows := self.tests):
             variants = rows["experiment"][rows["against"] == "original"]
-            object.__setattr__(self, "tests", rows[~rows["experiment"].isin(variants)])
+            keys = ["experiment", *Key._fields, "against", "against_heads"]
+            self.tests = rows[~rows["experiment"].isin(variants)].drop_duplicates(keys)
 
     def as_published(self, heads: pd.Series) -> pd.Series:
         """Return the paper's numbers of heads for the run's."""
