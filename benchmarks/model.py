@@ -1,7 +1,5 @@
 """The activation cache and generation under an intervention, beside what a user would pick instead.
 
-    .venv-bench/bin/python benchmarks/model.py
-
 The model is the demo's SmolLM2-135M, on two threads, in float32, and the prompts are the demo's.
 TransformerLens and nnsight (benchmarks/requirements.txt) get the same model, the same batches and
 the same padding, and results are compared before any time is.
