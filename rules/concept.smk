@@ -94,6 +94,30 @@ rule split_words:
         "../scripts/split_words.py"
 
 
+rule count_answered:
+    """How many questions the concept's words answer, which f1 tells apart from the others."""
+    input:
+        words=made("<results>/words/{words}.csv"),
+        samples=made("<results>/samples/{samples}.parquet"),
+    output:
+        "<results>/answered/{experiment}.json",
+    log:
+        "<logs>/count_answered/{experiment}.log",
+    benchmark:
+        "<benchmarks>/count_answered/{experiment}.tsv"
+    priority: JUDGING
+    localrule: True  # less work than it is to start a job on a cluster
+    conda:
+        "../envs/tables.yaml"
+    resources:
+        **by_attempt(mem_mb=1000, runtime=10),
+    params:
+        **own("key", "name"),
+        code=code_hash("count_answered"),
+    script:
+        "../scripts/count_answered.py"
+
+
 rule build_dictionary:
     """The rows of the unembedding matrix that each word has, and those that both splits share."""
     input:

@@ -82,6 +82,9 @@ rule measure:
             "<results>/expected/{expected}/part-{part}.parquet",
             when=lambda stated: "expected" in stated["measures"],
         ),
+        answered=made(
+            "<results>/answered/{scores}.json", when=lambda stated: "f1" in stated["measures"]
+        ),
         classifier=lookup("{experiment}/classifier_files", within=STATED),
     output:
         by_sample="<results>/scores/{experiment}.parquet",

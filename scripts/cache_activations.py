@@ -3,7 +3,7 @@
 from headpursuit.data.images import image_ids
 from headpursuit.method.activations import pooled_inputs, pooled_positions, write_cache
 from headpursuit.method.models import open_model
-from headpursuit.method.tokens import special_tokens
+from headpursuit.method.special import special_tokens
 from headpursuit.method.vision import open_images
 from headpursuit.run.files import parquet_metadata, read_parquet, read_responses
 from headpursuit.run.rule import run_rule

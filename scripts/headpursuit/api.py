@@ -30,7 +30,7 @@ from headpursuit.method.ranking import METHODS, rank_heads
 from headpursuit.method.responses import Prompts, write_responses
 from headpursuit.method.score import score_counts, score_expected, score_lengths
 from headpursuit.method.somp import pursue as pursue_head
-from headpursuit.method.tokens import special_tokens as tokens_of_no_text
+from headpursuit.method.special import special_tokens as tokens_of_no_text
 from headpursuit.method.tokens import token_texts
 from headpursuit.method.weights import LoadedWeights
 from headpursuit.method.words import one_token_forms, token_rows

@@ -13,7 +13,7 @@ from on_slurm import PROMPTS, Cluster, until
 
 # What is too short for jobs, or downloads.
 LOCAL = {"all", "write_config", "preflight", "download_source"}
-LOCAL |= {"split_words", "select_heads", "draw_controls"}
+LOCAL |= {"split_words", "count_answered", "select_heads", "draw_controls"}
 
 
 def test_the_tiny_run_with_nodes_that_have_no_hub(cluster: Cluster) -> None:

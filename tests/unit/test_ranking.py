@@ -10,7 +10,7 @@ import torch
 from headpursuit.method.activations import pooled_inputs, pooled_positions, write_cache
 from headpursuit.method.heads import read_ranking
 from headpursuit.method.ranking import rank_heads
-from headpursuit.method.tokens import special_tokens
+from headpursuit.method.special import special_tokens
 from headpursuit.run.files import UserError
 from headpursuit.run.tables import write_csv
 from test_somp import direct

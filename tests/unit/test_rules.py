@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 SCRIPTS = ROOT / "scripts"
 # No scheduler kills what runs where Snakemake does; the others there are less work than a job.
 FIXED = {"write_config", "preflight", "download_source", "audit", "estimate"}
-LOCAL = FIXED | {"split_words", "select_heads", "draw_controls"}
+LOCAL = FIXED | {"split_words", "count_answered", "select_heads", "draw_controls"}
 # Seconds before the first result, whose code is no part of a result.
 PREPARATION = {"write_config", "preflight", "estimate"}
 # Rules that run another rule's script: those that use it.

@@ -158,4 +158,4 @@ def test_words_that_answer_no_question_are_told_before_a_model_is_loaded(fresh: 
     assert code != 0
     assert "none of its 2 words answers any of the 20 samples of asked" in said
     logs = {path.name for path in (fresh.folder / "results/unanswered/logs").iterdir()}
-    assert "split_words" in logs and not logs & {"respond", "cache_activations", "intervene"}
+    assert "count_answered" in logs and not logs & {"respond", "cache_activations", "intervene"}

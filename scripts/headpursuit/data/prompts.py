@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from headpursuit.data.rows import READERS, kept_rows, references_in
 from headpursuit.data.sources import size_of
 from headpursuit.method.answers import normalise_answer
-from headpursuit.method.tokens import as_user, opened, special_tokens
+from headpursuit.method.special import as_user, opened, special_tokens
 from headpursuit.run.files import UserError, seed_for
 
 log = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from headpursuit.method.activations import read_layer
 from headpursuit.method.somp import check_layer, head_factor, pursue_layer, without
-from headpursuit.method.tokens import special_tokens
+from headpursuit.method.special import special_tokens
 from headpursuit.method.weights import HeadWeights
 from headpursuit.run.files import UserError, seed_for
 

@@ -26,7 +26,7 @@ from headpursuit.method.models import (
     read_config,
     reads_images,
 )
-from headpursuit.method.tokens import added_tokens, as_user, opened
+from headpursuit.method.special import added_tokens, as_user, opened
 from headpursuit.run.files import UserError, parquet_metadata
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import regex  # unlike re, it takes combining marks for parts of words
 
-from headpursuit.method.tokens import special_tokens
+from headpursuit.method.special import special_tokens
 from headpursuit.run.files import UserError, refuse_unknown, seed_for
 
 log = logging.getLogger(__name__)

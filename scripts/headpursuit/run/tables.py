@@ -13,7 +13,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from headpursuit.run.contracts import contract_of
-from headpursuit.run.files import UserError, atomic, check_table, plain, write_text
+from headpursuit.run.files import (
+    UserError,
+    atomic,
+    check_table,
+    plain,
+    refuse_missing,
+    write_text,
+)
 
 # How CSV cells of a contract's type are read; others are text. It stands here, since results depend
 # on it, and contracts.py enters no hash.
@@ -101,12 +108,7 @@ def read_csv(path: str | Path, columns: Collection[str] | None = None) -> pd.Dat
         raise UserError(
             f"{path}: not a readable table ({error}). Delete it and run again."
         ) from error
-    wanted = known if columns is None else columns
-    if missing := [name for name in wanted if name not in table]:
-        raise UserError(
-            f"{path}: no column {', '.join(missing)}; it has {', '.join(table)}. "
-            "Delete it and run again."
-        )
+    refuse_missing(path, known if columns is None else columns, list(table))
     return table
 
 
