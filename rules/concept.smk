@@ -114,6 +114,8 @@ rule count_answered:
     params:
         **own("key", "name"),
         code=code_hash("count_answered"),
+    message:
+        doing("count_answered", "Count the questions that words of {wildcards.experiment} answer")
     script:
         "../scripts/count_answered.py"
 
