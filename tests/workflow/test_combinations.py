@@ -32,6 +32,7 @@ EXAMPLES: dict[str, Any] = {
     "experiments.*.vocabulary.heads": ["L1.H2", "L0.H0"],
     "publish.published_heads": {1: 16},
     "compute.image": "image.sif",
+    "compute.memory_gb": 1,
 }
 # Choices that only a plan can try, since they need a server, a GPU or an image.
 PLANNED = {

@@ -181,17 +181,19 @@ def test_tables_keep_their_shape(done: Done) -> None:
 class _Tags(HTMLParser):
     def __init__(self) -> None:
         super().__init__()
-        self.seen: set[tuple[str, tuple[str, ...]]] = set()
+        self.seen: list[tuple[str, tuple[str, ...]]] = []
 
     def handle_starttag(self, tag: str, attrs: list) -> None:
-        self.seen.add((tag, tuple(name for name, _ in attrs)))
+        self.seen.append((tag, tuple(name for name, _ in attrs)))
 
 
 def test_pages_hold_no_tag_of_a_text(done: Done) -> None:
     for path in files(done, ".html"):
         tags = _Tags()
         tags.feed(path.read_text(encoding="utf-8"))
-        assert not {"script", "b", "a", "iframe"} & {tag for tag, _ in tags.seen}, path
+        found = [tag for tag, _ in tags.seen]
+        assert not {"b", "a", "iframe"} & set(found), path
+        assert found.count("script") == (2 if path.name == "atlas.html" else 0), path  # its own
         assert not any(name.startswith("on") for _, names in tags.seen for name in names), path
 
 
