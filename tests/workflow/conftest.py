@@ -109,8 +109,11 @@ def write_quiz(folder: Path) -> None:
 
 
 def write_captions(path: Path) -> None:
-    """Write two captions for each image of the folder of photos."""
-    rows = [f"{n}.png,A {WORDS[n % 5]} apple.,the {WORDS[n % 3]} {WORDS[0]}" for n in range(24)]
+    """Write two captions for each image of the folder of photos.
+
+    One has every second word, so that some response shares one on any processor.
+    """
+    rows = [f"{n}.png,A {WORDS[n % 5]} apple.,{' '.join(WORDS[n % 2 :: 2])}" for n in range(24)]
     path.write_text("\n".join(["file,one,two", *rows]))
 
 
