@@ -26,6 +26,7 @@ FACTS = """() => ({
     tables: [...document.querySelectorAll('table')].map(t =>
         [...new Set([...t.rows].map(r => r.cells.length))]),
     scripted: Boolean(window.hit),
+    top: document.querySelector('.prose h1, h1')?.getBoundingClientRect().top,
     overflow: document.documentElement.scrollWidth - document.documentElement.clientWidth,
 })"""
 

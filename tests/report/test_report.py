@@ -217,6 +217,7 @@ def test_the_report_opens_with_what_was_found(ran: Checkout, seen: dict[str, Any
     assert place < drawn < over < verdicts < landing["text"].index("arXiv 2510.21518")
     assert max(width for width, _, _ in landing["pictures"]) > 300
     assert not landing["scripted"] and landing["overflow"] <= 0
+    assert landing["top"] >= 0  # what is taller than the window begins at its top
 
 
 def test_a_head_is_found_by_mouse_by_keyboard_and_by_its_token(

@@ -126,6 +126,7 @@ def write_page(name: str, files: Any, started_in: Path) -> str:
         warnings=list(other_models(config)),
         sections=list(parts),
         sources={Path(os.path.relpath(p, started_in)).as_posix(): sha256(p) for p in sources},
+        embedded=name == "answer",  # Snakemake's report begins with it, and has no such policy
         script=script,
         script_hash=b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         data=data,
