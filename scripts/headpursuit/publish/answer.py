@@ -1,6 +1,7 @@
 """What a run found, in short: the first page of the report."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import pandas as pd
 
@@ -30,6 +31,24 @@ def headline(table: pd.DataFrame) -> pd.DataFrame:
     return own[own["measure"] == (sound if len(sound) else chosen)["measure"].iloc[0]]
 
 
+def drawn_interval(row: Mapping[str, Any]) -> str:
+    """Return the ratio of random heads, with the interval that counts draws where it has one."""
+    ends = ("ci_low", "ci_high") if pd.isna(row["both_low"]) else ("both_low", "both_high")
+    return interval(row, "value", *ends)
+
+
+def tally(table: pd.DataFrame) -> tuple[str, int, int]:
+    """Return how many verdicts there are of each kind, untested claims, and all claims."""
+    counts = ", ".join(f"{(table['verdict'] == own).sum()} {own}" for own in VERDICTS)
+    untested = table["claim"][~table["verdict"].isin(VERDICTS)].nunique()
+    return counts, untested, table["claim"].nunique()
+
+
+def weakest(row: Iterable[str]) -> str:
+    """Return the name of the column that has the weakest test of a claim, with its level."""
+    return next(column for column in row if column.startswith("the weakest"))
+
+
 def numbers(table: pd.DataFrame, compared: pd.DataFrame) -> Iterator[list[str]]:
     """Yield three numbers with their intervals: chosen heads, random ones, and the two compared.
 
@@ -40,12 +59,10 @@ def numbers(table: pd.DataFrame, compared: pd.DataFrame) -> Iterator[list[str]]:
     rows = headline(table)
     row = rows.iloc[0].to_dict()
     what = f"{MEASURE_NAMES[row['measure']]} ({row['experiment']}), after / before"
-    how = f"{row['heads']} heads by {METHOD_NAMES[row['method']]}, alpha {alpha_name(row['alpha'])}"
-    yield [f"{how}: {what}", interval(row, "value", "ci_low", "ci_high") or "not defined"]
+    yield [f"{_heads(row)}: {what}", interval(row, "value", "ci_low", "ci_high") or "not defined"]
     for drawn in rows[rows["method"] == "random"].to_dict("records"):
-        ends = ("ci_low", "ci_high") if pd.isna(drawn["both_low"]) else ("both_low", "both_high")
         said = f"as many random heads of the same layers (draws: {drawn['draws']})"
-        yield [said, interval(drawn, "value", *ends) or "not defined"]
+        yield [said, drawn_interval(drawn) or "not defined"]
     same = ["experiment", "method", "heads", "alpha", "at", "measure"]
     fits = (compared[same] == pd.Series(row)[same]).all(axis=1) & compared["against"].eq("random")
     for test in compared[fits].to_dict("records"):
@@ -63,13 +80,17 @@ def verdicts(table: pd.DataFrame, cells: pd.DataFrame) -> tuple[str, pd.DataFram
         cells: the same as :func:`headpursuit.publish.claims.display` shows it.
     """
     tested = table["verdict"].isin(VERDICTS)
-    counts = ", ".join(f"{(table['verdict'] == own).sum()} {own}" for own in VERDICTS)
-    claims = table["claim"].nunique()
-    untested = table["claim"][~tested].nunique()
-    weakest = next(column for column in cells if column.startswith("the weakest"))
-    shown = cells.loc[tested, ["verdict", "claim", "experiment", "measure", weakest, "at", "note"]]
+    counts, untested, claims = tally(table)
+    columns = ["verdict", "claim", "experiment", "measure", weakest(cells), "at", "note"]
+    shown = cells.loc[tested, columns]
     order = table["verdict"][tested].map(VERDICTS.index).sort_values(kind="stable").index
     return f"{counts}; {untested} of {claims} claims are untested.", shown.loc[order]
+
+
+def _heads(row: Mapping[str, Any]) -> str:
+    return (
+        f"{row['heads']} heads by {METHOD_NAMES[row['method']]}, alpha {alpha_name(row['alpha'])}"
+    )
 
 
 def disagreements(table: pd.DataFrame) -> Iterator[str]:
@@ -92,9 +113,7 @@ def disagreements(table: pd.DataFrame) -> Iterator[str]:
                 f"{MEASURE_NAMES[name]} {interval(row, *(f'{key}_{end}' for key in ENDS))}"
                 for name, end in ((one, "one"), (other, "other"))
             )
-            heads = f"{row['heads']} heads by {METHOD_NAMES[row['method']]}"
-            alpha = f"alpha {alpha_name(row['alpha'])}"
-            said.append(f"{row['experiment']}, {heads}, {alpha}: {', '.join(both)}")
+            said.append(f"{row['experiment']}, {_heads(row)}: {', '.join(both)}")
     if said:
         more = f"; and {len(said) - SHOWN} more" if len(said) > SHOWN else ""
         yield f"Measures of the same heads that disagree: {'; '.join(said[:SHOWN])}{more}."

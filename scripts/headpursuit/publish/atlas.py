@@ -13,9 +13,8 @@ import pandas as pd
 from headpursuit.method.heads import Head, read_heads, read_ranking, top_heads
 from headpursuit.publish.masking import is_offensive, token_cover
 from headpursuit.publish.table1 import shown_heads
-from headpursuit.publish.texts import MEASURE_NAMES, METHOD_NAMES, interval, number
+from headpursuit.publish.texts import MEASURE_NAMES, METHOD_NAMES, interval, number, scaling
 from headpursuit.run.experiments import (
-    alpha_name,
     candidate_layers,
     condition_name,
     head_name,
@@ -174,15 +173,15 @@ def _ratios(run: Run) -> Iterator[tuple[str, Said, list[str]]]:
                 for draw in draws
                 for head in known[condition_name(method, k, draw)]
             )
+            how = scaling(alpha=row["alpha"], at=row["at"])
             remark = " ({} of {} draws)" if method == "random" else ""
-            place = "" if row["at"] == "all" else f", {row['at']}"
             yield (
                 row["model"],
                 {head: remark.format(n, len(draws)) for head, n in often.items()},
                 [
                     table,
                     row["experiment"],
-                    f"{k} by {METHOD_NAMES[method]}, alpha {alpha_name(row['alpha'])}{place}",
+                    ", ".join([f"{k} by {METHOD_NAMES[method]}", *how]),
                     MEASURE_NAMES[row["measure"]],
                     interval(row, "value", "ci_low", "ci_high") or "not defined",
                 ],

@@ -8,8 +8,7 @@ import numpy as np
 import pandas as pd
 
 from headpursuit.publish.ratio import ANSWERS
-from headpursuit.publish.texts import MEASURE_NAMES, METHOD_NAMES
-from headpursuit.run.experiments import alpha_name
+from headpursuit.publish.texts import MEASURE_NAMES, METHOD_NAMES, scaling
 
 Choices = Mapping[str, Mapping[str, str] | None]
 Colours = Mapping[str, str]
@@ -45,13 +44,6 @@ def plot(table: pd.DataFrame, draws: pd.DataFrame, choices: Choices, colours: Co
     if {line.rows["experiment"].iloc[0] for line in lines} == set(table["experiment"]):
         return plot_lines(lines, colours)
     return plot_bars(table, draws, colours)
-
-
-def _scaling(heads: int | None = None, alpha: float | None = None, at: str = "all") -> list[str]:
-    """Return what a title says of how heads are scaled."""
-    said = [] if heads is None else [f"{heads} heads"]
-    said += [] if alpha is None else [f"alpha {alpha_name(alpha)}"]
-    return said + ([] if at == "all" else [at])
 
 
 def _panels(width: float, height: float, *shape: int, **how: Any) -> tuple[Any, np.ndarray]:
@@ -92,11 +84,11 @@ def plot_bars(table: pd.DataFrame, draws: pd.DataFrame, colours: Colours):
     """
     varied = [key for key in ("alpha", "at") if table[key].nunique() > 1]
 
-    def scaling(row: pd.Series) -> str:
-        said = _scaling(row["heads"], row["alpha"] if "alpha" in varied else None)
+    def label(row: pd.Series) -> str:
+        said = scaling(row["heads"], row["alpha"] if "alpha" in varied else None)
         return "\n".join(said + ([row["at"]] if "at" in varied else []))
 
-    table, draws = (own.assign(scaling=own.apply(scaling, axis=1)) for own in (table, draws))
+    table, draws = (own.assign(scaling=own.apply(label, axis=1)) for own in (table, draws))
     answers = table["measure"].isin(ANSWERS).all()
     keys = ["measure", "scaling", "experiment"] if answers else ["experiment", "measure", "scaling"]
     down, across, groups = (_values(table, key) for key in keys)
@@ -167,7 +159,7 @@ def lines_of(table: pd.DataFrame) -> list[Line]:
     for axis, other in (("heads", "alpha"), ("alpha", "heads")):
         for (name, same, at), rows in table.groupby(["experiment", other, "at"], sort=False):
             if rows[axis].nunique() >= LEAST_DOSES:
-                title = ", ".join([name, *_scaling(**{other: same}, at=at)])
+                title = ", ".join([name, *scaling(**{other: same}, at=at)])
                 found.append(Line(title, axis, rows))
     return found
 
@@ -289,8 +281,8 @@ def _sets(table: pd.DataFrame) -> Iterator[tuple[tuple, pd.DataFrame]]:
     yield from table[table["method"] == table["method"].iloc[0]].groupby(PANEL, sort=False)
 
 
-def _title(measure: str, *scaling: Any) -> str:
-    return ", ".join([MEASURE_NAMES.get(measure, measure), *_scaling(*scaling)])
+def _title(measure: str, *how: Any) -> str:
+    return ", ".join([MEASURE_NAMES.get(measure, measure), *scaling(*how)])
 
 
 def _curve(

@@ -5,10 +5,10 @@ import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from textwrap import shorten
-from typing import Any
 
 import pandas as pd
 
+from headpursuit.publish.answer import drawn_interval, headline, tally, weakest
 from headpursuit.publish.claims import display
 from headpursuit.publish.texts import MEASURE_NAMES, interval, number
 from headpursuit.run.experiments import alpha_name
@@ -20,7 +20,6 @@ SHOWN = 8  # experiments; with what stands around them, 15 lines
 WIDTH = 100
 # What only tables of ratios have.
 RATIOS = {"both_low", "nats_per_token"}
-VERDICTS = ("supported", "contradicted", "undecided", "untested")
 
 
 def summary(run: Run) -> Iterator[str]:
@@ -64,39 +63,28 @@ def _command() -> str:
 
 def _line(table: pd.DataFrame) -> dict[str, str]:
     """Return an experiment's rows of ratios as one line of text cells."""
-    first = table.iloc[0]
-    own = table[(table[["alpha", "at"]] == first[["alpha", "at"]]).all(axis=1)]
-    own = own[own["heads"] == own["heads"].max()]
-    chosen = own[own["method"] == first["method"]]
-    sound = chosen[chosen["flag"].isna()]
-    row = (sound if len(sound) else chosen).iloc[0].to_dict()
-    random = own[(own["method"] == "random") & (own["measure"] == row["measure"])]
-    price = chosen["nats_per_token"].dropna()
+    rows = headline(table)
+    row, random = rows.iloc[0].to_dict(), rows[rows["method"] == "random"]
+    same = ["method", "heads", "alpha", "at"]
+    price = table["nats_per_token"][(table[same] == rows.iloc[0][same]).all(axis=1)].dropna()
     place = "" if row["at"] == "all" else f", {row['at']}"
     return {
         "experiment": row["experiment"],
         "heads": f"{row['heads']} times {alpha_name(row['alpha'])}{place}",
         "measure": MEASURE_NAMES[row["measure"]],
         "after / before": interval(row, "value", "ci_low", "ci_high") or "not defined",
-        "random heads": _drawn(random.iloc[0].to_dict()) if len(random) else "",
+        "random heads": drawn_interval(random.iloc[0].to_dict()) if len(random) else "",
         "nats/token": number(price.iloc[0], "+.2f") if len(price) else "",
         "note": "" if pd.isna(row["flag"]) else row["flag"],
     }
 
 
-def _drawn(row: Mapping[str, Any]) -> str:
-    """Return the ratio of random heads, with the interval that counts draws where it has one."""
-    ends = ("ci_low", "ci_high") if pd.isna(row["both_low"]) else ("both_low", "both_high")
-    return interval(row, "value", *ends)
-
-
 def _counted(table: pd.DataFrame) -> Iterator[str]:
     """Yield how many verdicts there are of each kind, and what is undecided."""
-    kinds = {kind: table[table["verdict"] == kind] for kind in VERDICTS}
-    counts = ", ".join(f"{len(kinds[kind])} {kind}" for kind in VERDICTS[:3])
-    untested = kinds["untested"]["claim"].nunique()
-    yield (f"The paper's claims: {counts}; {untested} of {table['claim'].nunique()} are untested.")
-    open_ones = kinds["undecided"].groupby("claim", sort=False)["experiment"].unique()
+    counts, untested, claims = tally(table)
+    yield f"The paper's claims: {counts}; {untested} of {claims} are untested."
+    undecided = table[table["verdict"] == "undecided"]
+    open_ones = undecided.groupby("claim", sort=False)["experiment"].unique()
     if len(open_ones):
         said = ", ".join(f"{claim} ({', '.join(own)})" for claim, own in open_ones.items())
         yield shorten(f"Undecided: {said}", WIDTH, placeholder=" ...")
@@ -122,8 +110,8 @@ def verdicts(run: Run) -> Iterator[str]:
 
 def _verdict(row: Mapping[str, str]) -> str:
     """Return what an experiment and a measure say of a claim."""
-    weakest = next(value for key, value in row.items() if key.startswith("the weakest"))
-    said = [f"{row['tests that agree']} tests agree", f"the weakest {weakest}, {row['at']}"]
+    said = [f"{row['tests that agree']} tests agree"]
+    said.append(f"the weakest {row[weakest(row)]}, {row['at']}")
     said.append(f"p {row['p, of all']}")
     if row["samples that would decide"]:
         said.append(f"about {row['samples that would decide']} samples would decide")

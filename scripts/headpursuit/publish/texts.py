@@ -5,6 +5,8 @@ from typing import Any
 
 import pandas as pd
 
+from headpursuit.run.experiments import alpha_name
+
 METHOD_NAMES = {
     "somp": "SOMP",
     "logit_lens": "logit lens",
@@ -40,3 +42,10 @@ def interval(row: Mapping[str, Any], centre: str, low: str, high: str, form: str
 def limits(row: Mapping[str, Any], low: str, high: str, form: str = ".2f") -> str:
     """Return limits as text; empty where they are missing."""
     return f"[{number(row[low], form)}, {number(row[high], form)}]" if pd.notna(row[low]) else ""
+
+
+def scaling(heads: int | None = None, alpha: float | None = None, at: str = "all") -> list[str]:
+    """Return what a text says of how heads are scaled."""
+    said = [] if heads is None else [f"{heads} heads"]
+    said += [] if alpha is None else [f"alpha {alpha_name(alpha)}"]
+    return said + ([] if at == "all" else [at])
