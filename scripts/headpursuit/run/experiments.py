@@ -209,6 +209,11 @@ def stands_on(config: Config, name: str) -> dict[str, tuple[list[Any], list[str]
     }
 
 
+def graph_of(config: Config) -> dict[str, dict[str, tuple[list[Any], list[str]]]]:
+    """Return what the stages of every experiment stand on."""
+    return {name: stands_on(config, name) for name in config["experiments"]}
+
+
 def owners(config: Config) -> dict[str, dict[str, str]]:
     """Return, for each experiment, under whose name each of its stages' files lie.
 
@@ -221,7 +226,7 @@ def owners(config: Config) -> dict[str, dict[str, str]]:
         own = experiments[name]
         return own["heads_from"] is not None, name != own["samples"]
 
-    graph = {name: stands_on(config, name) for name in experiments}
+    graph = graph_of(config)
 
     @cache
     def identity(name: str, stage: str) -> str:
@@ -243,14 +248,15 @@ def stage_owners(config: Config) -> dict[str, list[str]]:
 
     Of scores those for which a classifier reads responses.
     """
-    named = owners(config)
+    named, graph = owners(config), graph_of(config)
     found: dict[str, dict[str, None]] = {stage: {} for stage in STAGES}
 
+    @cache
     def need(name: str, stage: str) -> None:
         if stage in CHOICE:
             name = heads_of(config, name)
         found[stage][named[name][stage]] = None
-        for earlier in stands_on(config, name)[stage][1]:
+        for earlier in graph[name][stage][1]:
             need(name, earlier)
 
     for name in running(config):

@@ -11,6 +11,7 @@ from headpursuit.run.experiments import (
     Config,
     concept_of,
     conditions,
+    graph_of,
     heads_of,
     labeller_of,
     models_of,
@@ -18,7 +19,6 @@ from headpursuit.run.experiments import (
     positions_of,
     running,
     stage_owners,
-    stands_on,
 )
 from headpursuit.run.files import beside
 from headpursuit.run.roofline import Cost, Device, Job, Model, reading, rows_at_once, writing
@@ -64,7 +64,7 @@ def jobs_of(config: Config, given: Mapping[str, Any], device: Device) -> dict[Ha
 
     They are named by stage, experiment and part; there is one more for each model's weights.
     """
-    named, stages, found = owners(config), stage_owners(config), {}
+    named, stages, graph, found = owners(config), stage_owners(config), graph_of(config), {}
     for name in models_of(config, running(config)):
         seconds = _loading(model_of(config["models"][name]).weights, given)
         found["weights", name, 1] = Job("extract_weights", seconds, "cores")
@@ -75,7 +75,7 @@ def jobs_of(config: Config, given: Mapping[str, Any], device: Device) -> dict[Ha
     for stage, names in stages.items():
         for name in names:
             behind = []
-            for earlier in stands_on(config, name)[stage][1]:
+            for earlier in graph[name][stage][1]:
                 owner = named[heads_of(config, name) if earlier in CHOICE else name][earlier]
                 if owner in stages[earlier]:
                     behind += [(earlier, owner, part) for part in parts(earlier)]
@@ -101,13 +101,13 @@ def _job(
     """Return the job of a stage's file, not yet divided into parts."""
     if stage == "labels":
         return _labelling(config, name, 0, given, device)
-    model = model_of(config["models"][config["experiments"][name]["model"]])
+    entry = config["models"][config["experiments"][name]["model"]]
+    model = model_of(entry)
     if stage in RANKING:
-        heads = config["models"][config["experiments"][name]["model"]]
         what = "rank 1,024 heads"
         if stage != "rankings":
             what = "decompose 1,024 heads, or to read their lens"
-        many = heads["layers"] * heads["heads"] / 1024
+        many = entry["layers"] * entry["heads"] / 1024
         return Job(RANKING[stage], many * given[f"seconds to {what}"], "cores")
     if stage not in RULES:
         return Job(stage, given["seconds of any other job"], None)
