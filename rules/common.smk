@@ -39,6 +39,7 @@ from headpursuit.run.experiments import (
 from headpursuit.run.files import UserError, beside, refuse_braces, refuse_unwritable
 from headpursuit.run.interrupt import end_jobs_on_signals
 from headpursuit.run.lineage import code_hash
+from headpursuit.run.workload import model_of
 from headpursuit.data.sources import content
 from snakemake.common import __version__ as SNAKEMAKE
 from snakemake.common.configfile import load_configfile
@@ -336,9 +337,7 @@ def by_attempt(**amounts):
 def model_mb(wildcards):
     """Memory for a model's weights, a batch and some room."""
     name = wildcards.get("model") or EXPERIMENTS[wildcards.experiment]["model"]
-    model = config["models"][name]
-    bytes_each = model["bits"] / 8 if model["bits"] else 4 if model["dtype"] == "float32" else 2
-    return 3000 + int(model["parameters"] * bytes_each * 1.5 / 1e6)
+    return 3000 + int(model_of(config["models"][name]).weights * 1.5 / 1e6)
 
 
 def label_resources(backend):

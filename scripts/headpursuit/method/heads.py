@@ -3,6 +3,7 @@
 import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from math import inf
 from numbers import Integral
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -66,6 +67,11 @@ class Condition(NamedTuple):
     alpha: float = -1.0
     at: str = "all"
     against: Sequence[Head] = ()  # those of the heads that are multiplied by 2 - alpha instead
+
+    @property
+    def lowest(self) -> float:
+        """The lowest layer of its heads; infinite without any."""
+        return min((layer for layer, _ in self.heads), default=inf)
 
 
 def rank(scores: pd.DataFrame) -> pd.DataFrame:

@@ -137,8 +137,7 @@ def begin(
     end = len(decoder.layers)
     idle = {place for place, where in places.items() if not where.any()}
     firsts = {
-        name: min([end, *(layer for layer, _ in own.heads if own.at not in idle)])
-        for name, own in conditions.items()
+        name: end if own.at in idle else min(end, own.lowest) for name, own in conditions.items()
     }
     plain = read(decoder, set(firsts.values()), cached, **inputs)
     return Begun(plain, inputs.get("attention_mask"), conditions, places, firsts)

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
-from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -122,17 +121,12 @@ def write_responses(file: PartFile, decoder: Decoder, reader: Any, conditions: C
         reader: the samples, :class:`Prompts` or :class:`headpursuit.method.vision.Images`.
         conditions: what is scaled, by the condition's name.
     """
-    stops, new = (
-        end_tokens(decoder, reader.tokenizer),
-        file.settings["generation"]["max_new_tokens"],
-    )
+    stops = end_tokens(decoder, reader.tokenizer)
+    new = file.settings["generation"]["max_new_tokens"]
     pickers, room = _Pickers(decoder, file.settings), file.room or Room(file.batch_tokens)
 
     def plan(batches: Iterator[Sequence[tuple]], pending: Conditions) -> Iterator[list[Asked]]:
-        first = {
-            name: min([inf, *(layer for layer, _ in own.heads)]) for name, own in pending.items()
-        }
-        names = sorted(pending, key=first.__getitem__)
+        names = sorted(pending, key=lambda name: pending[name].lowest)
         return plan_loops(batches, names, lambda rows: reader.longest(rows) + new, room)
 
     last: dict[Any, Begun] = {}  # of which later loops may have more conditions

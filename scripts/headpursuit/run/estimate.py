@@ -127,10 +127,9 @@ def models(config: Config) -> dict[str, dict[str, Any]]:
         if of_images(config["samples"][own["samples"]]):
             images = compute["batch_images"] * size_of(config, name, HIGH).asked
             batch, key = max((batch, key), (images, "compute.batch_images"))
-        # Keys and values of one batch, where four query heads share each.
-        kept = batch * 2 * model["layers"] * width(model) * BYTES[model["dtype"]] / 4
-        weights = int(model_of(model).weights)
-        work_bytes = int(weights * 1.2 + kept)
+        cost = model_of(model)
+        weights = int(cost.weights)
+        work_bytes = int(weights * 1.2 + batch * cost.kept)  # keys and values of one batch
         if work_bytes > found.get(own["model"], {"work_bytes": 0})["work_bytes"]:
             sizes = {"parameters": model["parameters"], "weight_bytes": weights}
             sizes["work_bytes"] = work_bytes

@@ -34,12 +34,12 @@ def take_gpus(number: int) -> list[str]:
             f"The job asks for {number} GPUs, and {len(devices)} can be seen here "
             f"({', '.join(devices)}): name more in {VISIBLE}."
         )
-    waited = time.monotonic()
-    while len(taken := _lock(devices, number)) < number:
-        if waited:
-            log.info("waiting for a free GPU among %s", ", ".join(devices))
-            waited = 0.0
+    taken = _lock(devices, number)
+    if len(taken) < number:
+        log.info("waiting for a free GPU among %s", ", ".join(devices))
+    while len(taken) < number:
         time.sleep(WAIT_SECONDS)
+        taken = _lock(devices, number)
     os.environ[VISIBLE] = ",".join(taken)
     log.info("took %s", ", ".join(taken))
     return taken
