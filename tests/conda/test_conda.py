@@ -81,6 +81,7 @@ def overlay(own: Path) -> dict[str, Any]:
     assembled = figure1["models"]["assembled"]
     converted = {**assembled, "source": "tiny-gguf", "gguf": "tiny.gguf"}  # asked for by name
     write_gguf(own / "tiny.gguf", own / "model")
+    (own / "quiz.jsonl").write_text('{"question": "Which is sour?", "answer": "lemon"}\n' * 6)
     prompts = {"kind": "hub", "id": "org/prompts", "repo_type": "dataset", "revision": "main"}
     own_experiments = {
         "rtp": {"generation": {"max_new_tokens": 8}, "methods": ["somp"]},
@@ -88,21 +89,29 @@ def overlay(own: Path) -> dict[str, Any]:
         "named": {"like": "rtp", "measures": []},  # the same heads as rtp's
         "asked": {"like": "named", "concept": None, "vocabulary": {"draws": 20, "neighbours": 50}},
         "fruit": {"like": "named", "concept": "fruit"},
+        "quiz": {"like": "fruit", "samples": "quiz", "measures": ["f1"], "heads_from": "fruit"},
     }
     return {
         **figure1,
         "sources": {
             **figure1["sources"],
             "tiny-gguf": {"kind": "local", "path": "own/tiny.gguf"},
+            "quiz": {"kind": "local", "path": "own/quiz.jsonl"},
             "hub-prompts": {**prompts, "files": ["prompts.jsonl"], "licence": "none"},
         },
         "models": {"assembled": assembled, "converted": converted},
-        "samples": figure1["samples"] | {"rtp": {"source": "hub-prompts", "sample": 12}},
+        "samples": {
+            **figure1["samples"],
+            "rtp": {"source": "hub-prompts", "sample": 12},
+            "quiz": {"source": "quiz", "files": "quiz.jsonl", "text": "question"}
+            | {"references": "answer"},
+        },
         "concepts": {"fruit": {"words": ["apple", "lemon"]}},
         "experiments": figure1["experiments"] | own_experiments,
         "tables": {
             "table1": ["asked"],
             "concepts": ["named", "fruit"],
+            "figure2": ["quiz"],
             "figure1": ["stripes"],
             "figure4": [],
         },
