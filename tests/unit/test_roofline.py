@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 import torch
+from headpursuit.method.decoder import Decoder
+from headpursuit.method.writing import Rows, gather
 from headpursuit.run.roofline import (
     DEVICES,
     KERNELS,
@@ -49,18 +51,28 @@ class Counted(TorchDispatchMode):
 
 
 @torch.no_grad()
-def counted(layers: int) -> Counted:
-    """Return what a pass of Mistral's proportions takes, in bfloat16."""
+def counted(layers: int, behind: int = 0) -> Counted:
+    """Return what a pass of Mistral's proportions takes, in bfloat16.
+
+    It reads, or writes one token of each row ``behind`` so many that were read.
+    """
     config = MistralConfig(
         hidden_size=WIDTH, intermediate_size=7 * WIDTH // 2, num_hidden_layers=layers,
-        num_attention_heads=8, num_key_value_heads=2, head_dim=WIDTH // 8, vocab_size=50,
+        num_attention_heads=8, num_key_value_heads=2, head_dim=WIDTH // 8, vocab_size=50, sliding_window=None,
     )  # fmt: skip
     model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
-    ids = torch.randint(3, 50, (ROWS, TOKENS))
+    ids = torch.randint(3, 50, (ROWS, behind or TOKENS))
     mask = torch.ones_like(ids)
     mask[0, :4] = 0
+    asked: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, "use_cache": False}
+    if behind:
+        read = model.model(ids, mask, use_cache=True)
+        rows = Rows(read.past_key_values, read.last_hidden_state, ids[:, -1:], mask)
+        cache = gather(Decoder(model), [rows], 1).cache
+        mask = torch.cat([mask, mask[:, -1:]], dim=1)
+        asked = {"input_ids": ids[:, :1], "attention_mask": mask, "past_key_values": cache}
     with Counted() as found:
-        model.model(input_ids=ids, attention_mask=mask, use_cache=False)
+        model.model(**asked)
     return found
 
 
@@ -69,6 +81,12 @@ def test_a_layers_kernels_and_bytes_are_those_of_a_pass() -> None:
     assert pytest.approx((four.kernels - two.kernels) / 2, rel=0.1) == KERNELS
     moved = (four.bytes - two.bytes) / 2 / (ROWS * TOKENS * 2 * WIDTH)
     assert pytest.approx(moved, rel=0.1) == MOVED
+
+
+def test_a_step_of_writing_copies_no_keys_and_values() -> None:
+    few, many = (counted(4, behind).bytes - counted(2, behind).bytes for behind in (40, 400))
+    kept = 2 * 2 * 360 * ROWS * WIDTH / 4 * 2  # of two layers, for what is behind in addition
+    assert many - few < 0.01 * kept
 
 
 def test_time_is_that_of_work_or_of_launches() -> None:

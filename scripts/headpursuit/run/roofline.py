@@ -110,11 +110,11 @@ def reading(model: Model, tokens: float, each: float, at_once: float, share: flo
 def writing(model: Model, steps: float, rows: float, each: float) -> Cost:
     """Return what writing takes, one token of each row a step, ``each`` tokens a row being kept.
 
-    Keys and values are read by the attention, and copied (read and written) to add a token's.
+    The attention reads the keys and values of a row once.
     """
     return Cost(
         steps * rows * (2 * model.parameters + 4 * model.layers * model.width * each),
-        steps * (model.weights + rows * (3 * each * model.kept + model.moved)),
+        steps * (model.weights + rows * (each * model.kept + model.moved)),
         steps * model.layers * KERNELS,
     )
 
