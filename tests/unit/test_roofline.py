@@ -58,7 +58,8 @@ def counted(layers: int, behind: int = 0) -> Counted:
     """
     config = MistralConfig(
         hidden_size=WIDTH, intermediate_size=7 * WIDTH // 2, num_hidden_layers=layers,
-        num_attention_heads=8, num_key_value_heads=2, head_dim=WIDTH // 8, vocab_size=50, sliding_window=None,
+        num_attention_heads=8, num_key_value_heads=2, head_dim=WIDTH // 8, vocab_size=50,
+        sliding_window=None,
     )  # fmt: skip
     model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
     ids = torch.randint(3, 50, (ROWS, behind or TOKENS))
