@@ -25,7 +25,7 @@ from headpursuit.method.decoder import fast_products
 from headpursuit.method.heads import Condition
 from headpursuit.method.models import load_model, load_tokenizer
 from headpursuit.method.responses import Prompts, write_responses
-from headpursuit.method.sampling import GumbelMax, Noise
+from headpursuit.method.sampling import GumbelMax
 from headpursuit.run.files import read_parquet
 from torch import Tensor
 from transformers import LogitsProcessor
@@ -218,10 +218,9 @@ def asked(tokenizer) -> tuple[Tensor, Tensor]:
     return pad(prompts(GENERATED), tokenizer.pad_token_id, left=True, device="cpu")
 
 
-def sampler(tokenizer, **options) -> GumbelMax:
+def sampler() -> GumbelMax:
     """Return what samples the responses at temperature 1, by the same random numbers each time."""
-    streams = [np.random.default_rng(row) for row in range(GENERATED)]
-    return GumbelMax(Noise(streams, len(tokenizer), **options), 1.0, 1.0)
+    return GumbelMax(range(GENERATED), 1.0, 1.0)
 
 
 def respond(decoder, tokenizer, conditions, sampled: bool, products=None) -> list[list[int]]:
@@ -231,7 +230,7 @@ def respond(decoder, tokenizer, conditions, sampled: bool, products=None) -> lis
         positions = (mask.cumsum(1) - 1).clamp_min(0)
         inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
         stops = writing.end_tokens(decoder, tokenizer)
-        pick = sampler(tokenizer) if sampled else writing.greedy
+        pick = sampler() if sampled else writing.greedy
         how = writing.Writing(STEPS, stops, pick)
         begun = writing.ask(decoder, inputs, conditions)
         (found,) = writing.respond(decoder, [(begun, conditions)], how, BATCH_TOKENS)
@@ -255,7 +254,7 @@ class Sampled(LogitsProcessor):
 def respond_by_nnsight(model, tokenizer, stops, sampled: bool, width: int) -> list[list[int]]:
     """Generate by nnsight, with the heads inverted at every step."""
     ids, mask = asked(tokenizer)
-    drawn = [Sampled(sampler(tokenizer, keep=0))] if sampled else []
+    drawn = [Sampled(sampler())] if sampled else []
     options = {
         "max_new_tokens": STEPS, "do_sample": False, "eos_token_id": stops,
         "pad_token_id": tokenizer.pad_token_id, "logits_processor": drawn,

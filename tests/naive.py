@@ -35,13 +35,30 @@ def multiplied(
         yield
 
 
-def next_token(logits: Tensor, numbers: np.random.Generator | None, top_p: float = 1.0) -> int:
-    """Take the likeliest of a row of logits, or by random numbers a sample of the top."""
+def next_token(logits: Tensor, numbers: np.ndarray | None, top_p: float = 1.0) -> int:
+    """Take the likeliest of a row of logits, or by exponential numbers a sample of the top."""
     if numbers is None:
         return int(logits.argmax())
     p = logits.softmax(-1).numpy()
     order = np.argsort(-p, kind="stable")
     # The smallest set of most probable tokens that holds top_p.
     kept = order[: int(np.searchsorted(p[order].cumsum(), top_p)) + 1]
-    gumbel = -np.log(numbers.standard_exponential(len(p), np.float32).astype(float))
-    return int(kept[(np.log(p) + gumbel)[kept].argmax()])
+    return int(kept[(np.log(p) - np.log(numbers))[kept].argmax()])
+
+
+def exponential(stream: int, step: int, width: int) -> np.ndarray:
+    """Return a step's random numbers, a token at a time, by whole numbers."""
+
+    def mixed(bits: int, size: int, *rounds: tuple[int, int]) -> int:
+        for shift, factor in rounds:
+            bits = (bits ^ (bits >> shift)) * factor % 2**size
+        return bits
+
+    key = (stream + (step + 1) * 0x9E3779B97F4A7C15) % 2**64
+    key = mixed(key, 64, (30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1))
+    found = []
+    for token in range(width):
+        bits = mixed(token ^ key % 2**32, 32, (17, 0xED5AD4BB)) ^ key // 2**32
+        bits = mixed(bits, 32, (11, 0xAC4C1B51), (15, 0x31848BAB), (14, 1)) % 2**31
+        found.append(-np.log1p(-np.clip(bits, 1, 2**31 - 128) / 2**31))
+    return np.array(found)

@@ -34,7 +34,7 @@ from safetensors.torch import load_file, save_file
 from tiny import HEADS, LAYERS, LONGEST
 from tiny_vision import FAMILIES as IMAGE_TEXT
 from tiny_vision import make_vlm
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 FAMILIES = ["llama", "mistral", "qwen2", "gemma", "gemma2", "gpt2"]
@@ -213,6 +213,22 @@ def test_products_run_in_bfloat16_where_the_processor_has_it(model, monkeypatch,
     with fast_products(decoder, None) as format_of_products:
         assert torch.equal(logits(decoder), plain)
     assert format_of_products == "float32"
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2"])  # without and with biases
+def test_products_of_16_bits_are_the_same_where_the_processor_lacks_them(
+    model_path, monkeypatch, family: str
+):
+    """Up to the order of their sums."""
+    found = []
+    for there in (True, False):
+        monkeypatch.setitem(models.SUPPORTED, "bfloat16", lambda there=there: there)
+        decoder = load_model(model_path(family), "bfloat16", "cpu")
+        changed = [own for own in decoder.model.modules() if isinstance(own, nn.Linear)]
+        assert all(("forward" in vars(own)) == (not there) for own in changed) and changed
+        found.append(logits(decoder, torch.arange(60).reshape(2, 30)))
+    torch.testing.assert_close(*found, atol=0.02, rtol=0.02)
+    assert found[0].dtype == torch.bfloat16
 
 
 # The self-check

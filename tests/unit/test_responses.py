@@ -9,16 +9,17 @@ import pyarrow.compute as pc
 import pytest
 import torch
 from headpursuit.method import responses as module
+from headpursuit.method import sampling
 from headpursuit.method.batches import PartFile, Room
 from headpursuit.method.heads import Condition
 from headpursuit.method.models import load_model
 from headpursuit.method.responses import SCHEMA, Prompts, write_responses
-from headpursuit.method.sampling import GumbelMax, Noise, stream
+from headpursuit.method.sampling import GumbelMax, log_exponential, stream
 from headpursuit.method.writing import end_tokens, respond
 from headpursuit.run.files import UserError, parquet_metadata, read_responses, write_parquet
 from hypothesis import given
 from hypothesis import strategies as st
-from naive import acting, multiplied, next_token
+from naive import acting, exponential, multiplied, next_token
 from tiny import LAYERS
 
 GREEDY = {"max_new_tokens": 8, "samples": 1, "temperature": 0.0, "top_p": 1.0, "seed": 0}
@@ -85,7 +86,8 @@ def one_by_one(decoder, ids: list[int], numbers, settings: dict, stops: set[int]
             token = next_token(logits, None)
         else:
             warmed = logits.double() / settings["temperature"]
-            token = next_token(warmed, numbers, settings["top_p"])
+            drawn = exponential(numbers, len(new), len(logits))
+            token = next_token(warmed, drawn, settings["top_p"])
         if token in stops:
             return new, "eos"
         new.append(token)
@@ -141,13 +143,11 @@ def test_logits_that_are_not_finite_are_refused_by_name(model_path, run, at: str
 
 
 @both
-def test_batches_and_kept_noise_do_not_matter(model, run, generation, monkeypatch):
+def test_batches_do_not_matter(model, run, generation, monkeypatch):
     whole = run(model("llama"), generation, CONDITIONS, "a")
     for size in (1, 10_000):
+        monkeypatch.setattr(sampling, "AT_ONCE", size)
         assert run(model("llama"), generation, CONDITIONS, f"{size}", batch_tokens=size) == whole
-    for kept in (0, 3 * 5 * 512):
-        monkeypatch.setattr(module, "KEPT", kept)
-        assert run(model("llama"), generation, CONDITIONS, f"kept{kept}") == whole
 
 
 @families
@@ -187,7 +187,7 @@ def test_repeats_and_prompts_have_numbers_of_their_own(model, run):
     others = run(model("llama"), settings | {"seed": 1}, texts=["river"] * 2, file="other")
     found = [tuple(own) for each in (table, others) for own in each["token_ids"].to_pylist()]
     assert len(set(found)) == 8
-    assert len({stream(seed, "a", 0).random() for seed in (0, 1)}) == 2
+    assert stream(0, "a", 0) != stream(1, "a", 0)
 
 
 # Where a response ends
@@ -224,14 +224,13 @@ def test_a_model_s_generation_defaults_do_not_slip_in(model, model_path, run):
 # Sampling
 
 
-def sample(noise: Noise, scores: torch.Tensor, top_p: float = 1.0) -> torch.Tensor:
-    return GumbelMax(noise, 1.0, top_p)(scores, torch.arange(len(scores)), 0)
+def sample(scores: torch.Tensor, top_p: float = 1.0, step: int = 0) -> torch.Tensor:
+    rows = torch.arange(len(scores))
+    return GumbelMax(range(len(scores)), 1.0, top_p)(scores, rows, step)
 
 
 def frequencies(scores: torch.Tensor, n: int, top_p: float = 1.0) -> np.ndarray:
-    noise = Noise([np.random.default_rng(0)] * n, scores.shape[-1])
-    picked = sample(noise, scores.expand(n, -1), top_p)
-    return np.bincount(picked.numpy(), minlength=scores.shape[-1])
+    return np.bincount(sample(scores.expand(n, -1), top_p).numpy(), minlength=scores.shape[-1])
 
 
 def test_samples_follow_the_distribution():
@@ -250,21 +249,13 @@ def test_top_p_cuts_the_tail():
     assert abs(counts[0] / 20_000 - 0.625) < 0.015
 
 
-class Nothing:
-    """Draws zeros, the least that a stream of exponential numbers can give."""
-
-    def standard_exponential(self, dtype, out):
-        out[:] = 0
-
-
 @given(st.integers(0, 2**32 - 1))
 def test_only_tokens_with_a_probability_are_taken(seed: int):
     rng = np.random.default_rng(seed)
     scores = torch.full((2, 40), -torch.inf)
     alive = rng.choice(40, 3, replace=False)
     scores[:, alive] = torch.from_numpy(rng.normal(0, 5, 3)).float()
-    picked = sample(Noise([rng, Nothing()], 40), scores)
-    assert set(picked.tolist()) <= set(alive.tolist())
+    assert set(sample(scores, step=seed).tolist()) <= set(alive.tolist())
 
 
 def test_a_small_change_of_the_probabilities_changes_few_samples():
@@ -272,25 +263,38 @@ def test_a_small_change_of_the_probabilities_changes_few_samples():
     rng = np.random.default_rng(0)
     scores = torch.from_numpy(rng.normal(0, 3, (500, 5000))).float()
     moved = scores + 0.01 * torch.from_numpy(rng.normal(0, 1, scores.shape)).float()
-    noise = Noise([np.random.default_rng(i) for i in range(500)], 5000)
-    one, other = (sample(noise, own) for own in (scores, moved))
-    assert (one == other).float().mean() > 0.98
+    assert (sample(scores) == sample(moved)).float().mean() > 0.98
 
 
-@pytest.mark.parametrize("kept", [0, 1, 2, 9])
-def test_every_reader_has_the_same_noise_however_much_is_kept(kept: int):
-    def streams() -> list[np.random.Generator]:
-        return [stream(0, name, 0) for name in "ab"]
+def drawn(streams: Any, steps: Any, width: int) -> np.ndarray:
+    """Return random numbers, streams x steps x tokens."""
+    own = np.array(streams, dtype=np.uint64)
+    each = [log_exponential(own, step, width, torch.device("cpu")).exp().numpy() for step in steps]
+    return np.stack(each, axis=1).astype(float)
 
-    expected = [-np.log(own.standard_exponential((4, 5), np.float32)) for own in streams()]
-    noise = Noise(streams(), 5, keep=kept * 2 * 5 + 9)
-    next(noise.steps())  # a reader that stops early
-    assert len(noise.kept) == min(kept, 1)
-    readers = [noise.steps() for _ in range(3)]
-    found = [[next(reader).tolist() for _ in range(4)] for reader in readers]
-    assert len(noise.kept) == min(kept, 4)
-    assert found[0] == found[1] == found[2]
-    np.testing.assert_allclose(found[0], np.stack(expected, axis=1), rtol=1e-5)
+
+@pytest.mark.parametrize(
+    "streams", [range(30), [2**64 - 1, *(stream(0, "a", i) for i in range(9))]]
+)
+def test_random_numbers_are_exponential_and_independent(streams):
+    """Of neighbouring streams, steps and tokens, too."""
+    found = drawn(streams, range(40), 1000)
+    np.testing.assert_allclose(found[:3, :2, :99], [
+        [exponential(own, step, 99) for step in (0, 1)] for own in list(streams)[:3]
+    ], rtol=1e-5)  # fmt: skip
+    share = -np.expm1(-found)  # uniform
+    counts = np.histogram(share, 64, (0, 1))[0]
+    assert ((counts - found.size / 64) ** 2 / (found.size / 64)).sum() < 103.4  # 63 degrees, 0.999
+    for axis in range(3):
+        one, other = (np.moveaxis(found, axis, 0)[own] for own in (slice(1, None), slice(-1)))
+        assert abs(np.corrcoef(one.ravel(), other.ravel())[0, 1]) < 3.3 / one.size**0.5
+
+
+def test_the_ends_of_random_numbers_have_logarithms(monkeypatch):
+    """Else a token could be taken, or lost, whatever its probability."""
+    for bits in (0, -1, 2**31 - 1):
+        monkeypatch.setattr(sampling, "_mixed", lambda own, *_, bits=bits: own.fill_(bits))
+        assert np.isfinite(np.log(drawn([1], [0], 5))).all()
 
 
 # The journal, and what a file holds already

@@ -6,22 +6,31 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from torch import Tensor, nn
+from torch.nn.functional import linear
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 from transformers.utils import cached_file
 
 from headpursuit.data.sources import PICKLED, source_files, source_root, verify
 from headpursuit.method.batches import is_out_of_memory
 from headpursuit.method.check import self_check
-from headpursuit.method.decoder import FAMILIES, Decoder, family_of
+from headpursuit.method.decoder import FAMILIES, Decoder, family_of, parameter_of
 from headpursuit.run.files import UserError, read_json, refuse_unknown
 
 log = logging.getLogger(__name__)
 
+# Whether this processor multiplies in a format of 16 bits.
+SUPPORTED = {
+    "bfloat16": torch.ops.mkldnn._is_mkldnn_bf16_supported,
+    "float16": torch.ops.mkldnn._is_mkldnn_fp16_supported,
+}
+MANY = 16  # rows, from which on converting the weights takes less than it saves
 LOCAL = {"local_files_only": True, "trust_remote_code": False}
 # Files beside the weights that decide what a model reads and writes.
 READ = (".json", ".jinja", ".model", ".txt")
@@ -124,7 +133,22 @@ def load_weights(
         )
         if missing := sorted(loaded["missing_keys"]):  # they would be random numbers
             raise OSError(f"no weights for {', '.join(missing)}.")
+    if target.type == "cpu" and not device_map and dtype in SUPPORTED and not SUPPORTED[dtype]():
+        for module in model.modules():
+            if type(module) is nn.Linear and parameter_of(module) is not None:
+                module.forward = partial(_multiply, module)
     return model.eval().requires_grad_(False)
+
+
+def _multiply(layer: nn.Linear, rows: Tensor) -> Tensor:
+    """Multiply many rows in float32 and round the sums, as processors with half formats do.
+
+    Where they lack them PyTorch takes 6 to 15 times as long.
+    """
+    if rows.numel() < MANY * rows.shape[-1]:
+        return linear(rows, layer.weight, layer.bias)
+    bias = None if layer.bias is None else layer.bias.float()
+    return linear(rows.float(), layer.weight.float(), bias).to(rows.dtype)
 
 
 def _offloading() -> str:

@@ -1,7 +1,6 @@
 """Responses to prompts and to questions about images, of the model as it is and scaled."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from headpursuit.method.batches import (
 )
 from headpursuit.method.decoder import Decoder
 from headpursuit.method.reading import Begun, Conditions
-from headpursuit.method.sampling import KEPT, GumbelMax, Noise, stream
+from headpursuit.method.sampling import GumbelMax, stream
 from headpursuit.method.writing import Pick, Writing, ask, end_tokens, greedy, respond
 from headpursuit.run.files import read_parquet
 
@@ -88,27 +87,13 @@ class Prompts:
         return {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
 
 
-class _Pickers:
-    """What chooses the tokens of each loop's rows: the likeliest, or samples of the same random
-    numbers under every condition."""
-
-    def __init__(self, decoder: Decoder, settings: Mapping[str, Any]):
-        """Take the model, and ``generation`` and ``seed`` of the settings."""
-        self.generation, self.seed = settings["generation"], settings["seed"]
-        self.width = decoder.model.get_output_embeddings().weight.shape[0]
-        self.noise = lru_cache(maxsize=1)(self._noise)
-
-    def _noise(self, rows: Sequence[tuple[str, int]], keep: int) -> Noise:
-        other = self.generation["seed"]
-        streams = [stream(self.seed, name, repeat, other) for name, repeat in rows]
-        return Noise(streams, self.width, keep)
-
-    def __call__(self, rows: Sequence[tuple], again: bool) -> Pick:
-        """Return what chooses for these rows' samples; ``again``: under more conditions later."""
-        if self.generation["temperature"] == 0:
-            return greedy
-        noise = self.noise(tuple(row[1:3] for row in rows), KEPT if again else 0)
-        return GumbelMax(noise, self.generation["temperature"], self.generation["top_p"])
+def _picker(rows: Sequence[tuple], settings: Mapping[str, Any]) -> Pick:
+    """Return what chooses the tokens of a loop's rows: the likeliest, or samples."""
+    generation, seed = settings["generation"], settings["seed"]
+    if generation["temperature"] == 0:
+        return greedy
+    streams = [stream(seed, name, repeat, generation["seed"]) for _, name, repeat, *_ in rows]
+    return GumbelMax(streams, generation["temperature"], generation["top_p"])
 
 
 def write_responses(file: PartFile, decoder: Decoder, reader: Any, conditions: Conditions) -> None:
@@ -123,7 +108,7 @@ def write_responses(file: PartFile, decoder: Decoder, reader: Any, conditions: C
     """
     stops = end_tokens(decoder, reader.tokenizer)
     new = file.settings["generation"]["max_new_tokens"]
-    pickers, room = _Pickers(decoder, file.settings), file.room or Room(file.batch_tokens)
+    room = file.room or Room(file.batch_tokens)
 
     def plan(batches: Iterator[Sequence[tuple]], pending: Conditions) -> Iterator[list[Asked]]:
         names = sorted(pending, key=lambda name: pending[name].lowest)
@@ -140,8 +125,7 @@ def write_responses(file: PartFile, decoder: Decoder, reader: Any, conditions: C
 
     def write(loop: Sequence[Asked], pending: Conditions) -> list[dict[str, Any]]:
         together = read_together(loop)
-        rows = [row for own, _ in together for row in own]
-        pick = pickers(rows, again=len(loop) < len(rows) * len(pending))
+        pick = _picker([row for own, _ in together for row in own], file.settings)
         asked = ((begun(own, pending), names) for own, names in together)
         found = respond(decoder, asked, Writing(new, stops, pick), file.batch_tokens)
         return [

@@ -1,7 +1,6 @@
 """Sampling: tokens drawn so that a response depends on its sample, and on no other of its batch."""
 
-from collections.abc import Iterator, Sequence
-from copy import deepcopy
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -10,39 +9,9 @@ from transformers import LogitsProcessor, TemperatureLogitsWarper, TopPLogitsWar
 
 from headpursuit.run.files import seed_for
 
-TINY = np.finfo(np.float32).tiny  # an exponential number may be 0, whose logarithm is -inf
-KEPT = 2**27  # numbers of noise that a batch keeps for its other conditions, 512 MiB
-
-
-class Noise:
-    """Gumbel noise for the rows of a batch, the same for each of its readers."""
-
-    def __init__(self, streams: Sequence[np.random.Generator], width: int, keep: int = KEPT):
-        """Take a stream for each row, the tokens there are, and how many numbers may be kept."""
-        self.streams, self.width = list(streams), width
-        self.kept: list[Tensor] = []
-        self.most = keep // (len(self.streams) * width)  # steps
-
-    def steps(self) -> Iterator[Tensor]:
-        """Yield noise for each row's first new token, for its second, ...: rows x tokens.
-
-        The first steps' is drawn once and kept; what follows, each reader draws anew.
-        """
-        yield from self.kept
-        while len(self.kept) < self.most:
-            self.kept.append(_gumbel(self.streams, self.width))
-            yield self.kept[-1]
-        own = deepcopy(self.streams)
-        while True:
-            yield _gumbel(own, self.width)
-
-
-def _gumbel(streams: Sequence[np.random.Generator], width: int) -> Tensor:
-    drawn = np.empty((len(streams), width), dtype=np.float32)
-    for stream, own in zip(streams, drawn, strict=True):
-        stream.standard_exponential(dtype=np.float32, out=own)
-    # The negative logarithm of an exponential number is a Gumbel number.
-    return torch.from_numpy(drawn).clamp_min_(TINY).log_().neg_()
+AT_ONCE = 2**19  # numbers that are made together on a processor: they fit into its cache
+TOP = 2**31
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 class GumbelMax:
@@ -54,9 +23,9 @@ class GumbelMax:
     intervention moves the probabilities, and not with every small change of any of them.
     """
 
-    def __init__(self, noise: Noise, temperature: float, top_p: float):
-        """Take the noise of a batch's rows and what reshapes the distribution before it."""
-        self.noise = noise
+    def __init__(self, streams: Sequence[int], temperature: float, top_p: float):
+        """Take a number for each sample (:func:`stream`), and what reshapes the distribution."""
+        self.streams = np.array(streams, dtype=np.uint64)
         self.warpers: list[LogitsProcessor] = []
         if temperature != 1:
             self.warpers.append(TemperatureLogitsWarper(float(temperature)))
@@ -65,15 +34,61 @@ class GumbelMax:
 
     def __call__(self, logits: Tensor, samples: Tensor, step: int) -> Tensor:
         """Return each row's token; see :data:`headpursuit.method.writing.Pick`."""
-        if step == 0:  # of the next conditions
-            self.steps = self.noise.steps()
         scores = logits.float()
         for warp in self.warpers:
             scores = warp(None, scores)
-        return (scores + next(self.steps).to(scores.device)[samples]).argmax(-1)
+        there, rows = samples.unique(return_inverse=True)
+        own = log_exponential(
+            self.streams[there.cpu().numpy()], step, logits.shape[-1], rows.device
+        )
+        # The negative logarithm of an exponential number is a Gumbel number.
+        return (scores - own[rows]).argmax(-1)
 
 
-def stream(seed: int, prompt_id: str, sample: int, other: int = 0) -> np.random.Generator:
-    """Return the random numbers of one response, from its identity and ``other`` alone."""
+def stream(seed: int, prompt_id: str, sample: int, other: int = 0) -> int:
+    """Return what gives the random numbers of one response, from its identity and ``other``."""
     identity = (prompt_id, sample, other) if other else (prompt_id, sample)
-    return np.random.default_rng(seed_for(seed, *identity))
+    return seed_for(seed, *identity)
+
+
+def log_exponential(streams: np.ndarray, step: int, width: int, device: torch.device) -> Tensor:
+    """Return logarithms of exponential random numbers: float32, streams x tokens.
+
+    Each is a function of its stream, the step and the token alone: a hash of them, made where the
+    model is. All devices have the same 31 bits of it; their logarithms may differ in the last.
+    """
+    keys = _splitmix(streams + GOLDEN * np.full(1, step, np.uint64))
+    low, high = (
+        torch.from_numpy(own.astype(np.uint32).view(np.int32)).to(device)[:, None]
+        for own in (keys, keys >> np.uint64(32))
+    )
+    tokens = torch.arange(width, dtype=torch.int32, device=device)
+    made = torch.empty(len(streams), width, device=device)
+    size = len(streams) if device.type == "cuda" else max(1, AT_ONCE // width)
+    for own, one, other in zip(*(each.split(size) for each in (made, low, high)), strict=True):
+        own.copy_(_uniform(tokens, one, other)).mul_(-1 / TOP).log1p_().neg_().log_()
+    return made
+
+
+def _splitmix(state: np.ndarray) -> np.ndarray:
+    """Return 64 bits for each number: SplitMix64 (Steele, Lea and Flood 2014)."""
+    state = state + GOLDEN
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        state = (state ^ (state >> np.uint64(shift))) * np.uint64(factor)
+    return state ^ (state >> np.uint64(31))
+
+
+def _uniform(tokens: Tensor, one: Tensor, other: Tensor) -> Tensor:
+    """Return 31 bits of each token and both halves of a key: triple32 (Wellons 2018) of them.
+
+    Those that are 0 or 1 in float32, as a share of :data:`TOP`, are left out.
+    """
+    bits = _mixed(tokens ^ one, 17, 0xED5AD4BB)
+    bits = _mixed(_mixed(bits.bitwise_xor_(other), 11, 0xAC4C1B51), 15, 0x31848BAB)
+    return _mixed(bits, 14, 1).bitwise_and_(TOP - 1).clamp_(1, TOP - 128)
+
+
+def _mixed(bits: Tensor, shift: int, factor: int) -> Tensor:
+    """Mix 32 bits in place. The shift is one of unsigned numbers, which torch lacks."""
+    bits ^= (bits >> shift).bitwise_and_(2 ** (32 - shift) - 1)
+    return bits.mul_(factor - 2**32 if factor >= TOP else factor) if factor != 1 else bits
