@@ -20,7 +20,7 @@ import timing
 import torch
 from headpursuit.method import writing
 from headpursuit.method.activations import pooled_inputs, read_layer, write_cache
-from headpursuit.method.batches import PartFile, pad, plan_batches
+from headpursuit.method.batches import InMemory, PartFile, pad, plan_batches
 from headpursuit.method.decoder import fast_products
 from headpursuit.method.heads import Condition
 from headpursuit.method.models import load_model, load_tokenizer
@@ -36,6 +36,7 @@ CACHED, BATCH_TOKENS = 128, 4096  # prompts, and what a batch of them holds, in 
 GENERATED, STEPS = 64, 24  # prompts in one batch, new tokens
 HEADS = [(layer, layer % 9) for layer in range(12, 28, 2)]  # which ones does not matter here
 CONDITIONS, RESPONDED = 13, 50  # conditions of a job (baseline, 2 methods, 10 draws), prompts
+PLANNED = (1.0, 1.5, 2.0)  # GiB, for what is written together
 SHARING = 4  # conditions that share a batch beside other libraries' one
 ROUNDS, GENERATING = 5, 3  # of the cache, and of generation, which takes longer
 
@@ -390,9 +391,39 @@ def jobs() -> list[dict]:
     ]  # fmt: skip
 
 
+def loop_alone(gib: float) -> dict[str, float]:
+    """Write responses in loops for which so many GiB are planned; return memory when loaded."""
+    decoder, tokenizer = ours()
+    weights = sum(own.nbytes for own in decoder.model.parameters())
+    memory_gb = (gib + weights / writing.GIB) / (1 - writing.SPARED)
+    settings = {"max_new_tokens": STEPS, "temperature": 1.0, "top_p": 1.0, "samples": 1, "seed": 0}
+    file = InMemory({"generation": settings, "seed": 0}, BATCH_TOKENS)
+    file.room = writing.room_of(decoder, BATCH_TOKENS, memory_gb)
+    reader = Prompts(decoder, tokenizer, PROMPTS, settings, BATCH_TOKENS)
+    reader.names, reader.ids = reader.names[:RESPONDED], reader.ids[:RESPONDED]
+    forward(decoder, tokenizer)
+    before = timing.memory("VmRSS")
+    write_responses(file, decoder, reader, draws(CONDITIONS))
+    return {"before": before}
+
+
+def memory() -> list[dict]:
+    """Compare the memory of loops with what was planned for them."""
+    found = [(gib, timing.alone("model", "loop_alone", gib)) for gib in PLANNED]
+    above = [own["peak"] - own["before"] for _, own in found]
+    return [
+        timing.row(
+            "writing in loops", "the memory planned for it, above the loaded model", "<= 1.15",
+            above, [gib * writing.GIB for gib in PLANNED],
+            checked="none: memory alone is measured",
+            n=f"{RESPONDED} prompts, {CONDITIONS} conditions, {STEPS} tokens; {PLANNED} GiB",
+        )
+    ]  # fmt: skip
+
+
 if __name__ == "__main__":
     os.environ["HF_HUB_OFFLINE"] = "1"
     if not (MODEL.is_dir() and PROMPTS.exists()):
         raise SystemExit(f"{MODEL} or {PROMPTS} is not there: run `make bench`, which makes them.")
-    for part in sys.argv[1:] or ("caching", "generating", "jobs"):
+    for part in sys.argv[1:] or ("caching", "generating", "jobs", "memory"):
         timing.write(part, globals()[part]())

@@ -16,7 +16,7 @@ matplotlib.use("agg")
 import matplotlib.pyplot as plt
 
 # In this order.
-GROUPS = ("pursuit", "caching", "generating", "jobs", "count", "label_slots", "demo")
+GROUPS = ("pursuit", "caching", "generating", "jobs", "memory", "count", "label_slots", "demo")
 INTRODUCTION = """
 # Benchmarks
 

@@ -60,7 +60,8 @@ def room_of(decoder: Decoder, batch_tokens: int, memory_gb: float | None) -> Roo
     # query head in its attention.
     kept = 2 * decoder.head_dim * size
     token = kept * (len(decoder.layers) * shared + shared + decoder.n_heads)
-    row = config.vocab_size * (size + 2 * torch.float32.itemsize)  # logits, scores and noise
+    # Logits, scores, random numbers while they are drawn, or of each row, and the sum.
+    row = config.vocab_size * (size + 4 * torch.float32.itemsize)
     weights = sum(own.nbytes for own in decoder.model.parameters())
     reading = batch_tokens * size * (8 * width + 3 * inner)
     whole = (1 - SPARED) * memory_gb * GIB - weights - reading
