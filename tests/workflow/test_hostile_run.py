@@ -105,7 +105,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Done]:
                 "asked": {
                     "model": "tiny",
                     "samples": "rtp",
-                    "pursuit": {"iterations": 8},
+                    "pursuit": {"iterations": 16},
                     "vocabulary": {"draws": 20, "neighbours": 60},
                 },
                 "markup": {"model": "tiny", "samples": "rtp", "concept": "markup"},
@@ -140,7 +140,7 @@ def test_prompts_reach_the_model_and_the_labeller_as_they_are(done: Done) -> Non
     atoms = set(
         pq.read_table(done.checkout.path("decompositions/asked.parquet"))["token"].to_pylist()
     )
-    assert atoms & {"\\x1b[31mred\\x1b[0m", "\\x9b31m", "\\x07"}
+    assert any(atom.startswith(("\\x1b", "\\x9b", "\\x07")) for atom in atoms)
     assert atoms & {"|␣a␣|␣b␣|", "$x^2$", "\\\\input{/etc/passwd}"}
     responses = pq.read_table(done.checkout.path("responses/rtp/baseline"))["response"]
     assert any(token in text for text in responses.to_pylist() for token in TOKENS[1:20])
