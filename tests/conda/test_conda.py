@@ -84,7 +84,7 @@ def overlay(own: Path) -> dict[str, Any]:
     (own / "quiz.jsonl").write_text('{"question": "Which is sour?", "answer": "lemon"}\n' * 6)
     prompts = {"kind": "hub", "id": "org/prompts", "repo_type": "dataset", "revision": "main"}
     own_experiments = {
-        "rtp": {"generation": {"max_new_tokens": 8}, "methods": ["somp"]},
+        "rtp": {"methods": ["somp"]},
         "stripes": figure1["experiments"]["stripes"] | {"methods": ["somp"], "k": [1]},
         "named": {"like": "rtp", "measures": []},  # the same heads as rtp's
         "asked": {"like": "named", "concept": None, "vocabulary": {"draws": 20, "neighbours": 50}},
@@ -102,7 +102,7 @@ def overlay(own: Path) -> dict[str, Any]:
         "models": {"assembled": assembled, "converted": converted},
         "samples": {
             **figure1["samples"],
-            "rtp": {"source": "hub-prompts", "sample": 12},
+            "rtp": {"source": "hub-prompts", "sample": 24},
             "quiz": {"source": "quiz", "files": "quiz.jsonl", "text": "question"}
             | {"references": "answer"},
         },
