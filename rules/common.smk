@@ -15,7 +15,7 @@ os.environ.update(
 hub_offline = os.environ.get("HF_HUB_OFFLINE")
 
 from headpursuit.run.config import load_config
-from headpursuit.run.uses import labelled, used_models, used_sources
+from headpursuit.run.uses import used_models, used_sources
 from headpursuit.run.estimate import job_times, measured
 from headpursuit.run.experiments import (
     candidate_layers,
@@ -33,6 +33,7 @@ from headpursuit.run.experiments import (
     owners,
     positions_of,
     running,
+    stage_owners,
     tables_of,
     writes_responses,
 )
@@ -91,15 +92,7 @@ if config["compute"]["image"]:
 EXPERIMENTS = config["experiments"]
 OWNERS = owners(config)
 RUNNING = running(config)
-# Of these: those with a concept; those that choose their heads; single heads; those whose words are
-# labelled; those in which something is measured, in responses or as expected probability.
-WORDED = [name for name in RUNNING if EXPERIMENTS[name]["concept"]]
-CHOOSING = [name for name in RUNNING if not EXPERIMENTS[name]["heads_from"]]
-SINGLE = [name for name in RUNNING if not EXPERIMENTS[name]["concept"]]
-LABELLED = labelled(config)
-MEASURED = [name for name in RUNNING if EXPERIMENTS[name]["measures"]]
-ANSWERING = [name for name in RUNNING if writes_responses(EXPERIMENTS[name])]
-EXPECTING = [name for name in RUNNING if "expected" in EXPERIMENTS[name]["measures"]]
+MADE = stage_owners(config)
 COMPUTE = config["compute"]
 PARTS = range(1, COMPUTE["parts"] + 1)
 # A job that runs a model asks for a GPU, unless the config says that it runs without.
@@ -143,9 +136,9 @@ def made(*patterns, when=lambda stated: True):
     ]
 
 
-def every(pattern, names=RUNNING):
-    """A pattern's files for experiments, each once."""
-    return list(dict.fromkeys(path for name in names for path in named(pattern, name)))
+def every(pattern):
+    """All files of a pattern that this run makes."""
+    return collect(pattern, **MADE, part=PARTS)
 
 
 def source_record(name):

@@ -177,7 +177,7 @@ rule compare_published:
         labeller=lambda wildcards: labeller_name(config),  # braces in it are no wildcards
         settings=lambda wildcards: unlike_paper(config),
         published_heads=config["publish"]["published_heads"],
-        experiments={name: claim_facts(name) for name in WORDED},
+        experiments={name: claim_facts(name) for name in RUNNING if EXPERIMENTS[name]["concept"]},
         confidence=config["score"]["confidence"],
         code=code_hash("compare_published"),
     message:
@@ -203,16 +203,16 @@ rule write_pages:
         # The page on time and memory comes last.
         tables=TABLES,
         heads=[
-            *every("<results>/rankings/{rankings}.csv", WORDED),
-            *every("<results>/heads/{selected}/selected.csv", MEASURED),
-            *every("<results>/heads/{random}/random.csv", MEASURED),
-            *every("<results>/specialists/{decomposition}.csv", SINGLE),
-            *every("<results>/decompositions/{decomposition}.parquet", SINGLE),
+            *every("<results>/rankings/{rankings}.csv"),
+            *every("<results>/heads/{selected}/selected.csv"),
+            *every("<results>/heads/{random}/random.csv"),
+            *every("<results>/specialists/{decomposition}.csv"),
+            *every("<results>/decompositions/{decomposition}.parquet"),
         ],
         provenance=[*map(source_record, used_sources(config))],
-        words=every("<results>/words/{words}.csv", WORDED),
-        labels=every("<results>/labels/{labels}.parquet", LABELLED),
-        summaries=every("<results>/labels/{labels}.summary.json", LABELLED),
+        words=every("<results>/words/{words}.csv"),
+        labels=every("<results>/labels/{labels}.parquet"),
+        summaries=every("<results>/labels/{labels}.summary.json"),
     output:
         [
             report(

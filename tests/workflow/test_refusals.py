@@ -29,7 +29,6 @@ STAGE_OF = {
     "decompose_heads": "decomposition", "read_lens": "lens",
 }  # fmt: skip
 STAGE_OF |= {rule: stage for stage, rule in RULES.items()}
-del STAGE_OF["measure"]  # which a model runs in some of them alone
 
 
 @pytest.mark.parametrize("overlay", ["", pytest.param("demo", marks=pytest.mark.long), "controls"])

@@ -185,6 +185,8 @@ def stands_on(config: Config, name: str) -> dict[str, tuple[list[Any], list[str]
     layers = [own["first_layer"], own["last_layer"]]
     vocabulary = [own["vocabulary"][key] for key in ("tokens", "draws", "neighbours")]
     lens = [own["vocabulary"][key] for key in ("tokens", "per_sample")]
+    written = ["scaled"] if writes_responses(own) else []
+    written += ["expected"] if "expected" in own["measures"] else []
     return {
         "samples": ([own["samples"], *([] if images else spoken)], []),
         "baseline": ([model, own["generation"]], ["samples"]),
@@ -202,7 +204,7 @@ def stands_on(config: Config, name: str) -> dict[str, tuple[list[Any], list[str]
         "expected": ([counted[1], own["signed"]], ["baseline", "dictionary", "random"]),
         "scores": (
             [own["measures"], own["normalise"], classifier_of(config, own)],
-            ["words", "scaled", "expected"],
+            ["words", *written],
         ),
         "decomposition": ([own["pursuit"], vocabulary], ["activations"]),
         "lens": ([own["pursuit"]["fold_norm_gain"], lens], ["activations"]),
@@ -244,10 +246,7 @@ def owners(config: Config) -> dict[str, dict[str, str]]:
 
 
 def stage_owners(config: Config) -> dict[str, list[str]]:
-    """Return whose files of each stage a run makes: experiments, each once.
-
-    Of scores those for which a classifier reads responses.
-    """
+    """Return whose files of each stage a run makes: experiments, each once."""
     named, graph = owners(config), graph_of(config)
     found: dict[str, dict[str, None]] = {stage: {} for stage in STAGES}
 
@@ -261,14 +260,10 @@ def stage_owners(config: Config) -> dict[str, list[str]]:
 
     for name in running(config):
         own = config["experiments"][name]
-        for stage in ["rankings"] if own["concept"] else ["decomposition", "lens"]:
+        for stage in ["dictionary", "rankings"] if own["concept"] else ["decomposition", "lens"]:
             need(name, stage)
-        if "expected" in own["measures"]:
-            need(name, "expected")
-        if writes_responses(own):
-            need(name, "scaled")
-        if "toxicity" in own["measures"]:
-            found["scores"][named[name]["scores"]] = None
+        if own["measures"]:
+            need(name, "scores")
     return {stage: list(names) for stage, names in found.items()}
 
 

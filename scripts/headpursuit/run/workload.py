@@ -9,6 +9,7 @@ from headpursuit.run import roofline, sizes
 from headpursuit.run.experiments import (
     CHOICE,
     Config,
+    classifier_of,
     concept_of,
     conditions,
     graph_of,
@@ -65,6 +66,9 @@ def jobs_of(config: Config, given: Mapping[str, Any], device: Device) -> dict[Ha
     They are named by stage, experiment and part; there is one more for each model's weights.
     """
     named, stages, graph, found = owners(config), stage_owners(config), graph_of(config), {}
+    every = config["experiments"]
+    # Scores take too little to count where no classifier reads responses.
+    stages["scores"] = [own for own in stages["scores"] if classifier_of(config, every[own])]
     for name in models_of(config, running(config)):
         seconds = _loading(model_of(config["models"][name]).weights, given)
         found["weights", name, 1] = Job("extract_weights", seconds, "cores")
