@@ -275,13 +275,6 @@ def pick(mapping, *keys):
     return {key: mapping[key] for key in keys}
 
 
-def experiments_in(*keys):
-    """A param: a table's experiments, and what stands under some of their keys."""
-    return lambda wildcards: {
-        name: pick(EXPERIMENTS[name], *keys) for name in config["tables"][wildcards[0]]
-    }
-
-
 def ratio_facts(name):
     """What a table of ratios says of an experiment."""
     own, chooser = EXPERIMENTS[name], heads_of(config, name)

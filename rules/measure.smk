@@ -22,7 +22,7 @@ use rule respond as intervene with:
         **by_attempt(mem_mb=model_mb, runtime=1440),
         gpu=GPU,
     params:
-        conditions=lambda wildcards: conditions(config, wildcards.experiment, "count"),
+        conditions=lambda wildcards: conditions(config, wildcards.experiment, "occurrences"),
     message:
         doing("intervene", "Scale heads and respond: {wildcards.experiment}, part {wildcards.part}")
 

@@ -98,7 +98,10 @@ rule publish_heads:
     resources:
         **by_attempt(mem_mb=2000, runtime=30),
     params:
-        experiments=experiments_in("model", "samples", "vocabulary"),
+        experiments=lambda wildcards: {
+            name: pick(EXPERIMENTS[name], "model", "samples", "vocabulary")
+            for name in HEADS[wildcards.heads_table]
+        },
         models={name: hub_id(name) for name in config["models"]},
         colours=config["publish"]["colours"],
         seed=config["seed"],

@@ -141,7 +141,7 @@ def test_a_pattern_without_a_file_and_a_record_that_is_none(recorded):
     with pytest.raises(UserError, match=r"'\*\.json'.*a\.csv, deep/b\.csv"):
         sources.source_files(recorded, "*.json")
     recorded.write_text("{")
-    with pytest.raises(UserError, match="not a readable record"):
+    with pytest.raises(UserError, match="not readable JSON"):
         sources.source_root(recorded)
 
 

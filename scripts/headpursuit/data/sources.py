@@ -62,7 +62,7 @@ def write_made_provenance(
         origin: what else they were made of.
         packages: those whose versions are noted.
     """
-    source = _read(source_provenance)
+    source = read_json(source_provenance)
     origin = {
         "name": path.parent.name,
         "kind": kind,
@@ -78,9 +78,9 @@ def source_root(provenance_path: str | Path) -> Path:
     """Return the folder that the recorded paths are relative to.
 
     Raises:
-        UserError: if there is no readable provenance.json.
+        UserError: if the record is damaged.
     """
-    provenance = _read(provenance_path)
+    provenance = read_json(provenance_path)
     # What was downloaded lies beside its record, wherever the two have been moved since.
     if provenance["kind"] == "local":
         return Path(provenance["root"])
@@ -93,7 +93,7 @@ def source_files(provenance_path: str | Path, pattern: str) -> list[Path]:
     Raises:
         UserError: if none matches, or if one is gone or has another size than recorded.
     """
-    root, records = source_root(provenance_path), _read(provenance_path)["files"]
+    root, records = source_root(provenance_path), read_json(provenance_path)["files"]
     chosen = [record for record in records if matches(record["path"], pattern)]
     if not chosen:
         raise UserError(
@@ -110,7 +110,7 @@ def verify(provenance_path: str | Path) -> None:
     Raises:
         UserError: if a file is gone or has changed; it names them all.
     """
-    _refuse_changed(provenance_path, _read(provenance_path)["files"], with_hash=True)
+    _refuse_changed(provenance_path, read_json(provenance_path)["files"], with_hash=True)
 
 
 def _refuse_changed(provenance_path: str | Path, records: list[dict], with_hash: bool) -> None:
@@ -199,13 +199,3 @@ def listed(paths: Iterable[str], most: int = 12) -> str:
     paths = sorted(paths)
     more = f" and {len(paths) - most} more" if len(paths) > most else ""
     return (", ".join(paths[:most]) or "no file") + more
-
-
-def _read(provenance_path: str | Path) -> dict:
-    try:
-        return json.loads(Path(provenance_path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{provenance_path}: not a readable record ({type(error).__name__}). "
-            "Delete it if it is there, and run again to have it made anew."
-        ) from error

@@ -214,18 +214,15 @@ def read_parquet(
         raise damaged_parquet(path, error) from error
 
 
-def read_responses(
-    paths: Collection[str | Path], columns: Collection[str], condition: str | None = None
-) -> pa.Table:
-    """Read the responses of all parts, or a condition's, in one order however many parts there are.
+def read_responses(paths: Collection[str | Path], columns: Collection[str]) -> pa.Table:
+    """Read the responses of all parts, in one order however many parts there are.
 
     sample_id and repeat come with the columns.
     """
     import pyarrow as pa
 
     wanted = list(dict.fromkeys(["sample_id", "repeat", *columns]))
-    filters = None if condition is None else [("condition", "=", condition)]
-    parts = [read_parquet(path, wanted, filters) for path in paths]
+    parts = [read_parquet(path, wanted) for path in paths]
     return pa.concat_tables(parts).sort_by([("sample_id", "ascending"), ("repeat", "ascending")])
 
 

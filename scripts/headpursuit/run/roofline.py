@@ -4,7 +4,7 @@ And how long a run's jobs take on several of them.
 """
 
 import heapq
-import time
+import timeit
 from collections.abc import Callable, Hashable, Mapping
 from functools import cache
 from typing import NamedTuple
@@ -217,12 +217,6 @@ def processor(threads: int, dtype: str, products: str | None) -> Device:
     return Device(2 * size**3 / _best(product), 2 * 4 * 2**24 / _best(copy), 0, False)
 
 
-def _best(work: Callable[[], object], rounds: int = 5) -> float:
-    """Return the seconds of the fastest of some rounds, the first of which is none of them."""
-    work()
-    took = []
-    for _ in range(rounds):
-        started = time.perf_counter()
-        work()
-        took.append(time.perf_counter() - started)
-    return min(took)
+def _best(work: Callable[[], object]) -> float:
+    """Return the seconds of the fastest of five rounds, behind one that does not count."""
+    return min(timeit.repeat(work, number=1, repeat=6)[1:])

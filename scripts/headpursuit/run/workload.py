@@ -130,8 +130,8 @@ def _job(
         together = rows_at_once(model, device, each, min(rows, most))
         costs.append(writing(model, ceil(rows / together) * size.answer, together, each))
     seconds = sum(cost.seconds(device, given) for cost in costs)
-    loading = _loading(model.weights, given)
-    return Job(RULES[stage], seconds, _place(device), (), read, written, _sum(costs), loading)
+    cost, loading = Cost(*map(sum, zip(*costs, strict=True))), _loading(model.weights, given)
+    return Job(RULES[stage], seconds, _place(device), (), read, written, cost, loading)
 
 
 def _labelling(
@@ -209,7 +209,3 @@ def _loading(weights: float, given: Mapping[str, Any]) -> float:
 
 def _place(device: Device) -> str:
     return "gpu" if device.gpu else "cores"
-
-
-def _sum(costs: list[Cost]) -> Cost:
-    return Cost(*map(sum, zip(*costs, strict=True)))
