@@ -97,7 +97,7 @@ rule convert_gguf:
     resources:
         **by_attempt(mem_mb=8000, runtime=60),
     params:
-        model=lookup("models/{model}", within=config),
+        model=lambda wildcards: pick(config["models"][wildcards.model], "path", "gguf"),
         code=code_hash("convert_gguf"),
     message:
         doing("convert_gguf", "Convert {wildcards.model} from GGUF")
@@ -157,8 +157,12 @@ rule assemble_model:
     resources:
         **by_attempt(mem_mb=8000, runtime=60),
     params:
-        language_model=lambda wildcards: config["models"][BUILDS[wildcards.model]["language_model"]],
-        samples=lambda wildcards: config["samples"][BUILDS[wildcards.model]["samples"]],
+        language_model=lambda wildcards: pick(
+            config["models"][BUILDS[wildcards.model]["language_model"]], "path", "gguf"
+        ),
+        samples=lambda wildcards: pick(
+            config["samples"][BUILDS[wildcards.model]["samples"]], "selection", "evaluation"
+        ),
         tower=lookup("{model}/tower", within=BUILDS),
         content=own_content("{model}/trained", BUILDS),
         code=code_hash("assemble_model"),

@@ -35,7 +35,14 @@ from headpursuit.publish.settings import (
     shown,
 )
 from headpursuit.publish.texts import number
-from headpursuit.run.experiments import Config, kind_of, of_images, positions_of, running, tables_of
+from headpursuit.run.experiments import (
+    Config,
+    kind_of,
+    of_images,
+    positions_of,
+    ratio_tables,
+    running,
+)
 from headpursuit.run.files import ROOT, read_json, sha256
 from headpursuit.run.finished import read_run, row_names
 from headpursuit.run.manifest import describe_workflow
@@ -94,7 +101,7 @@ def write_page(name: str, files: Any, started_in: Path) -> str:
     sources, script, data = list(_parts(files, name).values()), "", None
     if name == "answer":
         title, parts = "What this run found", first_page(files, config)
-        tables = [*list(tables_of(config, "ratios"))[:1], "claims"]
+        tables = [*ratio_tables(config)[:1], "claims"]
         sources = [path for table in tables for path in _parts(files, table).values()]
     elif name == "published":
         title, parts = "Published against reproduced", overview(files, config)
@@ -215,15 +222,15 @@ def _traces(files: Any, config: Config, table: str) -> list[str]:
 
 def first_page(files: Any, config: Config) -> Iterator[Section]:
     """The answer: a picture, three numbers with intervals, and the verdicts on the claims."""
-    for table in list(tables_of(config, "ratios"))[:1]:
+    verdicts = read_csv(_parts(files, "claims")["csv"])
+    cells = claims.display(verdicts, config["score"]["confidence"])
+    for table in ratio_tables(config)[:1]:
         parts = _parts(files, table)
         yield Section(f"{table}: after over before", figure=parts["png"])
-        found = answer.numbers(read_csv(parts["csv"]), read_csv(parts["tests.csv"]))
+        found = answer.numbers(read_csv(parts["csv"]), read_csv(parts["tests.csv"]), verdicts)
         level = f"{100 * config['score']['confidence']:g} % interval"
         yield Section("In numbers", columns=("", f"ratio, {level}"), rows=list(found))
-    table = read_csv(_parts(files, "claims")["csv"])
-    cells = claims.display(table, config["score"]["confidence"])
-    said, shown = answer.verdicts(table, cells)
+    said, shown = answer.verdicts(verdicts, cells)
     rows = shown.to_numpy().tolist()
     yield Section("The paper's claims", said, columns=list(shown), rows=rows)
 
@@ -238,7 +245,7 @@ def overview(files: Any, config: Config) -> Iterator[Section]:
     yield Section("This run", columns=("", "this run", "config.yaml"), rows=rows)
     text = _parts(files, "published")["md"].read_text(encoding="utf-8")
     yield Section("Every published value beside this run's", markup=render_markdown(text))
-    ratios = list(tables_of(config, "ratios"))[:1]
+    ratios = ratio_tables(config)[:1]
     first = [command for table in ratios for command in _traces(files, config, table)[:1]]
     yield Section(
         "Follow a number, check the files",

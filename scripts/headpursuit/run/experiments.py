@@ -281,6 +281,15 @@ def tables_of(config: Config, kind: str) -> dict[str, list[str]]:
     return {name: list(own) for name, own in full.items() if kind_of(config, own) == kind}
 
 
+def ratio_tables(config: Config) -> list[str]:
+    """Return the run's tables of ratios as they are shown.
+
+    The one that the report opens with comes first, then those that were named last.
+    """
+    names = [*reversed(tables_of(config, "ratios"))]
+    return sorted(names, key=lambda name: name != config["publish"]["first"])
+
+
 def model_record(config: Config, name: str) -> str:
     """Return, below resources/, the record of a model's files.
 
