@@ -7,7 +7,7 @@ model is a decoder like any other: the same layers, heads, cache and scaling as 
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import product
+from itertools import count, product
 from pathlib import Path
 from typing import Any
 
@@ -150,13 +150,9 @@ class Images:
 
     def batches(self, part: str = "evaluation") -> Iterator[list[tuple]]:
         """Yield (place, sample_id, 0, image, source) of each image of a part."""
-        place = 0
+        place = count()
         for rows in stream_images(self.path, part, self.size):
-            yield [
-                (place + i, row["sample_id"], 0, row["image"], row["source"])
-                for i, row in enumerate(rows)
-            ]
-            place += len(rows)
+            yield [(next(place), row["sample_id"], 0, row["image"], row["source"]) for row in rows]
 
     def name(self, row: tuple) -> str:
         """Say which image."""
