@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from headpursuit.method.heads import Head
+from headpursuit.method.heads import Head, listed
 from headpursuit.publish.figure import panels, put_legend
 from headpursuit.publish.texts import METHOD_NAMES
 from headpursuit.run.experiments import head_name, head_of
@@ -21,8 +21,7 @@ def shown_heads(vocabulary: Mapping[str, Any], specialists: pd.DataFrame) -> lis
     """Return the heads that the config names, or the most specialised ones where it names none."""
     if vocabulary["heads"] is not None:
         return [head_of(name) for name in vocabulary["heads"]]
-    best = specialists.sort_values("rank").head(vocabulary["top"])
-    return list(zip(best["layer"].tolist(), best["head"].tolist(), strict=True))
+    return listed(specialists.sort_values("rank").head(vocabulary["top"]))
 
 
 def overlap(own: str, published: str) -> int:
