@@ -120,12 +120,12 @@ def draw_control(
     seed: int,
     dataset: str,
     condition: str,
-    layers: tuple[int, int] | None = None,
+    layers: tuple[int, int],
 ) -> list[Head]:
     """Draw random heads: as many in each layer as selected there, and none of the selected.
 
     Where a layer has too few others, all of these are taken, and the nearest of ``layers`` (the
-    first and last candidate layer; by default those selected) give the rest; the log says so.
+    first and last candidate layer) give the rest; the log says so.
     ``n_heads`` is a layer's; seed, dataset and condition decide the draw.
 
     Raises:
@@ -133,7 +133,7 @@ def draw_control(
     """
     rng = np.random.default_rng(seed_for(seed, dataset, condition))
     wanted = sorted(Counter(layer for layer, _ in selected).items())
-    first, last = layers or (wanted[0][0], wanted[-1][0])
+    first, last = layers
     left = {
         layer: [head for head in range(n_heads) if (layer, head) not in selected]
         for layer in range(first, last + 1)

@@ -16,7 +16,7 @@ from transformers import AutoImageProcessor, AutoProcessor, Qwen2_5_VLProcessor
 
 from headpursuit.data.images import open_image, stream_images
 from headpursuit.method.activations import Pooled, averaged
-from headpursuit.method.decoder import Decoder
+from headpursuit.method.decoder import Decoder, family_of
 from headpursuit.method.models import (
     LOCAL,
     load_tokenizer,
@@ -24,7 +24,6 @@ from headpursuit.method.models import (
     model_folder,
     open_model,
     read_config,
-    reads_images,
 )
 from headpursuit.method.special import added_tokens, as_user, opened
 from headpursuit.run.files import UserError, parquet_metadata
@@ -199,7 +198,7 @@ def open_images(
     Returns the images, and what identifies the model; UserError if it reads none.
     """
     folder = model_folder(provenance, model)
-    if not reads_images(folder):
+    if not family_of(read_config(folder).get("model_type")).reads_images:
         raise UserError(f"{folder}: this model reads no images, as far as its config.json says.")
     processor = load_processor(folder)
     names = parquet_metadata(path, ["classes"])["classes"]
