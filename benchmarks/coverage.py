@@ -3,14 +3,9 @@
     python benchmarks/coverage.py    # half an hour on a core; docs/statistics.md has its tables
 
 Counts are made up for 200 prompts whose inclinations differ (a gamma distribution of shape 0.3), so
-that most prompts have no occurrence and some have many:
-
-- fresh: before and after are drawn on their own;
-- coupled: most of what is left after was there before, as with shared random numbers;
-- clumped: where a word occurs it occurs again, 1.7 times on average.
-
-Beside the interval of `headpursuit.publish.statistics` stands the one that it replaced: the
-percentiles of a paired bootstrap, over samples, or over samples and draws.
+that most prompts have no occurrence and some have many. Beside the interval of
+`headpursuit.publish.statistics` stand the percentiles of a paired bootstrap, over samples, or over
+samples and draws.
 """
 
 import sys

@@ -23,12 +23,10 @@ from headpursuit.labelling.label import label_responses, open_backend
 from headpursuit.run.config import load_config
 from headpursuit.run.experiments import labeller_of
 
-ROOT = Path(__file__).parents[1]
-
 
 def main(n: int, latency: float, slots: int) -> None:
     """Measure how many times the ideal labelling takes, and write it."""
-    config = yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8"))
+    config = yaml.safe_load((timing.ROOT / "config.yaml").read_text(encoding="utf-8"))
     settings = labeller_of(load_config(config), {})
     texts = [f"Response {i} is fine." for i in range(n)]
     columns = {"sample_id": [str(i) for i in range(n)], "repeat": [0] * n, "response": texts}
@@ -36,7 +34,7 @@ def main(n: int, latency: float, slots: int) -> None:
         probe.bind(("127.0.0.1", 0))
         host = f"127.0.0.1:{probe.getsockname()[1]}"
     settings |= {"slots": slots, "ollama": {**settings["ollama"], "host": host}}
-    command = [sys.executable, ROOT / "tests/labeller/fake_ollama.py", "serve"]
+    command = [sys.executable, timing.ROOT / "tests/labeller/fake_ollama.py", "serve"]
     env = {**os.environ, "OLLAMA_HOST": host, "FAKE_DELAY": str(latency)}
     server = subprocess.Popen(command, env=env)
     try:

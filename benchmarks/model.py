@@ -345,7 +345,7 @@ def generating() -> list[dict]:
             if key in seconds
         ]
         if fast in seconds:
-            beside = "in bfloat16 (generation.products), times faster"
+            beside = "in bfloat16 (compute.products), times faster"
             kept = f"{same[fast]} of {GENERATED} responses are float32's"
             rows.append(compare(name, beside, None, seconds["ours"], seconds[fast], checked=kept))
     return rows

@@ -126,9 +126,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def checks(rows: list[dict[str, Any]]) -> str:
     """Return sizes and how results were found equal, once for each."""
-    said = {}
-    for row in rows:
-        said.setdefault((row["work"], row["n"], row["checked"]), None)
+    said = dict.fromkeys((row["work"], row["n"], row["checked"]) for row in rows)
     lines = ["| work | n | checked |", "|---|---|---|"]
     return "\n".join(lines + [f"| {' | '.join(cells)} |" for cells in said])
 

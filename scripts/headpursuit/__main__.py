@@ -163,21 +163,21 @@ def _parser() -> argparse.ArgumentParser:
         own.set_defaults(command=command)
         return own.add_argument
 
+    run = {"type": Path, "help": "the run's folder: results/demo"}
+    check = {"action": "store_true", "help": "load both models and compare their logits"}
     argument = add(claims)
-    argument("results", type=Path, help="the run's folder: results/demo")
+    argument("results", **run)
     argument("--short", action="store_true", help="at most 15 lines, as at the end of a run")
     argument = add(open_)
-    argument("results", type=Path, help="the run's folder: results/demo")
+    argument("results", **run)
     argument("name", nargs="?", help="a table or page: table2, claims, choices, run")
-    argument = add(pin)
-    argument("results", type=Path, help="the run's folder: results/demo")
+    add(pin)("results", **run)
     argument = add(trace)
     argument("table", type=Path, help="the table; of a run's folder the first of ratios")
     argument("row", nargs="*", help="what names the row: rtp somp 8; a wrong one lists all")
     argument("--top", type=int, default=10, help="words, samples or atoms shown (10)")
     argument("--unmasked", action="store_true", help="print offensive words in full")
-    argument = add(verify)
-    argument("results", type=Path, help="the run's folder: results/demo")
+    add(verify)("results", **run)
     argument = add(diff)
     argument("results", type=Path, help="a run's folder: results/demo")
     argument("other", type=Path, help="another's")
@@ -185,16 +185,16 @@ def _parser() -> argparse.ArgumentParser:
     overlays = {"type": Path, "nargs": "+", "default": [], "metavar": "FILE"}
     argument("--configfile", **overlays, help="laid over config.yaml, one after the other")
     argument = add(checkpoint)
-    argument("results", type=Path, help="the run's folder: results/demo")
+    argument("results", **run)
     argument("experiment", help="of the run's config: rtp")
     argument("condition", help="of the experiment: somp-k8")
     argument("to", type=Path, help="a new folder for the edited model; or a file: heads.json")
-    argument("--check", action="store_true", help="load both models and compare their logits")
+    argument("--check", **check)
     argument = add(apply)
     argument("file", type=Path, help="what checkpoint wrote: heads.json")
     argument("model", type=Path, help="the model's folder: safetensors, tokenizer, config.json")
     argument("folder", type=Path, help="a new folder for the edited model")
-    argument("--check", action="store_true", help="load both models and compare their logits")
+    argument("--check", **check)
     return parser
 
 

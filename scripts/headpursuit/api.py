@@ -73,7 +73,7 @@ class Model:
     @cached_property
     def weights(self) -> LoadedWeights:
         """The output projections, the unembedding and the gains of norms."""
-        return LoadedWeights(self.decoder, {"name": self.hf.config.name_or_path})
+        return LoadedWeights(self.decoder)
 
     @torch.inference_mode()
     def generate(self, texts: str | Texts, max_new_tokens: int = 20, **options: Any) -> Any:

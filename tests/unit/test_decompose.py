@@ -89,7 +89,7 @@ def test_a_planted_head_is_recovered(atoms):
 def test_nothing_to_explain_is_refused(planted, tokenizer, tmp_path):
     weights, _ = planted
     path = tmp_path / "one.parquet"
-    heads, width = weights.shape[1], weights.head_dim
+    heads, _, width = weights.layer_columns(0).shape
     pooled = [([0], layer, torch.ones(1, heads * width)) for layer in range(weights.shape[0])]
     write_cache(path, pooled, ["p"], "float32", {"heads": heads})
     with pytest.raises(UserError, match="more than one prompt"):

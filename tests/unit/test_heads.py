@@ -21,6 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 SELECTED = [(0, 1), (0, 2), (3, 0), (5, 7)]
+LAYERS = (0, 5)
 
 
 def table(values: list[float], n_heads: int = 4) -> pd.DataFrame:
@@ -51,16 +52,16 @@ def test_a_score_that_is_not_a_number_comes_last():
 def test_a_control_depends_on_its_identity_alone():
     conditions = [f"random-k4-d{d:02d}" for d in range(5)]
     identities = [(s, d, c) for s in (0, 1) for d in ("rtp", "tet") for c in conditions]
-    drawn = {i: tuple(draw_control(SELECTED, 32, *i)) for i in identities}
+    drawn = {i: tuple(draw_control(SELECTED, 32, *i, LAYERS)) for i in identities}
     assert len(set(drawn.values())) == len(identities)
-    assert drawn == {i: tuple(draw_control(SELECTED, 32, *i)) for i in reversed(identities)}
+    assert drawn == {i: tuple(draw_control(SELECTED, 32, *i, LAYERS)) for i in reversed(identities)}
 
 
 def test_every_other_head_is_drawn_as_often_as_any():
     drawn = Counter(
         head
         for d in range(2000)
-        for layer, head in draw_control(SELECTED, 8, 0, "rtp", f"random-k4-d{d}")
+        for layer, head in draw_control(SELECTED, 8, 0, "rtp", f"random-k4-d{d}", LAYERS)
         if layer == 0
     )
     assert sorted(drawn) == [0, 3, 4, 5, 6, 7]
@@ -70,7 +71,8 @@ def test_every_other_head_is_drawn_as_often_as_any():
 
 def test_a_layer_with_just_enough_others_and_one_with_too_few():
     selected = [(2, head) for head in range(4)]
-    assert draw_control(selected, 8, 0, "rtp", "random-k4-d00") == [(2, h) for h in range(4, 8)]
+    drawn = draw_control(selected, 8, 0, "rtp", "random-k4-d00", (2, 2))
+    assert drawn == [(2, h) for h in range(4, 8)]
     crowded = [*selected, (2, 4), (0, 0)]
     # All three others of layer 2, and two of the nearest layers in their place.
     drawn = draw_control(crowded, 8, 0, "rtp", "random-k6-d03", (0, 3))
@@ -79,7 +81,7 @@ def test_a_layer_with_just_enough_others_and_one_with_too_few():
     assert not set(drawn) & set(crowded)
     everything = [(2, head) for head in range(5)]
     with pytest.raises(UserError, match=r"random-k5-d03: there are only 3 heads in layers 2 to 2"):
-        draw_control(everything, 8, 0, "rtp", "random-k5-d03")
+        draw_control(everything, 8, 0, "rtp", "random-k5-d03", (2, 2))
 
 
 def test_conditions_round_trip(tmp_path: Path, caplog):

@@ -146,7 +146,7 @@ def test_a_dictionary_that_somp_takes_whole_is_told(
 
 def still(path: Path, weights, moving: list[int], value: float = 1.0) -> Path:
     """Write a cache in which only the layers of ``moving`` change from sample to sample."""
-    constant = torch.full((5, HEADS * weights.head_dim), value)
+    constant = torch.full((5, weights.layer_columns(0)[:, 0].numel()), value)
     varied = torch.randn(constant.shape, generator=torch.Generator().manual_seed(0))
     pooled = [(list(range(5)), i, varied if i in moving else constant) for i in range(LAYERS)]
     write_cache(path, pooled, list("abcde"), "float32", {"heads": HEADS})

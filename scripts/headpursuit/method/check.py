@@ -76,10 +76,8 @@ def _watch(decoder: Decoder, ids: Tensor) -> tuple[Tensor, list[Passed]]:
 def _fault(decoder: Decoder, layer: int, passed: Passed) -> str | None:
     """Return what does not hold of a layer, if anything."""
     z, scale, before, added, after = passed
-    shape, wanted = (
-        decoder.matrix(layer).shape,
-        (added.shape[-1], decoder.n_heads * decoder.head_dim),
-    )
+    shape = decoder.matrix(layer).shape
+    wanted = added.shape[-1], decoder.n_heads * decoder.head_dim
     if shape != wanted:
         return f"layer {layer}'s projection is {tuple(shape)} instead of {wanted}"
     if not added.isfinite().all():

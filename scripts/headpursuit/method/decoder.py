@@ -98,8 +98,8 @@ class Decoder:
         projection = self.projections[layer]
         weight = parameter_of(projection)
         if weight is None:
-            unit = torch.eye(self.n_heads * self.head_dim, dtype=self.model.dtype)
-            unit = unit.to(self.device)
+            size = self.n_heads * self.head_dim
+            unit = torch.eye(size, dtype=self.model.dtype, device=self.device)
             with torch.no_grad():
                 return (projection(unit) - projection(torch.zeros_like(unit[:1]))).T
         return weight.T if self.transposed else weight

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from headpursuit.method.activations import read_layer
+from headpursuit.method.activations import Inputs, read_layer
 from headpursuit.method.somp import check_layer, head_factor, pursue_layer, without
 from headpursuit.method.special import special_tokens
 from headpursuit.method.weights import HeadWeights
@@ -41,10 +41,13 @@ def text_tokens(weights: HeadWeights, tokenizer) -> Numbers:
     return np.array(sorted(number for number in text if number < weights.rows))
 
 
-def _layers(weights: HeadWeights, path: str | Path, what: str) -> Iterator:
+def each_layer(
+    weights: HeadWeights, activations: str | Path | Inputs, what: str
+) -> Iterator[tuple[int, Tensor, Tensor]]:
     """Yield each layer's number, z (n x heads x head_dim) and columns (heads x d x head_dim)."""
     for layer in tqdm(range(weights.shape[0]), desc=what, unit="layer"):
-        yield layer, torch.from_numpy(read_layer(path, layer)[1]), weights.layer_columns(layer)
+        z = torch.from_numpy(read_layer(activations, layer)[1])
+        yield layer, z, weights.layer_columns(layer)
 
 
 def decompose_heads(
@@ -62,7 +65,7 @@ def decompose_heads(
     ids, dictionary = vocabulary
     records = [
         (layer, head, step, int(ids[row]), explained)
-        for layer, z, columns in _layers(weights, path, "SOMP")
+        for layer, z, columns in each_layer(weights, path, "SOMP")
         for head, found in enumerate(pursue_layer(z, columns, dictionary, **options))
         for step, (row, explained) in enumerate(zip(found.support, found.explained, strict=True), 1)
     ]
@@ -81,7 +84,7 @@ def read_lens(
     ids, dictionary = vocabulary
     records = [
         (layer, head, place, int(ids[row]))
-        for layer, z, columns in _layers(weights, path, "logit lens")
+        for layer, z, columns in each_layer(weights, path, "logit lens")
         for head, own in enumerate(columns)
         for place, row in enumerate(
             logit_lens_tokens(z[:, head], own, dictionary, per_sample, top), 1
@@ -101,12 +104,11 @@ def logit_lens_tokens(
     :func:`headpursuit.method.somp.pursue_layer`.
     """
     check_layer(z[:, None], w_o[None], dictionary)
-    device, dtype = dictionary.device, torch.promote_types(dictionary.dtype, torch.float32)
-    products = dictionary.to(dtype) @ w_o.to(device, dtype)
-    counts = torch.zeros(len(dictionary), dtype=torch.float64, device=device)
+    products = dictionary @ w_o
+    counts = torch.zeros(len(dictionary), dtype=torch.float64)
     sums = torch.zeros_like(counts)
     for samples in z.split(_BLOCK):
-        best = (samples.to(device, dtype) @ products.T).topk(min(per_sample, len(dictionary)))
+        best = (samples @ products.T).topk(min(per_sample, len(dictionary)))
         rows = best.indices.flatten()
         counts.index_add_(0, rows, torch.ones_like(rows, dtype=counts.dtype))
         sums.index_add_(0, rows, best.values.flatten().double())
@@ -147,7 +149,7 @@ def rank_specialists(
     mean = dictionary.double().mean(0)
     chosen = dict(list(atoms.groupby(["layer", "head"])))
     ranked, nulls = [], []
-    for layer, z, columns in _layers(weights, path, "random sets"):
+    for layer, z, columns in each_layer(weights, path, "random sets"):
         for head in range(len(columns)):
             place = {"layer": layer, "head": head}
             if (layer, head) not in chosen:  # it writes nothing

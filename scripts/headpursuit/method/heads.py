@@ -103,10 +103,15 @@ def read_ranking(path: str | Path, method: str) -> pd.DataFrame:
     return own.drop(columns="method")
 
 
+def listed(table: pd.DataFrame) -> list[Head]:
+    """Return the heads of a table with layer and head, row by row."""
+    return list(zip(table["layer"].tolist(), table["head"].tolist(), strict=True))
+
+
 def top_heads(ranking: pd.DataFrame, k: int, first_layer: int, last_layer: int) -> list[Head]:
     """Return the k highest heads of the candidate layers, both ends included."""
     inside = ranking[ranking["layer"].between(first_layer, last_layer)].sort_values("rank")
-    return [(int(layer), int(head)) for layer, head in inside[["layer", "head"]].values[:k]]
+    return listed(inside.head(k))
 
 
 def draw_control(
@@ -115,12 +120,12 @@ def draw_control(
     seed: int,
     dataset: str,
     condition: str,
-    layers: tuple[int, int] | None = None,
+    layers: tuple[int, int],
 ) -> list[Head]:
     """Draw random heads: as many in each layer as selected there, and none of the selected.
 
     Where a layer has too few others, all of these are taken, and the nearest of ``layers`` (the
-    first and last candidate layer; by default those selected) give the rest; the log says so.
+    first and last candidate layer) give the rest; the log says so.
     ``n_heads`` is a layer's; seed, dataset and condition decide the draw.
 
     Raises:
@@ -128,7 +133,7 @@ def draw_control(
     """
     rng = np.random.default_rng(seed_for(seed, dataset, condition))
     wanted = sorted(Counter(layer for layer, _ in selected).items())
-    first, last = layers or (wanted[0][0], wanted[-1][0])
+    first, last = layers
     left = {
         layer: [head for head in range(n_heads) if (layer, head) not in selected]
         for layer in range(first, last + 1)
@@ -186,8 +191,7 @@ def read_conditions(
     against: set[Head] = set()
     for path in ranking:
         table = read_ranking(path, "somp")
-        opposed = table[table["direction"] < 0]
-        against |= set(zip(opposed["layer"].tolist(), opposed["head"].tolist(), strict=True))
+        against |= {*listed(table[table["direction"] < 0])}
     return {
         name: Condition(heads[own], *scaling, [head for head in heads[own] if head in against])
         for name, (own, *scaling) in wanted.items()
@@ -207,10 +211,7 @@ def read_heads(
         read_csv(path, ["condition", "layer", "head"]).astype({"layer": int, "head": int})
         for path in paths
     ]
-    found = {
-        name: list(zip(own["layer"].tolist(), own["head"].tolist(), strict=True))
-        for name, own in pd.concat(tables).groupby("condition", sort=False)
-    }
+    found = {name: listed(own) for name, own in pd.concat(tables).groupby("condition", sort=False)}
     if lacking := [name for name in names or () if name not in found]:
         raise UserError(
             f"{', '.join(map(str, paths))}: no heads of {lacking[0]}. Delete them and run again."

@@ -20,7 +20,7 @@ from transformers.utils import cached_file
 from headpursuit.data.sources import PICKLED, source_files, source_root, verify
 from headpursuit.method.batches import is_out_of_memory
 from headpursuit.method.check import self_check
-from headpursuit.method.decoder import FAMILIES, Decoder, family_of, parameter_of
+from headpursuit.method.decoder import Decoder, family_of, parameter_of
 from headpursuit.run.files import UserError, read_json, refuse_unknown
 
 log = logging.getLogger(__name__)
@@ -206,12 +206,6 @@ def loading(path: str | Path, what: str) -> Iterator[None]:
             f"{transformers.__version__}."
         )
         raise UserError(f"{path}: the {what} does not load: {why} {helps}") from error
-
-
-def reads_images(folder: str | Path) -> bool:
-    """Say whether a folder's model reads images beside text."""
-    family = FAMILIES.get(read_config(folder).get("model_type"))
-    return family is not None and family.reads_images
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:

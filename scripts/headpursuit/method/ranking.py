@@ -9,10 +9,9 @@ from typing import Any
 import pandas as pd
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from headpursuit.method.activations import Inputs, read_layer
-from headpursuit.method.decompose import text_tokens
+from headpursuit.method.activations import Inputs
+from headpursuit.method.decompose import each_layer, text_tokens
 from headpursuit.method.heads import FEWER_ATOMS, rank
 from headpursuit.method.somp import check_layer, pursue_layer
 from headpursuit.method.weights import HeadWeights
@@ -56,9 +55,7 @@ def rank_heads(
             len(rows["somp"]), pursuit["iterations"],
         )  # fmt: skip
     records = []
-    for layer in tqdm(range(weights.shape[0]), desc="ranking", unit="layer"):
-        z = torch.from_numpy(read_layer(activations, layer)[1])
-        columns = weights.layer_columns(layer)
+    for layer, z, columns in each_layer(weights, activations, "ranking"):
         for method, ids in dictionaries.items():
             found = METHODS[method](z, columns, rows[method], pursuit)
             along = directions(z, columns, concepts[method])
@@ -90,8 +87,14 @@ def _somp(z: Tensor, columns: Tensor, dictionary: Tensor, pursuit: Mapping[str, 
 
 
 def _logit_lens(z: Tensor, columns: Tensor, dictionary: Tensor, pursuit) -> Scored:
+    """Score by the paper's comparator (v2, 4.1): of the write, uncentred and without a final norm.
+
+    Logits are linear, so that their mean over samples needs the mean of z only.
+    """
+    check_layer(z, columns, dictionary)
     for head, own in enumerate(columns):
-        logits = mean_logits(z[:, head], own, dictionary)
+        write = own.double() @ z[:, head].double().mean(0)
+        logits = (dictionary @ write.float()).double()
         order = logits.argsort(descending=True, stable=True)[: pursuit["iterations"]]
         yield float(logits.mean()), order.tolist(), []
 
@@ -101,20 +104,6 @@ def _size(z: Tensor, columns: Tensor, dictionary: Tensor, pursuit) -> Scored:
 
 
 METHODS = {"somp": _somp, "logit_lens": _logit_lens, "unrelated": _somp, "size": _size}
-
-
-def mean_logits(z: Tensor, w_o: Tensor, dictionary: Tensor) -> Tensor:
-    """Return the mean over samples of each dictionary row's logit (v), in float64.
-
-    The logits are H @ dictionary.T of what the head writes, uncentred and without a final norm; as
-    they are linear, their mean needs the mean of z only (the paper's comparator, 4.1). Takes z
-    (n, head_dim), w_o (d, head_dim) and dictionary (v, d); raises as
-    :func:`headpursuit.method.somp.pursue_layer`.
-    """
-    check_layer(z[:, None], w_o[None], dictionary)
-    device, dtype = dictionary.device, torch.promote_types(dictionary.dtype, torch.float32)
-    write = w_o.to(device).double() @ z.to(device).double().mean(0)
-    return (dictionary.to(dtype) @ write.to(dtype)).double()
 
 
 def directions(z: Tensor, columns: Tensor, concept: Tensor) -> list[tuple[float, float]]:

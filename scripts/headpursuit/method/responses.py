@@ -143,7 +143,5 @@ def write_responses(file: PartFile, decoder: Decoder, reader: Any, conditions: C
             for row, (tokens, stop) in zip(own, responses, strict=True)
         ]
 
-    def name(asked: Asked) -> str:
-        return reader.name(asked.sample)
-
-    file.add(SCHEMA, conditions, reader.batches(), write, name, plan)
+    batches = reader.batches()
+    file.add(SCHEMA, conditions, batches, write, lambda asked: reader.name(asked.sample), plan)

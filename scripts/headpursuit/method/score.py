@@ -105,8 +105,8 @@ def score_answers(
     """Judge every condition's answers (sample_id, repeat and response), normalised as it says.
 
     Takes the images' sample_id and label, and class names in the order of their numbers. Returns
-    rows of :data:`COLUMNS`, sums over an image's answers: strict and first_word (the answer is, or
-    begins with, the image's class), several and none (it names several classes, or none).
+    rows of :data:`COLUMNS`, sums over an image's answers: exact_match and first_word (the answer
+    is, or begins with, the image's class), several and none (it names several classes, or none).
     """
     texts = {text for own in responses.values() for text in own["response"]}
     judged = {text: judge(text, classes, normalise) for text in texts}

@@ -7,7 +7,7 @@ model is a decoder like any other: the same layers, heads, cache and scaling as 
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import product
+from itertools import count, product
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from transformers import AutoImageProcessor, AutoProcessor, Qwen2_5_VLProcessor
 
 from headpursuit.data.images import open_image, stream_images
 from headpursuit.method.activations import Pooled, averaged
-from headpursuit.method.decoder import Decoder
+from headpursuit.method.decoder import Decoder, family_of
 from headpursuit.method.models import (
     LOCAL,
     load_tokenizer,
@@ -24,7 +24,6 @@ from headpursuit.method.models import (
     model_folder,
     open_model,
     read_config,
-    reads_images,
 )
 from headpursuit.method.special import added_tokens, as_user, opened
 from headpursuit.run.files import UserError, parquet_metadata
@@ -150,13 +149,9 @@ class Images:
 
     def batches(self, part: str = "evaluation") -> Iterator[list[tuple]]:
         """Yield (place, sample_id, 0, image, source) of each image of a part."""
-        place = 0
+        place = count()
         for rows in stream_images(self.path, part, self.size):
-            yield [
-                (place + i, row["sample_id"], 0, row["image"], row["source"])
-                for i, row in enumerate(rows)
-            ]
-            place += len(rows)
+            yield [(next(place), row["sample_id"], 0, row["image"], row["source"]) for row in rows]
 
     def name(self, row: tuple) -> str:
         """Say which image."""
@@ -203,7 +198,7 @@ def open_images(
     Returns the images, and what identifies the model; UserError if it reads none.
     """
     folder = model_folder(provenance, model)
-    if not reads_images(folder):
+    if not family_of(read_config(folder).get("model_type")).reads_images:
         raise UserError(f"{folder}: this model reads no images, as far as its config.json says.")
     processor = load_processor(folder)
     names = parquet_metadata(path, ["classes"])["classes"]

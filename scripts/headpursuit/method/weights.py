@@ -46,10 +46,7 @@ def _tensors(decoder: Decoder) -> dict[str, Tensor]:
             "The model's unembedding is quantised, and dictionaries are rows of a plain one. Take "
             "a model whose lm_head was left as it is."
         )
-    tensors = {
-        "unembedding": unembedding,
-        "final_gain": decoder.gain(final),
-    }
+    tensors = {"unembedding": unembedding, "final_gain": decoder.gain(final)}
     for layer in range(len(decoder.layers)):
         tensors[f"projection.{layer}"] = decoder.matrix(layer)
         if (gain := decoder.post_gain(layer)) is not None:
@@ -66,7 +63,6 @@ class HeadWeights:
 
     Attributes:
         shape: (layers, heads a layer).
-        head_dim: width of a head.
         model: what identifies the model (name and commit, version or checksum).
         rows: of the unembedding; those behind the last token belong to none.
     """
@@ -81,7 +77,6 @@ class HeadWeights:
         except (SafetensorError, OSError, TypeError, KeyError, ValueError) as error:
             raise self._damaged(error) from error
         self.shape: tuple[int, int] = about["layers"], about["heads"]
-        self.head_dim: int = about["head_dim"]
         self.model: dict[str, Any] = about["model"]
         self._crc32: dict[str, int] = about["crc32"]
         self._names = self._crc32.keys()
@@ -124,13 +119,12 @@ class HeadWeights:
 class LoadedWeights(HeadWeights):
     """The same of a model in memory."""
 
-    def __init__(self, decoder: Decoder, identity: Mapping[str, Any]) -> None:
-        """Take the model, and what identifies it."""
+    def __init__(self, decoder: Decoder) -> None:
+        """Take the model."""
         self._tensors = _tensors(decoder)
         self._names = self._tensors.keys()
         self.rows = len(self._tensors["unembedding"])
-        self.shape, self.head_dim = decoder.shape, decoder.head_dim
-        self.model = dict(identity)
+        self.shape = decoder.shape
 
     def _read(self, name: str) -> Tensor:
         return self._tensors[name].detach().cpu()

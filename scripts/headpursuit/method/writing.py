@@ -5,7 +5,7 @@ keys and values of many samples and conditions, read in passes of their own, are
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -84,9 +84,8 @@ class Roomy(DynamicLayer):
         """Gather several parts' rows, padded on the left, with room for ``new`` positions."""
         super().__init__()
         self.length = max(own.keys.shape[-2] for own in parts)
-        ends = new, self.length
         self.lazy_initialization(parts[0].keys, parts[0].values)
-        self.held = [_gathered([getattr(own, name) for own in parts], *ends) for name in SIDES]
+        self.held = [_gathered(parts, name, new) for name in SIDES]
         self._show()
 
     def _show(self) -> None:
@@ -106,9 +105,14 @@ class Roomy(DynamicLayer):
         self._show()
 
 
-def _gathered(parts: Sequence[Tensor], new: int, length: int) -> Tensor:
-    """Return all rows of several tensors (rows x heads x positions x d), padded on the left."""
+def _gathered(layers: Sequence[Any], name: str, new: int) -> Tensor:
+    """Return all rows' keys or values (rows x heads x positions x d), padded on the left.
+
+    There is room for ``new`` positions behind them.
+    """
+    parts = [getattr(own, name) for own in layers]
     _, heads, _, width = parts[0].shape
+    length = max(own.shape[-2] for own in parts)
     whole = parts[0].new_zeros(sum(map(len, parts)), heads, length + new, width)
     for into, own in zip(whole.split([*map(len, parts)]), parts, strict=True):
         into[:, :, length - own.shape[-2] : length] = own
@@ -123,9 +127,7 @@ def gather(decoder: Decoder, parts: Sequence[Rows], new: int) -> Rows:
         own = [part.cache.layers[number] for part in parts]
         if layer.is_sliding:  # which keeps its last positions alone
             layer.lazy_initialization(own[0].keys, own[0].values)
-            length = max(part.keys.shape[-2] for part in own)
-            for name in SIDES:
-                setattr(layer, name, _gathered([getattr(part, name) for part in own], 0, length))
+            layer.keys, layer.values = (_gathered(own, name, 0) for name in SIDES)
             layer.cumulative_length = max(part.cumulative_length for part in own)
         else:
             cache.layers[number] = Roomy(own, new)

@@ -10,6 +10,7 @@ import pandas as pd
 import yaml
 
 from headpursuit.publish.against import Key
+from headpursuit.publish.answer import tally
 from headpursuit.publish.ratio import paper_heads
 from headpursuit.publish.statistics import quantile, tail
 from headpursuit.publish.texts import MEASURE_NAMES, METHOD_NAMES, interval, number
@@ -288,13 +289,11 @@ def display(table: pd.DataFrame, confidence: float) -> pd.DataFrame:
 
 def notes(table: pd.DataFrame, run: str, model: Sequence[str], confidence: float) -> Iterator[str]:
     """Yield what a reader of the verdicts has to know."""
-    verdicts = table["verdict"].value_counts()
-    said = [f"{verdicts.get(own, 0)} {own}" for own in ("supported", "contradicted", "undecided")]
-    claims = table[table["verdict"] == "untested"]["claim"].nunique()
+    counts, untested, claims = tally(table)
     yield (
-        f"Run {run}, of {' and '.join(model) or 'no model'}: {', '.join(said)}; {claims} of "
-        f"{table['claim'].nunique()} claims are untested. The verdicts are on these models; of the "
-        "paper's they say nothing where they are others."
+        f"Run {run}, of {' and '.join(model) or 'no model'}: {counts}; {untested} of {claims} "
+        "claims are untested. The verdicts are on these models; of the paper's they say nothing "
+        "where they are others."
     )
     yield (
         "A ratio is after over before, or over what it is compared with, on the same samples. "

@@ -46,7 +46,7 @@ def plot(table: pd.DataFrame, draws: pd.DataFrame, choices: Choices, colours: Co
     return plot_bars(table, draws, colours)
 
 
-def _panels(width: float, height: float, *shape: int, **how: Any) -> tuple[Any, np.ndarray]:
+def panels(width: float, height: float, *shape: int, **how: Any) -> tuple[Any, np.ndarray]:
     """Return a figure and its axes, in inches and by rows and columns."""
     from matplotlib.figure import Figure
 
@@ -94,7 +94,7 @@ def plot_bars(table: pd.DataFrame, draws: pd.DataFrame, colours: Colours):
     down, across, groups = (_values(table, key) for key in keys)
     width = max(4.2, 1.5 * len(groups)) * len(across)
     shape = len(down), len(across)
-    figure, axes = _panels(width, 3.1 * len(down), *shape, sharey=bool(answers))
+    figure, axes = panels(width, 3.1 * len(down), *shape, sharey=bool(answers))
     for axis, panel in zip(axes.flat, product(down, across), strict=True):
         own = [part[(part[keys[:2]] == panel).all(axis=1)] for part in (table, draws)]
         _bars(axis, *own, colours, keys[2])
@@ -170,11 +170,11 @@ def plot_lines(lines: Sequence[Line], colours: Colours):
     Lines are chosen heads with their intervals, the grey band the quartiles of random draws with
     their median; crosses in a line's colour are published values.
     """
-    panels = [list(_effects_and_prices(line.rows)) for line in lines]
-    across = max(map(len, panels))
+    parts = [list(_effects_and_prices(line.rows)) for line in lines]
+    across = max(map(len, parts))
     width = max(3.6 * across, 5.4)
-    figure, axes = _panels(width, 2.9 * len(lines) + 0.7, len(lines), across)
-    for line, own, row in zip(lines, panels, axes, strict=True):
+    figure, axes = panels(width, 2.9 * len(lines) + 0.7, len(lines), across)
+    for line, own, row in zip(lines, parts, axes, strict=True):
         for (title, part, base), axis in zip(own, row, strict=False):
             _lines(axis, line.axis, part, base, colours)
             axis.set_title(title, fontsize=10)
@@ -261,7 +261,7 @@ def plot_curve(table: pd.DataFrame, choices: Choices, colours: Colours):
     )
     heights = [2.6, 0.19 * len(rows) + 0.1]
     size = max(6.0, 0.26 * len(choices) + 3), (sum(heights) + 0.7) * len(sets)
-    figure, axes = _panels(*size, 2 * len(sets), 1, height_ratios=heights * len(sets))
+    figure, axes = panels(*size, 2 * len(sets), 1, height_ratios=heights * len(sets))
     for (key, own), (above, below) in zip(sets, axes.reshape(-1, 2), strict=True):
         own = own.sort_values("value", na_position="last", ignore_index=True)
         random = table[(table[PANEL] == list(key)).all(axis=1) & (table["method"] == "random")]

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from headpursuit.method.heads import FEWER_ATOMS, Head, rank, read_ranking, top_heads
+from headpursuit.publish.figure import panels
 from headpursuit.publish.texts import MEASURE_NAMES
 from headpursuit.run.files import plain
 from headpursuit.run.tables import lay_out, read_csv
@@ -167,8 +168,6 @@ def plot_crossed(table: pd.DataFrame, shared: pd.DataFrame):
         table: rows of ratios, with ``heads_from``.
         shared: :func:`overlaps` of the experiments that choose heads.
     """
-    from matplotlib.figure import Figure
-
     read = ["samples", "concept", "model"]
     own = table[table["heads_from"].isna()].drop_duplicates(read).set_index(read)["experiment"]
     first = table[table["method"] == table["method"].iloc[0]]
@@ -183,8 +182,8 @@ def plot_crossed(table: pd.DataFrame, shared: pd.DataFrame):
     ks = sorted(set(first["heads"]))
 
     width, height = 1.8 + 0.85 * len(sources), 1.4 + 0.5 * len(targets)
-    figure = Figure(figsize=(width * (1 + len(kinds)), height * len(ks)), layout="constrained")
-    axes = figure.subplots(len(ks), 1 + len(kinds), squeeze=False)
+    shape = len(ks), 1 + len(kinds)
+    figure, axes = panels(width * shape[1], height * shape[0], *shape)
     for line, k in zip(axes, ks, strict=True):
         same = pd.DataFrame(np.eye(len(sources)), index=sources, columns=sources)
         for row in shared[shared["heads"] == k].itertuples():

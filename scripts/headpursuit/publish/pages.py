@@ -107,10 +107,8 @@ def write_page(name: str, files: Any, started_in: Path) -> str:
         title, parts = "Published against reproduced", overview(files, config)
         sources.append(files.config)
     elif name == "claims":
-        title, parts = (
-            "The paper's claims, and what this run says of them",
-            claims_page(files, config),
-        )
+        title = "The paper's claims, and what this run says of them"
+        parts = claims_page(files, config)
     elif name == "choices":
         title, parts, sources = "The record of choices", choices(config), [files.config]
     elif name == "run":

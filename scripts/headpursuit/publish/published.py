@@ -79,7 +79,8 @@ def compare_tokens(
     rows, own_rows = [], heads.to_dict("records")
     for text in published.to_dict("records"):
         printed = text["tokens"].split()
-        same = [own for own in own_rows if all(own[key] == text[key] for key in TOKENS_OF)]
+        keys = ("layer", "head", "method")
+        same = [own for own in own_rows if all(own[key] == text[key] for key in keys)]
         own = next((own for own in same if own["published_source"] == text["source"]), None)
         row = {key: text[key] for key in ("model", "dataset", "method", "source")}
         row |= {"artefact": "table1", "measure": "tokens", "statistic": "tokens"}
@@ -97,9 +98,6 @@ def compare_tokens(
             remarks += [f"this run: {own['tokens']}", *["other settings"] * bool(row["settings"])]
         rows.append(row | {"remarks": "; ".join(remarks)})
     return lay_out("tables/published.csv", rows)
-
-
-TOKENS_OF = ("layer", "head", "method")
 
 
 def _oddities(value: Mapping[str, Any], published: pd.DataFrame) -> Iterator[str]:

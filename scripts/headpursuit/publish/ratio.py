@@ -77,15 +77,13 @@ def ratio_rows(
             # Some draws write no responses.
             if not (own_draws := [one for one in conditions if (one, measure) in parts]):
                 continue
-            key = {"experiment": name, "method": method, "heads": k, "alpha": alpha, "at": at}
-            key["measure"] = measure
-            found = sets[name][Key(method, k, alpha, at, measure)] = measured(
-                parts, own_draws, measure
-            )
+            key = Key(method, k, alpha, at, measure)
+            found = sets[name][key] = measured(parts, own_draws, measure)
             row, values = _ratio(parts, found, measure, facts, score)
             flags[name, measure] = row["flag"]
-            rows.append(key | same | row)
-            draws += [{**key, "draw": draw, "value": value} for draw, value in enumerate(values)]
+            named = {"experiment": name, **key._asdict()}
+            rows.append(named | same | row)
+            draws += [{**named, "draw": draw, "value": value} for draw, value in enumerate(values)]
     table = put_splits(lay_out("tables/{table}.csv", rows), experiments)
     compared = comparisons(sets, experiments, flags, score["confidence"])
     return table, lay_out("tables/{table}.draws.csv", draws), compared

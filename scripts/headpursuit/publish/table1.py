@@ -6,11 +6,11 @@ from typing import Any
 
 import pandas as pd
 
-from headpursuit.method.heads import Head
-from headpursuit.publish.figure import put_legend
+from headpursuit.method.heads import Head, listed
+from headpursuit.publish.figure import panels, put_legend
+from headpursuit.publish.texts import METHOD_NAMES
 from headpursuit.run.experiments import head_name, head_of
 
-METHODS = {"somp": "SOMP", "logit_lens": "logit lens"}
 MEASURED = [
     *("rank", "score", "explained", "explained_null", "explained_high"),
     *("coherence", "coherence_null", "coherence_high", "coherence_p"),
@@ -21,8 +21,7 @@ def shown_heads(vocabulary: Mapping[str, Any], specialists: pd.DataFrame) -> lis
     """Return the heads that the config names, or the most specialised ones where it names none."""
     if vocabulary["heads"] is not None:
         return [head_of(name) for name in vocabulary["heads"]]
-    best = specialists.sort_values("rank").head(vocabulary["top"])
-    return list(zip(best["layer"].tolist(), best["head"].tolist(), strict=True))
+    return listed(specialists.sort_values("rank").head(vocabulary["top"]))
 
 
 def overlap(own: str, published: str) -> int:
@@ -83,8 +82,8 @@ def display(table: pd.DataFrame) -> pd.DataFrame:
         for name in ("explained", "coherence"):
             both = f"{somp[name]:.2f} ({somp[f'{name}_null']:.2f})"
             cells[f"{name} (random)"] = "" if pd.isna(somp[name]) else both
-        for method, name in METHODS.items():
-            printed = own[own["method"] == method]
+        for method in ("somp", "logit_lens"):
+            printed, name = own[own["method"] == method], METHOD_NAMES[method]
             cells[name] = printed["tokens"].iloc[0]
             for text in printed.dropna(subset="published").itertuples():
                 agree = f"{text.overlap} of {len(set(text.published.split()))}"
@@ -136,16 +135,14 @@ def plot_heads(
     label: str,
 ):
     """Draw a column of each experiment's table as a heat map, layers x heads; shown are framed."""
-    from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
 
     grids = [own.pivot(index="layer", columns="head", values=value) for own in tables.values()]
     top = max(grid.max(axis=None) for grid in grids)
     height, width = grids[0].shape
-    size = (len(grids) * (1.6 + 0.2 * width), 1.4 + 0.17 * height)
-    figure = Figure(figsize=size, layout="constrained")
-    axes = figure.subplots(1, len(grids), squeeze=False)[0]
-    for axis, name, grid in zip(axes, tables, grids, strict=True):
+    size = len(grids) * (1.6 + 0.2 * width), 1.4 + 0.17 * height
+    figure, axes = panels(*size, 1, len(grids))
+    for axis, name, grid in zip(axes[0], tables, grids, strict=True):
         image = axis.imshow(grid, origin="lower", vmin=0, vmax=top, cmap="viridis", aspect="auto")
         for layer, head in shown[name]:
             frame = Rectangle((head - 0.5, layer - 0.5), 1, 1, fill=False, ec="red", lw=1.2)
@@ -153,7 +150,7 @@ def plot_heads(
         axis.set(xlabel="head", ylabel="layer", title=name)
         for line in (axis.xaxis, axis.yaxis):
             line.get_major_locator().set_params(integer=True)
-    figure.colorbar(image, ax=axes, label=label)
+    figure.colorbar(image, ax=axes[0], label=label)
     return figure
 
 
@@ -168,14 +165,12 @@ def plot_atoms(
 
     Over it stand the head's first tokens, behind it what random sets (``nulls``) explain.
     """
-    from matplotlib.figure import Figure
-
-    panels = [(name, *head) for name, heads in shown.items() for head in heads]
-    columns = min(4, len(panels))
-    rows = math.ceil(len(panels) / columns)
-    figure = Figure(figsize=(2.6 * columns, 0.6 + 2.2 * rows), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
-    for axis, (name, layer, head) in zip(axes.flat, panels, strict=False):
+    heads = [(name, *head) for name, own in shown.items() for head in own]
+    columns = min(4, len(heads))
+    rows = math.ceil(len(heads) / columns)
+    size = 2.6 * columns, 0.6 + 2.2 * rows
+    figure, axes = panels(*size, rows, columns, sharex=True, sharey=True)
+    for axis, (name, layer, head) in zip(axes.flat, heads, strict=False):
         own = _head(atoms[name], layer, head).sort_values("step")
         null = _head(nulls[name], layer, head).sort_values("step")
         band = {"color": colours["random"], "lw": 0, "label": "95 % of random sets"}
@@ -185,7 +180,7 @@ def plot_atoms(
         said = latin(" ".join(own["token"].head(tokens)))
         axis.set_title(f"{name} {head_name(layer, head)}\n{said}", fontsize=7, parse_math=False)
         axis.spines[["top", "right"]].set_visible(False)
-    for axis in list(axes.flat)[len(panels) :]:
+    for axis in list(axes.flat)[len(heads) :]:
         axis.set_axis_off()
     axes[0][0].set_ylim(0, 1)
     for axis in axes[-1]:
