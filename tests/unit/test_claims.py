@@ -250,7 +250,7 @@ def test_a_run_without_tables_leaves_all_untested():
     assert list(table["verdict"]) == ["untested"] * len(CLAIMS)
     display(table, 0.95)
     said = " ".join(notes(table, "mine", [], 0.95))
-    assert f"0 supported, 0 contradicted, 0 undecided; {len(CLAIMS)} of {len(CLAIMS)}" in said
+    assert f"0 verdicts on 0 of the paper's {len(CLAIMS)} claims: 0 supported, 0 contrad" in said
 
 
 def test_the_claims_use_known_words_only():

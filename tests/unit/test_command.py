@@ -112,7 +112,7 @@ def test_the_report_or_a_page_opens_in_the_browser(made: Path, tmp_path: Path, b
     assert "report is not there: run Snakemake again" in capsys.readouterr().err
     (run / "report").mkdir()
     for name, page in (
-        ([], "report/published.html"),
+        ([], "report/answer.html"),
         (["table2"], "report/table2.html"),
         (["tables/table2.csv"], "tables/table2.csv"),
         ([], "report.html"),  # once it is there
@@ -122,7 +122,7 @@ def test_the_report_or_a_page_opens_in_the_browser(made: Path, tmp_path: Path, b
         assert browser.read_text().strip() == (run / page).as_uri()
     assert capsys.readouterr().out == ""
     assert main(["open", str(run), "table9"]) == 2
-    assert "has no page table9; there are published, table2." in capsys.readouterr().err
+    assert "has no page table9; there are answer, table2." in capsys.readouterr().err
 
 
 def test_without_a_browser_the_path_is_said(made: Path, tmp_path: Path, capsys, monkeypatch):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import yaml
 from headpursuit.__main__ import main
 from headpursuit.publish.found import SHOWN, summary, verdicts
 from headpursuit.run.finished import Run
@@ -18,7 +19,7 @@ def run(made: Path, tmp_path: Path) -> Path:
 
 def test_the_summary_has_the_tables_numbers(made: Path):
     title, head, *lines = summary(Run(made))
-    assert title == f"What {made} found, of llava-next, mistral:"
+    assert title == f"What {made} found, of mistral, llava-next:"
     assert head.split() == (
         ["experiment", "heads", "measure", "after", "/", "before", "random", "heads", "nats/token"]
     )
@@ -40,23 +41,28 @@ def test_the_summary_counts_verdicts_and_names_what_is_undecided(run: Path):
     table.loc[tested, "verdict"] = ["supported", *["undecided"] * (tested.sum() - 1)]
     table.to_csv(run / "tables/claims.csv", index=False)
     said = "\n".join(summary(Run(run)))
-    untested = table.loc[~tested, "claim"].nunique()
-    assert f"1 supported, 0 contradicted, {tested.sum() - 1} undecided; {untested} of 15" in said
+    claims = f"{table.loc[tested, 'claim'].nunique()} of the paper's 15 claims"
+    counts = f"1 supported, 0 contradicted, {tested.sum() - 1} undecided"
+    assert f"{tested.sum()} verdicts on {claims}: {counts}." in said
     for claim, experiment in table.loc[tested, ["claim", "experiment"]].drop(first).to_numpy():
         assert f"{claim} ({experiment})" in said
 
 
-def test_the_summary_stays_short_and_the_newest_table_is_first(run: Path):
+@pytest.mark.parametrize("first", ["weather", "another run's"])  # else the last named
+def test_the_summary_stays_short_and_begins_with_the_first_table(first: str, run: Path):
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    names = [f"weather-{number}" for number in range(20)]
+    config["experiments"] |= dict.fromkeys(names, config["experiments"]["rtp"])
+    config["tables"]["weather"], config["publish"]["first"] = names, first
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
     table = pd.read_csv(run / "tables/table2.csv", dtype=str)
-    many = [table.assign(experiment=f"weather-{number}") for number in range(20)]
+    many = [table.assign(experiment=name) for name in names]
     pd.concat(many).to_csv(run / "tables/weather.csv", index=False)
     lines = list(summary(Run(run)))
     assert len(lines) == 15
-    assert [line.split()[0] for line in lines[2 : 2 + SHOWN]] == [
-        f"weather-{number}" for number in range(SHOWN)
-    ]
+    assert [line.split()[0] for line in lines[2 : 2 + SHOWN]] == names[:SHOWN]
     assert f"and {22 - SHOWN} more experiments in {run}/tables" in lines
-    assert lines[-1].endswith(f"trace {run}/tables/weather.csv weather-0 somp 2 occurrences")
+    assert lines[-1].endswith(f"trace {run}/tables/weather.csv weather-0 somp 2 expected")
 
 
 def test_a_ratio_that_says_little_is_shown_with_the_reason(run: Path):

@@ -16,6 +16,7 @@ from headpursuit.run.tables import escape_markdown, write_markdown
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jinja2 import Environment
+from markupsafe import escape
 from pandas import DataFrame, read_csv
 
 HOSTILE = ["<script>x</script>", "</td></tr>", "a | b", "**b** `c` [l](javascript:x)", "&lt;i&gt;"]
@@ -137,6 +138,20 @@ def test_a_page_shows_its_tables_and_how_to_trace_them(
     if masked is not None:
         assert ("s****" in html, " stone<" in html) == (masked, not masked)
     assert re.search(r"<td>[0-9a-f]{64}</td>", html)  # hashes of what it shows
+
+
+def test_the_first_page_has_the_verdicts_beside_the_numbers_and_leads_on(made: Path, files: Any):
+    html = pages.write_page("answer", files, made, ["claims", "table2"])
+    assert [*re.findall(r'<a href="(.*?)">', html)] == ["claims.html", "table2.html"]
+    numbers, verdicts = html.split("The paper&#39;s claims</h2>")
+    assert "as many random heads of the same layers" in numbers
+    table = pd.read_csv(made / "tables/claims.csv").query("experiment == 'rtp'")
+    shown = re.findall(r"<tr><td>(.*?)</td><td>(supported|contradicted|undecided)</td>", numbers)
+    own = table[table["measure"] == "expected"]  # occurrences are too few
+    assert [
+        (str(escape(says)), verdict) for says, verdict in own[["says", "verdict"]].values
+    ] == shown
+    assert "<a" not in pages.write_page("claims", files, made)
 
 
 @pytest.mark.parametrize(

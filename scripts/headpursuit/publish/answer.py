@@ -37,11 +37,13 @@ def drawn_interval(row: Mapping[str, Any]) -> str:
     return interval(row, "value", *ends)
 
 
-def tally(table: pd.DataFrame) -> tuple[str, int, int]:
-    """Return how many verdicts there are of each kind, untested claims, and all claims."""
-    counts = ", ".join(f"{(table['verdict'] == own).sum()} {own}" for own in VERDICTS)
-    untested = table["claim"][~table["verdict"].isin(VERDICTS)].nunique()
-    return counts, untested, table["claim"].nunique()
+def tally(table: pd.DataFrame) -> str:
+    """Say on how many of the claims there are verdicts, and how many of each kind."""
+    counts = table["verdict"].value_counts()
+    each = ", ".join(f"{counts.get(own, 0)} {own}" for own in VERDICTS)
+    tested = table[table["verdict"].isin(VERDICTS)]
+    claims = f"{tested['claim'].nunique()} of the paper's {table['claim'].nunique()} claims"
+    return f"{len(tested)} verdicts on {claims}: {each}"
 
 
 def weakest(row: Iterable[str]) -> str:
@@ -49,12 +51,17 @@ def weakest(row: Iterable[str]) -> str:
     return next(column for column in row if column.startswith("the weakest"))
 
 
-def numbers(table: pd.DataFrame, compared: pd.DataFrame) -> Iterator[list[str]]:
+def numbers(
+    table: pd.DataFrame, compared: pd.DataFrame, claims: pd.DataFrame
+) -> Iterator[list[str]]:
     """Yield three numbers with their intervals: chosen heads, random ones, and the two compared.
+
+    The verdicts on the claims that these numbers bear on follow.
 
     Args:
         table: rows of ratios.
         compared: ``tables/{table}.tests.csv``.
+        claims: ``tables/claims.csv``.
     """
     rows = headline(table)
     row = rows.iloc[0].to_dict()
@@ -70,21 +77,24 @@ def numbers(table: pd.DataFrame, compared: pd.DataFrame) -> Iterator[list[str]]:
             "the former over the latter",
             interval(test, "value", "low", "high") or "not defined",
         ]
+    measured = (claims[["experiment", "measure"]] == [row["experiment"], row["measure"]]).all(
+        axis=1
+    )
+    yield from claims.loc[measured, ["says", "verdict"]].to_numpy().tolist()
 
 
 def verdicts(table: pd.DataFrame, cells: pd.DataFrame) -> tuple[str, pd.DataFrame]:
-    """Return how many verdicts there are of each kind, and a row for each, decided ones first.
+    """Return :func:`tally`'s count, and a row for each verdict, decided ones first.
 
     Args:
         table: ``tables/claims.csv``.
         cells: the same as :func:`headpursuit.publish.claims.display` shows it.
     """
     tested = table["verdict"].isin(VERDICTS)
-    counts, untested, claims = tally(table)
     columns = ["verdict", "claim", "experiment", "measure", weakest(cells), "at", "note"]
     shown = cells.loc[tested, columns]
     order = table["verdict"][tested].map(VERDICTS.index).sort_values(kind="stable").index
-    return f"{counts}; {untested} of {claims} claims are untested.", shown.loc[order]
+    return f"{tally(table)}.", shown.loc[order]
 
 
 def _heads(row: Mapping[str, Any]) -> str:

@@ -289,11 +289,9 @@ def display(table: pd.DataFrame, confidence: float) -> pd.DataFrame:
 
 def notes(table: pd.DataFrame, run: str, model: Sequence[str], confidence: float) -> Iterator[str]:
     """Yield what a reader of the verdicts has to know."""
-    counts, untested, claims = tally(table)
     yield (
-        f"Run {run}, of {' and '.join(model) or 'no model'}: {counts}; {untested} of {claims} "
-        "claims are untested. The verdicts are on these models; of the paper's they say nothing "
-        "where they are others."
+        f"Run {run}, of {' and '.join(model) or 'no model'}: {tally(table)}. The verdicts are on "
+        "these models; of the paper's they say nothing where they are others."
     )
     yield (
         "A ratio is after over before, or over what it is compared with, on the same samples. "

@@ -11,26 +11,23 @@ import pandas as pd
 from headpursuit.publish.answer import drawn_interval, headline, tally, weakest
 from headpursuit.publish.claims import display
 from headpursuit.publish.texts import MEASURE_NAMES, interval, number
-from headpursuit.run.experiments import alpha_name
+from headpursuit.run.experiments import alpha_name, ratio_tables
 from headpursuit.run.files import plain
 from headpursuit.run.finished import Run, row_names
 from headpursuit.run.tables import read_csv
 
 SHOWN = 8  # experiments; with what stands around them, 15 lines
 WIDTH = 100
-# What only tables of ratios have.
-RATIOS = {"both_low", "nats_per_token"}
 
 
 def summary(run: Run) -> Iterator[str]:
     """Say in at most 15 lines what a run found: ratios, random heads, price, and open claims.
 
     An experiment is a line: the most heads of its first method, its first alpha, and the first
-    measure with enough samples. The tables that were made last come first.
+    measure with enough samples.
     """
-    found = [(path, read_csv(path, [])) for path in (run.results / "tables").glob("*.csv")]
-    found = [(path, table) for path, table in found if {*table} >= RATIOS and len(table)]
-    found.sort(key=lambda own: (-own[0].stat().st_mtime, own[0].name))
+    paths = [run.results / f"tables/{name}.csv" for name in ratio_tables(run.config)]
+    found = [(path, read_csv(path)) for path in paths if path.exists()]
     rows: dict[str, dict[str, str]] = {}
     for _, table in found:
         for name, own in table.groupby("experiment", sort=False):
@@ -49,7 +46,7 @@ def summary(run: Run) -> Iterator[str]:
     yield f"The report: {_command()} open {run.results}"
     if found:
         path, table = found[0]
-        row = " ".join(row_names(table, "ratios")[0])
+        row = " ".join(row_names(table, "ratios")[table.index.get_loc(headline(table).index[0])])
         yield f"Behind a number: {_command()} trace {path} {row}"
 
 
@@ -81,8 +78,7 @@ def _line(table: pd.DataFrame) -> dict[str, str]:
 
 def _counted(table: pd.DataFrame) -> Iterator[str]:
     """Yield how many verdicts there are of each kind, and what is undecided."""
-    counts, untested, claims = tally(table)
-    yield f"The paper's claims: {counts}; {untested} of {claims} are untested."
+    yield f"{tally(table)}."
     undecided = table[table["verdict"] == "undecided"]
     open_ones = undecided.groupby("claim", sort=False)["experiment"].unique()
     if len(open_ones):

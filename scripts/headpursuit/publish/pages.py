@@ -86,7 +86,7 @@ def _parts(files: Any, table: str) -> dict[str, Path]:
     return {path.name.partition(".")[2]: path for path in own}
 
 
-def write_page(name: str, files: Any, started_in: Path) -> str:
+def write_page(name: str, files: Any, started_in: Path, linked: Sequence[str] = ()) -> str:
     """Return a page as HTML.
 
     Args:
@@ -96,6 +96,7 @@ def write_page(name: str, files: Any, started_in: Path) -> str:
             force, in the run's folder; ``tables``, all tables and figures; ``heads``, what the
             atlas shows; ``provenance``, of each source; ``summaries``, of labels.
         started_in: the folder that Snakemake runs in; paths are shown relative to it.
+        linked: pages beside it that it leads to.
     """
     config = _load(files.config)
     sources, script, data = list(_parts(files, name).values()), "", None
@@ -132,6 +133,7 @@ def write_page(name: str, files: Any, started_in: Path) -> str:
         sections=list(parts),
         sources={Path(os.path.relpath(p, started_in)).as_posix(): sha256(p) for p in sources},
         embedded=name == "answer",  # Snakemake's report begins with it, and has no such policy
+        linked=linked,
         script=script,
         script_hash=b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         data=data,

@@ -211,7 +211,7 @@ class Run:
         """
         folder = self.results / "report"
         wanted = [folder / f"{name}.html", self.results / name] if name else []
-        for path in wanted or [self.results / "report.html", folder / "published.html"]:
+        for path in wanted or [self.results / "report.html", folder / "answer.html"]:
             if path.is_file():
                 return path
         pages = ", ".join(sorted(path.stem for path in folder.glob("*.html")))

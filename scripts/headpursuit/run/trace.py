@@ -19,6 +19,7 @@ from headpursuit.run.experiments import (
     head_name,
     head_of,
     kind_of,
+    ratio_tables,
     tables_of,
 )
 from headpursuit.run.files import UserError, parquet_metadata, plain
@@ -54,8 +55,7 @@ def trace(path: Path, wanted: Sequence[str], top: int, unmasked: bool) -> Iterat
     """
     run = Run(run_folder(path), top, unmasked)
     if path.parent.name != "tables":
-        ratios = list(tables_of(run.config, "ratios"))
-        if not ratios:
+        if not (ratios := ratio_tables(run.config)):
             raise UserError(f"{run.results} has no table of ratios; name the table to trace.")
         path = Path(f"{ratios[0]}.csv")
     table = f"tables/{path.name}"
