@@ -3,6 +3,7 @@
 from collections import Counter
 
 from headpursuit.method.words import (
+    MIN_WORDS,
     count_words,
     distinct_words,
     label_counts,
@@ -19,8 +20,12 @@ def listed(snakemake, concept):
     """Return the words of a list, counted in the responses where only the top are used."""
     key = snakemake.params.key
     matching = {name: concept[name] for name in ("case_sensitive", "inflections")}
-    words = concept.get("words") or read_word_list(snakemake.input.file[0], f"{key}.file")
-    words = distinct_words(words, matching["case_sensitive"], key)
+    words, place = concept.get("words"), f"{key}.words"
+    if not words:
+        place = f"{key}.file, {concept['file']}"
+        words = read_word_list(snakemake.input.file[0], f"{key}.file")
+    least = 1 if concept["selection_share"] == 1 else MIN_WORDS
+    words = distinct_words(words, matching["case_sensitive"], place, least)
     if not concept["top"]:
         return [(word, None) for word in words]
     responses = read_responses(snakemake.input.responses, ["response"])["response"].to_pylist()

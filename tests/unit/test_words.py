@@ -130,6 +130,13 @@ def test_words_of_a_list_keep_their_case_and_are_distinct(tmp_path, case_sensiti
     assert distinct_words(words, case_sensitive, "concepts.x") == expected
 
 
+def test_a_list_to_be_split_needs_ten_different_words():
+    words = [f"word{number}" for number in range(9)]
+    with pytest.raises(UserError, match="x.words: 9 different words .* 10 are the least.*share: 1"):
+        distinct_words([*words, "Word8"], False, "concepts.x.words", 10)
+    assert len(distinct_words([*words, "Word8"], True, "concepts.x.words", 10)) == 10
+
+
 @pytest.mark.parametrize(
     ("line", "words"),
     [("#stone", []), (" # stone", []), (r"\#stone", ["#stone"]), (r"\stone #", [r"\stone #"])],
@@ -142,7 +149,7 @@ def test_a_line_that_begins_with_a_hash_is_a_comment(tmp_path: Path, line: str, 
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"\n \n# stone\n", "there is no word"),
+        (b"\n \n# stone\n", "0 different words are too few"),
         (b"caf\xe9\n", r"UTF-8 \(byte 3\)"),
         (None, "No such file"),
     ],

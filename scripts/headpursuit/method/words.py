@@ -96,18 +96,24 @@ def read_word_list(path: str | Path, key: str) -> list[str]:
     return [word[1:] if word.startswith("\\#") else word for word in words]
 
 
-def distinct_words(words: Iterable[str], case_sensitive: bool, key: str) -> list[str]:
+def distinct_words(
+    words: Iterable[str], case_sensitive: bool, key: str, least: int = 1
+) -> list[str]:
     """Return words as they are written, but for white space; of those that count as one the first.
 
     Raises:
-        UserError: naming the config's key of the words, if there is none.
+        UserError: naming where the words stand, if there are fewer than ``least``.
     """
     found: dict[str, str] = {}
     for word in words:
         found.setdefault(tidy_word(word, case_sensitive), tidy_word(word, True))
     kept = [word for word in found.values() if word]
-    if not kept:
-        raise UserError(f"{key}: there is no word.")
+    if len(kept) < least:
+        instead = ", or set selection_share: 1" if least > 1 else ""
+        raise UserError(
+            f"{key}: {len(kept)} different words are too few, {least} are the least. "
+            f"Add some{instead}."
+        )
     return kept
 
 
@@ -151,7 +157,7 @@ def split_words(
         raise UserError(
             f"{dataset}: {n} words are too few, {least} are the least. "
             f"Use more prompts (samples.{dataset}.sample), more responses "
-            "(generation.samples), a longer list of your own, or selection_share: 1."
+            "(generation.samples), or selection_share: 1."
         )
     heldout = np.zeros(n, dtype=bool)
     if selection_share < 1:
