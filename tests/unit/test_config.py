@@ -155,7 +155,11 @@ MISTAKES = [
     ("samples/rtp/excluding", "mnist", r"excluding: mnist are images, which have no text$"),
     ("samples/rtp/excluding", "x", r"^samples\.rtp\.excluding: 'x' is not under samples; there"),
     # Numbers that bound each other.
-    (f"{RTP}/k", [512, 513], r"^experiments\.rtp\.k: 513 heads .* the 1024 heads .* at most 512$"),
+    (
+        f"{RTP}/k",
+        [512, 513],
+        r"^experiments\.rtp\.k: 513 heads .* the 1024 heads .* at most 512 \(so in tet\)$",
+    ),
     (f"{RTP}/first_layer", 32, r"rtp\.first_layer: 32 comes after the last .* layer, 31"),
     (f"{RTP}/last_layer", 32, r"rtp\.last_layer: 32, but the last layer of mistral is 31"),
     (f"{RTP}/count_draws", 11, r"^experiments\.rtp\.count_draws: 11 is above draws, 10"),
@@ -190,7 +194,11 @@ MISTAKES = [
     ("concepts/months", {"file": "None.txt"}, r"there is no file 'None\.txt'$"),
     ("concepts/months", {"file": "a{b}"}, r"months\.file: a path with \['\{', '\}'\] is none"),
     ("labeller/prompt", "no.yaml", r"^labeller\.prompt: there is no file 'no\.yaml'$"),
-    (f"{RTP}/pursuit", {"unrelated_words": "x"}, r"unrelated_words: there is no file 'x'$"),
+    (
+        f"{RTP}/pursuit",
+        {"unrelated_words": "x"},
+        r"unrelated_words: there is no file 'x' \(so in tet\)$",
+    ),
     ("sources/mnist", OWN, r"^sources\.mnist\.path: there is no file or folder 'no/such'$"),
     ("sources/mnist", OWN | {"path": "~/x"}, r"no file or folder '~/x'; ~ is not expanded, write"),
     # The labeller.
@@ -292,8 +300,22 @@ def test_mistakes_of_all_kinds_are_told_at_once(paper: Config):
     assert {problem.split(":")[0] for problem in refusal(paper)} == {
         *("sead", "publish.published_heads.4", "publish.published_heads.8", "score.min_count"),
         *("samples.rtp.source", "experiments.mnist.k", "experiments.svhn.k"),
-        *(f"experiments.{name}.k" for name in ("gtsrb", "eurosat", "resisc45", "dtd")),
     }
+
+
+@pytest.mark.parametrize("name", ["weather", "nowhere"])
+def test_of_an_experiment_that_is_like_none_only_that_is_told(paper: Config, name: str):
+    put(paper, "experiments/weather", {"like": name})
+    [problem] = refusal(paper)
+    assert problem.startswith("experiments.weather.like: ")
+
+
+def test_a_mistake_that_others_inherit_is_told_once_where_it_stands(paper: Config):
+    put(paper, "experiments/mnist/alpah", 5)
+    put(paper, "experiments/zoo", {"like": "mnist"})
+    [problem] = refusal(paper)
+    assert problem.startswith("experiments.mnist.alpah: unknown key; did you mean alpha?")
+    assert problem.endswith(" (so in svhn, gtsrb, eurosat, resisc45, dtd, zoo)")
 
 
 def test_a_secret_in_the_wrong_place_is_refused_and_not_repeated(paper: Config):

@@ -132,7 +132,7 @@ def test_words_of_a_list_keep_their_case_and_are_distinct(tmp_path, case_sensiti
 
 def test_a_list_to_be_split_needs_ten_different_words():
     words = [f"word{number}" for number in range(9)]
-    with pytest.raises(UserError, match="x.words: 9 different words .* 10 are the least.*share: 1"):
+    with pytest.raises(UserError, match=r"x\.words: 9 different .* 10 are the least.*share: 1"):
         distinct_words([*words, "Word8"], False, "concepts.x.words", 10)
     assert len(distinct_words([*words, "Word8"], True, "concepts.x.words", 10)) == 10
 

@@ -58,9 +58,9 @@ def load_config(config: Config, files: Iterable[str | Path] = ()) -> dict[str, A
     full = expand(full)
     errors = list(validator().iter_errors(full))
     refused = sorted(found for error in errors for found in described(error))
-    problems += [f"{key}: {said}" for key, said in refused]
     _mark(full, errors)
-    problems += _contradictions(full, {key for key, _ in refused})
+    found = [*refused, *_contradictions(full, {key for key, _ in refused})]
+    problems += _told_once(found, full.get("experiments"))
     if problems:
         listed = "\n".join(f"  - {problem}" for problem in dict.fromkeys(problems))
         raise UserError(f"The config cannot run:\n{listed}")
@@ -111,7 +111,30 @@ def _mark(config: Any, errors: Iterable[ValidationError]) -> None:
             reduce(getitem, path, config)[last] = _Unsound()
 
 
-def _contradictions(config: Any, refused: set[str]) -> Iterator[str]:
+def _told_once(found: Iterable[tuple[str, str]], experiments: Any) -> Iterator[str]:
+    """Yield what is wrong; of experiments that share a mistake, the first is told, with the others.
+
+    Experiments come behind those that they are like. What one lacks that is like none, is not told.
+    """
+    order = list(experiments) if isinstance(experiments, dict) else []
+    shared: dict[tuple[str, str], list[str]] = {}
+    for place, said in found:
+        section, _, behind = place.partition(".")
+        name, _, key = behind.partition(".")
+        if section == "experiments" and key and name in order:
+            shared.setdefault((key, said), []).append(name)
+        else:
+            yield f"{place}: {said}"
+    lost = {name for (key, _), names in shared.items() for name in names if key == "like"}
+    for (key, said), names in shared.items():
+        lacking = lost if said.startswith("missing") else ()
+        if told := [name for name in order if name in names and name not in lacking]:
+            first, *others = told
+            so = f" (so in {', '.join(others)})" if others else ""
+            yield f"experiments.{first}.{key}: {said}{so}"
+
+
+def _contradictions(config: Any, refused: set[str]) -> Iterator[tuple[str, str]]:
     """Run the checks; of keys that the schema refuses they say no more, but may come upon them."""
     told = bool(refused)
 
@@ -133,4 +156,4 @@ def _contradictions(config: Any, refused: set[str]) -> Iterator[str]:
                 for key, wrong, said in check(config, reduce(getitem, [section, *entry], config)):
                     if wrong and (place := joined(section, *entry, key)) not in refused:
                         told = True
-                        yield f"{place}: {said}"
+                        yield place, said
