@@ -76,7 +76,7 @@ def test_what_changes_no_result_does_not_count(copy: Path):
         ("method/heads.py", '"""Heads: which are selected', '"""Which are selected'),
         ("method/ranking.py", "raise UserError(", 'raise UserError("That is: "'),
         ("run/files.py", "{path}: not readable JSON", "{path}: no JSON"),
-        ("method/ranking.py", 'desc="ranking", unit="layer"', 'desc="heads", unit="all"'),
+        ("method/decompose.py", 'desc=what, unit="layer"', 'desc="heads", unit="all"'),
         ("method/batches.py", "log.warning(", 'log.warning("That is: "'),
         ("method/batches.py", '"%d finished batches are in', '"The journal has %d'),
         ("run/contracts.py", "SLACK = 1e-6", "SLACK = 1e-5"),
