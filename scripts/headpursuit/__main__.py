@@ -152,6 +152,13 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
 
 
+def _count(text: str) -> int:
+    """Return a number of things to show."""
+    if (number := int(text)) < 0:
+        raise ValueError
+    return number
+
+
 def _parser() -> argparse.ArgumentParser:
     layout = partial(argparse.RawDescriptionHelpFormatter, max_help_position=18)
     parser = argparse.ArgumentParser("headpursuit", description=__doc__, formatter_class=layout)
@@ -175,7 +182,7 @@ def _parser() -> argparse.ArgumentParser:
     argument = add(trace)
     argument("table", type=Path, help="the table; of a run's folder the first of ratios")
     argument("row", nargs="*", help="what names the row: rtp somp 8; a wrong one lists all")
-    argument("--top", type=int, default=10, help="words, samples or atoms shown (10)")
+    argument("--top", type=_count, default=10, help="words, samples or atoms shown (10)")
     argument("--unmasked", action="store_true", help="print offensive words in full")
     add(verify)("results", **run)
     argument = add(diff)

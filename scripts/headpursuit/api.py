@@ -146,7 +146,7 @@ def _names(texts: Texts) -> list[str]:
 
 def _prompts(model: Model, texts: Texts) -> pa.Table:
     """Return what the model reads of each text: :data:`READ`."""
-    if isinstance(texts, str | pd.DataFrame):
+    if isinstance(texts, str | pd.DataFrame) or not isinstance(texts, Iterable):
         raise UserError("Texts are a list or a series: put a single one into a list.")
     names, texts = _names(texts), list(texts)
     if not texts:
@@ -387,6 +387,8 @@ def measure(
     strict &= "expected" in measures
     table, dictionary = one_token_forms(model.tokenizer, words, cases, strict)
     conditions = {"baseline": Condition(), "scaled": _condition(model, heads, alpha, at)}
+    if not conditions["scaled"].heads:
+        raise UserError("No head is named, so nothing would change.")
     prompts = _prompts(model, texts)
     written = _paired(model, texts, responses, max_new_tokens)
     found = []

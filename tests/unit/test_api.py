@@ -236,7 +236,9 @@ def test_heads_are_scaled_where_it_is_said(llama):
         (lambda m, w: hp.rank(w, ["apple"], norm="l3"), "norm: 'l3' is not one of"),
         (lambda m, w: hp.measure(m, TEXTS, ["apple"], [], measures="f1"), "'f1' is none of"),
         (lambda m, w: hp.measure(m, TEXTS, ["apple"], [], measures=[]), "None is none of expected"),
-        (lambda m, w: hp.measure(m, TEXTS, ["apple"], [], responses=pd.DataFrame()), "lack repeat"),
+        (lambda m, w: hp.measure(m, TEXTS, ["apple"], "L0.H1", responses=pd.DataFrame()), "lack r"),
+        (lambda m, w: hp.measure(m, TEXTS, ["apple"], []), "No head is named"),
+        (lambda m, w: m.generate(5), "a list or a series"),
         (lambda m, w: hp.respond(m, TEXTS, "L0.H0", [0, 5]), r"alpha is a number, not \[0, 5\]"),
         (lambda m, w: hp.pursue(w, ["L0.H0", "L0.H1"]), "One head is asked about, not 2"),
         (lambda m, w: hp.rank(w, ["apple", 3]), "'apple' is no token id"),
@@ -244,7 +246,11 @@ def test_heads_are_scaled_where_it_is_said(llama):
         (lambda m, w: hp.rank(w, ["apple"], cases="low"), "cases: 'low' is none of written, low"),
         (
             lambda m, w: hp.measure(
-                m, TEXTS, ["apple"], [], responses=hp.respond(m, pd.Series(TEXTS, index=[*"abcd"]))
+                m,
+                TEXTS,
+                ["apple"],
+                "L0.H1",
+                responses=hp.respond(m, pd.Series(TEXTS, index=[*"abcd"])),
             ),
             "not to these texts: there is no text a",
         ),
@@ -267,7 +273,7 @@ def shifted():
 @pytest.mark.parametrize("name", ["words", "experiment"])
 def test_what_a_run_lacks_is_told(made, name):
     run = hp.read_run(made)
-    with pytest.raises(hp.UserError, match="no experiment nope; there are rtp"):
+    with pytest.raises(hp.UserError, match="no experiment nope; there are triviaqa, rtp"):
         run.words("nope")
     with pytest.raises(hp.UserError, match="no responses under somp-k9; there are somp-k2"):
         run.responses("rtp", "somp-k9")

@@ -128,7 +128,7 @@ def test_a_runs_condition_becomes_a_model(made: Path, tmp_path: Path, capsys):
     known = {"name": source, "kind": "hub", "id": config["sources"][source]["id"], "commit": "c0"}
     record.write_text(json.dumps({**known, "files": files}))
     for at, wrong, said in (
-        (2, "none", "has no experiment none; there are rtp, "),
+        (2, "none", "has no experiment none; there are triviaqa, rtp, "),
         (3, "somp-k9", "has no condition somp-k9; there are somp-k2"),
         (1, str(tmp_path / "elsewhere"), "is no run's folder"),
     ):
@@ -140,6 +140,8 @@ def test_a_runs_condition_becomes_a_model(made: Path, tmp_path: Path, capsys):
     assert "exists already" in capsys.readouterr().err
     small = tmp_path / "heads.json"
     assert main([*arguments[:4], str(small)]) == 0
+    assert main([*arguments[:4], str(small)]) == 2
+    assert "heads.json exists already" in capsys.readouterr().err
     assert f"{small}: 2 heads of {known['id']}, times -1" in capsys.readouterr().out
     assert json.loads(small.read_text()) == {
         **{"model": known["id"], "revision": "c0", "layers": 2, "heads_per_layer": 4},

@@ -212,6 +212,11 @@ def test_shared_heads_are_traced_to_both_rankings(trace):
     ]
 
 
+def test_two_experiments_are_named_in_any_order(trace):
+    own = ("tables/concepts.overlap.csv", "fruit", "tools", K)
+    assert trace(own[0], "tools", "fruit", K) == trace(*own)
+
+
 def test_a_published_value_leads_to_the_runs(trace):
     said = trace("tables/published.csv", "table2", "rtp", "somp", "16")
     assert "  published: 0.77\n" in said and "  source: seed\n" in said
@@ -248,15 +253,18 @@ def test_files_that_do_not_add_up_are_said(made, trace, tmp_path, table, column,
             ("table2", row, r"named by experiment method heads measure; there are\nrtp ")
             for row in (["rtp", "somp", "3"], ["rtp"], [], ["rtp", "somp", "2", "f"], ["\x1b[2J"])
         ),
-        ("table1", ["triviaqa", "L9.H9"], "named by experiment head; .*\ntriviaqa L1.H2"),
+        ("table1", ["triviaqa", "L9.H9"], "L9.H9 is no head of the model: they are L0.H0 to L1.H3"),
+        ("table1", ["triviaqa"], "named by experiment head; .*\ntriviaqa L1.H2"),
         ("concepts.overlap", ["fruit"], "named by one other heads; .*\nfruit tools 2"),
         ("published", ["table2", "rtp"], "named by artefact dataset method heads"),
         ("concepts", ["fruit"], "concepts.csv is not there"),
         ("table9", ["rtp"], "of the tables, .*table2.csv can be traced"),
+        ("table2.tests", ["rtp"], "of the tables, .*table2.csv can be traced"),
     ],
 )
 def test_no_such_row_or_table_is_answered_with_those_there_are(trace, table, row, said):
     answer = trace(f"tables/{table}.csv", *row, fails=True)
+    assert "can be traced" in trace(f"tables/{table}.md", *row, fails=True)
     assert re.search(said, answer) and "\x1b" not in answer
 
 

@@ -68,6 +68,8 @@ def save_condition(
         **{"heads": heads, "alpha": alpha, "at": at},
     }
     if to.suffix == ".json":
+        if to.exists():
+            raise UserError(f"{to} exists already; name another file.")
         write_text(to, json.dumps(scaled) + "\n")
         return [f"{to}: {len(heads)} heads of {scaled['model']}, times {alpha:g}"]
     return _save(scaled, model_folder(run.model_record(own["model"]), model), to, check)

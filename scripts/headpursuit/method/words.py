@@ -249,8 +249,8 @@ def one_token_forms(
     lacking = sorted(set(table["word"]) - set(made["word"]))
     if lacking and (strict or made.empty):
         raise UserError(
-            f"No form of these words is one token of this model: {', '.join(lacking)}. Leave them "
-            "out; strict=False goes on with the others."
+            f"No form of these words is one token of this model: {', '.join(lacking)}. "
+            + ("Name others." if made.empty else "strict=False goes on without them.")
         )
     return table, made
 

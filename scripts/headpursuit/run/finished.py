@@ -21,6 +21,7 @@ from headpursuit.run.experiments import (
     model_record,
     of_images,
     owners,
+    running,
 )
 from headpursuit.run.files import UserError, plain, read_json, read_parquet
 from headpursuit.run.schema import described, validator
@@ -146,8 +147,8 @@ class Run:
 
     def experiment(self, name: str) -> dict[str, Any]:
         """Return what the config says of an experiment; UserError if it has none of that name."""
-        if name not in self.config["experiments"]:
-            there = ", ".join(self.config["experiments"])
+        if name not in running(self.config):
+            there = ", ".join(running(self.config))
             raise UserError(f"{self.results} has no experiment {plain(name)}; there are {there}.")
         return self.config["experiments"][name]
 

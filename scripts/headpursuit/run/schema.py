@@ -128,6 +128,8 @@ def _complaint(error: ValidationError) -> str:
     elif rule == "type":
         kinds = [wanted] if isinstance(wanted, str) else wanted
         said = f"{value} is not {' or '.join(TYPES[kind] for kind in kinds)}"
+        if "string" in kinds and isinstance(error.instance, bool):
+            said += "; YAML takes yes, no, on and off for it, unless they are in quotes"
         if "number" in kinds and isinstance(error.instance, str):
             # To YAML, 1e-3 and anything quoted is text.
             with suppress(ValueError):

@@ -69,13 +69,13 @@ def trace(path: Path, wanted: Sequence[str], top: int, unmasked: bool) -> Iterat
 
 def _kind(run: Run, table: str) -> str:
     """Return the kind of a table, a key of ROWS."""
-    name, *part = Path(table).stem.split(".")
+    name, *end = Path(table).name.split(".")
     own = run.config["tables"].get(name)
-    if own and not part:
+    if own and end == ["csv"]:
         return kind_of(run.config, own)
-    if own and part == ["overlap"]:
+    if own and end == ["overlap", "csv"]:
         return "overlaps"
-    if name == "published" and not part:
+    if name == "published" and end == ["csv"]:
         return "published"
     there = sorted(path.name for path in run.results.glob("tables/*.csv"))
     can = [own for own in there if not own.endswith((".draws.csv", ".tests.csv", "claims.csv"))]
@@ -91,6 +91,8 @@ def _row(run: Run, table: str, wanted: Sequence[str]) -> pd.Series:
     rows = run.csv(table, columns.get(kind, list(ROWS[kind])))
     keys, names = row_keys(rows, kind), row_names(rows, kind)
     wanted = as_in_files(wanted, names)
+    if kind == "overlaps" and (turned := (*wanted[1::-1], *wanted[2:])) in names:
+        wanted = turned
     fits = [own[: len(wanted)] == wanted for own in names]
     if len(wanted) >= len(keys) - OPTIONAL.get(kind, 0) and any(fits):
         return rows[fits].iloc[0]
@@ -336,6 +338,8 @@ def _named_head(run: Run, table: str, wanted: Sequence[str]) -> tuple[str, int, 
         ranks = run.csv(run.name("specialists/{decomposition}.csv", wanted[0]), ["layer", "head"])
         if wanted[1] in map(head_name, ranks["layer"], ranks["head"]):
             return wanted[0], *head_of(wanted[1])
+        last = head_name(ranks["layer"].max(), ranks["head"].max())
+        raise UserError(f"{plain(wanted[1])} is no head of the model: they are L0.H0 to {last}.")
     row = _row(run, table, wanted)  # says what rows there are
     return row["experiment"], row["layer"], row["head"]
 
