@@ -140,9 +140,9 @@ def test_a_runs_condition_becomes_a_model(made: Path, tmp_path: Path, capsys):
     assert "exists already" in capsys.readouterr().err
     small = tmp_path / "heads.json"
     assert main([*arguments[:4], str(small)]) == 0
+    assert f"{small}: 2 heads of {known['id']}, times -1" in capsys.readouterr().out
     assert main([*arguments[:4], str(small)]) == 2
     assert "heads.json exists already" in capsys.readouterr().err
-    assert f"{small}: 2 heads of {known['id']}, times -1" in capsys.readouterr().out
     assert json.loads(small.read_text()) == {
         **{"model": known["id"], "revision": "c0", "layers": 2, "heads_per_layer": 4},
         **{"heads": [[1, 2], [0, 1]], "alpha": -1.0, "at": "all"},
