@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import product
 from pathlib import Path
 from textwrap import indent
 from typing import Any
@@ -77,10 +78,12 @@ def _kind(run: Run, table: str) -> str:
         return "overlaps"
     if name == "published" and end == ["csv"]:
         return "published"
-    there = sorted(path.name for path in run.results.glob("tables/*.csv"))
-    can = [own for own in there if not own.endswith((".draws.csv", ".tests.csv", "claims.csv"))]
+    there = [path.name for path in run.results.glob("tables/*.csv")]
+    named = product([*run.config["tables"], "published"], ("csv", "overlap.csv"))
+    can = sorted({*there} & {*map(".".join, named)})
     raise UserError(
-        f"{run.results / table}: of the tables, {', '.join(can) or 'none'} can be traced."
+        f"{run.results / table}: of the tables, {', '.join(can) or 'none'} can be traced, those of "
+        f"{run.results}/config.yaml, which a run without a target writes."
     )
 
 
