@@ -13,8 +13,9 @@ def table(made):
 
 
 def test_three_numbers_are_those_of_the_table(made, table):
-    found = list(numbers(table, read_csv(made / "tables/table2.tests.csv")))
-    assert [text.split(",")[0].split(" (")[0] for text, _ in found] == [
+    claims = read_csv(made / "tables/claims.csv")
+    found = list(numbers(table, read_csv(made / "tables/table2.tests.csv"), claims))
+    assert [text.split(",")[0].split(" (")[0] for text, _ in found[:3]] == [
         "2 heads by SOMP",
         "as many random heads of the same layers",
         "the former over the latter",
@@ -23,6 +24,8 @@ def test_three_numbers_are_those_of_the_table(made, table):
     somp, random = rows.loc["somp"], rows.loc["random"]
     assert found[0][1] == f"{somp.value:.2f} [{somp.ci_low:.2f}, {somp.ci_high:.2f}]"
     assert found[1][1] == f"{random.value:.2f} [{random.both_low:.2f}, {random.both_high:.2f}]"
+    own = claims[claims["verdict"].eq("undecided") & claims["measure"].eq("expected")]
+    assert found[3:] == own[["says", "verdict"]].to_numpy().tolist() != []
     ratio = float(found[2][1].split()[0])
     assert ratio == pytest.approx(somp.value / random.value, abs=0.006)
 
@@ -41,7 +44,7 @@ def test_decided_claims_come_first(made):
     decided = claims.copy()
     decided.loc[decided.index[decided["verdict"] == "undecided"][-1], "verdict"] = "supported"
     said, shown = verdicts(decided, display(decided, 0.95))
-    assert said.startswith("1 supported, 0 contradicted, ") and "untested" not in shown["verdict"]
+    assert ": 1 supported, 0 contradicted, " in said and "untested" not in shown["verdict"]
     assert shown["verdict"].iloc[0] == "supported"
     assert set(shown["verdict"].iloc[1:]) == {"undecided"}
 
