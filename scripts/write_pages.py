@@ -8,12 +8,9 @@ from headpursuit.run.rule import run_rule
 
 
 def main(snakemake):
-    """Write the pages; the first leads to the others."""
-    first, *others = [Path(path).stem for path in snakemake.output]
-    pages = {first: others}
-    for path in map(Path, snakemake.output):
-        linked = pages.get(path.stem, ())
-        write_text(path, write_page(path.stem, snakemake.input, Path.cwd(), linked))
+    """Write the pages."""
+    for path in snakemake.output:
+        write_text(path, write_page(Path(path).stem, snakemake.input, Path.cwd()))
 
 
 if __name__ == "__main__":

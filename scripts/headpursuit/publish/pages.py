@@ -86,7 +86,7 @@ def _parts(files: Any, table: str) -> dict[str, Path]:
     return {path.name.partition(".")[2]: path for path in own}
 
 
-def write_page(name: str, files: Any, started_in: Path, linked: Sequence[str] = ()) -> str:
+def write_page(name: str, files: Any, started_in: Path) -> str:
     """Return a page as HTML.
 
     Args:
@@ -96,7 +96,6 @@ def write_page(name: str, files: Any, started_in: Path, linked: Sequence[str] = 
             force, in the run's folder; ``tables``, all tables and figures; ``heads``, what the
             atlas shows; ``provenance``, of each source; ``summaries``, of labels.
         started_in: the folder that Snakemake runs in; paths are shown relative to it.
-        linked: pages beside it that it leads to.
     """
     config = _load(files.config)
     sources, script, data = list(_parts(files, name).values()), "", None
@@ -133,7 +132,6 @@ def write_page(name: str, files: Any, started_in: Path, linked: Sequence[str] = 
         sections=list(parts),
         sources={Path(os.path.relpath(p, started_in)).as_posix(): sha256(p) for p in sources},
         embedded=name == "answer",  # Snakemake's report begins with it, and has no such policy
-        linked=linked,
         script=script,
         script_hash=b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         data=data,
@@ -233,6 +231,16 @@ def first_page(files: Any, config: Config) -> Iterator[Section]:
     said, shown = answer.verdicts(verdicts, cells)
     rows = shown.to_numpy().tolist()
     yield Section("The paper's claims", said, columns=list(shown), rows=rows)
+    pages = [
+        "published",
+        "claims",
+        "atlas",
+        *(name for name, own in config["tables"].items() if own),
+    ]
+    show = f"headpursuit open {Path(files.config).parent}"
+    yield Section(
+        "Further pages", commands=[f"{show} {name}" for name in (*pages, "choices", "run")]
+    )
 
 
 def overview(files: Any, config: Config) -> Iterator[Section]:
