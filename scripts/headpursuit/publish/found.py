@@ -46,7 +46,7 @@ def summary(run: Run) -> Iterator[str]:
     yield f"The report: {_command()} open {run.results}"
     if found:
         path, table = found[0]
-        row = " ".join(row_names(table, "ratios")[table.index.get_loc(headline(table).index[0])])
+        row = " ".join(row_names(table, "ratios")[headline(table).index[0]])
         yield f"Behind a number: {_command()} trace {path} {row}"
 
 

@@ -35,6 +35,7 @@ from headpursuit.publish.settings import (
     shown,
 )
 from headpursuit.publish.texts import number
+from headpursuit.run.checks import PAGES
 from headpursuit.run.experiments import (
     Config,
     kind_of,
@@ -231,16 +232,9 @@ def first_page(files: Any, config: Config) -> Iterator[Section]:
     said, shown = answer.verdicts(verdicts, cells)
     rows = shown.to_numpy().tolist()
     yield Section("The paper's claims", said, columns=list(shown), rows=rows)
-    pages = [
-        "published",
-        "claims",
-        "atlas",
-        *(name for name, own in config["tables"].items() if own),
-    ]
+    others = [*PAGES[1:], *(name for name, own in config["tables"].items() if own)]
     show = f"headpursuit open {Path(files.config).parent}"
-    yield Section(
-        "Further pages", commands=[f"{show} {name}" for name in (*pages, "choices", "run")]
-    )
+    yield Section("Further pages", commands=[f"{show} {name}" for name in others])
 
 
 def overview(files: Any, config: Config) -> Iterator[Section]:
