@@ -4,7 +4,7 @@
 use rule respond as intervene with:
     """The responses to a part of the samples under every condition: its heads scaled.
 
-    Conditions that a file holds already are not computed again.
+    Conditions that the file holds already, or another experiment's, are not computed again.
     """
     input:
         samples=made("<results>/samples/{samples}.parquet"),
@@ -28,7 +28,10 @@ use rule respond as intervene with:
 
 
 rule measure_expected:
-    """The words' probability at the baseline's own positions under every condition."""
+    """The words' probability at the baseline's own positions under every condition.
+
+    Conditions that the file holds already, or another experiment's, are not computed again.
+    """
     input:
         samples=made("<results>/samples/{samples}.parquet"),
         responses=made("<results>/responses/{baseline}/baseline/part-{part}.parquet"),

@@ -34,8 +34,9 @@ def main(snakemake):
             "responses": [sha256(path) for path in [*files.samples, *files.responses]],
             "code": params.code,
         }
-        part = int(snakemake.wildcards.part), params.parts
-        file = PartFile(Path(snakemake.output[0]), settings, params.batch_tokens, part)
+        path, part = Path(snakemake.output[0]), (int(snakemake.wildcards.part), params.parts)
+        others = sorted(path.parents[1].glob(f"*/{path.name}"))
+        file = PartFile(path, settings, params.batch_tokens, part, others=others)
         measure_expected(file, decoder, prompts, responses, covered, conditions)
 
 

@@ -40,9 +40,10 @@ def main(snakemake):
             "seed": params.seed,
             "code": params.code,
         }
-        part = int(snakemake.wildcards.part), params.parts
+        path, part = Path(snakemake.output[0]), (int(snakemake.wildcards.part), params.parts)
         room = room_of(decoder, params.batch_tokens, params.memory_gb)
-        file = PartFile(Path(snakemake.output[0]), settings, params.batch_tokens, part, room)
+        others = sorted(path.parents[2].glob(f"*/*/{path.name}"))
+        file = PartFile(path, settings, params.batch_tokens, part, room, others)
         write_responses(file, decoder, reader, conditions)
 
 

@@ -48,6 +48,7 @@ def run(tokenizer, tmp_path: Path):
         part: tuple[int, int] = (1, 1),
         room: Room | None = None,
         scaling: tuple[float, str] = (-1.0, "all"),
+        others: tuple[str, ...] = (),
         **changed: Any,
     ) -> pa.Table:
         ids, tokens = [f"p{i}" for i in range(len(texts))], tokenizer(texts)["input_ids"]
@@ -55,7 +56,8 @@ def run(tokenizer, tmp_path: Path):
         write_parquet(prompts, pa.table({"sample_id": ids, "token_ids": tokens}))
         reader = Prompts(decoder, tokenizer, prompts, generation, batch_tokens)
         settings = {"model": "tiny", "seed": 0, "generation": generation} | changed
-        own = PartFile(tmp_path / file, settings, batch_tokens, part, room)
+        there = [tmp_path / other for other in others]
+        own = PartFile(tmp_path / file, settings, batch_tokens, part, room, there)
         scaled = {
             name: own if isinstance(own, Condition) else Condition(own, *scaling)
             for name, own in conditions.items()
@@ -387,6 +389,35 @@ def test_conditions_that_a_file_holds_are_kept(model, run, tmp_path, kill_after,
     done.clear()
     assert run(model("llama"), SAMPLED, asked, **changed) == table
     assert not done
+
+
+@pytest.mark.parametrize(
+    ("theirs", "computed"),
+    [
+        ({}, ["c", "d"]),
+        ({"model": "other"}, list(CONDITIONS)),
+        ({"scaling": (0.0, "all")}, list(CONDITIONS)),
+        ({"damaged": True}, ["a", "b", "c", "d"]),
+    ],
+    ids=lambda own: "".join(own),
+)
+def test_conditions_that_other_files_hold_are_taken(
+    model, run, tmp_path, kill_after, theirs, computed
+):
+    """Those of the same heads and settings, whatever their order and name there."""
+    damaged = theirs.pop("damaged", False)
+    run(model("llama"), SAMPLED, BASELINE, "baseline", **theirs)
+    other = {"c": CONDITIONS["a"][::-1], "x": CONDITIONS["b"], "y": [(0, 3)]}
+    run(model("llama"), SAMPLED, other, "other", **theirs)
+    if damaged:
+        held = (tmp_path / "other").read_bytes()
+        (tmp_path / "other").write_bytes(held[:200] + bytes(99) + held[299:])
+    done = kill_after(99)
+    there = ("absent", "other", "baseline")
+    table = run(model("llama"), SAMPLED, CONDITIONS, "own", others=there)
+    assert {name for own in done for name in own} == set(computed)
+    assert table == run(model("llama"), SAMPLED, CONDITIONS, "anew")
+    assert (tmp_path / "own").read_bytes() == (tmp_path / "anew").read_bytes()
 
 
 def test_parts_of_another_size_of_batches_are_made_anew(model, run, kill_after):

@@ -430,7 +430,7 @@ def test_a_further_k_and_alpha_keep_what_is_there(checkout: Checkout) -> None:
     kept = after[after["condition"].isin(before["condition"])]
     assert kept.reset_index(drop=True).equals(before)
     log = checkout.path("logs/intervene/rtp/part-1.log").read_text()
-    assert "3 of 12 conditions are there already" in log
+    assert "3 of 12 conditions are in results/" in log
 
 
 @long

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from accelerate.utils.memory import clear_device_cache
 from torch import Tensor
@@ -184,6 +185,7 @@ class PartFile:
         batch_tokens: tokens of a batch, padding included.
         part: number, from 1, and how many there are.
         room: of the rows that are written together; None is that of a batch.
+        others: files of the same kind, of which some may hold the same conditions.
     """
 
     path: Path
@@ -191,6 +193,7 @@ class PartFile:
     batch_tokens: int
     part: tuple[int, int] = (1, 1)
     room: Room | None = None
+    others: Sequence[Path] = ()
 
     def add(
         self,
@@ -204,8 +207,9 @@ class PartFile:
     ) -> None:
         """Write the rows under the conditions, in their order, then that of the samples.
 
-        Conditions that the file holds already, the same under the same settings, are kept, and no
-        others. Finished batches are kept in a journal beside the file until it is there.
+        Conditions that the file or one of the others holds, the same under the same settings, are
+        taken from there, whatever their names. Finished batches are kept in a journal beside the
+        file until it is there.
 
         Args:
             schema: of the table.
@@ -221,21 +225,16 @@ class PartFile:
         if parts > 1:  # the size of batches decides which samples are in a part
             settings["batch_tokens"] = self.batch_tokens
         facts = {"identity": settings, "conditions": dict(conditions), **facts}
-        kept = self._kept(facts)
-        there = set() if kept is None else set(kept["condition"].to_pylist())
-        pending = {name: own for name, own in conditions.items() if name not in there}
-        if there:
-            log.info("%d of %d conditions are there already", len(there), len(conditions))
+        held = self._held(facts, schema)
+        pending = {name: own for name, own in conditions.items() if name not in held}
         own = islice(batches, number - 1, None, parts) if pending else ()
         work = Halving(lambda rows: measure(rows, pending), name)
         journal = self.path.with_name(f".{self.path.stem}.journal")
         decides = [settings, self.batch_tokens, self.room, list(pending.items())]
         planned = enumerate(tqdm(plan(own, pending), unit="batch"))
         done = journaled(journal, decides, planned, lambda rows: list(chain(*work(rows))))
-        table = pa.Table.from_pylist(list(chain(*done)), schema=schema)
-        if kept is not None:
-            # What was read from a file calls a list's values otherwise than what is new.
-            table = pa.concat_tables([kept.cast(schema), table])
+        new = pa.Table.from_pylist(list(chain(*done)), schema=schema)
+        table = pa.concat_tables([*held.values(), new])
         place = {name: at for at, name in enumerate(conditions)}
         order = pa.array([place[name] for name in table["condition"].to_pylist()], pa.int64())
         by = [(name, "ascending") for name in ("order", "sample_id", "repeat")]
@@ -243,19 +242,36 @@ class PartFile:
         write_parquet(self.path, table, facts)
         journal.unlink()
 
-    def _kept(self, facts: Mapping[str, Any]) -> pa.Table | None:
-        """Return the rows that the file holds already and may keep; None without any."""
-        if not self.path.exists():
-            return None
-        try:
-            there = parquet_metadata(self.path, ["identity", "conditions"])
-            wanted = json.loads(json.dumps(facts))  # as they are stored
-            alike, held = there["identity"] == wanted["identity"], there["conditions"]
-            same = [name for name, own in wanted["conditions"].items() if held.get(name) == own]
-            kept = same if alike else []
-            return read_parquet(self.path, None, [("condition", "in", kept)]) if kept else None
-        except UserError:  # damaged: it is made anew
-            return None
+    def _held(self, facts: Mapping[str, Any], schema: pa.Schema) -> dict[str, pa.Table]:
+        """Return the rows of each condition that is there already."""
+        facts = json.loads(json.dumps(facts))  # as they are stored
+        held: dict[str, pa.Table] = {}
+
+        def key(own: Sequence[Any]) -> str:
+            # In whatever order its heads come.
+            return str([sorted(part) if isinstance(part, list) else part for part in own])
+
+        for path in filter(Path.exists, [self.path, *self.others]):
+            try:
+                there = parquet_metadata(path, ["identity", "conditions"])
+                if there["identity"] != facts["identity"]:
+                    continue
+                theirs = {key(own): name for name, own in there["conditions"].items()}
+                same = {
+                    name: theirs[key(own)]
+                    for name, own in facts["conditions"].items()
+                    if name not in held and key(own) in theirs
+                }
+                found = read_parquet(path, None, [("condition", "in", list(same.values()))])
+            except UserError:  # damaged: it is made anew
+                continue
+            if same:
+                log.info("%d of %d conditions are in %s", len(same), len(facts["conditions"]), path)
+            for name, other in same.items():
+                rows = found.filter(pc.field("condition") == other).drop_columns("condition")
+                names = pa.array([name] * len(rows), pa.string())
+                held[name] = rows.add_column(0, "condition", names).cast(schema)
+        return held
 
 
 class InMemory:
