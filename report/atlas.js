@@ -31,7 +31,9 @@ function show(model, name) {
 }
 
 function draw(parent, model, map) {
-  const numbers = map.values.flat().filter((value) => value !== null);
+  const [first, last] = map.candidates;
+  const inside = map.values.slice(first, last + 1).flat();
+  const numbers = inside.filter((value) => value !== null);
   const [low, high] = [Math.min(0, ...numbers), Math.max(...numbers)];
   const figure = add(parent, "figure");
   add(figure, "figcaption", {}, map.title);
@@ -46,8 +48,10 @@ function draw(parent, model, map) {
       const label = value === null ? "no value" : `${value}, rank ${map.ranks[layer][head]}`;
       const element = add(line, "td", { tabindex: -1, "aria-label": `${name}: ${label}` });
       element.classList.toggle("chosen", map.framed.includes(name));
-      const step = Math.floor(((value - low) / (high - low || 1)) * (atlas.colours.length - 1));
-      if (value !== null) element.style.backgroundColor = atlas.colours[step];
+      element.classList.toggle("outside", layer < first || layer > last);
+      const place = Math.min(1, Math.max(0, (value - low) / (high - low || 1)));
+      const colour = atlas.colours[Math.floor(place * (atlas.colours.length - 1))];
+      if (value !== null) element.style.backgroundColor = colour;
       element.addEventListener("mouseenter", () => show(model, name));
       element.addEventListener("focus", () => {
         focused.tabIndex = -1;

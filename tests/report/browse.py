@@ -46,6 +46,7 @@ def point(page: Page, folder: Path) -> dict[str, Any]:
     """Find a head of the atlas by mouse, one by keyboard, one by its token, and some by a ratio."""
     (atlas,) = [frame for frame in page.frames if frame.parent_frame]
     said, cells = atlas.locator("#said"), atlas.locator("[role=grid] td")
+    outside = atlas.locator("td.outside").evaluate_all("own => own.map(e => e.ariaLabel)")
     cells.nth(1).hover()
     seen = {"mouse": [cells.nth(1).get_attribute("aria-label"), said.inner_text()]}
     atlas.locator("#find").click()
@@ -67,7 +68,7 @@ def point(page: Page, folder: Path) -> dict[str, Any]:
     seen["framed"] = atlas.locator("td.scaled").evaluate_all("own => own.map(e => e.ariaLabel)")
     seen["row"] = atlas.locator("tbody tr").first.locator("td").all_inner_texts()
     page.screenshot(path=folder / "atlas-framed.png")
-    return seen | {"scripted": atlas.evaluate("Boolean(window.hit)")}
+    return seen | {"outside": outside, "scripted": atlas.evaluate("Boolean(window.hit)")}
 
 
 def browse(page: Page, folder: Path) -> dict[str, Any]:

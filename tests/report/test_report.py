@@ -101,7 +101,7 @@ def make_hostile(folder: Path) -> Checkout:
             "rtp": {"methods": ["somp"]},
             "asked": {**text, "pursuit": {"iterations": 6}, "vocabulary": vocabulary},
             "fruit": {**text, "concept": "fruit"},
-            "tools": {"like": "fruit", "concept": "tools"},
+            "tools": {"like": "fruit", "concept": "tools", "first_layer": 1},
             "signs": asked,
         },
         tables={"table1": ["asked"], "table2": ["rtp"], "concepts": ["fruit", "tools"]}
@@ -238,6 +238,8 @@ def test_a_head_is_found_by_mouse_by_keyboard_and_by_its_token(
     assert found["mouse"][0].startswith(f"L{LAYERS - 1}.H1:")  # the last layer is on top
     assert found["keyboard"][0].startswith(f"L{LAYERS - 2}.H1:")
     assert found["next"].startswith("rtp, toxic: ")  # Tab goes from map to map
+    outside = {own.split(":")[0] for own in found["outside"]}  # of the map of tools
+    assert outside == {f"L0.H{head}" for head in range(HEADS)}
     number, cells = found["found"]
     assert 0 < int(number.split()[0]) <= cells
     assert "<" in found["token"]  # as text

@@ -42,6 +42,8 @@ def test_maps_have_every_head_of_each_ranking_and_of_table_1(made: Path, data):
         assert fruit["values"][layer][head] == round(row["score"], 4)
     assert set(fruit["framed"]) == {"L1.H2", "L0.H1"}  # those that are ranked first
     assert maps["mistral"][0]["framed"] == ["L1.H2"]  # which the config names
+    assert maps["mistral"][0]["candidates"] == [0, LAYERS - 1]
+    assert fruit["candidates"] == (0, read_run(made).config["models"]["mistral"]["layers"] - 1)
     assert len(set(data["colours"])) == 64
 
 

@@ -29,8 +29,9 @@ INTRODUCTION = (
     "Each map has a cell for each head, with layer 0 at the bottom. Point at a cell, or go to a "
     "map with Tab and to its heads with the arrow keys, Home and End; what is known of the head is "
     "shown beside the maps. White frames: the heads that the experiment's first method chose, or "
-    "those of table 1. A row of the table below frames, in all maps, the heads that it scaled, in "
-    "another colour."
+    "those of table 1. Layers whose heads were no candidates are paler; colours go as far as the "
+    "candidates' values. A row of the table below frames, in all maps, the heads that it scaled, "
+    "in another colour."
 )
 COLUMNS = ("table", "experiment", "heads scaled", "measure", "after / before")
 
@@ -42,8 +43,9 @@ def atlas(run: Run) -> dict[str, Any]:
     """Return what the page shows of a run, ready for JSON.
 
     ``models`` are each a model's name, its ``maps`` (title, what is drawn, layers x heads of values
-    and ranks, the names of framed heads) and ``heads``: of each its texts, with what they are of.
-    ``ratios`` are the rows of all tables of ratios: cells, model, and names of the heads scaled.
+    and ranks, first and last candidate layer, the names of framed heads) and ``heads``: of each its
+    texts, with what they are of. ``ratios`` are the rows of all tables of ratios: cells, model, and
+    names of the heads scaled.
     """
     models: dict[str, dict[str, Any]] = {}
     for name, draw in _maps(run):
@@ -113,6 +115,7 @@ def _decomposed(run: Run, name: str) -> tuple[Drawn, Said]:
         "what": f"variance that {vocabulary['tokens']} tokens explain",
         "values": _grid(table, "explained"),
         "ranks": _grid(table, "rank"),
+        "candidates": [0, int(table["layer"].max())],
         "framed": [head_name(*head) for head in shown_heads(vocabulary, table)],
     }, said
 
@@ -143,6 +146,7 @@ def _ranked(run: Run, name: str) -> tuple[Drawn, Said]:
         "what": f"score by {METHOD_NAMES[own['methods'][0]]}",
         "values": _grid(first, "score"),
         "ranks": _grid(first, "rank"),
+        "candidates": layers,
         "framed": [head_name(*head) for head in top_heads(first, max(own["k"]), *layers)],
     }, said
 
