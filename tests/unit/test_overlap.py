@@ -143,7 +143,8 @@ def test_a_matrix_has_the_ratios_with_their_intervals():
     shared = overlaps({"up": UP, "down": DOWN}, dict.fromkeys(("up", "down"), own(k=(4,))), {
         "up": (0, 3), "down": (0, 3)
     })  # fmt: skip
-    same, ratios = plot_crossed(pd.DataFrame(rows), shared).axes
+    alone = rows[0] | {"measure": "occurrences"}  # which nobody else's heads have
+    same, ratios = plot_crossed(pd.DataFrame([alone, *rows]), shared).axes
     said = [text.get_text() for text in ratios.texts]
     assert said[:4] == ["0.30", "[0.20, 0.40]", "0.98", "[0.88, 1.08]"]
     assert said[4:] == ["1.40", "[1.30, 1.50]", "0.50", "[0.40, 0.60]"]

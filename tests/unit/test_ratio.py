@@ -15,6 +15,7 @@ from headpursuit.publish.ratio import (
     put_published,
     ratio_rows,
 )
+from headpursuit.publish.texts import by_text
 from headpursuit.run.experiments import condition_name
 from headpursuit.run.tables import read_csv, write_csv
 
@@ -332,7 +333,7 @@ def test_the_display_holds_the_rows_numbers(measures: list[str], spread: str):
         (
             TEXT,
             {"coverage": 0.8},
-            ["times -1 at all positions;", "40 prompts (rtp)", "80% (rtp)", "95%"],
+            ["times -1 at all positions; 40 prompts.", "it sees 80% of these", "95%"],
             "classes",
         ),
         (
@@ -345,7 +346,7 @@ def test_the_display_holds_the_rows_numbers(measures: list[str], spread: str):
             ],
             "ccurrences",
         ),
-        (IMAGES, {"classes": 10}, ["40 images of 10 classes (rtp)"], "prompts"),
+        (IMAGES, {"classes": 10}, ["40 images of 10 classes."], "prompts"),
     ],
 )
 def test_the_notes_say_how_it_was_measured(measures, facts, said, unsaid):
@@ -354,6 +355,12 @@ def test_the_notes_say_how_it_was_measured(measures, facts, said, unsaid):
     text = " ".join(notes(made(scores)[0], {"rtp": (scores, facts)}, experiments, SCORE))
     assert all(part in text for part in ["Model mistral", "95% score intervals", *said]), text
     assert unsaid not in text
+
+
+def test_what_is_the_same_of_several_experiments_is_said_once():
+    assert by_text({"rtp": "9 prompts", "tet": "9 prompts"}) == "9 prompts"
+    several = by_text({"rtp": "9 prompts", "tet": "8 prompts", "rtp-l2": "9 prompts"})
+    assert several == "9 prompts (rtp, rtp-l2), 8 prompts (tet)"
 
 
 @pytest.mark.parametrize(

@@ -161,8 +161,8 @@ def plot_crossed(table: pd.DataFrame, shared: pd.DataFrame):
     """Draw which heads experiments share, and what the heads of one do to another (v2, figure 4).
 
     Each k has a row of heat maps: the Jaccard index of each two experiments that choose heads, and
-    for each measure, alpha and place the ratio of an experiment (row) with the heads of another
-    (column).
+    for each measure, alpha and place under which some heads are another's, the ratio of an
+    experiment (row) with the heads of another (column).
 
     Args:
         table: rows of ratios, with ``heads_from``.
@@ -177,7 +177,11 @@ def plot_crossed(table: pd.DataFrame, shared: pd.DataFrame):
     # Of several with one's measure and another's heads the first is shown.
     first = first.drop_duplicates(["target", "source", "heads", "measure", "alpha", "at"])
     sources, targets = (list(dict.fromkeys(first[key])) for key in ("source", "target"))
-    kinds = list(first.groupby(["measure", "alpha", "at"], sort=False))
+    kinds = [
+        (kind, rows)
+        for kind, rows in first.groupby(["measure", "alpha", "at"], sort=False)
+        if (rows["target"] != rows["source"]).any()
+    ]
     several = len({kind[1:] for kind, _ in kinds}) > 1
     ks = sorted(set(first["heads"]))
 

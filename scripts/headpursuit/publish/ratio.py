@@ -13,7 +13,14 @@ import pandas as pd
 
 from headpursuit.publish.against import Key, Measured, comparisons, measured
 from headpursuit.publish.statistics import ratio
-from headpursuit.publish.texts import MEASURE_NAMES, METHOD_NAMES, interval, limits, number
+from headpursuit.publish.texts import (
+    MEASURE_NAMES,
+    METHOD_NAMES,
+    by_text,
+    interval,
+    limits,
+    number,
+)
 from headpursuit.run.experiments import alpha_name, condition_name, scalings
 from headpursuit.run.files import parquet_metadata, read_parquet
 from headpursuit.run.tables import lay_out
@@ -294,7 +301,7 @@ def notes(
     kinds = {name: f"images of {n} classes" for name, n in classes.items()}
     kinds |= {name: "images" for name, own in experiments.items() if own.get("captions")}
     n = {name: own["sample_id"].nunique() for name, (own, _) in scores.items()}
-    read = ", ".join(f"{n[name]} {kinds.get(name, 'prompts')} ({name})" for name in experiments)
+    read = by_text({name: f"{n[name]} {kinds.get(name, 'prompts')}" for name in experiments})
     models = ", ".join(dict.fromkeys(own["model"] for own in experiments.values()))
     alphas = ", ".join(map(alpha_name, dict.fromkeys(table["alpha"])))
     places = " or ".join(map(PLACES.get, dict.fromkeys(table["at"])))
@@ -317,9 +324,8 @@ def notes(
             "baseline."
         )
     if "expected" in has:
-        shares = ", ".join(
-            f"{own['coverage']:.0%} ({name})" for name, own in facts.items() if "coverage" in own
-        )
+        seen = {name: own["coverage"] for name, own in facts.items() if "coverage" in own}
+        shares = by_text({name: f"{share:.0%}" for name, share in seen.items()})
         yield (
             "Expected: the probability of the same words' one-token forms at the positions of the "
             f"baseline's responses, teacher-forced; it sees {shares} of these words. nats/token: "
@@ -333,7 +339,7 @@ def notes(
         )
     if "f1" in has:
         groups = table[table["measure"] == "f1"].groupby("experiment")["n"].first()
-        counts = ", ".join(f"{count} of {n[name]} ({name})" for name, count in groups.items())
+        counts = by_text({name: f"{count} of {n[name]}" for name, count in groups.items()})
         yield (
             "F1: SQuAD's, mean over samples that a word of the concept answers, in "
             f"any spelling listed, {counts}; F1, others: over all others."
@@ -341,7 +347,7 @@ def notes(
     if "cider" in has:
         ends = {name: own["references"] for name, own in facts.items() if "references" in own}
         spans = {name: " to ".join(dict.fromkeys(map(str, own))) for name, own in ends.items()}
-        counts = ", ".join(f"{span} ({name})" for name, span in spans.items())
+        counts = by_text(spans)
         yield (
             "CIDEr: CIDEr-D, mean over samples, document frequencies over these samples' "
             f"references; references of a sample: {counts}."

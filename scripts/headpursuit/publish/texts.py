@@ -49,3 +49,13 @@ def scaling(heads: int | None = None, alpha: float | None = None, at: str = "all
     said = [] if heads is None else [f"{heads} heads"]
     said += [] if alpha is None else [f"alpha {alpha_name(alpha)}"]
     return said + ([] if at == "all" else [at])
+
+
+def by_text(said: Mapping[str, str]) -> str:
+    """Return what is said of each of several experiments, once for those it is the same of."""
+    of: dict[str, list[str]] = {}
+    for name, text in said.items():
+        of.setdefault(text, []).append(name)
+    if len(of) == 1:
+        return next(iter(of))
+    return ", ".join(f"{text} ({', '.join(names)})" for text, names in of.items())
