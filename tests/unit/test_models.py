@@ -383,6 +383,12 @@ def test_an_incomplete_folder_is_refused(changed: Path, name: str, content: byte
         load_model(changed, "float32", "cpu")
 
 
+def test_a_folder_with_a_gguf_file_alone_says_how_to_name_it(tmp_path: Path):
+    (tmp_path / "q4.gguf").touch()
+    with pytest.raises(UserError, match=r"missing, so .*\. Name it in models\.\*\.gguf: q4\.gguf\."):
+        load_model(tmp_path, "float32", "cpu")
+
+
 def test_weights_that_would_be_unpickled_are_refused(changed: Path):
     torch.save(load_file(changed / "model.safetensors"), changed / "pytorch_model.bin")
     (changed / "model.safetensors").unlink()

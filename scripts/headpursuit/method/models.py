@@ -212,7 +212,9 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     """Return what a model's config.json says; UserError if it is missing or damaged."""
     path = Path(folder) / "config.json"
     if not path.exists():
-        raise UserError(f"{path} is missing, so this is no model. {LACKING}")
+        files = [own.name for own in sorted(path.parent.glob("*.gguf"))]
+        helps = f"Name it in models.*.gguf: {', '.join(files)}." if files else LACKING
+        raise UserError(f"{path} is missing, so this is no model. {helps}")
     config = read_json(path)
     if not isinstance(config, dict) or not isinstance(config.get("text_config", {}), dict):
         raise UserError(f"{path}: not a model's config.json. {LACKING}")
