@@ -385,7 +385,9 @@ def test_an_incomplete_folder_is_refused(changed: Path, name: str, content: byte
 
 def test_a_folder_with_a_gguf_file_alone_says_how_to_name_it(tmp_path: Path):
     (tmp_path / "q4.gguf").touch()
-    with pytest.raises(UserError, match=r"missing, so .*\. Name it in models\.\*\.gguf: q4\.gguf\."):
+    with pytest.raises(
+        UserError, match=r"so this is no model\. Name it in models\.\*\.gguf: q4\.gguf\."
+    ):
         load_model(tmp_path, "float32", "cpu")
 
 
