@@ -1,4 +1,4 @@
-# What a sceptic needs: each file's lineage, the run in one archive, and what it takes.
+# What a sceptic needs: each file's lineage, and the run in one archive.
 
 
 rule audit:
@@ -48,25 +48,3 @@ rule crate:
         doing("crate", "Pack the run as an RO-Crate")
     script:
         "../scripts/crate.py"
-
-
-rule estimate:
-    """Tokens, device hours, disk and memory from the config, and what the run has measured."""
-    output:
-        json="<results>/estimate.json",
-        md="<results>/estimate.md",
-    log:
-        "<logs>/estimate.log",
-    localrule: True
-    conda:
-        "../envs/tables.yaml"
-    resources:
-        mem_mb=1000,
-        runtime=10,
-    params:
-        config=config,
-        benchmarks=lambda wildcards: measured(workflow.pathvars.apply("<benchmarks>")),
-    message:
-        "Estimate tokens, hours, disk and memory"
-    script:
-        "../scripts/estimate.py"

@@ -69,7 +69,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> CondaCheckout:
     prompts = (checkout.folder / "own/prompts.jsonl").read_bytes()
     hub = serve({"org/prompts": Repo(files={"prompts.jsonl": prompts})})
     with hub as hub, FakeOllama(reply=lambda text, _: f"<answer>{WORDS[0]}</answer>") as server:
-        targets = ["all", "estimate", "crate", "resources/models/converted/provenance.json"]
+        targets = ["all", "crate", "resources/models/converted/provenance.json"]
         env = {"HF_ENDPOINT": hub.url, "OLLAMA_HOST": server.host}
         checkout.snakemake(*targets, overlay="conda", **env)
     return checkout

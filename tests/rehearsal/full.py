@@ -5,7 +5,7 @@
 Builds the model with random bfloat16 weights (14.5 GB) and the replica's tokenizer, runs the
 workflow's own jobs on eight prompts (activations, the ranking of all heads, a response under two
 conditions), decomposes one layer over the whole vocabulary, and prints what each took beside what
-`snakemake estimate` reckons.
+`headpursuit estimate` reckons.
 """
 
 import json
@@ -28,6 +28,7 @@ sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "tests")]
 
 from checkout import Checkout, make_checkout  # noqa: E402
 from headpursuit.method.somp import pursue_layer  # noqa: E402
+from headpursuit.run.estimate import estimate, measured  # noqa: E402
 from replica_models import MISTRAL_CONFIG  # noqa: E402
 from replica_names import PLAIN  # noqa: E402
 from replica_tokenizer import as_json, mistral_files  # noqa: E402
@@ -138,16 +139,17 @@ def run(folder: Path) -> Checkout:
     (own / "prompts.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     (own / "words.txt").write_text("\n".join(sorted(PLAIN)[:100]))
     (checkout.folder / "configs/full.yaml").write_text(yaml.safe_dump(OVERLAY))
-    targets = ["rankings/rtp.csv", "responses/rtp/scaled/part-1.parquet"]
+    targets = ["config.yaml", "rankings/rtp.csv", "responses/rtp/scaled/part-1.parquet"]
     print("running the workflow's jobs", flush=True)
-    for asked in ([f"results/full/{name}" for name in targets], ["estimate"]):
-        checkout.snakemake(*asked, overlay="full")
+    checkout.snakemake(*(f"results/full/{name}" for name in targets), overlay="full")
     return checkout
 
 
 def report(checkout: Checkout, layer: Mapping[str, float]) -> str:
     """Return what was measured beside what the estimate says, as Markdown."""
-    found = json.loads((checkout.folder / "results/full/estimate.json").read_text())
+    results = checkout.folder / "results/full"
+    config = yaml.safe_load((results / "config.yaml").read_text())
+    found = estimate(config, measured(results / "benchmarks"))
     lines = ["| work | seconds | core seconds | peak, GB | estimate: seconds | memory, GB |"]
     lines.append("|" + "---|" * 6)
     memory = max(model["work_bytes"] for model in found["models"].values()) / 1e9

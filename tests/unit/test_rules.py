@@ -14,10 +14,10 @@ from snakemake.iocontainers import Wildcards
 ROOT = Path(__file__).parents[2]
 SCRIPTS = ROOT / "scripts"
 # No scheduler kills what runs where Snakemake does; the others there are less work than a job.
-FIXED = {"write_config", "preflight", "download_source", "audit", "estimate"}
+FIXED = {"write_config", "preflight", "download_source", "audit"}
 LOCAL = FIXED | {"split_words", "count_answered", "select_heads", "draw_controls"}
 # Seconds before the first result, whose code is no part of a result.
-PREPARATION = {"write_config", "preflight", "estimate"}
+PREPARATION = {"write_config", "preflight"}
 # Rules that run another rule's script: those that use it.
 SHARED = {"intervene": "respond", "label_second": "label_responses"}
 
