@@ -420,6 +420,23 @@ def test_conditions_that_other_files_hold_are_taken(
     assert (tmp_path / "own").read_bytes() == (tmp_path / "anew").read_bytes()
 
 
+def test_a_killed_job_keeps_its_batches_whatever_others_hold_by_then(model, run, kill_after):
+    asked = {"conditions": CONDITIONS, "batch_tokens": 40, "others": ("other",)}
+    whole, every = (
+        kill_after(99),
+        run(model("llama"), SAMPLED, CONDITIONS, "whole", batch_tokens=40),
+    )
+    total = len(whole)
+    kill_after(2)
+    with pytest.raises(Killed):
+        run(model("llama"), SAMPLED, file="own", **asked)
+    kill_after(99)
+    run(model("llama"), SAMPLED, {"x": CONDITIONS["a"]}, "other", batch_tokens=40)
+    rest = kill_after(99)
+    assert run(model("llama"), SAMPLED, file="own", **asked) == every
+    assert len(rest) == total - 2
+
+
 def test_parts_of_another_size_of_batches_are_made_anew(model, run, kill_after):
     """It decides which samples are in a part; of a file for all samples it decides nothing."""
     for part, again in (((1, 1), 0), ((1, 2), 1)):

@@ -195,6 +195,11 @@ class PartFile:
     room: Room | None = None
     others: Sequence[Path] = ()
 
+    @property
+    def journal(self) -> Path:
+        """The file that keeps the batches of a job that is under way or was killed."""
+        return self.path.with_name(f".{self.path.stem}.journal")
+
     def add(
         self,
         schema: pa.Schema,
@@ -229,10 +234,9 @@ class PartFile:
         pending = {name: own for name, own in conditions.items() if name not in held}
         own = islice(batches, number - 1, None, parts) if pending else ()
         work = Halving(lambda rows: measure(rows, pending), name)
-        journal = self.path.with_name(f".{self.path.stem}.journal")
         decides = [settings, self.batch_tokens, self.room, list(pending.items())]
         planned = enumerate(tqdm(plan(own, pending), unit="batch"))
-        done = journaled(journal, decides, planned, lambda rows: list(chain(*work(rows))))
+        done = journaled(self.journal, decides, planned, lambda rows: list(chain(*work(rows))))
         new = pa.Table.from_pylist(list(chain(*done)), schema=schema)
         table = pa.concat_tables([*held.values(), new])
         place = {name: at for at, name in enumerate(conditions)}
@@ -240,38 +244,41 @@ class PartFile:
         by = [(name, "ascending") for name in ("order", "sample_id", "repeat")]
         table = table.append_column("order", order).sort_by(by).drop_columns("order")
         write_parquet(self.path, table, facts)
-        journal.unlink()
+        self.journal.unlink()
 
     def _held(self, facts: Mapping[str, Any], schema: pa.Schema) -> dict[str, pa.Table]:
         """Return the rows of each condition that is there already."""
         facts = json.loads(json.dumps(facts))  # as they are stored
+        lacking = {name: _whatever_order(own) for name, own in facts["conditions"].items()}
         held: dict[str, pa.Table] = {}
-
-        def key(own: Sequence[Any]) -> str:
-            # In whatever order its heads come.
-            return str([sorted(part) if isinstance(part, list) else part for part in own])
-
-        for path in filter(Path.exists, [self.path, *self.others]):
+        # A killed job goes on with the conditions of its journal, whatever others hold by now.
+        others = () if self.journal.exists() else self.others
+        for path in filter(Path.exists, [self.path, *others]):
+            if not lacking:
+                break
             try:
                 there = parquet_metadata(path, ["identity", "conditions"])
                 if there["identity"] != facts["identity"]:
                     continue
-                theirs = {key(own): name for name, own in there["conditions"].items()}
-                same = {
-                    name: theirs[key(own)]
-                    for name, own in facts["conditions"].items()
-                    if name not in held and key(own) in theirs
-                }
+                theirs = {_whatever_order(own): name for name, own in there["conditions"].items()}
+                same = {name: theirs[own] for name, own in lacking.items() if own in theirs}
+                if not same:
+                    continue
                 found = read_parquet(path, None, [("condition", "in", list(same.values()))])
             except UserError:  # damaged: it is made anew
                 continue
-            if same:
-                log.info("%d of %d conditions are in %s", len(same), len(facts["conditions"]), path)
+            log.info("%d of %d conditions are in %s", len(same), len(facts["conditions"]), path)
             for name, other in same.items():
                 rows = found.filter(pc.field("condition") == other).drop_columns("condition")
                 names = pa.array([name] * len(rows), pa.string())
                 held[name] = rows.add_column(0, "condition", names).cast(schema)
+                del lacking[name]
         return held
+
+
+def _whatever_order(condition: Sequence[Any]) -> str:
+    """Return a condition as text that is the same whatever the order of its heads."""
+    return str([sorted(part) if isinstance(part, list) else part for part in condition])
 
 
 class InMemory:
