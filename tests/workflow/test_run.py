@@ -227,7 +227,7 @@ def test_captions_are_counted_and_compared_with_references(finished: Checkout) -
     wanted = table[table["measure"] == "cider"]["before"].to_numpy()
     assert wanted == pytest.approx(before) and before > 0
     text = finished.path("tables/figure5.md").read_text()
-    assert "10 images (albums)" in text and "references of a sample: 2 (albums)" in text
+    assert "; 10 images." in text and "references of a sample: 2." in text
 
 
 def test_words_that_nothing_is_held_out_of_are_measured(finished: Checkout) -> None:
