@@ -3,7 +3,6 @@
 from collections import Counter
 
 from headpursuit.method.words import (
-    MIN_WORDS,
     count_words,
     distinct_words,
     label_counts,
@@ -18,14 +17,11 @@ from headpursuit.run.tables import write_csv
 
 def listed(snakemake, concept):
     """Return the words of a list, counted in the responses where only the top are used."""
-    key = snakemake.params.key
     matching = {name: concept[name] for name in ("case_sensitive", "inflections")}
-    words, place = concept.get("words"), f"{key}.words"
+    words = concept.get("words")
     if not words:
-        place = f"{key}.file, {concept['file']}"
-        words = read_word_list(snakemake.input.file[0], f"{key}.file")
-    least = 1 if concept["selection_share"] == 1 else MIN_WORDS
-    words = distinct_words(words, matching["case_sensitive"], place, least)
+        words = read_word_list(snakemake.input.file[0], f"{snakemake.params.key}.file")
+    words = distinct_words(words, matching["case_sensitive"])
     if not concept["top"]:
         return [(word, None) for word in words]
     responses = read_responses(snakemake.input.responses, ["response"])["response"].to_pylist()
@@ -45,7 +41,7 @@ def main(snakemake):
     else:
         ranked = listed(snakemake, concept)
     share = concept["selection_share"]
-    table = split_words(ranked, share, params.seed, params.name, params.split)
+    table = split_words(ranked, share, params.seed, params.name, params.split, params.key)
     write_csv(snakemake.output[0], table)
 
 

@@ -127,14 +127,7 @@ def test_words_of_a_list_keep_their_case_and_are_distinct(tmp_path, case_sensiti
         "\ufeffApple\r\n\r\n  stone \t cold\r\n# a\napple\x1b[31m\r\nAPPLE\napple\n #\n".encode()
     )
     words = read_word_list(path, "concepts.x.file")
-    assert distinct_words(words, case_sensitive, "concepts.x") == expected
-
-
-def test_a_list_to_be_split_needs_ten_different_words():
-    words = [f"word{number}" for number in range(9)]
-    with pytest.raises(UserError, match=r"x\.words: 9 different .* 10 are the least.*share: 1"):
-        distinct_words([*words, "Word8"], False, "concepts.x.words", 10)
-    assert len(distinct_words([*words, "Word8"], True, "concepts.x.words", 10)) == 10
+    assert distinct_words(words, case_sensitive) == expected
 
 
 @pytest.mark.parametrize(
@@ -149,7 +142,6 @@ def test_a_line_that_begins_with_a_hash_is_a_comment(tmp_path: Path, line: str, 
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"\n \n# stone\n", "0 different words are too few"),
         (b"caf\xe9\n", r"UTF-8 \(byte 3\)"),
         (None, "No such file"),
     ],
@@ -159,7 +151,7 @@ def test_a_word_list_that_is_none(tmp_path: Path, content: bytes | None, said: s
     if content is not None:
         (tmp_path / "words.txt").write_bytes(content)
     with pytest.raises(UserError, match=rf"concepts\.x\.file: .*{said}"):
-        distinct_words(read_word_list(tmp_path / "words.txt", key), False, key)
+        read_word_list(tmp_path / "words.txt", key)
 
 
 @given(st.text(max_size=10))
@@ -235,10 +227,14 @@ def test_the_split_depends_on_seed_name_and_number_and_not_on_the_rank():
     assert np.abs(held - 0.3).max() < 5 * np.sqrt(0.3 * 0.7 / 300)
 
 
-@pytest.mark.parametrize(("n", "share"), [(9, 0.7), (0, 1)])
-def test_too_few_words_are_refused_with_a_way_out(n: int, share: float):
-    with pytest.raises(UserError, match=rf"rtp: {n} words are too few.*selection_share: 1"):
-        split_words(HUNDRED[:n], share, 0, "rtp")
+@pytest.mark.parametrize(
+    ("n", "share", "step"),
+    [(9, 0.7, "10 are the least.*, or set selection_share: 1"), (0, 1, "1 are")],
+)
+def test_too_few_words_are_refused_with_a_way_out(n: int, share: float, step: str):
+    said = rf"concepts\.x: {n} different words are too few, {step}"
+    with pytest.raises(UserError, match=said):
+        split_words(HUNDRED[:n], share, 0, "rtp", key="concepts.x")
 
 
 # The dictionary

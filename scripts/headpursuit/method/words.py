@@ -96,25 +96,12 @@ def read_word_list(path: str | Path, key: str) -> list[str]:
     return [word[1:] if word.startswith("\\#") else word for word in words]
 
 
-def distinct_words(
-    words: Iterable[str], case_sensitive: bool, key: str, least: int = 1
-) -> list[str]:
-    """Return words as they are written, but for white space; of those that count as one the first.
-
-    Raises:
-        UserError: naming where the words stand, if there are fewer than ``least``.
-    """
+def distinct_words(words: Iterable[str], case_sensitive: bool) -> list[str]:
+    """Return words as written, but for white space; of those that count as one, the first."""
     found: dict[str, str] = {}
     for word in words:
         found.setdefault(tidy_word(word, case_sensitive), tidy_word(word, True))
-    kept = [word for word in found.values() if word]
-    if len(kept) < least:
-        instead = ", or set selection_share: 1" if least > 1 else ""
-        raise UserError(
-            f"{key}: {len(kept)} different words are too few, {least} are the least. "
-            f"Add some{instead}."
-        )
-    return kept
+    return [word for word in found.values() if word]
 
 
 def spellings(text: str, word: str) -> list[str]:
@@ -141,6 +128,7 @@ def split_words(
     seed: int,
     dataset: str,
     split: int = 0,
+    key: str = "concepts.*",
 ) -> pd.DataFrame:
     """Split words, with their counts where there are any, at random.
 
@@ -150,14 +138,15 @@ def split_words(
     and ``heldout``.
 
     Raises:
-        UserError: if there are fewer than ten words to split, or none at all.
+        UserError: naming the config's key of the concept, if there are fewer than ten words to
+            split, or none at all.
     """
     n, least = len(ranked), MIN_WORDS if selection_share < 1 else 1
     if n < least:
+        instead = ", or set selection_share: 1" if least > 1 else ""
         raise UserError(
-            f"{dataset}: {n} words are too few, {least} are the least. "
-            f"Use more prompts (samples.{dataset}.sample), more responses "
-            "(generation.samples), or selection_share: 1."
+            f"{key}: {n} different words are too few, {least} are the least. List more, or let the "
+            f"labeller read more (samples.{dataset}.sample, generation.samples){instead}."
         )
     heldout = np.zeros(n, dtype=bool)
     if selection_share < 1:
@@ -337,7 +326,7 @@ def unrelated_tokens(
     by the dictionary. Seed and dataset decide the draw. Where the words have too few rows, none is
     drawn, and the log says so.
     """
-    words = distinct_words(read_word_list(path, "unrelated_words"), True, "unrelated_words")
+    words = distinct_words(read_word_list(path, "unrelated_words"), True)
     rng = np.random.default_rng(seed_for(seed, dataset, "unrelated"))
     drawn: dict[int, None] = {}
     for index in rng.permutation(len(words)):
