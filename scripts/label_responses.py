@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 
 import pyarrow as pa
-from headpursuit.data.prompts import as_responses, read_rows
+from headpursuit.data.prompts import read_rows
 from headpursuit.data.sources import source_files
 from headpursuit.labelling.audit import agreement, summary
 from headpursuit.labelling.label import label_responses, open_backend
@@ -30,16 +30,22 @@ def main(snakemake):
 
 def read_texts(given):
     """Return the baseline's responses and, as repeat -1, the prompts."""
-    prompts = [read_parquet(path, ["sample_id", "text"]) for path in given.prompts]
-    responses = read_responses(given.responses, ["response"])
-    return pa.concat_tables([responses, *map(as_responses, prompts)])
+    tables = [read_responses(given.responses, ["response"])]
+    for path in given.prompts:
+        texts = read_parquet(path, ["sample_id", "text"])
+        tables.append(with_repeat(texts.rename_columns(["sample_id", "response"]), -1))
+    return pa.concat_tables(tables)
 
 
 def read_images(given):
     """Return the images that choose heads, encoded as in the source."""
     selected = [("part", "=", "selection")]
-    images = read_parquet(given.images[0], ["sample_id", "image"], selected)
-    return images.add_column(1, "repeat", pa.array([0] * len(images), pa.int32()))
+    return with_repeat(read_parquet(given.images[0], ["sample_id", "image"], selected), 0)
+
+
+def with_repeat(table, repeat):
+    """Add the column that tells the responses to one prompt apart."""
+    return table.add_column(1, "repeat", pa.array([repeat] * len(table), pa.int32()))
 
 
 def label(asked, snakemake):
@@ -59,7 +65,7 @@ def read_terms(lexicon, spec):
     if not lexicon:
         return []
     files = source_files(str(lexicon), spec["files"])
-    return [word for _, word in read_rows(files, spec["text"], spec["where"], "labeller.lexicon")]
+    return [word for _, word in read_rows(files, spec, "labeller.lexicon")]
 
 
 if __name__ == "__main__":

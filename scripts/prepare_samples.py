@@ -2,7 +2,6 @@
 
 from headpursuit.data.images import prepare_images
 from headpursuit.data.prompts import read_rows, render_prompts, sample_prompts, unique_prompts
-from headpursuit.data.rows import column_names
 from headpursuit.data.sources import source_files
 from headpursuit.method.models import load_tokenizer, longest_input, model_folder
 from headpursuit.run.experiments import of_images
@@ -10,26 +9,18 @@ from headpursuit.run.files import write_parquet
 from headpursuit.run.rule import run_rule
 
 
-def prompt_rows(provenance, spec, name):
-    """Read the rows of prompts, an entry of the config's samples."""
-    files = source_files(provenance, spec["files"])
-    columns = column_names(spec["references"])
-    return read_rows(files, spec["text"], spec["where"], f"samples.{name}", columns)
-
-
 def main(snakemake):
     """Write sample_id, text, source, references, rendered, token_ids and own_positions; or, of
     images, sample_id, part, source, label, class_name, references and image."""
-    params, spec = snakemake.params, snakemake.params.samples
+    params, spec, data = snakemake.params, snakemake.params.samples, snakemake.input.data
     if of_images(spec):
-        data = snakemake.input.data
         prepare_images(data, spec, params.seed, params.name, snakemake.output[0])
         return
-    rows = prompt_rows(snakemake.input.data, spec, params.name)
+    rows = read_rows(source_files(data, spec["files"]), spec, f"samples.{params.name}")
     others = ()
     if params.excluded:
-        theirs = {**params.excluded, "references": None}
-        others = prompt_rows(snakemake.input.excluded[0], theirs, spec["excluding"])
+        theirs = source_files(snakemake.input.excluded[0], params.excluded["files"])
+        others = read_rows(theirs, params.excluded, f"samples.{spec['excluding']}")
     folder = model_folder(snakemake.input.model, params.model)
     tokenizer, limit = load_tokenizer(folder), longest_input(folder)
     prompts = sample_prompts(

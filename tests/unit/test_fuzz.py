@@ -244,7 +244,7 @@ def test_any_file_is_read_or_refused_by_its_name(content: bytes, suffix: str) ->
         path = Path(folder) / f"data{suffix}"
         path.write_bytes(content)
         try:
-            rows = list(read_rows([path], "text", None, "samples.x"))
+            rows = list(read_rows([path], {"text": "text"}, "samples.x"))
         except UserError as error:
             assert str(path) in str(error) and str(error).startswith("samples.x")
             return

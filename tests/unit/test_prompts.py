@@ -36,7 +36,8 @@ SUFFIXES = [".jsonl", ".json", ".csv", ".parquet"]
 
 
 def rows(path: Path, column: str = "text", where: dict[str, Any] | None = None) -> list[Any]:
-    return [value for _, value in read_rows([path], column, where, "samples.rtp")]
+    spec = {"text": column, "where": where}
+    return [value for _, value in read_rows([path], spec, "samples.rtp")]
 
 
 def save(path: Path, content: str | bytes) -> Path:
@@ -89,7 +90,7 @@ def test_marks_and_line_ends_are_no_text_and_nothing_is_empty(tmp_path, name, co
 def test_rows_know_where_they_stand(tmp_path: Path):
     files = [save(tmp_path / "b.txt", "one\ntwo\n"), save(tmp_path / "a.txt", "three\n")]
     other = save(tmp_path / "README.md", "not data")
-    found = list(read_rows([*files, other], "text", None, "samples.rtp"))
+    found = list(read_rows([*files, other], {"text": "text"}, "samples.rtp"))
     assert found == [("b.txt:1", "one"), ("b.txt:2", "two"), ("a.txt:1", "three")]
     with pytest.raises(UserError, match=r"^samples\.rtp\.files: no \.jsonl.*among .*README\.md"):
         rows(other)
@@ -157,7 +158,7 @@ def test_a_missing_column_is_named_with_those_there(tmp_path: Path, suffix: str)
             rows(path, column, where)
     said = said if suffix in (".csv", ".parquet") else r"row 1: there is no text in texts"
     with pytest.raises(UserError, match=said):
-        list(read_rows([path], "text", None, "samples.rtp", ["texts"]))
+        list(read_rows([path], {"text": "text", "references": "texts"}, "samples.rtp"))
 
 
 @pytest.mark.parametrize(
@@ -274,9 +275,8 @@ def test_references_are_texts_and_lists_of_several_columns(tmp_path, suffix, col
         save(path, json.dumps(row))
     else:
         pq.write_table(pa.Table.from_pylist([row]), path)
-    assert list(read_rows([path], "q", None, "samples.qa", columns)) == [
-        (f"a{suffix}:1", "x", *found)
-    ]
+    spec = {"text": "q", "where": None, "references": columns}
+    assert list(read_rows([path], spec, "samples.qa")) == [(f"a{suffix}:1", "x", *found)]
 
 
 @pytest.mark.parametrize(
@@ -296,8 +296,9 @@ def test_a_question_without_an_answer_is_named(tmp_path: Path, answer: str, said
         f'{{"q": "y", "answer": {answer}}}',
     ]
     path = save(tmp_path / "a.jsonl", "\n".join(lines))
+    spec = {"text": "q", "references": ["answer.value", "answer.aliases"]}
     with pytest.raises(UserError) as caught:
-        list(read_rows([path], "q", None, "samples.qa", ["answer.value", "answer.aliases"]))
+        list(read_rows([path], spec, "samples.qa"))
     assert said in str(caught.value) and str(path) in str(caught.value)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from headpursuit.data.rows import READERS, kept_rows, references_in
+from headpursuit.data.rows import READERS, column_names, kept_rows, references_in
 from headpursuit.data.sources import size_of
 from headpursuit.method.answers import normalise_answer
 from headpursuit.method.special import as_user, opened, special_tokens
@@ -18,17 +18,26 @@ from headpursuit.run.files import UserError, seed_for
 
 log = logging.getLogger(__name__)
 
+SCHEMA = pa.schema(
+    {
+        "sample_id": pa.string(),
+        "text": pa.string(),
+        "source": pa.string(),
+        "references": pa.list_(pa.string()),
+    }
+)
 PLACEHOLDER = "headpursuit"  # a message that shows what the chat template writes around it
 
 
 def read_rows(
-    files: Iterable[Path],
-    column: str,
-    where: Mapping[str, Any] | None,
-    key: str,
-    references: Sequence[str] = (),
+    files: Iterable[Path], spec: Mapping[str, Any], key: str
 ) -> Iterator[tuple[str, ...]]:
-    """Stream the texts of a column from data files (:func:`.rows.kept_rows`) of known formats.
+    """Stream texts from data files (:func:`.rows.kept_rows`) of known formats.
+
+    Args:
+        files: the files; of a format that is not known they are passed over.
+        spec: the config's entry, with the column ``text``, perhaps ``where``, and ``references``.
+        key: where the entry stands, for messages.
 
     Yields:
         (``file name:row``, text) with rows from 1; the text is empty where there is none. Where
@@ -38,7 +47,7 @@ def read_rows(
         UserError: if no file is readable, a column is missing, a file is damaged, or a value is
             no text.
     """
-    files = list(files)
+    files, column, references = list(files), spec["text"], column_names(spec.get("references"))
     readable = [path for path in files if path.suffix.lower() in READERS]
     if not readable:
         raise UserError(
@@ -47,7 +56,7 @@ def read_rows(
     for path in readable:
         if size_of(path) == 0 and path.suffix.lower() != ".parquet":
             continue  # a text of no rows
-        for number, row in kept_rows(path, [column, *references], where, key):
+        for number, row in kept_rows(path, [column, *references], spec.get("where"), key):
             text = "" if row[column] is None else row[column]
             if not isinstance(text, str):
                 raise UserError(f"{key}.text: {path}, row {number}: {text!r:.60} is no text.")
@@ -69,7 +78,7 @@ def unique_prompts(
         Table with sample_id, text, source and references, in the order of the files.
     """
     theirs = {_as_compared(text) for _, text, *_ in others}
-    kept: dict[str, tuple[str, list[str]]] = {}
+    kept: dict[str, dict[str, Any]] = {}
     dropped = Counter()
     for source, text, *references in rows:
         if not text.strip() or text in kept:
@@ -77,14 +86,11 @@ def unique_prompts(
         elif theirs and _as_compared(text) in theirs:
             dropped["prompts that the excluded samples have"] += 1
         else:
-            kept[text] = source, references
+            own = {"sample_id": f"{dataset}-{len(kept):06d}", "text": text, "source": source}
+            kept[text] = {**own, "references": references}
     for what, number in dropped.items():
         log.info("%s: dropped %d %s", dataset, number, what)
-    names = [f"{dataset}-{i:06d}" for i in range(len(kept))]
-    sources, references = zip(*kept.values(), strict=True) if kept else ((), ())
-    columns = {"sample_id": names, "text": list(kept), "source": sources}
-    table = {name: pa.array(column, pa.string()) for name, column in columns.items()}
-    return pa.table({**table, "references": pa.array(references, pa.list_(pa.string()))})
+    return pa.Table.from_pylist(list(kept.values()), SCHEMA)
 
 
 def _as_compared(text: str) -> str:
@@ -145,12 +151,6 @@ def sample_prompts(
         )
     places = pc.index_in(found["sample_id"], prompts["sample_id"])  # later draws stand behind
     return found.take(pc.sort_indices(places))
-
-
-def as_responses(prompts: pa.Table) -> pa.Table:
-    """Return the prompts' texts as rows to be labelled beside responses; their repeat is -1."""
-    texts = prompts.select(["sample_id", "text"]).rename_columns(["sample_id", "response"])
-    return texts.add_column(1, "repeat", pa.array([-1] * len(texts), pa.int32()))
 
 
 def render_prompts(prompts: pa.Table, template: str, tokenizer, chat: bool) -> pa.Table:

@@ -4,6 +4,7 @@ import logging
 import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from functools import cache
 from itertools import product
 from numbers import Integral
 from pathlib import Path
@@ -34,6 +35,7 @@ def normalise(text: str, case_sensitive: bool = False) -> str:
     return text if case_sensitive else unicodedata.normalize("NFC", text.casefold())
 
 
+@cache
 def word_pattern(word: str, inflections: bool = False) -> regex.Pattern[str]:
     """Return the pattern of a normalised word or phrase as a whole word.
 

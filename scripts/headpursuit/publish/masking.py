@@ -50,7 +50,7 @@ def lexicon_words(config: Mapping[str, Any], results: Path) -> set[str]:
     if labelled and "lexicon" in used_labellers(config):
         path = results.absolute().parents[1] / f"resources/{spec['source']}/provenance.json"
         with suppress(UserError):
-            rows = read_rows(source_files(path, spec["files"]), spec["text"], spec["where"], "")
+            rows = read_rows(source_files(path, spec["files"]), spec, "")
             found = {word for _, word in rows}
     return found
 
