@@ -130,7 +130,7 @@ def test_names_of_numbers_of_any_width_beside_a_column_of_unknown_type(folder: P
         prepare(folder, own, (2, 2))
 
 
-@pytest.mark.parametrize("labels", [[0, 1, 2] * 6, [3, 10, -1] * 6, [0.0, 1.0] * 9, [0, None] * 9])
+@pytest.mark.parametrize("labels", [[0, 1, 2] * 6, [3, 10, -1] * 6, [0.0, 1.0] * 9])
 def test_numbers_that_nothing_names_are_refused(folder: Path, labels: list) -> None:
     with pytest.raises(UserError, match=r"the labels are numbers \(.*samples\.\*\.classes"):
         prepare(folder, labelled(folder, labels))
@@ -195,6 +195,28 @@ def test_captions_that_cannot_be_used(folder: Path, captions, changes, said: str
     own = captioned(folder, captions, sample={"selection": 9, "evaluation": 9}, **changes)
     with pytest.raises(UserError, match=said):
         prepare(folder, own)
+
+
+@pytest.mark.parametrize(
+    ("image", "label", "said"),
+    [
+        (1, "a", r"all\.parquet:\d: the image does not decode"),
+        ({"path": "x"}, "a", r"all\.parquet:\d: the image does not decode"),
+        (None, "a", r"all\.parquet:\d: the image does not decode"),
+        ("x\0", "a", r"all\.parquet: x\0 cannot be read \(embedded null byte\)"),
+        ("x" * 300, "a", r"all\.parquet: x{80} cannot be read \(File name too long\)"),
+        (b"", ["a"], r"samples\.own\.label: .*all\.parquet, row 1: \['a'\] is no class"),
+        (b"", {"a": 1}, r"samples\.own\.label: .*all\.parquet, row 1: \{'a': 1\} is no class"),
+        (b"", None, r"samples\.own\.label: .*all\.parquet, row 1: None is no class"),
+        (b"", " ", r"samples\.own\.label: .*all\.parquet, row 1: ' ' is no class"),
+    ],
+)
+def test_cells_that_hold_no_image_or_no_class(folder: Path, image, label, said: str) -> None:
+    own = labelled(folder, [label] * 2)
+    table = pq.read_table(folder / "all.parquet")
+    pq.write_table(table.set_column(0, "image", pa.array([image] * 2)), folder / "all.parquet")
+    with pytest.raises(UserError, match=said):
+        prepare(folder, own, (1, 1))
 
 
 def test_rows_of_pixels(folder: Path) -> None:

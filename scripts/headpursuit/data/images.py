@@ -5,7 +5,7 @@ import json
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import count, islice, repeat
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -66,42 +66,47 @@ def read_images(
     """
     first, last = spec[part].get("rows") or (1, float("inf"))
     references = column_names(spec.get("references"))
-    columns = [*(references or [spec["label"]]), *([spec["image"]] if with_images else [])]
-
-    def said(path: Path, number: int, row: Mapping[str, Any]) -> Any:
-        place = f"samples.{dataset}.references: {path}, row {number}"
-        return references_in(row, references, place) if references else row[spec["label"]]
-
+    label, image = spec.get("label") or "label", spec["image"] or "image"
+    columns = [*(references or [label]), *([image] if with_images else [])]
     for path in files:
         if spec["image"] is None:
-            rows = _pixel_rows(path, with_images)
+            rows = _pixel_rows(path)
         else:
             key = f"samples.{dataset}.{part}"
-            found = kept_rows(path, columns, spec[part].get("where"), key)
-            rows = ((n, said(path, n, row), row.get(spec["image"])) for n, row in found)
-        for number, own, image in rows:
-            if number > last:
-                break
+            rows = kept_rows(path, columns, spec[part].get("where"), key)
+        for number, row in takewhile(lambda row: row[0] <= last, rows):
             if number >= first:
-                yield (path, number), own, _encoded(path, image) if with_images else None
+                place = f"{path}, row {number}"
+                if references:
+                    own = references_in(row, references, f"samples.{dataset}.references: {place}")
+                else:
+                    own = _class_of(row[label], f"samples.{dataset}.label: {place}")
+                yield (path, number), own, _encoded(path, row[image]) if with_images else None
 
 
-def _pixel_rows(path: Path, with_images: bool) -> Iterator[tuple[int, int, np.ndarray | None]]:
+def _pixel_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     try:
         values = pd.read_csv(path, header=None, dtype=float).to_numpy()
         pixels, labels = values[:, :-1], values[:, -1].astype(int).tolist()
         side = round(pixels.shape[1] ** 0.5)
         square = pixels.reshape(len(labels), side, side) * (255 / pixels.max())
-        images = np.round(square).astype(np.uint8) if with_images else repeat(None)
-        yield from zip(count(1), labels, images, strict=False)
+        images = np.round(square).astype(np.uint8)
     except (ValueError, OSError, EOFError) as error:
         if refusal(error, path):
             raise
         raise UserError(f"{path}: not rows of square images and labels ({error}).") from error
+    for number, (label, image) in enumerate(zip(labels, images, strict=True), start=1):
+        yield number, {"label": label, "image": image}
 
 
-def _encoded(path: Path, image: Any) -> bytes | None:
-    """Return the encoded image that a file's cell holds or names."""
+def _class_of(label: Any, place: str) -> Any:
+    if label is None or isinstance(label, list | Mapping) or not str(label).strip():
+        raise UserError(f"{place}: {label!r:.60} is no class. Correct the row.")
+    return label
+
+
+def _encoded(path: Path, image: Any) -> Any:
+    """Return the encoded image that a file's cell holds or names; what else it holds as it is."""
     if isinstance(image, np.ndarray):
         encoded = io.BytesIO()
         Image.fromarray(image).save(encoded, "PNG")
@@ -109,9 +114,10 @@ def _encoded(path: Path, image: Any) -> bytes | None:
     if isinstance(image, str):
         try:
             return (path.parent / image).read_bytes()
-        except OSError as error:
-            raise UserError(f"{path}: {image} cannot be read ({error.strerror}).") from error
-    return image["bytes"] if isinstance(image, Mapping) else image
+        except (OSError, ValueError) as error:
+            why = getattr(error, "strerror", error)
+            raise UserError(f"{path}: {image:.80} cannot be read ({why}).") from error
+    return image.get("bytes") if isinstance(image, Mapping) else image
 
 
 def class_names(spec: Mapping[str, Any], labels: set[Any], files: Sequence[Path]) -> dict[Any, str]:
@@ -271,15 +277,15 @@ def prepare_images(
             writer.write_table(table)
 
 
-def open_image(encoded: bytes | None, name: str) -> Image.Image:
+def open_image(encoded: Any, name: str) -> Image.Image:
     """Decode an image to RGB.
 
     Raises:
         UserError: naming the image, if it does not decode.
     """
     try:
-        return Image.open(io.BytesIO(encoded or b"")).convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        return Image.open(io.BytesIO(encoded)).convert("RGB")
+    except (OSError, ValueError, TypeError, SyntaxError, Image.DecompressionBombError) as error:
         raise UserError(f"{name}: the image does not decode ({error}).") from error
 
 
