@@ -17,6 +17,7 @@ from headpursuit.labelling.journal import Journal, journal_key
 from headpursuit.labelling.label import label_responses, open_backend
 from headpursuit.labelling.lexicon import Lexicon
 from headpursuit.labelling.ollama import Ollama, Server
+from headpursuit.labelling.openai import open_http
 from headpursuit.labelling.reply import clean, is_refusal, parse_reply, sift_words
 from headpursuit.run.config import load_config
 from headpursuit.run.files import UserError, write_json
@@ -369,10 +370,12 @@ def test_a_key_that_no_header_can_hold_is_not_told(monkeypatch, key):
     assert "sec" not in str(caught.value)
 
 
-@pytest.mark.parametrize("host", ["first:port", "http://[::1"])
+@pytest.mark.parametrize("host", ["http://first:port", "http://[::1"])
 def test_an_address_that_is_none_is_told(host):
-    with pytest.raises(UserError, match=r"labeller\.ollama\.host or OLLAMA_HOST"):
+    with pytest.raises(UserError, match=r"labeller\.ollama\.host or OLLAMA_HOST: no address"):
         Server(host, 1)
+    with pytest.raises(UserError, match=r"labeller\.openai\.base_url: no address"):
+        open_http({"base_url": host, "key_variable": "MY_KEY"}, 1)
 
 
 # Labels without a server

@@ -12,6 +12,7 @@ import httpx
 
 from headpursuit.labelling.backend import Answer, ChatBackend, connection, telling
 from headpursuit.labelling.prompt import SCHEMA
+from headpursuit.run.files import UserError
 
 # The first bytes of encoded images, and what a data URL calls their kind.
 BEGINNINGS = {b"\x89PNG": "png", b"\xff\xd8": "jpeg", b"GIF8": "gif", b"RIFF": "webp"}
@@ -19,7 +20,11 @@ BEGINNINGS = {b"\x89PNG": "png", b"\xff\xd8": "jpeg", b"GIF8": "gif", b"RIFF": "
 
 def open_http(own: dict, timeout: float) -> httpx.Client:
     """Open a client of the server that ``own``, the config's ``labeller.openai``, names."""
-    return httpx.Client(base_url=own["base_url"], **connection(own["key_variable"], timeout))
+    shared = connection(own["key_variable"], timeout)
+    try:
+        return httpx.Client(base_url=own["base_url"], **shared)
+    except httpx.InvalidURL as error:
+        raise UserError(f"labeller.openai.base_url: no address ({error}).") from None
 
 
 class OpenAI(ChatBackend):
