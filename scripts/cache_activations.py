@@ -1,6 +1,5 @@
 """Cache the input of every layer's attention output projection, averaged over positions."""
 
-from headpursuit.data.images import image_ids
 from headpursuit.method.activations import pooled_inputs, pooled_positions, write_cache
 from headpursuit.method.models import open_model
 from headpursuit.method.special import special_tokens
@@ -18,7 +17,9 @@ def main(snakemake):
         reader, model = open_images(
             samples, params.samples, files.model, params.model, params.device, params.batch_images
         )
-        decoder, names = reader.decoder, image_ids(samples, "selection")
+        decoder = reader.decoder
+        selected = read_parquet(samples, ["sample_id"], [("part", "=", "selection")])
+        names = selected["sample_id"].to_pylist()
         metadata |= {"samples": len(names), "question": reader.question}
         pooled = reader.pooled_inputs()
     else:

@@ -1,8 +1,6 @@
 """Runs of the tiny configuration to be disturbed, and one that was not."""
 
 import shutil
-import time
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -57,14 +55,6 @@ def results(checkout: Checkout) -> dict[str, bytes]:
 def content(path: Path) -> bytes:
     """Return the rows of a Parquet file, without its metadata."""
     return repr(pq.read_table(path).to_pylist()).encode()
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 300) -> None:
-    """Wait for a condition; AssertionError if it takes too long."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def group(leader: int) -> list[int]:

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from checkout import Checkout
-from conftest import wait_until
+from fake_ollama import wait_until
 from hub_server import Fault, Repo, serve
 
 TOKEN = "hf_canaryCANARYcanary0123456789"

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 from checkout import Checkout
-from conftest import copied, group, wait_until
+from conftest import copied, group
+from fake_ollama import wait_until
 
 # The jobs of this run would take hours.
 SLOW = {

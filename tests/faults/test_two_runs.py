@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 from checkout import Checkout
-from conftest import copied, results, wait_until
+from conftest import copied, results
+from fake_ollama import wait_until
 
 
 def locked(checkout: Checkout) -> bool:

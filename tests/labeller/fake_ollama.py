@@ -83,8 +83,8 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
-    """Wait for what the server, or who asks it, is about to do."""
+def wait_until(condition: Callable[[], bool], seconds: float = 300) -> None:
+    """Wait for what another process or thread is about to do."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline

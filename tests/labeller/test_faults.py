@@ -11,7 +11,6 @@ import time
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from fake_ollama import DIGEST, FakeOllama, free_port, usual_reply, wait_until
 from headpursuit.labelling.audit import summary
@@ -196,32 +195,6 @@ def test_bad_replies_are_asked_again_and_end_unparsed(settings, responses, label
     again = next(body for body in server.requests if body["options"]["seed"] == 1)
     assert again["messages"][-1]["content"].endswith("<answer>None</answer>")
     assert again["options"]["temperature"] > 0
-
-
-def test_refusals_are_counted_apart(responses, label):
-    def refuse(text: str, attempt: int) -> str:
-        if text.startswith("Response 0"):
-            return "I can't help with that."
-        if text.startswith("Response 1") and attempt == 1:
-            return "I’m sorry, but I cannot assist with this request."
-        return "darn" if text.startswith("Response 2") else usual_reply(text, attempt)
-
-    with FakeOllama(refuse) as server:
-        table = label(responses(4), server.host)
-    assert table["status"].to_pylist() == ["refused", "ok", "unparsed", "ok"]
-    assert table["attempts"].to_pylist() == [3, 2, 3, 1]
-    facts = summary(table)
-    assert [facts[name] for name in ("ok", "refused", "unparsed", "bad_replies")] == [2, 1, 1, 7]
-
-
-def test_control_characters(responses, label, tmp_path):
-    reply = "\x00\x1b[1m<answer>da\x07rn,\x00 \ud83dDARN\x7f,\u200bdunce</answer>\x08"
-    with FakeOllama(lambda text, attempt: reply) as server:
-        table = label(responses(2), server.host)
-    assert table["words"].to_pylist() == [[], ["darn"]]
-    assert table["dropped"].to_pylist() == [["darn", "dunce"], ["dunce"]]
-    assert table["status"].to_pylist() == ["absent", "ok"]
-    pq.write_table(table, tmp_path / "labels.parquet")
 
 
 def test_json_mode(settings, responses, label, tmp_path):

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from headpursuit.data.download import download
-from headpursuit.data.images import image_ids, open_image, prepare_images, stream_images
+from headpursuit.data.images import open_image, prepare_images, stream_images
 from headpursuit.run.files import UserError, parquet_metadata
 from PIL import Image
 
@@ -68,8 +68,6 @@ def test_a_folder_with_labels(folder: Path) -> None:
     assert rows[table["part"] == "evaluation"].tolist() == [3, 4, 5, 7, 16, 19, 26, 30]
     path = folder.parent / "images.parquet"
     assert [len(batch) for batch in stream_images(path, "evaluation", 3)] == [3, 3, 2]
-    for part in ("selection", "evaluation"):
-        assert image_ids(path, part) == table[table["part"] == part]["sample_id"].tolist()
 
 
 def test_parts_by_a_column(folder: Path) -> None:

@@ -79,6 +79,10 @@ def test_what_is_rendered_is_read_back(mode, named, before, after):
         ("```\n<answer>darn, heck</answer>\n```", ["darn", "heck"]),
         ("<answer>\n```\ndarn\nheck\n```\n</answer>", ["darn", "heck"]),
         ("<answer>`darn`, `heck`</answer>", ["darn", "heck"]),
+        (
+            "\x00\x1b[1m<answer>da\x07rn,\x00 \ud83dDARN\x7f,\u200bfool</answer>\x08",
+            ["darn", "fool"],
+        ),
         ("I can't help with that. <answer>None</answer>", []),
         ("<answer>darn</answer> Or rather: <answer>heck", None),
         ("darn", None),

@@ -24,7 +24,6 @@ from headpursuit.run.files import (
     atomic,
     check_table,
     damaged_parquet,
-    read_parquet,
     refusal,
     refuse_missing,
     seed_for,
@@ -251,18 +250,16 @@ def prepare_images(
 
     def records() -> Iterator[dict[str, Any]]:
         for part in PARTS:
-            count = 0
-            for (file, row), own, image in read(part, True):
-                if (file, row) in drawn[part]:
-                    open_image(image, f"{file}:{row}")
-                    yield {
-                        "sample_id": f"{dataset}-{part}-{count:06d}",
-                        "part": part,
-                        "source": f"{file.name}:{row}",
-                        "image": image,
-                        **shows(own),
-                    }
-                    count += 1
+            chosen = (found for found in read(part, True) if found[0] in drawn[part])
+            for number, ((file, row), own, image) in enumerate(chosen):
+                open_image(image, f"{file}:{row}")
+                yield {
+                    "sample_id": f"{dataset}-{part}-{number:06d}",
+                    "part": part,
+                    "source": f"{file.name}:{row}",
+                    "image": image,
+                    **shows(own),
+                }
 
     listed = list(names.values()) if classed else []
     schema = SCHEMA.with_metadata({"classes": json.dumps(listed)})
@@ -300,8 +297,3 @@ def stream_images(path: str | Path, part: str, size: int) -> Iterator[list[dict[
             yield some
     except (pa.ArrowException, OSError) as error:
         raise damaged_parquet(path, error) from error
-
-
-def image_ids(path: str | Path, part: str) -> list[str]:
-    """Return the ids of a prepared data set's part, in order."""
-    return read_parquet(path, ["sample_id"], [("part", "=", part)])["sample_id"].to_pylist()

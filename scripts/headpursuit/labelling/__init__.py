@@ -3,9 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-# Statuses of responses that have no label.
-UNLABELLED = ("refused", "unparsed")
-
 
 def used_labellers(config: Mapping[str, Any]) -> list[str]:
     """Return the labelling backends that a config names, the first first."""

@@ -8,9 +8,9 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 
-from headpursuit.labelling import UNLABELLED
 from headpursuit.method.words import normalise
 
+UNLABELLED = ("refused", "unparsed")  # statuses of responses that have no label
 TOP_WORDS = 20
 ANY = ""  # stands for any word at all
 
