@@ -285,7 +285,7 @@ def _pip_download(name: str, spec: dict, scratch: Path) -> Path:
 
 
 def _fetch_local(name: str, spec: dict, folder: Path) -> Fetched:
-    path = Path(spec["path"]).expanduser().absolute()
+    path = Path(spec["path"]).absolute()
     root, files = (path.parent, [path.name]) if path.is_file() else (path, visible_files(path))
     if not files:
         lack = "holds no file" if path.is_dir() else "does not exist"

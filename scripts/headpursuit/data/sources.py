@@ -53,14 +53,9 @@ def write_made_provenance(
     origin: dict[str, Any],
     packages: Iterable[str],
 ) -> None:
-    """Record the folder of ``path``, whose files were made here out of a source.
+    """Write the record of files beside it that were made here, out of a source and ``origin``.
 
-    Args:
-        path: the record, beside the files.
-        kind: how they were made.
-        source_provenance: that of the source.
-        origin: what else they were made of.
-        packages: those whose versions are noted.
+    ``kind`` says how; the versions of ``packages`` are noted.
     """
     source = read_json(source_provenance)
     origin = {
@@ -144,7 +139,7 @@ def _match(parts: list[str], patterns: list[str]) -> bool:
 
 def content(path: str | Path) -> str | None:
     """Return a hash of a user's file, or of a folder's files and their names; None without any."""
-    path = Path(path).expanduser()
+    path = Path(path)
     try:
         names = visible_files(path) if path.is_dir() else [""]
         sums = checksums(path / name for name in names)
