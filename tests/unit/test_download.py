@@ -12,7 +12,7 @@ from headpursuit.data import download, sources
 from headpursuit.run.config import load_config
 from headpursuit.run.files import UserError
 from hub_server import Fault, Hub, Repo, reached
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, close_session
 from snakemake.common.configfile import load_configfile
 from snakemake.utils import update_config
 
@@ -240,6 +240,7 @@ def test_each_refusal_names_the_step_to_take(hub: Hub, tmp_path, asked, parts):
         (200, {}, ["does not answer as a Hub does", "HTTPS_PROXY"]),  # an empty page
         (None, {"HF_ENDPOINT": f"http://user:{CANARY}@127.0.0.1:9"},
          ["http://127.0.0.1:9", "HTTPS_PROXY", "no lasting connection"]),
+        (None, {"HF_ENDPOINT": "http://127.0.0.1:port"}, ["InvalidURL", "HF_ENDPOINT"]),
     ],
 )  # fmt: skip
 def test_a_hub_that_answers_otherwise(hub: Hub, tmp_path, monkeypatch, fault, environment, parts):
@@ -248,6 +249,12 @@ def test_a_hub_that_answers_otherwise(hub: Hub, tmp_path, monkeypatch, fault, en
     hub.faults += [Fault("GET", "/api/", fault)] if fault else []
     said = failure(spec(), tmp_path)
     assert [part for part in parts if part not in said] == []
+
+
+def test_a_proxy_that_lacks_a_package(hub: Hub, tmp_path, monkeypatch):
+    monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:9")
+    close_session()
+    assert "socksio" in failure(spec(), tmp_path)
 
 
 def test_a_pull_request_may_hold_the_safetensors(hub: Hub, tmp_path):

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from headpursuit.labelling import audit, prompt, used_labellers
+from headpursuit.labelling import audit, prompt
 from headpursuit.labelling.backend import Answer, connection
 from headpursuit.labelling.journal import Journal, journal_key
 from headpursuit.labelling.label import label_responses, open_backend
@@ -374,11 +374,21 @@ def test_a_key_that_no_header_can_hold_is_not_told(monkeypatch, key):
     assert "sec" not in str(caught.value)
 
 
-@pytest.mark.parametrize("host", ["http://first:port", "http://[::1"])
-def test_an_address_that_is_none_is_told(host):
-    with pytest.raises(UserError, match=r"labeller\.ollama\.host or OLLAMA_HOST: no address"):
+@pytest.mark.parametrize(
+    ("host", "proxy", "said"),
+    [
+        ("http://first:port", "", "[Pp]ort"),
+        ("http://[::1", "", "Invalid"),
+        ("http://first", "socks5://127.0.0.1:9", "socksio"),
+    ],
+)
+def test_what_keeps_a_client_from_being_opened_is_told(monkeypatch, host, proxy, said):
+    monkeypatch.setenv("ALL_PROXY", proxy)
+    with pytest.raises(
+        UserError, match=rf"labeller\.ollama\.host or OLLAMA_HOST, or a .*: .*{said}"
+    ):
         Server(host, 1)
-    with pytest.raises(UserError, match=r"labeller\.openai\.base_url: no address"):
+    with pytest.raises(UserError, match=rf"labeller\.openai\.base_url, or a proxy .*: .*{said}"):
         open_http({"base_url": host, "key_variable": "MY_KEY"}, 1)
 
 
@@ -528,6 +538,6 @@ def test_kappa(cells, kappa):
 def test_which_labellers_a_config_asks(demo):
     demo["labeller"]["second"] = "ollama"
     config = load_config(demo)
-    assert used_labellers(config) == run_labellers(config) == ["lexicon", "ollama"]
+    assert run_labellers(config) == ["lexicon", "ollama"]
     demo["concepts"] = {name: {"words": ["mine"]} for name in demo["concepts"]}
     assert run_labellers({**config, "concepts": load_config(demo)["concepts"]}) == []

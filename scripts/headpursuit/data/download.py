@@ -191,7 +191,9 @@ def _ask(name: str, spec: dict, attempts: int, call: Callable, *given: Any, **mo
         # hf_xet, which moves the large files, raises RuntimeError; a proxy's page is a ValueError.
         try:
             return call(*given, **more)
-        except (OSError, httpx2.HTTPError, RuntimeError, ValueError) as error:
+        except ImportError as error:  # a SOCKS proxy wants a package, which it names
+            raise UserError(f"sources.{name}: {error}") from error
+        except (OSError, httpx2.HTTPError, httpx2.InvalidURL, RuntimeError, ValueError) as error:
             if refusal(error, ""):
                 raise
             while isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__:

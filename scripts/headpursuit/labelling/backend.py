@@ -92,6 +92,15 @@ def connection(key_variable: str, timeout: float) -> dict[str, Any]:
 
 
 @contextmanager
+def opening(key: str) -> Iterator[None]:
+    """Name the config's key, or a proxy, where either keeps a client from being opened."""
+    try:
+        yield
+    except (ValueError, ImportError, httpx.InvalidURL) as error:
+        raise UserError(f"{key}, or a proxy of the environment: {error}") from None
+
+
+@contextmanager
 def telling(name: str) -> Iterator[None]:
     """Raise Busy where a server is out of reach, or what it says is not what was asked for."""
     try:

@@ -15,7 +15,6 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import httpx
 import ollama
 from tqdm import tqdm
 
@@ -25,6 +24,7 @@ from headpursuit.labelling.backend import (
     ChatBackend,
     Refused,
     connection,
+    opening,
     telling,
 )
 from headpursuit.labelling.prompt import SCHEMA
@@ -46,10 +46,9 @@ class Server(ollama.Client):
 
     def __init__(self, host: str | None, timeout: float):
         """Take an address in any form that OLLAMA_HOST may have; None is that of OLLAMA_HOST."""
-        try:
-            super().__init__(host, **connection("OLLAMA_API_KEY", timeout))
-        except (ValueError, httpx.InvalidURL) as error:
-            raise UserError(f"labeller.ollama.host or OLLAMA_HOST: no address ({error}).") from None
+        shared = connection("OLLAMA_API_KEY", timeout)
+        with opening("labeller.ollama.host or OLLAMA_HOST"):
+            super().__init__(host, **shared)
         url = self._client.base_url
         self.host, self.name, self.here = str(url), url.netloc.decode(), url.host in LOOPBACK
 

@@ -10,9 +10,8 @@ from typing import Any
 
 import httpx
 
-from headpursuit.labelling.backend import Answer, ChatBackend, connection, telling
+from headpursuit.labelling.backend import Answer, ChatBackend, connection, opening, telling
 from headpursuit.labelling.prompt import SCHEMA
-from headpursuit.run.files import UserError
 
 # The first bytes of encoded images, and what a data URL calls their kind.
 BEGINNINGS = {b"\x89PNG": "png", b"\xff\xd8": "jpeg", b"GIF8": "gif", b"RIFF": "webp"}
@@ -21,10 +20,8 @@ BEGINNINGS = {b"\x89PNG": "png", b"\xff\xd8": "jpeg", b"GIF8": "gif", b"RIFF": "
 def open_http(own: dict, timeout: float) -> httpx.Client:
     """Open a client of the server that ``own``, the config's ``labeller.openai``, names."""
     shared = connection(own["key_variable"], timeout)
-    try:
+    with opening("labeller.openai.base_url"):
         return httpx.Client(base_url=own["base_url"], **shared)
-    except httpx.InvalidURL as error:
-        raise UserError(f"labeller.openai.base_url: no address ({error}).") from None
 
 
 class OpenAI(ChatBackend):
