@@ -10,12 +10,12 @@ import regex
 
 from headpursuit.data.prompts import read_rows
 from headpursuit.data.sources import source_files
-from headpursuit.labelling import used_labellers
 from headpursuit.labelling.audit import mask
 from headpursuit.method.words import normalise, word_pattern
 from headpursuit.run.experiments import concept_of, owners, running
 from headpursuit.run.files import UserError, plain, read_parquet
 from headpursuit.run.tables import read_csv
+from headpursuit.run.uses import run_labellers
 
 # A token of so many letters may give away a longer word that begins with it.
 TELLING = 4
@@ -33,7 +33,7 @@ def offensive_words(config: Mapping[str, Any], results: Path) -> set[str]:
     """
     words: set[str] = set()
     experiments = [name for name in running(config) if is_offensive(config, name)]
-    folders = ["labels", "labels/second"][: len(used_labellers(config))]
+    folders = ["labels", "labels/second"][: len(run_labellers(config))]
     for owner in (owners(config)[name] for name in experiments):
         if (path := results / f"words/{owner['words']}.csv").exists():
             words |= set(read_csv(path, ["word"])["word"])
@@ -46,8 +46,7 @@ def offensive_words(config: Mapping[str, Any], results: Path) -> set[str]:
 def lexicon_words(config: Mapping[str, Any], results: Path) -> set[str]:
     """Return the words of the list that a run's labeller looks up, if it is still there."""
     spec, found = config["labeller"]["lexicon"], set()
-    labelled = any(is_offensive(config, name) for name in running(config))
-    if labelled and "lexicon" in used_labellers(config):
+    if "lexicon" in run_labellers(config):
         path = results.absolute().parents[1] / f"resources/{spec['source']}/provenance.json"
         with suppress(UserError):
             rows = read_rows(source_files(path, spec["files"]), spec, "")

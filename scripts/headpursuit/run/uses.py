@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from headpursuit.labelling import used_labellers
 from headpursuit.run.experiments import Config, concept_of, is_asked, models_of, running
 
 
@@ -45,8 +44,9 @@ def labelled(config: Config) -> list[str]:
 
 
 def run_labellers(config: Config) -> list[str]:
-    """Return the backends that a run asks."""
-    return used_labellers(config) if labelled(config) else []
+    """Return the labelling backends that a run asks, the first first."""
+    named = [config["labeller"][key] for key in ("backend", "second")]
+    return list(filter(None, named)) if labelled(config) else []
 
 
 def used_sources(config: Config) -> dict[str, Any]:
