@@ -40,6 +40,12 @@ class Checkout:
         assert code == 0, said
         return said
 
+    def refused(self, *arguments: str, overlay: str | None = None, **env: str | None) -> str:
+        """Run Snakemake, which is to fail with a message, and return all it printed."""
+        code, said = self.run(*arguments, overlay=overlay, **env)
+        assert code != 0 and "Traceback" not in said, said
+        return said
+
     def run(
         self, *arguments: str, overlay: str | None = None, **env: str | None
     ) -> tuple[int, str]:

@@ -49,11 +49,9 @@ def test_results_are_full(checkout: Checkout, mounted: Callable, finished: Check
     mounted(checkout.folder / "results")
     (checkout.folder / CACHE).unlink()
     filler = fill(checkout.folder / "results", leave=12288)
-    code, said = checkout.run()
-    assert code != 0
+    said = checkout.refused()
     step = "no space is left. Free some, then run the same command again"
     assert f"cache_activations: results/tiny/activations: {step}" in said, said
-    assert "Traceback" not in said
     filler.unlink()
     checkout.snakemake()
     assert results(checkout) == results(finished)
@@ -67,10 +65,8 @@ def test_resources_are_full(fresh: Checkout, mounted: Callable, tmp_path: Path) 
     checkout.snakemake("results/tiny/tower/assembled.safetensors", overlay="whole")
     mounted(checkout.folder / "resources")
     filler = fill(checkout.folder / "resources", leave=20480)
-    code, said = checkout.run(model, overlay="whole")
-    assert code != 0
+    said = checkout.refused(model, overlay="whole")
     assert "assemble_model: resources/assembled/assembled: no space is left. Free some" in said
-    assert "Traceback" not in said
     assert not (checkout.folder / model).exists()
     filler.unlink()
     checkout.snakemake(model, overlay="whole")
@@ -82,10 +78,8 @@ def test_a_folder_is_read_only(checkout: Checkout, mounted: Callable, name: str)
     mounted(checkout.folder / name)
     (checkout.folder / CACHE).unlink()
     subprocess.run(["mount", "-o", "remount,ro", checkout.folder / name], check=True)
-    code, said = checkout.run()
-    assert code != 0
+    said = checkout.refused()
     assert f"\n{name}: the file system is read-only. Make it writable" in said
-    assert "Traceback" not in said
     subprocess.run(["mount", "-o", "remount,rw", checkout.folder / name], check=True)
     checkout.snakemake(CACHE)
 

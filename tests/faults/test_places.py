@@ -37,10 +37,8 @@ def test_an_odd_path_and_a_home_that_is_none(
 @pytest.mark.short
 def test_braces_in_the_path(tmp_path: Path) -> None:
     other = make_checkout(tmp_path / "{dataset}")
-    code, said = other.run()
-    assert code != 0
+    said = other.refused()
     assert "Snakemake takes braces in a path for wildcards. Rename the folder" in said
-    assert "Traceback" not in said
 
 
 def test_no_home_and_results_elsewhere(checkout: Checkout, finished: Checkout) -> None:
