@@ -43,6 +43,15 @@ def test_content_is_that_of_the_files_and_their_names(own, change, same):
     assert (sources.content("own" if own.exists() else "mine") == before) == same
 
 
+def test_a_name_that_is_not_utf_8(own):
+    (own / "deep/b.csv").rename(own / os.fsdecode(b"caf\xe9.csv"))
+    assert sources.content("own") == sources.content("own")
+    download.download("own", {"kind": "local", "path": "own"}, Path("resources"))
+    sources.verify("resources/provenance.json")
+    found = sources.source_files("resources/provenance.json", "caf*")
+    assert [path.read_text() for path in found] == ["text\ndeep/b.csv\n"]
+
+
 def test_content_of_one_file_and_of_none(own):
     (own / "empty").mkdir()
     names = ("a.csv", "deep/b.csv", "none", "empty")

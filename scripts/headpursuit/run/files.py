@@ -146,7 +146,9 @@ def write_text(path: str | Path, text: str) -> None:
 
 def write_json(path: str | Path, value: Any) -> None:
     """Write indented JSON atomically, keys in the order given."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    # What a file's name has that is not UTF-8 is written as JSON escapes it.
+    write_text(path, text.encode(errors="backslashreplace").decode())
 
 
 def read_json(path: str | Path) -> Any:
