@@ -13,13 +13,8 @@ from headpursuit.publish.overlap import (
     put_rankings,
     ranking_notes,
 )
-from headpursuit.publish.ratio import (
-    display,
-    notes,
-    put_published,
-    ratio_rows,
-    read_scores,
-)
+from headpursuit.publish.published import put_published
+from headpursuit.publish.ratio import display, notes, ratio_rows, read_scores
 from headpursuit.run.rule import run_rule
 from headpursuit.run.tables import publish, read_csv, save_figure, write_csv
 

@@ -17,8 +17,8 @@ from headpursuit.method.score import (
 )
 from headpursuit.publish.claims import Run, judge, read_claims
 from headpursuit.publish.overlap import overlaps, put_rankings
-from headpursuit.publish.published import compare, compare_tokens
-from headpursuit.publish.ratio import put_published, ratio_rows
+from headpursuit.publish.published import compare, compare_tokens, put_published
+from headpursuit.publish.ratio import ratio_rows
 from headpursuit.run.config import load_config
 from headpursuit.run.experiments import merge
 from headpursuit.run.files import write_parquet

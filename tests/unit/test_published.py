@@ -117,6 +117,15 @@ def test_the_papers_model_goes_before_another() -> None:
     assert found(table, **SEED)["experiment"] == "large"
 
 
+def test_a_k_that_stands_for_another_number_of_heads_stands_for_that_alone() -> None:
+    table = compare(
+        PUBLISHED, run_of(heads=8), {"mistral": MISTRAL}, LABELLER, {"rtp": ()}, {8: 32}
+    )
+    assert found(table, **{**SEED, "heads": 32})["own_heads"] == 8
+    eight = found(table, **{**SEED, "artefact": "table2_lexical", "heads": 8})
+    assert eight["remarks"] == "not in this run"
+
+
 def test_what_else_differs_is_said() -> None:
     settings = ("concepts.toxic.labelled.texts", "samples.rtp.sample")
     own = run_of(flag="baseline count below 30")
@@ -144,8 +153,10 @@ def test_what_else_differs_is_said() -> None:
 
 
 def test_the_notes_say_no_more_than_there_is(usual: pd.DataFrame) -> None:
-    none = compared(run_of(samples="mine"))
-    assert list(notes(none, "mine")) == ["Run mine: 0 of 498 published values have a counterpart."]
+    for run in (run_of(samples="mine"), pd.DataFrame()):
+        none = compare(PUBLISHED, run, {"mistral": MISTRAL}, LABELLER, {}, None)
+        said = "Run mine: 0 of 498 published values have a counterpart."
+        assert list(notes(none, "mine")) == [said]
     said = " ".join(notes(usual, "paper"))
     assert "another model" not in said and "Other settings" not in said
 

@@ -9,12 +9,8 @@ import pandas as pd
 import pytest
 from headpursuit.publish.against import Key
 from headpursuit.publish.figure import plot
-from headpursuit.publish.ratio import (
-    display,
-    notes,
-    put_published,
-    ratio_rows,
-)
+from headpursuit.publish.published import put_published
+from headpursuit.publish.ratio import display, notes, ratio_rows
 from headpursuit.publish.texts import by_text
 from headpursuit.run.experiments import condition_name
 from headpursuit.run.tables import read_csv, write_csv

@@ -11,7 +11,7 @@ import yaml
 
 from headpursuit.publish.against import Key
 from headpursuit.publish.answer import tally
-from headpursuit.publish.ratio import paper_heads
+from headpursuit.publish.published import paper_heads
 from headpursuit.publish.statistics import quantile, tail
 from headpursuit.publish.texts import MEASURE_NAMES, METHOD_NAMES, interval, number
 from headpursuit.run.tables import lay_out

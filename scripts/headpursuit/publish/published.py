@@ -5,7 +5,6 @@ from typing import Any
 
 import pandas as pd
 
-from headpursuit.publish.ratio import paper_heads
 from headpursuit.publish.texts import MEASURE_NAMES, METHOD_NAMES, interval, number
 from headpursuit.run.experiments import head_name
 from headpursuit.run.tables import lay_out
@@ -17,13 +16,74 @@ CELL = ["model", "dataset", "concept", "method", "heads", "alpha", "measure"]
 RUINED = 0.5
 
 
+def paper_heads(published_heads: Mapping[Any, int] | None) -> dict[int, int]:
+    """Return the paper's number of heads for a k of this run, where it is another."""
+    return {int(own): int(theirs) for own, theirs in (published_heads or {}).items()}
+
+
+def _counterparts(
+    published: pd.DataFrame,
+    ratios: pd.DataFrame,
+    models: Mapping[str, str],
+    published_heads: Mapping[Any, int] | None,
+) -> pd.DataFrame:
+    """Return published values, each as often as rows of ratios stand beside it, the nearest first.
+
+    These have the same samples, concept, method, heads, alpha and measure; their heads are scaled
+    at all positions, and chosen on their own samples. A model of the paper's stands beside its own
+    values only, and another beside all. The paper's model is nearest, and then the experiment that
+    is named like its samples. ``number`` is the value's, ``own`` the row's, both from 0.
+    """
+    own = ratios.assign(
+        own=range(len(ratios)),
+        dataset=ratios["samples"],
+        heads=ratios["heads"].replace(paper_heads(published_heads)),
+        reader=ratios["model"].map(models),
+    )
+    own = own[own["at"].eq("all") & own["heads_from"].isna() & ~own["signed"]]
+    keys = [key for key in CELL if key != "model"]
+    found = published.assign(number=range(len(published)))
+    found = found.merge(own[[*keys, "own", "experiment", "reader"]], on=keys)
+    found["other"] = found["reader"] != found["model"]
+    found["variant"] = found["experiment"] != found["dataset"]
+    found = found[~found["other"] | ~found["reader"].isin(published["model"])]
+    return found.sort_values(["other", "variant"], kind="stable")
+
+
+def put_published(
+    table: pd.DataFrame,
+    published: pd.DataFrame,
+    models: Mapping[str, str],
+    published_heads: Mapping[Any, int] | None,
+) -> pd.DataFrame:
+    """Return rows of ratios with the published value of each, its range and source.
+
+    Of several artefacts or models that have a value the first counts.
+
+    Args:
+        table: rows of ratios, numbered from 0.
+        published: ``data/published.csv``.
+        models: the config's names of models to their Hub ids, where they have one.
+        published_heads: which published k stands beside a k of this run.
+    """
+    known = published.dropna(subset="value")
+    found = _counterparts(known, table, models, published_heads)
+    found = found.drop_duplicates("own").set_index("own")
+    return table.assign(
+        published=found["value"],
+        published_low=found["low"],
+        published_high=found["high"],
+        published_source=found["source"] + ", " + found["heads"].astype(str) + " heads",
+    )
+
+
 def compare(
     published: pd.DataFrame,
     ratios: pd.DataFrame,
     models: Mapping[str, str],
     labeller: str,
     settings: Mapping[str, Sequence[str]],
-    published_heads: Mapping[int, int] | None,
+    published_heads: Mapping[Any, int] | None,
 ) -> pd.DataFrame:
     """Put this run's values beside the published ones, a row for each of these, in their order.
 
@@ -38,19 +98,20 @@ def compare(
         settings: experiment to the keys in which it is not the paper's.
         published_heads: this run's k to the published k that stands beside it.
     """
-    own_heads = {theirs: own for own, theirs in paper_heads(published_heads).items()}
-    papers = set(published["model"])
+    nearest = {}
+    if len(ratios):
+        found = _counterparts(published, ratios, models, published_heads)
+        nearest = dict(found.drop_duplicates("number")[["number", "own"]].to_numpy())
     rows, own_rows = [], ratios.to_dict("records")
-    for value in published.to_dict("records"):
+    for place, value in enumerate(published.to_dict("records")):
         row = {**value, "published": value["value"]}
         remarks = list(_oddities(value, published))
-        k = own_heads.get(value["heads"], value["heads"])
-        own = _counterpart(own_rows, value | {"heads": k}, models, papers)
-        if own is None:
+        if place not in nearest:
             remarks.append("not in this run")
         else:
+            own = own_rows[nearest[place]]
             row |= _beside(own, value)
-            row |= {"own_heads": k, "own_model": models[own["model"]]}
+            row |= {"own_heads": own["heads"], "own_model": models[own["model"]]}
             row["labeller"] = labeller if value["concept"] == "toxic" else None
             row["settings"] = " ".join(settings[own["experiment"]]) or None
             differs = {
@@ -121,31 +182,6 @@ def _oddities(value: Mapping[str, Any], published: pd.DataFrame) -> Iterator[str
                     f"{price:.2f} of CIDEr is left with random heads, so what is counted here says "
                     "nothing of the concept alone"
                 )
-
-
-def _counterpart(
-    ratios: Sequence[Mapping[str, Any]],
-    wanted: Mapping[str, Any],
-    models: Mapping[str, str],
-    papers: set[str],
-) -> Mapping[str, Any] | None:
-    """Return the row of a published value's samples, concept, method, heads, alpha and measure.
-
-    Its heads are scaled at all positions, and chosen on its own samples. A model of the paper's
-    stands beside its own values only, and another beside all those that have no such row. The
-    experiment that is named like its samples goes before the others.
-    """
-    keys = [key for key in CELL if key not in ("model", "dataset")]
-    cell = {key: wanted[key] for key in keys} | {"samples": wanted["dataset"], "at": "all"}
-    same = [row for row in ratios if all(row[key] == value for key, value in cell.items())]
-    same = [row for row in same if pd.isna(row["heads_from"]) and not row["signed"]]
-    others = papers - {wanted["model"]}
-    same = [row for row in same if models[row["model"]] not in others]
-
-    def apart(row: Mapping[str, Any]) -> tuple[bool, bool]:
-        return models[row["model"]] != wanted["model"], row["experiment"] != row["samples"]
-
-    return min(same, key=apart, default=None)
 
 
 def _beside(own: Mapping[str, Any], value: Mapping[str, Any]) -> dict[str, Any]:

@@ -171,49 +171,6 @@ def put_splits(table: pd.DataFrame, experiments: Experiments) -> pd.DataFrame:
     return table.assign(splits=n, splits_mean=mean, splits_sd=sd)
 
 
-def paper_heads(published_heads: Mapping[Any, int] | None) -> dict[int, int]:
-    """Return the paper's number of heads for a k of this run, where it is another."""
-    return {int(own): int(theirs) for own, theirs in (published_heads or {}).items()}
-
-
-def put_published(
-    table: pd.DataFrame,
-    published: pd.DataFrame,
-    models: Mapping[str, str],
-    published_heads: Mapping[Any, int] | None,
-) -> pd.DataFrame:
-    """Return rows of ratios with the published value of each, its range and source.
-
-    Of several artefacts that print a value the first counts. A model of the paper's has its own
-    values, and another those of the first model that has any.
-
-    Args:
-        table: rows of ratios.
-        published: ``data/published.csv``.
-        models: the config's names of models to their Hub ids, where they have one.
-        published_heads: which published k stands beside a k of this run.
-    """
-    theirs = paper_heads(published_heads)
-    keys = ["model", "dataset", "concept", "method", "heads", "alpha", "at", "measure"]
-    known = published.dropna(subset="value").assign(
-        at="all",
-        published=published["value"],
-        published_low=published["low"],
-        published_high=published["high"],
-        published_source=published["source"] + ", " + published["heads"].astype(str) + " heads",
-    )
-    # Heads that other samples chose have no counterpart.
-    own = table.assign(
-        model=table["model"].map(models),
-        dataset=table["samples"].where(table["heads_from"].isna() & ~table["signed"]),
-        heads=[theirs.get(k, k) for k in table["heads"]],
-    )
-    others = set(own["model"]) - set(known["model"])
-    known = pd.concat([known, *(known.assign(model=name) for name in others)])
-    found = own[keys].merge(known.drop_duplicates(keys), how="left", on=keys)
-    return table.assign(**{name: found[name] for name in known if name.startswith("published")})
-
-
 # Texts
 
 
