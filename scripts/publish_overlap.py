@@ -9,15 +9,17 @@ from headpursuit.run.tables import publish, save_figure
 
 def main(snakemake):
     """Write csv, Markdown, LaTeX and the figure."""
-    read, experiments = snakemake.input.rankings, snakemake.params.experiments
-    rankings, own, layers = choosers(read, experiments)
+    files, experiments = snakemake.input, snakemake.params.experiments
+    rankings, own = choosers(files.rankings, experiments)
     who = [each["heads_from"] or name for name, each in experiments.items()]
-    read_by = dict(zip(who, snakemake.input.dictionaries, strict=True))
-    tokens = {name: concept_tokens(read_by[name]) for name in own}
-    table = overlaps(rankings, own, layers, tokens)
+    tokens = dict(zip(who, map(concept_tokens, files.dictionaries), strict=True))
+    table = overlaps(rankings, own, tokens)
     label = f"{snakemake.wildcards.shared}-overlap"
-    publish(snakemake.output, table, display(table), notes(own, layers), label)
-    shown = {name: top_heads(rankings[name], max(own[name]["k"]), *layers[name]) for name in own}
+    publish(snakemake.output, table, display(table), notes(own), label)
+    shown = {
+        name: top_heads(rankings[name], max(each["k"]), *each["layers"])
+        for name, each in own.items()
+    }
     figure = plot_heads(rankings, "score", shown, "score of the first method")
     save_figure(figure, snakemake.output.heads)
 

@@ -208,9 +208,9 @@ def make_overlap(run: Path, config: dict[str, Any]) -> None:
     }
     for name, own in rankings.items():
         write(run / f"rankings/{name}.csv", own)
-    layers = dict.fromkeys(rankings, (0, LAYERS - 1))
-    own = {name: config["experiments"][name] for name in rankings}
-    write(run / "tables/concepts.overlap.csv", overlaps(rankings, own, layers))
+    layers = {"layers": (0, LAYERS - 1)}
+    own = {name: config["experiments"][name] | layers for name in rankings}
+    write(run / "tables/concepts.overlap.csv", overlaps(rankings, own))
 
 
 def make_vocabulary(run: Path) -> pd.DataFrame:

@@ -35,30 +35,28 @@ def test_jaccard_and_chance():
     assert chance(5, 5, 5) == (1, 1)
 
 
-def own(model: str = "m", k: tuple[int, ...] = (2, 4)) -> dict:
-    return {"model": model, "k": list(k)}
+def own(model: str = "m", k: tuple[int, ...] = (2, 4), layers: tuple = (2, 3)) -> dict:
+    return {"model": model, "k": list(k), "layers": layers}
 
 
 @pytest.mark.parametrize(
-    ("experiments", "layers", "rows"),
+    ("experiments", "rows"),
     [
         (
             {"up": own(), "down": own(), "same": own()},
-            {},
             [
                 *[[2, "up", "down", 0], [2, "up", "same", 2], [2, "down", "same", 0]],
                 *[[4, "up", "down", 4], [4, "up", "same", 4], [4, "down", "same", 4]],
             ],
         ),
         # Each experiment has candidate layers of its own, and k that the other may lack.
-        ({"up": own(k=(2, 3)), "same": own(k=(2,))}, {"same": (0, 1)}, [[2, "up", "same", 0]]),
-        ({"up": own(), "same": own("other")}, {}, []),  # heads of two models share no number
+        ({"up": own(k=(2, 3)), "same": own(k=(2,), layers=(0, 1))}, [[2, "up", "same", 0]]),
+        ({"up": own(), "same": own("other")}, []),  # heads of two models share no number
     ],
 )
-def test_overlaps_keep_to_models_k_and_candidate_layers(experiments, layers, rows):
+def test_overlaps_keep_to_models_k_and_candidate_layers(experiments, rows):
     rankings = {name: {"up": UP, "down": DOWN, "same": UP}[name] for name in experiments}
-    layers = {name: layers.get(name, (2, 3)) for name in experiments}
-    table = overlaps(rankings, experiments, layers)
+    table = overlaps(rankings, experiments)
     assert table[["heads", "one", "other", "shared"]].to_numpy().tolist() == rows
     for row in table.itertuples():
         assert row.jaccard == pytest.approx(row.shared / (2 * row.heads - row.shared))
@@ -66,7 +64,7 @@ def test_overlaps_keep_to_models_k_and_candidate_layers(experiments, layers, row
     assert "tokens of both" not in display(table)
     shown = display(table)["Jaccard (chance)"]
     assert list(shown[:1]) in (["0.00 (0.39)"], [])
-    assert "Top heads of layers 2 to 3" in " ".join(notes(experiments, layers))
+    assert "Top heads of layers 2 to 3" in " ".join(notes(experiments))
 
 
 def test_heads_are_those_of_who_chooses_them_in_a_table_or_not(tmp_path):
@@ -83,8 +81,8 @@ def test_heads_are_those_of_who_chooses_them_in_a_table_or_not(tmp_path):
         "of-y": {**said, "heads_from": "y", "ranked_by": "size"},  # which is not here
         "x": {**said, "heads_from": None},
     }
-    rankings, own, layers = choosers([files["x"], files["y"], files["x"]], table)
-    assert list(rankings) == list(own) == list(layers) == ["x", "y"]
+    rankings, own = choosers([files["x"], files["y"], files["x"]], table)
+    assert list(rankings) == list(own) == ["x", "y"]
     assert [top_heads(rankings[name], 1, 0, 3) for name in "xy"] == [[(0, 0)], [(0, 0)]]
     assert own["x"]["k"] == [2]
 
@@ -123,8 +121,8 @@ def test_concepts_that_share_tokens_are_told_with_which(tmp_path):
         pd.DataFrame({"token": tokens}).to_csv(paths[name], index=False)
     tokens = {name: concept_tokens(path) for name, path in paths.items()}
     assert tokens == {"up": {"one", "two"}, "down": {"one", "twos"}}
-    rankings, layers = {"up": UP, "down": DOWN}, dict.fromkeys(("up", "down"), (0, 3))
-    table = overlaps(rankings, dict.fromkeys(rankings, own()), layers, tokens)
+    rankings = {"up": UP, "down": DOWN}
+    table = overlaps(rankings, dict.fromkeys(rankings, own(layers=(0, 3))), tokens)
     assert set(table["tokens"]) == {"one"}
     assert set(display(table)["tokens of both"]) == {"one"}
     write_csv(tmp_path / "tables/t.overlap.csv", table)
@@ -140,9 +138,8 @@ def test_a_matrix_has_the_ratios_with_their_intervals():
             ("up-c", "down", 0.7),  # another of the same
         )
     ]  # fmt: skip
-    shared = overlaps({"up": UP, "down": DOWN}, dict.fromkeys(("up", "down"), own(k=(4,))), {
-        "up": (0, 3), "down": (0, 3)
-    })  # fmt: skip
+    rankings = {"up": UP, "down": DOWN}
+    shared = overlaps(rankings, dict.fromkeys(rankings, own(k=(4,), layers=(0, 3))))
     alone = rows[0] | {"measure": "occurrences"}  # which nobody else's heads have
     same, ratios = plot_crossed(pd.DataFrame([alone, *rows]), shared).axes
     said = [text.get_text() for text in ratios.texts]

@@ -34,8 +34,8 @@ def chance(k: int, n: int, shared: int) -> tuple[float, float]:
 
 def choosers(
     paths: Sequence[str], experiments: Experiments
-) -> tuple[dict[str, pd.DataFrame], dict[str, Mapping[str, Any]], dict[str, tuple[int, int]]]:
-    """Return what :func:`overlaps` takes, of the experiments that choose heads.
+) -> tuple[dict[str, pd.DataFrame], dict[str, Mapping[str, Any]]]:
+    """Return the rankings of the experiments that choose heads, and what is known of these.
 
     Args:
         paths: the experiments' rankings; of one that has its heads from another, the other's.
@@ -45,10 +45,9 @@ def choosers(
     rankings, chosen = {}, {}
     for path, (name, own) in zip(paths, experiments.items(), strict=True):
         if (source := own["heads_from"] or name) not in chosen:
-            own = experiments.get(source, own)
-            rankings[source] = read_ranking(path, own["ranked_by"])
-            chosen[source] = own
-    return rankings, chosen, {name: own["layers"] for name, own in chosen.items()}
+            chosen[source] = experiments.get(source, own)
+            rankings[source] = read_ranking(path, chosen[source]["ranked_by"])
+    return rankings, chosen
 
 
 def concept_tokens(path: str) -> set[str]:
@@ -60,15 +59,14 @@ def concept_tokens(path: str) -> set[str]:
 def overlaps(
     rankings: Mapping[str, pd.DataFrame],
     experiments: Experiments,
-    layers: Mapping[str, tuple[int, int]],
     tokens: Mapping[str, Collection[str]] | None = None,
 ) -> pd.DataFrame:
     """Compare the top heads of each two experiments of a model (v2, figure 4), for each common k.
 
     Args:
         rankings: experiment to its ranking by its first method.
-        experiments: their model and k.
-        layers: their first and last candidate layer; chance is reckoned from the first one's.
+        experiments: their model, k, and first and last candidate layer (layers); chance is reckoned
+            from the first one's.
         tokens: those of their concepts. Concepts that share tokens share heads for that alone.
     """
     rows = []
@@ -76,11 +74,12 @@ def overlaps(
         first, second = experiments[one], experiments[other]
         shared_k = [k for k in first["k"] if k in second["k"] and first["model"] == second["model"]]
         for k in shared_k:
-            mine, theirs = (top_heads(rankings[name], k, *layers[name]) for name in (one, other))
+            mine = top_heads(rankings[one], k, *first["layers"])
+            theirs = top_heads(rankings[other], k, *second["layers"])
             row = {"heads": k, "one": one, "other": other, "shared": len({*mine} & {*theirs})}
             both = {*tokens[one]} & {*tokens[other]} if tokens else ()
             row["tokens"] = " ".join(sorted(both)) or None
-            n = int(rankings[one]["layer"].between(*layers[one]).sum())
+            n = int(rankings[one]["layer"].between(*first["layers"]).sum())
             expected, p = chance(k, n, row["shared"])
             rows.append(row | {"jaccard": jaccard(mine, theirs), "chance": expected, "p": p})
     table = lay_out("tables/{table}.overlap.csv", rows)
@@ -250,10 +249,12 @@ def display(table: pd.DataFrame) -> pd.DataFrame:
     return shown if (shown["tokens of both"] != "").any() else shown.drop(columns="tokens of both")
 
 
-def notes(experiments: Experiments, layers: Mapping[str, tuple[int, int]]) -> Iterator[str]:
+def notes(experiments: Experiments) -> Iterator[str]:
     """Yield what a reader of the overlaps has to know."""
     models = ", ".join(dict.fromkeys(own["model"] for own in experiments.values()))
-    spans = ", ".join(dict.fromkeys(f"{first} to {last}" for first, last in layers.values()))
+    spans = ", ".join(
+        dict.fromkeys("{} to {}".format(*own["layers"]) for own in experiments.values())
+    )
     yield (
         f"Model {models}. Top heads of layers {spans} by each experiment's first method; Jaccard: "
         "heads that both have over heads that either has, and in brackets what two random sets of "
