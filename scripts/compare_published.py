@@ -1,7 +1,5 @@
 """Put what the paper says beside what this run says: every published value, and every claim."""
 
-from types import SimpleNamespace
-
 import pandas as pd
 from headpursuit.publish import claims
 from headpursuit.publish.published import compare, compare_tokens, display, notes
@@ -27,7 +25,7 @@ def main(snakemake):
     )
     tokens = compare_tokens(read_csv(files.tokens), read_all(files.heads), params.settings)
     table = pd.concat([values, tokens], ignore_index=True)
-    publish(output, table, display(table), notes(table, params.run), "published")
+    publish(output.csv, table, display(table), notes(table, params.run))
     run = claims.Run(
         read_all(files.tests),
         read_all(files.overlaps),
@@ -36,10 +34,9 @@ def main(snakemake):
         params.confidence,
     )
     verdicts = claims.judge(claims.read_claims(files.claims), run)
-    tests = SimpleNamespace(csv=output.claims, md=output.claims_md, tex=output.claims_tex)
     models = [params.models[own["model"]] for own in params.experiments.values()]
     said = claims.notes(verdicts, params.run, list(dict.fromkeys(models)), params.confidence)
-    publish(tests, verdicts, claims.display(verdicts, params.confidence), said, "claims")
+    publish(output.claims, verdicts, claims.display(verdicts, params.confidence), said)
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ def main(snakemake):
         rows += table1(name, shown[name], *measured, published, spec["vocabulary"]["tokens"])
     table = lay_out("tables/{table}.csv", rows)
     said = notes(facts, specialists, own, params.seed)
-    publish(output, table, display(table), said, snakemake.wildcards.heads_table)
+    publish(output.csv, table, display(table), said)
     tokens = next(iter(own.values()))["vocabulary"]["tokens"]
     label = f"variance explained by {tokens} tokens"
     save_figure(plot_heads(specialists, "explained", shown, label), output.heads)

@@ -14,8 +14,7 @@ def main(snakemake):
     who = [each["heads_from"] or name for name, each in experiments.items()]
     tokens = dict(zip(who, map(concept_tokens, files.dictionaries), strict=True))
     table = overlaps(rankings, own, tokens)
-    label = f"{snakemake.wildcards.shared}-overlap"
-    publish(snakemake.output, table, display(table), notes(own), label)
+    publish(snakemake.output.csv, table, display(table), notes(own))
     shown = {
         name: top_heads(rankings[name], max(each["k"]), *each["layers"])
         for name, each in own.items()

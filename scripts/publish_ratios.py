@@ -1,8 +1,6 @@
 """Publish ratios: csv, Markdown and LaTeX, sets of heads compared, single draws, and the figure."""
 
-from types import SimpleNamespace
-
-from headpursuit.publish.against import compared_cells, compared_notes
+from headpursuit.publish.against import COMPARED_NOTES, compared_cells
 from headpursuit.publish.answer import disagreements
 from headpursuit.publish.figure import curve_notes, plot
 from headpursuit.publish.overlap import (
@@ -32,11 +30,10 @@ def main(snakemake):
     said = [*notes(table, scores, own, score), *ranking_notes(table, own)]
     said += [*curve_notes(table, choices), *disagreements(table)]
     shown = display(table, compared, params.publish["spread"], score["confidence"])
-    publish(output, table, shown, said, snakemake.wildcards.ratios)
+    publish(output.csv, table, shown, said)
     write_csv(output.draws, draws)
-    tests = SimpleNamespace(csv=output.tests, md=output.tests_md, tex=output.tests_tex)
     cells = compared_cells(compared, score["confidence"])
-    publish(tests, compared, cells, compared_notes(), f"{snakemake.wildcards.ratios}-tests")
+    publish(output.tests, compared, cells, COMPARED_NOTES)
     if is_crossed(table):
         figure = plot_crossed(table, overlaps(*choosers(files.rankings, own)))
     else:

@@ -5,7 +5,6 @@ import re
 import unicodedata
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -189,8 +188,8 @@ def published_files(folder: Path, kind: str, text: str) -> dict[str, str]:
     row = {key: own.get("enum", [values[own["type"]]])[0] for key, own in columns.items()}
     methods = columns["method"]["enum"] if kind == "table1" else [row.get("method")]
     table = pd.DataFrame([row | {"method": own} for own in methods])[list(columns)]
+    publish(folder / f"tables/{file}.csv", table, display(table), ["Notes on", text])
     paths = {end: folder / f"tables/{file}.{end}" for end in ("csv", "md", "tex")}
-    publish(SimpleNamespace(**paths), table, display(table), ["Notes on", text], "t")
     return {end: path.read_text(encoding="utf-8") for end, path in paths.items()}
 
 

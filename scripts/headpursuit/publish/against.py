@@ -11,6 +11,14 @@ from headpursuit.publish.texts import MEASURE_NAMES, METHOD_NAMES, interval, num
 from headpursuit.run.experiments import alpha_name
 from headpursuit.run.tables import lay_out
 
+# What a reader of the comparisons has to know.
+COMPARED_NOTES = [
+    "The measure under one set of heads over the same under another, on the same samples: another "
+    "method's heads, fewer heads, or, of variants, the same set of the table's first experiment "
+    "(over its own baseline). Comparisons with the baseline and with random heads stand in the "
+    "table of ratios, and all in the CSV file."
+]
+
 
 class Key(NamedTuple):
     """What names a set of heads, or the random draws of it, in an experiment, and a measure."""
@@ -152,13 +160,3 @@ def compared_cells(compared: pd.DataFrame, confidence: float) -> pd.DataFrame:
     if shown.empty:
         return pd.DataFrame(columns=["experiment", "over", "heads", "measure"])
     return shown.drop(columns=[own for own in ("differs in", "note") if (shown[own] == "").all()])
-
-
-def compared_notes() -> Iterator[str]:
-    """Yield what a reader of the comparisons has to know."""
-    yield (
-        "The measure under one set of heads over the same under another, on the same samples: "
-        "another method's heads, fewer heads, or, of variants, the same set "
-        "of the table's first experiment (over its own baseline). Comparisons with the baseline "
-        "and with random heads stand in the table of ratios, and all in the CSV file."
-    )

@@ -116,16 +116,17 @@ def read_csv(path: str | Path, columns: Collection[str] | None = None) -> pd.Dat
 
 
 def publish(
-    files: Any, table: pd.DataFrame, shown: pd.DataFrame, notes: Iterable[str], name: str
+    path: str | Path, table: pd.DataFrame, shown: pd.DataFrame, notes: Iterable[str]
 ) -> None:
-    """Write a table as CSV, and as text cells with notes as Markdown and LaTeX.
+    """Write a table as CSV and, beside it, as text cells with notes as Markdown and LaTeX.
 
-    ``files`` is a rule's output with csv, md and tex; ``name`` is LaTeX's label, after ``tab:``.
+    ``path`` is the CSV file's; LaTeX's label is its name: ``tab:table2-tests``.
     """
-    said = " ".join(notes)
-    write_csv(files.csv, table)
-    write_markdown(files.md, shown, said)
-    write_latex(files.tex, shown, said, f"tab:{name}")
+    path, said = Path(path), " ".join(notes)
+    write_csv(path, table)
+    write_markdown(path.with_suffix(".md"), shown, said)
+    label = f"tab:{path.stem.replace('.', '-')}"
+    write_latex(path.with_suffix(".tex"), shown, said, label)
 
 
 def write_markdown(path: str | Path, table: pd.DataFrame, notes: str) -> None:
