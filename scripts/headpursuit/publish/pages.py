@@ -9,13 +9,12 @@ import os
 from base64 import b64encode
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import regex
-import yaml
 from jinja2 import Environment, StrictUndefined
 from markdown_it import MarkdownIt
 
@@ -23,15 +22,15 @@ from headpursuit.publish import answer, claims
 from headpursuit.publish.atlas import INTRODUCTION, atlas
 from headpursuit.publish.masking import TELLING, mask_rows, offensive_words
 from headpursuit.publish.settings import (
+    DEMO,
+    FULL,
     MISSING,
-    demo,
-    full_paper,
     in_force,
     key_name,
     labeller_name,
     leaves,
-    paper,
     sections,
+    shipped_config,
     shown,
 )
 from headpursuit.publish.texts import number
@@ -57,6 +56,10 @@ KINDS = {
     "heads": "what single heads write",
     "overlaps": "heads that experiments share",
 }
+TRACED = (
+    "trace prints what a row stands on, back to the prompts or images, with offensive words masked "
+    "(--unmasked shows them)."
+)
 # The figure of atoms is not among them: its tokens are not masked.
 PARTS = {
     "png": "After over before",
@@ -98,7 +101,8 @@ def write_page(name: str, files: Any, started_in: Path) -> str:
             atlas shows; ``provenance``, of each source; ``summaries``, of labels.
         started_in: the folder that Snakemake runs in; paths are shown relative to it.
     """
-    config = _load(files.config)
+    run = read_run(Path(files.config).parent)
+    config = run.config
     sources, script, data = list(_parts(files, name).values()), "", None
     if name == "answer":
         title, parts = "What this run found", first_page(files, config)
@@ -117,7 +121,7 @@ def write_page(name: str, files: Any, started_in: Path) -> str:
         sources = [*files.provenance, *files.summaries]
     elif name == "atlas":
         title, parts = "Atlas of heads", [Section(text=INTRODUCTION)]
-        data = atlas(read_run(Path(files.config).parent))
+        data = atlas(run)
         script, sources = Path(files.script).read_text(encoding="utf-8"), files.heads
     else:
         title = f"{name}: {KINDS[kind_of(config, config['tables'][name])]}"
@@ -140,10 +144,6 @@ def write_page(name: str, files: Any, started_in: Path) -> str:
     )
 
 
-def _load(path: str | Path) -> Any:
-    return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-
-
 def other_models(config: Config) -> Iterator[str]:
     """Say which of the paper's models a run replaces: its numbers are then another model's."""
 
@@ -153,7 +153,7 @@ def other_models(config: Config) -> Iterator[str]:
         return list(dict.fromkeys(model_name(own, each["model"]) for each in alike))
 
     for images, what in ((False, "prompts"), (True, "images")):
-        theirs = models(full_paper(), images)
+        theirs = models(shipped_config(FULL), images)
         if others := [name for name in models(config, images) if name not in theirs]:
             yield (
                 f"Another model reads the {what}: {', '.join(others)} here, {', '.join(theirs)} in "
@@ -200,12 +200,7 @@ def table_page(files: Any, config: Config, name: str) -> Iterator[Section]:
             text=f"Masked are tokens of the words that this run labelled, and tokens of {TELLING} "
             f"letters or more that begin such a word. The CSV files have all tokens as they are."
         )
-    yield Section(
-        "Follow a row",
-        "trace prints what a row stands on, back to the prompts or images, with offensive words "
-        "masked (--unmasked shows them).",
-        commands=_traces(files, config, name),
-    )
+    yield Section("Follow a row", TRACED, commands=_traces(files, config, name))
 
 
 def _traces(files: Any, config: Config, table: str) -> list[str]:
@@ -239,7 +234,7 @@ def first_page(files: Any, config: Config) -> Iterator[Section]:
 
 def overview(files: Any, config: Config) -> Iterator[Section]:
     """Every published value beside the run's, what the run is, and how to follow a number."""
-    own, theirs = map(_described, (config, paper()))
+    own, theirs = map(_described, (config, shipped_config()))
     rows = [[name, text, theirs.get(name, "")] for name, text in own.items()]
     workflow = describe_workflow()
     changed = f", with {len(workflow['changed'])} files changed" if workflow["changed"] else ""
@@ -251,9 +246,8 @@ def overview(files: Any, config: Config) -> Iterator[Section]:
     first = [command for table in ratios for command in _traces(files, config, table)[:1]]
     yield Section(
         "Follow a number, check the files",
-        "trace prints what a row of a table stands on, back to the prompts or images, with "
-        "offensive words masked. verify names files that changed since the manifest was written, "
-        "and what stands on them.",
+        f"{TRACED} verify names files that changed since the manifest was written, and what stands "
+        "on them.",
         commands=[*first, f"headpursuit verify {Path(files.config).parent}"],
     )
 
@@ -322,11 +316,11 @@ def choices(config: Config) -> Iterator[Section]:
 def choices_in_force(config: Config) -> Iterator[list[str]]:
     """Yield each choice: key, value in force, config.yaml's, the paper's word, and what it is."""
     for path, leaf in leaves({"properties": sections()}):
-        value, default = in_force(config, path), in_force(paper(), path)
+        value, default = in_force(config, path), in_force(shipped_config(), path)
         if "paper" not in leaf or value is MISSING:
             continue
         what = f"{leaf['description']} {leaf['reason']}"
-        if "demo" in leaf and value != default and value == in_force(demo(), path):
+        if "demo" in leaf and value != default and value == in_force(shipped_config(DEMO), path):
             what += f" Demo: {leaf['demo']}"
         yield [key_name(path), shown(value), shown(default), leaf["paper"], what]
 
@@ -369,11 +363,14 @@ def cost(files: Any) -> Iterator[Section]:
 
 def benchmarks(folder: Path) -> list[list[str]]:
     """Return what the jobs of each rule took, as :func:`cost` shows it, and of all."""
+    paths = sorted(folder.rglob("*.tsv"))
+    if not paths:
+        return []
     jobs = pd.concat(
         pd.read_csv(path, sep="\t", na_values="-").assign(
             rule=path.relative_to(folder).parts[0].removesuffix(".tsv")
         )
-        for path in sorted(folder.rglob("*.tsv"))
+        for path in paths
     )
     sums = {
         **{"jobs": ("s", "size"), "seconds": ("s", "sum"), "longest": ("s", "max")},
@@ -398,11 +395,5 @@ def _source(path: str) -> list[str]:
 def _software() -> list[list[str]]:
     lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
     pins = [line.split("==") for line in lines if "==" in line]
-    return [[name, pinned, _installed(name)] for name, pinned in pins]
-
-
-def _installed(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return ""
+    installed = {name: next(distributions(name=name), None) for name, _ in pins}
+    return [[name, pin, own.version if (own := installed[name]) else ""] for name, pin in pins]

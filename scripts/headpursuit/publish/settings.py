@@ -1,7 +1,7 @@
 """The config's keys as the schema lists them, and those in which a run is not the paper's."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
+from functools import cache, reduce
 from typing import Any
 
 import yaml
@@ -15,8 +15,11 @@ from headpursuit.run.uses import labelled, used_models, used_samples
 ELSEWHERE = {"model", "samples", "concept", "measures", "methods", "k", "heads_from"}
 ELSEWHERE |= {"alpha", "at"}
 ELSEWHERE |= {"backend", "second", "ollama.model", "keywords.ollama.model", "lexicon.source"}
-# Which conditions an experiment has, and what is measured under them.
+# Which conditions and splits an experiment has, and what is measured under them.
 CONDITIONS = {"measures", "methods", "k", "draws", "count_draws", "alpha", "at", "classifier"}
+CONDITIONS |= {"splits"}
+# With which the config has the full version's experiments, too; and that of the demo.
+FULL, DEMO = "configs/v2.yaml", "configs/demo.yaml"
 MISSING = object()
 KeyPath = tuple[str, ...]
 
@@ -27,21 +30,9 @@ def schema() -> dict[str, Any]:
 
 
 @cache
-def paper() -> dict[str, Any]:
-    """Return the paper's config, the seed's, with all its keys."""
-    return load_config(shipped("config.yaml"))
-
-
-@cache
-def full_paper() -> dict[str, Any]:
-    """Return the full version's config, which has the seed's experiments, too."""
-    return load_config(merge(shipped("config.yaml"), shipped("configs/v2.yaml")))
-
-
-@cache
-def demo() -> dict[str, Any]:
-    """Return the demo's config, with all its keys."""
-    return load_config(merge(shipped("config.yaml"), shipped("configs/demo.yaml")))
+def shipped_config(*overlays: str) -> dict[str, Any]:
+    """Return config.yaml, the paper's of the seed, with overlays on it and with all its keys."""
+    return load_config(reduce(merge, map(shipped, overlays), shipped("config.yaml")))
 
 
 def leaves(
@@ -131,7 +122,7 @@ def unlike_paper(config: Config) -> dict[str, list[str]]:
     none.
     """
     found: dict[str, list[str]] = {}
-    for version in (full_paper(), paper()):
+    for version in (shipped_config(FULL), shipped_config()):
         experiments, own = version["experiments"], config["experiments"]
         reading = {each["samples"]: name for name, each in reversed(experiments.items())}
         for name in running(config):
@@ -157,10 +148,18 @@ def _differences(config: Config, name: str, version: Config, theirs: str) -> Ite
     images = "keywords" in (concept_of(config, own) or {})
     elsewhere = ELSEWHERE | ({"prompt"} if images else {"keywords.prompt"})  # of the labeller
     for at, paper_at, definition in compared:
-        for path, leaf in leaves(definition):
-            both = value_at(config, (*at, *path)), value_at(version, (*paper_at, *path))
-            if "paper" in leaf and ".".join(path) not in elsewhere and both[0] != both[1]:
+        for path, leaf in _apart(definition, value_at(config, at), value_at(version, paper_at)):
+            if "paper" in leaf and ".".join(path) not in elsewhere:
                 yield ".".join((*at, *path))
+
+
+def _apart(
+    definition: Mapping[str, Any], one: Any, other: Any
+) -> Iterator[tuple[KeyPath, Mapping[str, Any]]]:
+    """Yield the path and the schema of each key that has two values."""
+    for path, leaf in leaves(definition):
+        if value_at(one, path) != value_at(other, path):
+            yield path, leaf
 
 
 def labeller_name(config: Config) -> str:
@@ -178,25 +177,22 @@ def differences(config: Config, names: Sequence[str]) -> dict[str, dict[str, str
     other samples, another model, other words or another's heads it is None: they are no variants.
     """
 
-    def all_leaves(own: Any, path: str) -> Iterator[tuple[str, Any]]:
-        if isinstance(own, Mapping):
-            for key, value in own.items():
-                yield from all_leaves(value, f"{path}.{key}" if path else key)
-        else:
-            yield path, own
+    defined = schema()["$defs"]
+    keys = {"properties": {**defined["experiment"]["properties"], "concept": defined["concept"]}}
 
     def stated(name: str) -> dict[str, Any]:
         own = config["experiments"][name]
-        concept = config["concepts"].get(own["concept"])
-        return dict(all_leaves({**own, "concept": concept, "splits": None}, ""))
+        return {**own, "concept": config["concepts"].get(own["concept"])}
 
     first, found = stated(names[0]), {}
     for name in names:
         own = stated(name)
-        keys = [key for key in {**first, **own} if own.get(key) != first.get(key)]
-        keys = [key for key in keys if key not in CONDITIONS]
-        apart = {"samples", "model", "heads_from", "concept.words", "concept.file"} & {*keys}
-        kinds = [{key.split(".")[1] for key in each if "concept." in key} for each in (first, own)]
-        same = not apart and kinds[0] == kinds[1]
-        found[name] = {key: shown(own.get(key)) for key in keys} if same else None
+        values = {
+            ".".join(path): shown(value_at(own, path))
+            for path, _ in _apart(keys, own, first)
+            if path[0] not in CONDITIONS
+        }
+        apart = {"samples", "model", "heads_from", "concept.words", "concept.file"} & {*values}
+        same = not apart and {*(own["concept"] or ())} == {*(first["concept"] or ())}
+        found[name] = values if same else None
     return found
