@@ -8,6 +8,7 @@ from headpursuit.publish.table1 import (
     shown_heads,
     table1,
 )
+from headpursuit.publish.texts import by_text
 from headpursuit.run.files import parquet_metadata, read_parquet
 from headpursuit.run.rule import run_rule
 from headpursuit.run.tables import lay_out, publish, read_csv, save_figure
@@ -31,6 +32,7 @@ def main(snakemake):
     atoms = tables(files.atoms, [*STEPS, "token", "explained"])
     lens = tables(files.lens, ["layer", "head", "place", "token"])
     nulls = tables(files.nulls, [*STEPS, "mean", "low", "high"])
+    tokens = {name: spec["vocabulary"]["tokens"] for name, spec in own.items()}
     shown, rows = {}, []
     for name, spec in own.items():
         shown[name] = shown_heads(spec["vocabulary"], specialists[name])
@@ -38,12 +40,11 @@ def main(snakemake):
         alike = printed["model"] == params.models[spec["model"]]
         published = printed[alike & (printed["dataset"] == spec["samples"])]
         measured = (atoms[name], lens[name], specialists[name])
-        rows += table1(name, shown[name], *measured, published, spec["vocabulary"]["tokens"])
+        rows += table1(name, shown[name], *measured, published, tokens[name])
     table = lay_out("tables/{table}.csv", rows)
     said = notes(facts, specialists, own, params.seed)
     publish(output.csv, table, display(table), said)
-    tokens = next(iter(own.values()))["vocabulary"]["tokens"]
-    label = f"variance explained by {tokens} tokens"
+    label = f"variance explained by {by_text({n: str(k) for n, k in tokens.items()})} tokens"
     save_figure(plot_heads(specialists, "explained", shown, label), output.heads)
     save_figure(plot_atoms(atoms, nulls, shown, tokens, params.colours), output.atoms)
 

@@ -8,6 +8,7 @@ import pytest
 from headpursuit.publish.table1 import (
     display,
     latin,
+    notes,
     overlap,
     plot_atoms,
     plot_heads,
@@ -88,6 +89,15 @@ def test_table1_has_both_methods_and_both_texts(parts):
     assert list(without)[3:] == ["explained (random)", "coherence (random)", "SOMP", "logit lens"]
 
 
+def test_the_notes_say_which_experiment_has_how_many_tokens(parts):
+    five = {"tokens": 5, "per_sample": 10, "draws": 100}
+    vocabularies = {"a": five, "b": five | {"tokens": 3}}
+    own = {name: {"model": "m", "vocabulary": each} for name, each in vocabularies.items()}
+    facts = {name: {"samples": 9, "positions": "prompt"} for name in own}
+    text = " ".join(notes(facts, dict.fromkeys(own, parts["specialists"]), own, 0))
+    assert "SOMP: the first 5 (a), 3 (b) atoms" in text and "mean of 100 random sets" in text
+
+
 @pytest.mark.parametrize(
     ("heads", "top", "shown"),
     [
@@ -110,7 +120,7 @@ def test_figures_are_the_same_bytes_each_time(parts, tmp_path):
     grid.loc[3, "value"] = np.nan
     for turn in "12":
         for name, figure in (
-            ("atoms", plot_atoms({"a": atoms}, {"a": null}, shown, 5, colours)),
+            ("atoms", plot_atoms({"a": atoms}, {"a": null}, shown, {"a": 5}, colours)),
             ("heads", plot_heads({"a": grid}, "value", shown, "explained")),
         ):
             save_figure(figure, [tmp_path / f"{name}{turn}.{end}" for end in ("pdf", "png")])

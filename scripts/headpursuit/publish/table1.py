@@ -8,7 +8,7 @@ import pandas as pd
 
 from headpursuit.method.heads import Head, listed
 from headpursuit.publish.figure import panels, put_legend
-from headpursuit.publish.texts import METHOD_NAMES
+from headpursuit.publish.texts import METHOD_NAMES, by_text
 from headpursuit.run.experiments import head_name, head_of
 
 MEASURED = [
@@ -100,8 +100,10 @@ def notes(
 ) -> Iterator[str]:
     """Yield what a reader of table 1 has to know; ``facts`` are the decompositions' metadata."""
     models = ", ".join(dict.fromkeys(own["model"] for own in experiments.values()))
-    spec = next(iter(experiments.values()))["vocabulary"]
-    k = spec["tokens"]
+    k, per_sample, draws = (
+        by_text({name: str(own["vocabulary"][key]) for name, own in experiments.items()})
+        for key in ("tokens", "per_sample", "draws")
+    )
     read = "; ".join(
         f"{name}: {own['samples']} prompts, mean over the positions: {own['positions']}"
         for name, own in facts.items()
@@ -109,9 +111,9 @@ def notes(
     ranked = ", ".join(sorted({str(len(own)) for own in specialists.values()}))
     yield f"Model {models}. {read}. SOMP: the first {k} atoms out of the whole vocabulary."
     yield (
-        f"Logit lens: the {k} tokens that are most often among a sample's {spec['per_sample']} of "
+        f"Logit lens: the {k} tokens that are most often among a sample's {per_sample} of "
         f"highest logit. Explained: share of the head's variance explained by its {k} atoms, and "
-        f"in brackets the mean of {spec['draws']} random sets of {k} tokens of about the same "
+        f"in brackets the mean of {draws} random sets of {k} tokens of about the same "
         f"norms (seed {seed})."
     )
     yield (
@@ -158,12 +160,12 @@ def plot_atoms(
     atoms: Mapping[str, pd.DataFrame],
     nulls: Mapping[str, pd.DataFrame],
     shown: Mapping[str, Sequence[Head]],
-    tokens: int,
+    tokens: Mapping[str, int],
     colours: Mapping[str, str],
 ):
     """Draw explained variance against the number of atoms, a panel for each head shown.
 
-    Over it stand the head's first tokens, behind it what random sets (``nulls``) explain.
+    Over it stand the head's first ``tokens``, behind it what random sets (``nulls``) explain.
     """
     heads = [(name, *head) for name, own in shown.items() for head in own]
     columns = min(4, len(heads))
@@ -177,7 +179,7 @@ def plot_atoms(
         axis.fill_between(null["step"], null["low"], null["high"], **band)
         axis.plot(null["step"], null["mean"], color="black", lw=0.6, ls=":", label="their mean")
         axis.plot(own["step"], own["explained"], "o-", ms=2.5, color=colours["somp"], label="SOMP")
-        said = latin(" ".join(own["token"].head(tokens)))
+        said = latin(" ".join(own["token"].head(tokens[name])))
         axis.set_title(f"{name} {head_name(layer, head)}\n{said}", fontsize=7, parse_math=False)
         axis.spines[["top", "right"]].set_visible(False)
     for axis in list(axes.flat)[len(heads) :]:
