@@ -128,27 +128,6 @@ def test_concepts_that_share_tokens_are_told_with_which(tmp_path):
     write_csv(tmp_path / "tables/t.overlap.csv", table)
 
 
-def test_a_matrix_has_the_ratios_with_their_intervals():
-    rows = [
-        {"experiment": name, "samples": "rtp", "concept": name.split("-")[0], "model": "m",
-         "heads_from": source, "method": "somp", "heads": 4, "measure": "expected", "alpha": -1.0,
-         "at": "all", "value": value, "ci_low": value - 0.1, "ci_high": value + 0.1}
-        for name, source, value in (
-            ("up", None, 0.3), ("down", None, 0.5), ("up-b", "down", 0.98), ("down-b", "up", 1.4),
-            ("up-c", "down", 0.7),  # another of the same
-        )
-    ]  # fmt: skip
-    rankings = {"up": UP, "down": DOWN}
-    shared = overlaps(rankings, dict.fromkeys(rankings, own(k=(4,), layers=(0, 3))))
-    alone = rows[0] | {"measure": "occurrences"}  # which nobody else's heads have
-    same, ratios = plot_crossed(pd.DataFrame([alone, *rows]), shared).axes
-    said = [text.get_text() for text in ratios.texts]
-    assert said[:4] == ["0.30", "[0.20, 0.40]", "0.98", "[0.88, 1.08]"]
-    assert said[4:] == ["1.40", "[1.30, 1.50]", "0.50", "[0.40, 0.60]"]
-    assert [text.get_text() for text in same.texts] == ["1.00", "0.00", "0.00", "1.00"]
-    assert [tick.get_text() for tick in ratios.get_xticklabels()] == ["up", "down"]
-
-
 CHOSEN = {"a": ("A", "x"), "b": ("B", "x")}  # experiment to its samples and concept
 
 
@@ -159,13 +138,10 @@ def crossed(pairs: list[tuple[str, str | None, float]], alphas: tuple = (-1.0,))
         samples, concept = CHOSEN[name[0]]
         row = {"experiment": name, "samples": samples, "concept": concept, "model": "m"}
         row |= {"heads_from": source, "method": "somp", "at": "all", "measure": "exact_match"}
-        rows += [
-            row
-            | dict.fromkeys(("value", "ci_low", "ci_high"), value + k / 100 + (alpha > 0))
-            | {"heads": k, "alpha": alpha}
-            for k in (4, 2)
-            for alpha in alphas
-        ]
+        for k, alpha in itertools.product((4, 2), alphas):
+            own = value + k / 100 + (alpha > 0)
+            row |= {"heads": k, "alpha": alpha, "value": own}
+            rows.append(row | {"ci_low": own - 0.1, "ci_high": own + 0.1})
     return pd.DataFrame(rows)
 
 
@@ -175,20 +151,23 @@ FOUR = [("a", None, 0.1), ("b", None, 0.2), ("a-from-b", "b", 0.3), ("b-from-a",
 @pytest.mark.parametrize("alphas", [(-1.0,), (-1.0, 5.0)])
 def test_the_crossed_figure_has_each_number_in_its_place(alphas):
     """Rows are what is measured on, columns whose heads they are, in the order of the table."""
-    table = crossed(FOUR, alphas)
-    random = table[table["heads_from"].isna()].assign(method="random", value=9.0)
+    table = crossed([*FOUR, ("a-again", "b", 0.7)], alphas)  # of several the first is shown
+    alone = table[table["heads_from"].isna()]  # measured with nobody else's heads
+    others = alone.assign(measure="occurrences"), alone.assign(method="random", value=9.0)
     shared = pd.DataFrame({"heads": [2, 4], "one": "a", "other": "b", "jaccard": [0.33, 0.6]})
-    figure = plot_crossed(pd.concat([table, random]), shared)
+    figure = plot_crossed(pd.concat([table, *others]), shared)
     axes = np.array(figure.axes).reshape(2, 1 + len(alphas))
     for k, jaccard_, line in ((2, "0.33", axes[0]), (4, "0.60", axes[1])):
         texts = [[text.get_text() for text in axis.texts] for axis in line]
         assert texts[0] == ["1.00", jaccard_, jaccard_, "1.00"]
         for alpha, found in zip(alphas, texts[1:], strict=True):
-            wanted = [0.1, 0.3, 0.4, 0.2]
-            assert found[::2] == [f"{own + k / 100 + (alpha > 0):.2f}" for own in wanted]
+            wanted = [own + k / 100 + (alpha > 0) for own in (0.1, 0.3, 0.4, 0.2)]
+            assert found[::2] == [f"{own:.2f}" for own in wanted]
+            assert found[1::2] == [f"[{own - 0.1:.2f}, {own + 0.1:.2f}]" for own in wanted]
         assert all(f"{k} heads: " in axis.get_title() for axis in line)
-    labels = [[own.get_text() for own in axis.get_yticklabels()] for axis in axes[0]]
-    assert labels == [["a", "b"]] * len(labels)
+    for axis in axes[0]:
+        for labels in (axis.get_xticklabels(), axis.get_yticklabels()):
+            assert [own.get_text() for own in labels] == ["a", "b"]
 
 
 def test_the_crossed_figure_is_blank_where_nothing_was_measured():
