@@ -5,7 +5,8 @@ from typing import Any
 
 import pandas as pd
 
-from headpursuit.publish.texts import MEASURE_NAMES, METHOD_NAMES, interval
+from headpursuit.publish.against import Key
+from headpursuit.publish.texts import MEASURE_NAMES, METHOD_NAMES, interval, ratio_text
 from headpursuit.run.experiments import alpha_name
 
 # Measures that see the same in different ways.
@@ -66,21 +67,17 @@ def numbers(
     rows = headline(table)
     row = rows.iloc[0].to_dict()
     what = f"{MEASURE_NAMES[row['measure']]} ({row['experiment']}), after / before"
-    yield [f"{_heads(row)}: {what}", interval(row, "value", "ci_low", "ci_high") or "not defined"]
+    yield [f"{_heads(row)}: {what}", ratio_text(row)]
     for drawn in rows[rows["method"] == "random"].to_dict("records"):
         said = f"as many random heads of the same layers (draws: {drawn['draws']})"
         yield [said, drawn_interval(drawn) or "not defined"]
-    same = ["experiment", "method", "heads", "alpha", "at", "measure"]
-    fits = (compared[same] == pd.Series(row)[same]).all(axis=1) & compared["against"].eq("random")
+    same = ["experiment", *Key._fields]
+    fits = (compared[same] == rows.iloc[0][same]).all(axis=1) & compared["against"].eq("random")
     for test in compared[fits].to_dict("records"):
-        yield [
-            "the former over the latter",
-            interval(test, "value", "low", "high") or "not defined",
-        ]
-    measured = (claims[["experiment", "measure"]] == [row["experiment"], row["measure"]]).all(
-        axis=1
-    )
-    yield from claims.loc[measured, ["says", "verdict"]].to_numpy().tolist()
+        yield ["the former over the latter", ratio_text(test, "low", "high")]
+    of = ["experiment", "measure"]
+    measured = claims[(claims[of] == rows.iloc[0][of]).all(axis=1)]
+    yield from measured[["says", "verdict"]].to_numpy().tolist()
 
 
 def verdicts(table: pd.DataFrame, cells: pd.DataFrame) -> tuple[str, pd.DataFrame]:

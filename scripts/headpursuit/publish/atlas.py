@@ -13,7 +13,7 @@ import pandas as pd
 from headpursuit.method.heads import Head, read_heads, read_ranking, top_heads
 from headpursuit.publish.masking import is_offensive, token_cover
 from headpursuit.publish.table1 import shown_heads
-from headpursuit.publish.texts import MEASURE_NAMES, METHOD_NAMES, interval, number, scaling
+from headpursuit.publish.texts import MEASURE_NAMES, METHOD_NAMES, number, ratio_text, scaling
 from headpursuit.run.experiments import (
     candidate_layers,
     condition_name,
@@ -187,6 +187,6 @@ def _ratios(run: Run) -> Iterator[tuple[str, Said, list[str]]]:
                     row["experiment"],
                     ", ".join([f"{k} by {METHOD_NAMES[method]}", *how]),
                     MEASURE_NAMES[row["measure"]],
-                    interval(row, "value", "ci_low", "ci_high") or "not defined",
+                    ratio_text(row),
                 ],
             )

@@ -49,11 +49,7 @@ class Run:
             variants = rows["experiment"][rows["against"] == "original"]
             keys = ["experiment", *Key._fields, "against", "against_heads"]
             self.tests = rows[~rows["experiment"].isin(variants)].drop_duplicates(keys)
-
-    def as_published(self, heads: pd.Series) -> pd.Series:
-        """Return the paper's numbers of heads for the run's."""
-        theirs = paper_heads(self.published_heads)
-        return heads.map(lambda k: theirs.get(k, k))
+        self.published_heads = paper_heads(self.published_heads)
 
 
 def read_claims(path: str | Path) -> dict[str, Claim]:
@@ -110,11 +106,11 @@ def _tests(claim: Claim, run: Run) -> tuple[pd.DataFrame, str]:
         return run.tests, "this run has no table of ratios"
     facts = pd.DataFrame.from_dict(run.experiments, orient="index")
     rows = run.tests.drop(columns=facts.columns, errors="ignore").join(facts, on="experiment")
-    rows = rows.assign(paper_heads=run.as_published(rows["heads"]))
+    rows = rows.assign(paper_heads=rows["heads"].replace(run.published_heads))
     wanted, other = {"at": "all", "signed": False, **claim["where"]}, claim["against"]
     fewer = rows["against"].eq(rows["method"])
     if other == "fewer":
-        rows = rows[fewer & run.as_published(rows["against_heads"]).eq(claim["fewer"])]
+        rows = rows[fewer & rows["against_heads"].replace(run.published_heads).eq(claim["fewer"])]
     else:
         rows = rows[rows["against"].eq(other) & ~fewer]
     named = f"{claim['fewer'] if other == 'fewer' else METHOD_NAMES.get(other, other)} heads"
@@ -213,7 +209,7 @@ def _shared(claim: Claim, run: Run) -> tuple[pd.DataFrame, str]:
         }
         for row in run.overlaps.to_dict("records")
         if frozenset([samples[row["one"]], samples[row["other"]]]) in pairs
-        and run.as_published(pd.Series([row["heads"]]))[0] in claim["heads"]
+        and run.published_heads.get(row["heads"], row["heads"]) in claim["heads"]
     ]  # fmt: skip
     return pd.DataFrame(found), "no two of its experiments are such a pair"
 

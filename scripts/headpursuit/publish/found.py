@@ -10,7 +10,7 @@ import pandas as pd
 
 from headpursuit.publish.answer import drawn_interval, headline, tally, weakest
 from headpursuit.publish.claims import display
-from headpursuit.publish.texts import MEASURE_NAMES, interval, number
+from headpursuit.publish.texts import MEASURE_NAMES, number, ratio_text
 from headpursuit.run.experiments import alpha_name, ratio_tables
 from headpursuit.run.files import plain
 from headpursuit.run.finished import Run, row_names
@@ -69,7 +69,7 @@ def _line(table: pd.DataFrame) -> dict[str, str]:
         "experiment": row["experiment"],
         "heads": f"{row['heads']} times {alpha_name(row['alpha'])}{place}",
         "measure": MEASURE_NAMES[row["measure"]],
-        "after / before": interval(row, "value", "ci_low", "ci_high") or "not defined",
+        "after / before": ratio_text(row),
         "random heads": drawn_interval(random.iloc[0].to_dict()) if len(random) else "",
         "nats/token": number(price.iloc[0], "+.2f") if len(price) else "",
         "note": "" if pd.isna(row["flag"]) else row["flag"],

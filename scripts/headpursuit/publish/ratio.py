@@ -20,6 +20,7 @@ from headpursuit.publish.texts import (
     interval,
     limits,
     number,
+    ratio_text,
 )
 from headpursuit.run.experiments import alpha_name, condition_name, scalings
 from headpursuit.run.files import parquet_metadata, read_parquet
@@ -215,7 +216,7 @@ def display(
             "alpha": alpha_name(row["alpha"]),
             "at": row["at"],
             "chosen by": METHOD_NAMES[row["method"]],
-            f"after / before {level}": interval(row, "value", "ci_low", "ci_high") or "not defined",
+            f"after / before {level}": ratio_text(row),
             f"and draws {level}": limits(row, "both_low", "both_high"),
             f"over random {level}": _beside_draws(
                 over_random.get((row["experiment"], *(row[key] for key in Key._fields)))
@@ -237,10 +238,8 @@ def display(
         }
 
     shown = pd.DataFrame(list(map(cells, table.to_dict("records"))))
-    optional = [f"and draws {level}", f"over random {level}", "mean of splits", "length"]
-    optional += ["repetition", "nats/token", "several classes", "no class", "opposed"]
-    optional += ["kept at 5, 10, 20"]
-    left_out = [name for name in optional if (shown[name] == "").all()]
+    always = {among_draws, "published", "note"}
+    left_out = [name for name in shown if (shown[name] == "").all() and name not in always]
     left_out += [key for key in ("alpha", "at") if shown[key].nunique() < 2]  # notes say which
     return shown.drop(columns=left_out)
 

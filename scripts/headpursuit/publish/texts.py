@@ -39,6 +39,11 @@ def interval(row: Mapping[str, Any], centre: str, low: str, high: str, form: str
     return f"{number(row[centre], form)} {limits(row, low, high, form)}".strip()
 
 
+def ratio_text(row: Mapping[str, Any], low: str = "ci_low", high: str = "ci_high") -> str:
+    """Return a row's ratio with its limits as text."""
+    return interval(row, "value", low, high) or "not defined"
+
+
 def limits(row: Mapping[str, Any], low: str, high: str, form: str = ".2f") -> str:
     """Return limits as text; empty where they are missing."""
     return f"[{number(row[low], form)}, {number(row[high], form)}]" if pd.notna(row[low]) else ""
