@@ -12,6 +12,7 @@ from headpursuit.data.prompts import read_rows
 from headpursuit.data.sources import source_files
 from headpursuit.labelling.audit import mask
 from headpursuit.method.words import normalise, word_pattern
+from headpursuit.publish.texts import bare
 from headpursuit.run.experiments import concept_of, owners, running
 from headpursuit.run.files import UserError, plain, read_parquet
 from headpursuit.run.tables import read_csv
@@ -93,12 +94,7 @@ class Cover:
 def token_cover(words: Collection[str]) -> Callable[[str], str]:
     """Return what shows a token: without the mark of a space, masked as :func:`mask_rows` does."""
     telling = _telling(words) | {normalise(word) for word in words}
-
-    def shown(token: str) -> str:
-        text = plain(token)
-        return _masked_pieces(text.lstrip("Ġ▁␣ ") or text, 1, telling)
-
-    return shown
+    return lambda token: _masked_pieces(bare(token), 1, telling)
 
 
 def _telling(words: Collection[str]) -> set[str]:

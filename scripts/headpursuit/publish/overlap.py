@@ -10,8 +10,7 @@ import pandas as pd
 
 from headpursuit.method.heads import FEWER_ATOMS, Head, rank, read_ranking, top_heads
 from headpursuit.publish.figure import panels
-from headpursuit.publish.texts import MEASURE_NAMES
-from headpursuit.run.files import plain
+from headpursuit.publish.texts import MEASURE_NAMES, bare
 from headpursuit.run.tables import lay_out, read_csv
 
 Experiments = Mapping[str, Mapping[str, Any]]
@@ -52,8 +51,7 @@ def choosers(
 
 def concept_tokens(path: str) -> set[str]:
     """Return the tokens of a dictionary, without the marks of a space before them."""
-    tokens = {plain(token) for token in read_csv(path, ["token"])["token"]}
-    return {token.lstrip("Ġ▁␣ ") or token for token in tokens}
+    return set(map(bare, read_csv(path, ["token"])["token"]))
 
 
 def overlaps(

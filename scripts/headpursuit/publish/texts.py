@@ -6,6 +6,7 @@ from typing import Any
 import pandas as pd
 
 from headpursuit.run.experiments import alpha_name
+from headpursuit.run.files import plain
 
 METHOD_NAMES = {
     "somp": "SOMP",
@@ -40,13 +41,18 @@ def interval(row: Mapping[str, Any], centre: str, low: str, high: str, form: str
 
 
 def ratio_text(row: Mapping[str, Any], low: str = "ci_low", high: str = "ci_high") -> str:
-    """Return a row's ratio with its limits as text."""
+    """Return a row's ratio with its limits as text, or that it is not defined."""
     return interval(row, "value", low, high) or "not defined"
 
 
 def limits(row: Mapping[str, Any], low: str, high: str, form: str = ".2f") -> str:
     """Return limits as text; empty where they are missing."""
     return f"[{number(row[low], form)}, {number(row[high], form)}]" if pd.notna(row[low]) else ""
+
+
+def bare(token: str) -> str:
+    """Return a token on one line, without the mark of a space before it."""
+    return plain(token).lstrip("Ġ▁␣ ") or plain(token)
 
 
 def scaling(heads: int | None = None, alpha: float | None = None, at: str = "all") -> list[str]:

@@ -14,6 +14,7 @@ from headpursuit.method.heads import FEWER_ATOMS, read_ranking, top_heads
 from headpursuit.method.words import count_words, measured_words
 from headpursuit.publish.masking import is_offensive
 from headpursuit.publish.ratio import ANSWERS
+from headpursuit.publish.texts import bare
 from headpursuit.run.experiments import (
     candidate_layers,
     condition_name,
@@ -175,8 +176,7 @@ def _ranked(
 
     def atoms(text: Any) -> str:
         each = [] if pd.isna(text) else text.split()[:5]
-        # The marks of a space before a word are left out.
-        return " ".join(show(plain(atom).lstrip("Ġ▁") or atom) for atom in each)
+        return " ".join(show(bare(atom)) for atom in each)
 
     own = ranking.set_index(["layer", "head"]).loc[list(heads)]
     fewer = {f"of {n} atoms": own[score] for score, n in FEWER_ATOMS.items()}
