@@ -68,14 +68,16 @@ def test_the_demo_beside_the_paper(demo: dict[str, Any]):
 
 def test_time_and_memory_are_added_up(tmp_path: Path):
     head = "s\th:m:s\tmax_rss\tcpu_time\n"
-    assert pages.benchmarks(tmp_path) == []  # they were deleted
+    assert pages.benchmarks(tmp_path) == [["all", "0", "0", "", "0", "0"]]  # they were deleted
     (tmp_path / "rank_heads").mkdir()
     for name, line in (("rtp", "4\t0\t100\t3"), ("tet", "6\t0\t300\t-")):
         (tmp_path / f"rank_heads/{name}.tsv").write_text(f"{head}{line}\n")
     (tmp_path / "plot.tsv").write_text(f"{head}1\t0\t50\t1\n")
+    (tmp_path / "cut_off.tsv").write_text(head)
     assert pages.benchmarks(tmp_path) == [
         ["rank_heads", "2", "10", "6", "3", "300"],
         ["plot", "1", "1", "1", "1", "50"],
+        ["cut_off", "0", "0", "0", "0", "0"],
         ["all", "3", "11", "", "4", "300"],
     ]
 

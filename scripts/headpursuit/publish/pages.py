@@ -10,10 +10,10 @@ from base64 import b64encode
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import distributions
+from math import nan
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import regex
 from jinja2 import Environment, StrictUndefined
 from markdown_it import MarkdownIt
@@ -35,6 +35,7 @@ from headpursuit.publish.settings import (
 )
 from headpursuit.publish.texts import number
 from headpursuit.run.checks import PAGES
+from headpursuit.run.estimate import measured
 from headpursuit.run.experiments import (
     Config,
     kind_of,
@@ -363,23 +364,15 @@ def cost(files: Any) -> Iterator[Section]:
 
 def benchmarks(folder: Path) -> list[list[str]]:
     """Return what the jobs of each rule took, as :func:`cost` shows it, and of all."""
-    paths = sorted(folder.rglob("*.tsv"))
-    if not paths:
-        return []
-    jobs = pd.concat(
-        pd.read_csv(path, sep="\t", na_values="-").assign(
-            rule=path.relative_to(folder).parts[0].removesuffix(".tsv")
-        )
-        for path in paths
-    )
-    sums = {
-        **{"jobs": ("s", "size"), "seconds": ("s", "sum"), "longest": ("s", "max")},
-        **{"busy": ("cpu_time", "sum"), "memory": ("max_rss", "max")},
-    }
-    rules = jobs.groupby("rule").agg(**sums).sort_values("seconds", ascending=False)
-    total = rules[["jobs", "seconds", "busy"]].sum()
-    rules.loc["all"] = {**total, "longest": float("nan"), "memory": rules["memory"].max()}
-    return [[row[0], *(number(value, ",.0f") for value in row[1:])] for row in rules.itertuples()]
+    rules = sorted(measured(folder).items(), key=lambda rule: -rule[1]["hours"])
+    every = {key: sum(own[key] for _, own in rules) for key in ("jobs", "hours", "cpu_hours")}
+    every["longest_hours"] = nan
+    every["max_rss_mb"] = max((own["max_rss_mb"] for _, own in rules), default=0)
+    units = {"jobs": 1, "hours": 3600, "longest_hours": 3600, "cpu_hours": 3600, "max_rss_mb": 1}
+    return [
+        [name, *(number(own[key] * unit, ",.0f") for key, unit in units.items())]
+        for name, own in [*rules, ("all", every)]
+    ]
 
 
 def _source(path: str) -> list[str]:

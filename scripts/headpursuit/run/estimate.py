@@ -181,11 +181,12 @@ def file_bytes(config: Config) -> dict[str, int]:
 
 
 def measured(benchmarks: str | Path) -> dict[str, dict[str, float]]:
-    """Return jobs, hours and the largest memory of each rule, from a run's benchmark files."""
+    """Return jobs, hours, longest job and largest memory of each rule, from benchmark files."""
     found: dict[str, dict[str, float]] = {}
     for path in sorted(Path(benchmarks).rglob("*.tsv")):
         rule = path.relative_to(benchmarks).with_suffix("").parts[0]
-        own = found.setdefault(rule, {"jobs": 0, "hours": 0, "cpu_hours": 0, "max_rss_mb": 0})
+        nothing = dict.fromkeys(("jobs", "hours", "longest_hours", "cpu_hours", "max_rss_mb"), 0)
+        own = found.setdefault(rule, nothing)
         for row in csv.DictReader(path.read_text(encoding="utf-8").splitlines(), delimiter="\t"):
             # A job too short to be looked at has NA or -.
             seconds, cpu, memory = (
@@ -196,6 +197,7 @@ def measured(benchmarks: str | Path) -> dict[str, dict[str, float]]:
             own["hours"] += seconds / 3600
             own["cpu_hours"] += cpu / 3600
             own["max_rss_mb"] = max(own["max_rss_mb"], memory)
+            own["longest_hours"] = max(own["longest_hours"], seconds / 3600)
     return found
 
 
