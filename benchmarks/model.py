@@ -5,17 +5,16 @@ TransformerLens and nnsight (benchmarks/requirements.txt) get the same model, th
 the same padding, and results are compared before any time is.
 """
 
-import os
 import sys
 import tempfile
 import time
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
 import pyarrow as pa
-import pyarrow.parquet as pq
 import timing
 import torch
 from headpursuit.method import writing
@@ -30,8 +29,10 @@ from headpursuit.run.files import read_parquet
 from torch import Tensor
 from transformers import LogitsProcessor
 
+torch.set_num_threads(timing.THREADS)
 MODEL = timing.ROOT / "resources/models/smollm2"
 PROMPTS = timing.ROOT / "results/demo/samples/rtp-prompts.parquet"
+LAYERS, HEAD_DIM, WIDTH = 30, 64, 576  # of the model
 CACHED, BATCH_TOKENS = 128, 4096  # prompts, and what a batch of them holds, in the cache
 GENERATED, STEPS = 64, 24  # prompts in one batch, new tokens
 HEADS = [(layer, layer % 9) for layer in range(12, 28, 2)]  # which ones does not matter here
@@ -39,36 +40,41 @@ CONDITIONS, RESPONDED = 13, 50  # conditions of a job (baseline, 2 methods, 10 d
 PLANNED = (1.0, 1.5, 2.0)  # GiB, for what is written together
 SHARING = 4  # conditions that share a batch beside other libraries' one
 ROUNDS, GENERATING = 5, 3  # of the cache, and of generation, which takes longer
+SAMPLER = GumbelMax(range(GENERATED), 1.0, 1.0)  # at temperature 1, the same numbers each time
+SCRATCH = tempfile.TemporaryDirectory()  # of this process
+SAMPLED = {"max_new_tokens": STEPS, "temperature": 1.0, "top_p": 1.0, "samples": 1, "seed": 0}
 
 
-def prompts(count: int) -> list[list[int]]:
-    """Return the token ids of the first prompts."""
-    return read_parquet(PROMPTS, ["sample_id", "token_ids"])["token_ids"].to_pylist()[:count]
+def samples(count: int) -> pa.Table:
+    """Return the first prompts: sample_id and token_ids."""
+    return read_parquet(PROMPTS, ["sample_id", "token_ids"])[:count]
 
 
 def ours():
     """Load the model and its tokenizer as the workflow does."""
-    torch.set_num_threads(timing.THREADS)
     return load_model(MODEL, "float32", "cpu"), load_tokenizer(MODEL)
 
 
 def lens():
-    """Load the model into TransformerLens."""
+    """Load the model into TransformerLens, and its tokenizer."""
     from transformer_lens.model_bridge import TransformerBridge
 
-    return TransformerBridge.boot_transformers(str(MODEL), dtype=torch.float32, device="cpu")
+    bridge = TransformerBridge.boot_transformers(str(MODEL), dtype=torch.float32, device="cpu")
+    return bridge, load_tokenizer(MODEL)
 
 
-def traced(decoder, tokenizer):
-    """Wrap the model that is loaded in nnsight."""
+def traced():
+    """Load the model, wrapped in nnsight, and its tokenizer."""
     from nnsight import TransformersModel
 
-    return TransformersModel(decoder.model, tokenizer=tokenizer, task="text-generation")
+    decoder, tokenizer = ours()
+    model = TransformersModel(decoder.model, tokenizer=tokenizer, task="text-generation")
+    return model, tokenizer
 
 
-def batches(tokenizer) -> list[tuple[list[int], torch.Tensor, torch.Tensor]]:
+def batches(tokenizer) -> list[tuple[list[int], Tensor, Tensor]]:
     """Return the cache's batches: indices of prompts, token ids and mask."""
-    rows = prompts(CACHED)
+    rows = samples(CACHED)["token_ids"].to_pylist()
     planned = plan_batches([len(row) for row in rows], BATCH_TOKENS)
     return [
         (own, *pad([rows[i] for i in own], tokenizer.pad_token_id, left=False, device="cpu"))
@@ -83,38 +89,36 @@ def forward(decoder, tokenizer) -> None:
             decoder.model.base_model(input_ids=ids, attention_mask=mask, use_cache=False)
 
 
-def cache(decoder, tokenizer, folder: Path) -> Path:
+def cache(decoder, tokenizer) -> Path:
     """Write the activation cache as cache_activations does; return its file."""
-    rows = prompts(CACHED)
+    rows = samples(CACHED)["token_ids"].to_pylist()
     where = [list(range(len(row))) for row in rows]
     pooled = pooled_inputs(decoder, rows, where, tokenizer.pad_token_id, BATCH_TOKENS)
-    path = folder / "activations.parquet"
+    path = Path(SCRATCH.name) / "activations.parquet"
     write_cache(path, pooled, list(map(str, range(CACHED))), "float32", {"heads": decoder.n_heads})
     return path
 
 
-def pool(z: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+def pool(z: Tensor, mask: Tensor) -> Tensor:
     """Average over the positions that are not padding: rows x positions x anything."""
     weights = mask / mask.sum(1, keepdim=True)
     return torch.einsum("bp,bp...->b...", weights, z)
 
 
-def cache_by_nnsight(model, tokenizer, layers: int) -> list[torch.Tensor]:
-    """Return each layer's pooled projection inputs (prompts x width) out of nnsight's traces."""
-    found = [[None] * CACHED for _ in range(layers)]
+def cache_by_nnsight(model, tokenizer) -> list[tuple[list[int], dict[int, Tensor]]]:
+    """Return, of each batch, indices, and each layer's pooled projection inputs out of a trace."""
+    found = []
     with torch.inference_mode():
         for own, ids, mask in batches(tokenizer):
             inputs = {}
             with model.trace({"input_ids": ids, "attention_mask": mask}):
-                for layer in range(layers):
+                for layer in range(LAYERS):
                     inputs[layer] = model.model.layers[layer].self_attn.o_proj.input.save()
-            for layer, z in inputs.items():
-                for i, pooled in zip(own, pool(z, mask), strict=True):
-                    found[layer][i] = pooled
-    return [torch.stack(rows) for rows in found]
+            found.append((own, {layer: pool(z, mask) for layer, z in inputs.items()}))
+    return found
 
 
-def cache_by_lens(model, tokenizer) -> list[tuple[list[int], torch.Tensor, dict]]:
+def cache_by_lens(model, tokenizer) -> list[tuple[list[int], Tensor, dict[str, Tensor]]]:
     """Return TransformerLens's caches of per-head results: indices, mask, cache of each batch."""
     model.set_use_attn_result(True)
     found = []
@@ -128,67 +132,52 @@ def cache_by_lens(model, tokenizer) -> list[tuple[list[int], torch.Tensor, dict]
     return found
 
 
+# Each kind of caching: what loads a model and its tokenizer, and what is done with them.
+CACHES = {
+    "forward": (ours, forward),
+    "ours": (ours, cache),
+    "nnsight": (traced, cache_by_nnsight),
+    "lens": (lens, cache_by_lens),
+}
+
+
 def cache_alone(what: str) -> dict[str, int]:
-    """Do one kind of caching in this process; return its memory when loaded, and bytes to store."""
-    decoder, tokenizer = ours()
-    stored = 0
-    if what == "lens":
-        del decoder
-        model = lens()
-    elif what == "nnsight":
-        model = traced(decoder, tokenizer)
+    """Do one kind of caching in this process; return its memory when loaded."""
+    load, work = CACHES[what]
+    loaded = load()
     before = timing.memory("VmRSS")
-    with tempfile.TemporaryDirectory() as folder:
-        if what == "forward":
-            forward(decoder, tokenizer)
-        elif what == "ours":
-            stored = cache(decoder, tokenizer, Path(folder)).stat().st_size
-        elif what == "nnsight":
-            cache_by_nnsight(model, tokenizer, decoder.shape[0])
-        else:
-            for _, _, kept in cache_by_lens(model, tokenizer):
-                stored += sum(z.numel() * z.element_size() for z in kept.values())
-    return {"before": before, "stored": stored}
+    work(*loaded)
+    return {"before": before}
 
 
 def caching() -> list[dict]:
     """Compare the activation cache with a bare forward pass, nnsight and TransformerLens."""
     decoder, tokenizer = ours()
-    layers, width = decoder.shape[0], decoder.n_heads * decoder.head_dim
-    bridge, tracer = lens(), traced(decoder, tokenizer)
-    with tempfile.TemporaryDirectory() as name:
-        path = cache(decoder, tokenizer, Path(name))
-        stored = []  # each layer's z (prompts x heads x head_dim) in the order of the prompts
-        for layer in range(layers):
-            names, z = read_layer(path, layer)
-            stored.append(torch.from_numpy(z[np.argsort([int(name) for name in names])]))
-        for own, theirs in zip(stored, cache_by_nnsight(tracer, tokenizer, layers), strict=True):
-            torch.testing.assert_close(own.flatten(1), theirs, rtol=1e-4, atol=1e-4)
-        for own, mask, kept in cache_by_lens(bridge, tokenizer):
-            for layer in range(layers):
-                result = pool(kept[f"blocks.{layer}.attn.hook_result"], mask)
-                columns = decoder.layer_columns(layer)
-                write = torch.einsum("nhk,hdk->nhd", stored[layer][own], columns)
-                torch.testing.assert_close(result, write, rtol=1e-3, atol=1e-3)
-        works = {
-            "forward": lambda: forward(decoder, tokenizer),
-            "ours": lambda: cache(decoder, tokenizer, Path(name)),
-            "nnsight": lambda: cache_by_nnsight(tracer, tokenizer, layers),
-            "lens": lambda: cache_by_lens(bridge, tokenizer),
-        }
-        seconds = timing.interleave(works, ROUNDS)
-    peaks = {
-        what: [timing.alone("model", "cache_alone", what) for _ in range(3)]
-        for what in ("forward", "ours", "nnsight", "lens")
-    }
+    works = {what: partial(work, *load()) for what, (load, work) in CACHES.items()}
+    path = works["ours"]()
+    stored = []  # each layer's z (prompts x heads x head_dim) in the order of the prompts
+    for layer in range(LAYERS):
+        names, z = read_layer(path, layer)
+        stored.append(torch.from_numpy(z[np.argsort([int(name) for name in names])]))
+    for own, inputs in works["nnsight"]():
+        for layer, z in inputs.items():
+            torch.testing.assert_close(stored[layer][own].flatten(1), z, rtol=1e-4, atol=1e-4)
+    size, size_by_lens = path.stat().st_size, 0
+    for own, mask, kept in works["lens"]():
+        size_by_lens += sum(z.nbytes for z in kept.values())
+        for layer in range(LAYERS):
+            result = pool(kept[f"blocks.{layer}.attn.hook_result"], mask)
+            write = torch.einsum("nhk,hdk->nhd", stored[layer][own], decoder.layer_columns(layer))
+            torch.testing.assert_close(result, write, rtol=1e-3, atol=1e-3)
+    seconds = timing.interleave(works, ROUNDS)
+    peaks = {what: [timing.alone("model", "cache_alone", what) for _ in range(3)] for what in works}
     above = {what: [one["peak"] - one["before"] for one in runs] for what, runs in peaks.items()}
-    one_layer = max(ids.numel() for _, ids, _ in batches(tokenizer)) * width * 4
-    size = [peaks["ours"][0]["stored"]]
-    ideal = CACHED * layers * width * 4
+    one_layer = max(ids.numel() for _, ids, _ in batches(tokenizer)) * WIDTH * 4
+    ideal = CACHED * LAYERS * WIDTH * 4
     compare = partial(
         timing.row,
         "activation cache",
-        n=f"{CACHED} prompts, {layers} layers of {width} values, float32",
+        n=f"{CACHED} prompts, {LAYERS} layers of {WIDTH} values, float32",
         checked="pooled inputs equal nnsight's, and times W_O TransformerLens's, within 1e-4",
     )
     more = [own - bare for own, bare in zip(above["ours"], above["forward"], strict=True)]
@@ -197,10 +186,10 @@ def caching() -> list[dict]:
     return [
         compare("bare forward pass, time", "<= 1.10", seconds["ours"], seconds["forward"]),
         compare("bare forward pass, memory more, in layers", "<= 1", more, [one_layer] * 3),
-        compare("n x layers x d x bytes, size of the files", "<= 1.05", size, [ideal]),
+        compare("n x layers x d x bytes, size of the files", "<= 1.05", [size], [ideal]),
         compare(f"{results}, times faster", ">= 2", seconds["lens"], seconds["ours"]),
         compare(f"{results}, {loaded}", ">= 10", above["lens"], above["ours"]),
-        compare(f"{results}, times less disk", ">= 10", [peaks["lens"][0]["stored"]], size),
+        compare(f"{results}, times less disk", ">= 10", [size_by_lens], [size]),
         compare("nnsight, times faster", ">= 1", seconds["nnsight"], seconds["ours"]),
         compare(f"nnsight, {loaded}", None, above["nnsight"], above["ours"]),
     ]
@@ -216,12 +205,8 @@ def draws(count: int) -> dict[str, Condition]:
 
 def asked(tokenizer) -> tuple[Tensor, Tensor]:
     """Return the batch that is responded to: token ids and mask."""
-    return pad(prompts(GENERATED), tokenizer.pad_token_id, left=True, device="cpu")
-
-
-def sampler() -> GumbelMax:
-    """Return what samples the responses at temperature 1, by the same random numbers each time."""
-    return GumbelMax(range(GENERATED), 1.0, 1.0)
+    rows = samples(GENERATED)["token_ids"].to_pylist()
+    return pad(rows, tokenizer.pad_token_id, left=True, device="cpu")
 
 
 def respond(decoder, tokenizer, conditions, sampled: bool, products=None) -> list[list[int]]:
@@ -231,7 +216,7 @@ def respond(decoder, tokenizer, conditions, sampled: bool, products=None) -> lis
         positions = (mask.cumsum(1) - 1).clamp_min(0)
         inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
         stops = writing.end_tokens(decoder, tokenizer)
-        pick = sampler() if sampled else writing.greedy
+        pick = SAMPLER if sampled else writing.greedy
         how = writing.Writing(STEPS, stops, pick)
         begun = writing.ask(decoder, inputs, conditions)
         (found,) = writing.respond(decoder, [(begun, conditions)], how, BATCH_TOKENS)
@@ -239,23 +224,21 @@ def respond(decoder, tokenizer, conditions, sampled: bool, products=None) -> lis
 
 
 class Sampled(LogitsProcessor):
-    """Leaves the token possible that a sampler takes."""
+    """Leaves the token possible that :data:`SAMPLER` takes."""
 
-    def __init__(self, pick: GumbelMax):
-        """Take the sampler."""
-        self.pick, self.step = pick, 0
+    step = -1
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Return scores (rows x vocabulary) that are -inf but for the sampled token."""
-        token = self.pick(scores, torch.arange(len(scores)), self.step)
         self.step += 1
+        token = SAMPLER(scores, torch.arange(len(scores)), self.step)
         return torch.full_like(scores, -torch.inf).scatter_(-1, token[:, None], 0.0)
 
 
-def respond_by_nnsight(model, tokenizer, stops, sampled: bool, width: int) -> list[list[int]]:
+def respond_by_nnsight(model, tokenizer, stops, sampled: bool) -> list[list[int]]:
     """Generate by nnsight, with the heads inverted at every step."""
     ids, mask = asked(tokenizer)
-    drawn = [Sampled(sampler())] if sampled else []
+    drawn = [Sampled()] if sampled else []
     options = {
         "max_new_tokens": STEPS, "do_sample": False, "eos_token_id": stops,
         "pad_token_id": tokenizer.pad_token_id, "logits_processor": drawn,
@@ -266,7 +249,7 @@ def respond_by_nnsight(model, tokenizer, stops, sampled: bool, width: int) -> li
     ):
         for _ in tracer.iter[:STEPS]:
             for layer, head in HEADS:
-                own = slice(head * width, (head + 1) * width)
+                own = slice(head * HEAD_DIM, (head + 1) * HEAD_DIM)
                 model.model.layers[layer].self_attn.o_proj.input[..., own] *= -1
         result = tracer.result.save()
     return [writing.until_stop(row, stops)[0] for row in result[:, ids.shape[1] :].tolist()]
@@ -276,15 +259,12 @@ def respond_by_lens(model, tokenizer, stops) -> list[list[int]]:
     """Generate greedily by TransformerLens, with the heads inverted by hooks."""
     ids, mask = asked(tokenizer)
 
-    def invert(head: int):
-        def hook(z, hook):
-            z = z.clone()
-            z[:, :, head] *= -1
-            return z
+    def invert(z: Tensor, hook: Any, head: int) -> Tensor:
+        z = z.clone()
+        z[:, :, head] *= -1
+        return z
 
-        return hook
-
-    hooks = [(f"blocks.{layer}.attn.hook_z", invert(head)) for layer, head in HEADS]
+    hooks = [(f"blocks.{layer}.attn.hook_z", partial(invert, head=head)) for layer, head in HEADS]
     with torch.inference_mode(), model.hooks(fwd_hooks=hooks):
         out = model.generate(
             ids, attention_mask=mask, max_new_tokens=STEPS, do_sample=False, stop_at_eos=False,
@@ -296,7 +276,7 @@ def respond_by_lens(model, tokenizer, stops) -> list[list[int]]:
 def generating() -> list[dict]:
     """Compare generation under an intervention with plain generation, nnsight, TransformerLens."""
     decoder, tokenizer = ours()
-    bridge, tracer = lens(), traced(decoder, tokenizer)
+    (bridge, _), (tracer, _) = lens(), traced()
     stops = writing.end_tokens(decoder, tokenizer)
     rows: list[dict] = []
     none, one, many = {"baseline": Condition()}, draws(1), draws(SHARING)
@@ -308,12 +288,11 @@ def generating() -> list[dict]:
         expected = run(one)
         if expected == run(none):
             raise SystemExit("The intervention changes no response.")
-        by_nnsight = (tracer, tokenizer, stops, sampled, decoder.head_dim)
         works = {
             "plain": partial(run, none),
             "ours": partial(run, one),
             "shared": partial(run, many),
-            "nnsight": partial(respond_by_nnsight, *by_nnsight),
+            "nnsight": partial(respond_by_nnsight, tracer, tokenizer, stops, sampled),
         }
         if fast == "bfloat16":  # else the processor lacks it
             works[fast] = partial(run, one, products=fast)
@@ -331,13 +310,11 @@ def generating() -> list[dict]:
         n = f"{GENERATED} prompts, {STEPS} tokens, one batch"
         name = f"{kind} generation, 8 heads inverted"
         compare = partial(timing.row, n=n, checked="all responses equal, token by token")
-        rows.append(
-            compare(
-                name, "un-intervened, same code", "<= 1.02", seconds["ours"], seconds["plain"],
-                checked="the interventions change responses",
-            )
-        )  # fmt: skip
+        plain, changed = "un-intervened, same code", "the interventions change responses"
         shared = f"{name}, each of {SHARING} conditions of a job"
+        rows += [
+            compare(name, plain, "<= 1.02", seconds["ours"], seconds["plain"], checked=changed)
+        ]
         rows += [
             compare(work, f"{title} with hooks, times faster", ">= 1.5", seconds[key], own)
             for work, own in ((name, seconds["ours"]), (shared, each))
@@ -355,25 +332,22 @@ def conditions_alone() -> dict[str, float]:
     """Return the seconds of a job of all conditions, process and all, and of each's generation."""
     decoder, tokenizer = ours()
     conditions = {"baseline": Condition(), **draws(CONDITIONS - 1)}
-    settings = {"max_new_tokens": 20, "temperature": 1.0, "top_p": 1.0, "samples": 1, "seed": 0}
-    with tempfile.TemporaryDirectory() as folder:
-        few = Path(folder) / "samples.parquet"
-        pq.write_table(read_parquet(PROMPTS, ["sample_id", "token_ids"])[:RESPONDED], few)
-        reader = Prompts(decoder, tokenizer, few, settings, BATCH_TOKENS)
+    settings = SAMPLED | {"max_new_tokens": 20}
+    reader = Prompts(decoder, tokenizer, samples(RESPONDED), settings, BATCH_TOKENS)
 
-        def write(name: str, some: dict) -> pa.Table:
-            path = Path(folder) / f"{name}.parquet"
-            made_with = {"generation": settings, "seed": 0}
-            write_responses(PartFile(path, made_with, BATCH_TOKENS), decoder, reader, some)
-            return read_parquet(path, ["condition", "sample_id", "token_ids"])
+    def write(name: str, some: dict) -> pa.Table:
+        path = Path(SCRATCH.name) / f"{name}.parquet"
+        made_with = {"generation": settings, "seed": 0}
+        write_responses(PartFile(path, made_with, BATCH_TOKENS), decoder, reader, some)
+        return read_parquet(path, ["condition", "sample_id", "token_ids"])
 
-        together = write("together", conditions)
-        total = time.time() - psutil.Process(os.getpid()).create_time()
-        apart, pure = [], 0.0
-        for name, condition in conditions.items():
-            started = time.perf_counter()
-            apart.append(write(name, {name: condition}))
-            pure += time.perf_counter() - started
+    together = write("together", conditions)
+    total = time.time() - psutil.Process().create_time()
+    apart, pure = [], 0.0
+    for name, condition in conditions.items():
+        started = time.perf_counter()
+        apart.append(write(name, {name: condition}))
+        pure += time.perf_counter() - started
     if pa.concat_tables(apart).to_pylist() != together.to_pylist():
         raise SystemExit("A job of all conditions gives other responses than each alone.")
     return {"total": total, "pure": pure}
@@ -396,11 +370,9 @@ def loop_alone(gib: float) -> dict[str, float]:
     decoder, tokenizer = ours()
     weights = sum(own.nbytes for own in decoder.model.parameters())
     memory_gb = (gib + weights / writing.GIB) / (1 - writing.SPARED)
-    settings = {"max_new_tokens": STEPS, "temperature": 1.0, "top_p": 1.0, "samples": 1, "seed": 0}
-    file = InMemory({"generation": settings, "seed": 0}, BATCH_TOKENS)
+    file = InMemory({"generation": SAMPLED, "seed": 0}, BATCH_TOKENS)
     file.room = writing.room_of(decoder, BATCH_TOKENS, memory_gb)
-    reader = Prompts(decoder, tokenizer, PROMPTS, settings, BATCH_TOKENS)
-    reader.names, reader.ids = reader.names[:RESPONDED], reader.ids[:RESPONDED]
+    reader = Prompts(decoder, tokenizer, samples(RESPONDED), SAMPLED, BATCH_TOKENS)
     forward(decoder, tokenizer)
     before = timing.memory("VmRSS")
     write_responses(file, decoder, reader, draws(CONDITIONS))
@@ -422,7 +394,6 @@ def memory() -> list[dict]:
 
 
 if __name__ == "__main__":
-    os.environ["HF_HUB_OFFLINE"] = "1"
     if not (MODEL.is_dir() and PROMPTS.exists()):
         raise SystemExit(f"{MODEL} or {PROMPTS} is not there: run `make bench`, which makes them.")
     for part in sys.argv[1:] or ("caching", "generating", "jobs", "memory"):

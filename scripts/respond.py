@@ -10,7 +10,7 @@ from headpursuit.method.responses import Prompts, write_responses
 from headpursuit.method.vision import open_images
 from headpursuit.method.writing import room_of
 from headpursuit.run.experiments import of_images
-from headpursuit.run.files import sha256
+from headpursuit.run.files import read_parquet, sha256
 from headpursuit.run.rule import run_rule
 
 
@@ -26,7 +26,8 @@ def main(snakemake):
         decoder, question = reader.decoder, reader.question
     else:
         decoder, tokenizer, model = open_model(*opened)
-        reader = Prompts(decoder, tokenizer, samples, params.generation, params.batch_tokens)
+        prompts = read_parquet(samples, ["sample_id", "token_ids"])
+        reader = Prompts(decoder, tokenizer, prompts, params.generation, params.batch_tokens)
     with fast_products(decoder, params.products) as products:
         settings = {
             "model": model,

@@ -28,7 +28,7 @@ from headpursuit.method.decoder import Decoder
 from headpursuit.method.expected import measure_expected
 from headpursuit.method.heads import Condition
 from headpursuit.method.responses import Prompts, write_responses
-from headpursuit.run.files import UserError, read_parquet, write_parquet
+from headpursuit.run.files import UserError, read_parquet
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -160,19 +160,17 @@ def rows_at_most(decoder: Decoder, most: int) -> Iterator[list[int]]:
 
 
 @pytest.fixture
-def prompts(tokenizer, tmp_path: Path) -> pa.Table:
+def prompts(tokenizer) -> pa.Table:
     texts = [" ".join(["river"] * n) for n in (1, 2, 5, 9, 3, 4, 7)]
     names = [f"p{i}" for i in range(len(texts))]
-    table = pa.table({"sample_id": names, "token_ids": tokenizer(texts)["input_ids"]})
-    write_parquet(tmp_path / "prompts", table)
-    return table
+    return pa.table({"sample_id": names, "token_ids": tokenizer(texts)["input_ids"]})
 
 
 def test_halved_batches_give_the_same_responses(model, tokenizer, prompts, tmp_path):
     decoder = model("llama")
     generation = {"max_new_tokens": 6, "samples": 1, "temperature": 0.7, "top_p": 0.9, "seed": 0}
     settings = {"generation": generation, "seed": 0}
-    reader = Prompts(decoder, tokenizer, tmp_path / "prompts", generation, 10_000)
+    reader = Prompts(decoder, tokenizer, prompts, generation, 10_000)
 
     def responses(name: str) -> bytes:
         file = PartFile(tmp_path / name, settings, 10_000)
@@ -223,7 +221,7 @@ import logging, resource, sys
 from pathlib import Path
 import pyarrow as pa
 import torch
-from headpursuit.run.files import read_parquet, write_parquet
+from headpursuit.run.files import read_parquet
 from headpursuit.method.batches import PartFile
 from headpursuit.method.heads import Condition
 from headpursuit.method.models import load_model, load_tokenizer
@@ -239,8 +237,7 @@ settings = {"generation": generation, "seed": 0}
 def respond_to(n):
     texts = [" ".join(["river", "stone"] * 100) + f" {number}" for number in range(n)]
     table = {"sample_id": list(map(str, range(n))), "token_ids": tokenizer(texts)["input_ids"]}
-    write_parquet(folder / "prompts", pa.table(table))
-    reader = Prompts(decoder, tokenizer, folder / "prompts", generation, 10**6)
+    reader = Prompts(decoder, tokenizer, pa.table(table), generation, 10**6)
     file = PartFile(folder / str(n), settings, 10**6)
     write_responses(file, decoder, reader, {"baseline": Condition()})
     return read_parquet(folder / str(n), None)

@@ -16,7 +16,7 @@ from headpursuit.method.models import load_model
 from headpursuit.method.responses import SCHEMA, Prompts, write_responses
 from headpursuit.method.sampling import GumbelMax, log_exponential, stream
 from headpursuit.method.writing import end_tokens, respond
-from headpursuit.run.files import UserError, parquet_metadata, read_responses, write_parquet
+from headpursuit.run.files import UserError, parquet_metadata, read_responses
 from hypothesis import given
 from hypothesis import strategies as st
 from naive import acting, exponential, multiplied, next_token
@@ -52,8 +52,7 @@ def run(tokenizer, tmp_path: Path):
         **changed: Any,
     ) -> pa.Table:
         ids, tokens = [f"p{i}" for i in range(len(texts))], tokenizer(texts)["input_ids"]
-        prompts = tmp_path / "prompts.parquet"
-        write_parquet(prompts, pa.table({"sample_id": ids, "token_ids": tokens}))
+        prompts = pa.table({"sample_id": ids, "token_ids": tokens})
         reader = Prompts(decoder, tokenizer, prompts, generation, batch_tokens)
         settings = {"model": "tiny", "seed": 0, "generation": generation} | changed
         there = [tmp_path / other for other in others]

@@ -1,7 +1,6 @@
 """Responses to prompts and to questions about images, of the model as it is and scaled."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -20,7 +19,6 @@ from headpursuit.method.decoder import Decoder
 from headpursuit.method.reading import Begun, Conditions
 from headpursuit.method.sampling import GumbelMax, stream
 from headpursuit.method.writing import Pick, Writing, ask, end_tokens, greedy, respond
-from headpursuit.run.files import read_parquet
 
 SCHEMA = pa.schema(
     {
@@ -47,16 +45,13 @@ class Prompts:
         self,
         decoder: Decoder,
         tokenizer,
-        prompts: str | Path | pa.Table,
+        prompts: pa.Table,
         generation: Mapping[str, Any],
         batch_tokens: int,
     ):
-        """Take the model, its tokenizer, the file or table, and what decides the batches."""
+        """Take the model, its tokenizer, a table of prompts, and what decides the batches."""
         self.decoder, self.tokenizer = decoder, tokenizer
-        table = prompts
-        if not isinstance(prompts, pa.Table):
-            table = read_parquet(prompts, ["sample_id", "token_ids"])
-        self.names, self.ids = (table[key].to_pylist() for key in ("sample_id", "token_ids"))
+        self.names, self.ids = (prompts[key].to_pylist() for key in ("sample_id", "token_ids"))
         self.repeats, self.new = generation["samples"], generation["max_new_tokens"]
         self.batch_tokens = batch_tokens
 
