@@ -34,10 +34,17 @@ def one_thread() -> None:
 
 @pytest.fixture(scope="session")
 def model_path(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Give the folder of a tiny model of a family, made once."""
-    from tiny import make_model
+    """Give the folder of a tiny model of a family, of text or images, made once."""
+    from headpursuit.method.decoder import FAMILIES
 
-    return cache(lambda family: make_model(tmp_path_factory.mktemp(family), family))
+    def make(family: str) -> Path:
+        if FAMILIES[family].reads_images:
+            from tiny_vision import make_vlm as make_model
+        else:
+            from tiny import make_model
+        return make_model(tmp_path_factory.mktemp(family), family)
+
+    return cache(make)
 
 
 @pytest.fixture(scope="session")

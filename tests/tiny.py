@@ -31,6 +31,7 @@ from transformers import (
     RobertaTokenizer,
 )
 
+FAMILIES = ["llama", "mistral", "qwen2", "gemma", "gemma2", "gpt2"]
 LAYERS, HEADS, HEAD_DIM, WIDTH, LONGEST = 3, 4, 16, 32, 256
 WINDOW = 6  # tokens that a sliding layer looks back on; most prompts of the tests are longer
 

@@ -135,13 +135,6 @@ def test_what_is_no_classifier_is_refused(model_path, tmp_path: Path):
         judged(model_path("llama"), tmp_path)
 
 
-def test_weights_that_would_be_unpickled_are_refused(tmp_path: Path):
-    folder = make_classifier(tmp_path / "it")
-    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    with pytest.raises(UserError, match=r"classifier's weights are in \.bin files alone.*refs/pr"):
-        judged(folder, tmp_path)
-
-
 def test_batches_hold_texts_of_one_length_and_no_more_tokens_than_told():
     lengths = [3, 5, 3, 0, 3, 9]
     assert list(classifier._same_length(lengths, 6)) == [[5], [1], [0, 2], [4], [3]]

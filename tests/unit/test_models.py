@@ -8,7 +8,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -31,15 +30,12 @@ from headpursuit.method.models import (
 from headpursuit.run.files import UserError, sha256
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from tiny import HEADS, LAYERS, LONGEST
-from tiny_vision import FAMILIES as IMAGE_TEXT
-from tiny_vision import make_vlm
+from tiny import FAMILIES, HEADS, LAYERS, LONGEST
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-FAMILIES = ["llama", "mistral", "qwen2", "gemma", "gemma2", "gpt2"]
 families = pytest.mark.parametrize("family", FAMILIES)
-every_family = pytest.mark.parametrize("family", [*FAMILIES, *IMAGE_TEXT])
+every_family = pytest.mark.parametrize("family", decoder.FAMILIES)
 DTYPES = {"float32": 1e-5, "bfloat16": 2e-2, "float16": 2e-3}  # and how sums are rounded
 CHOSEN = [(0, 3), (1, 0), (1, 2), (2, 1)]
 IDS = (torch.arange(12).reshape(2, 6) * 37 + 3) % 400
@@ -48,13 +44,6 @@ IDS = (torch.arange(12).reshape(2, 6) * 37 + 3) % 400
 def logits(decoder: Decoder, ids: Tensor = IDS) -> Tensor:
     with torch.inference_mode():
         return decoder.model(ids, use_cache=False).logits
-
-
-@pytest.fixture(scope="module")
-def folder(model_path, tmp_path_factory) -> Callable[[str], Path]:
-    """Give the folder of a tiny model of any family."""
-    images = cache(lambda family: make_vlm(tmp_path_factory.mktemp(family), family))
-    return lambda family: (images if family in IMAGE_TEXT else model_path)(family)
 
 
 @pytest.fixture
@@ -70,8 +59,8 @@ def configure(folder: Path, **change) -> None:
 
 @every_family
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_each_family_loads_and_passes_its_self_check(folder, family: str, dtype: str):
-    decoder = load_model(folder(family), dtype, "cpu", (LAYERS, HEADS))
+def test_each_family_loads_and_passes_its_self_check(model_path, family: str, dtype: str):
+    decoder = load_model(model_path(family), dtype, "cpu", (LAYERS, HEADS))
     assert decoder.shape == (LAYERS, HEADS)
     assert next(decoder.model.parameters()).dtype == getattr(torch, dtype)
     assert not decoder.model.training
@@ -95,10 +84,10 @@ def stream(decoder: Decoder, layer: int) -> Iterator[dict[str, Tensor]]:
 @pytest.mark.parametrize(("dtype", "apart"), DTYPES.items())
 @torch.inference_mode()
 def test_cached_heads_and_bias_add_up_to_what_the_stream_gains(
-    folder, family: str, dtype: str, apart: float
+    model_path, family: str, dtype: str, apart: float
 ):
     """Averaged over positions, as the cache holds them."""
-    decoder = load_model(folder(family), dtype, "cpu")
+    decoder = load_model(model_path(family), dtype, "cpu")
     weights = torch.tensor([[0.0, 0.5, 0.5, 0, 0, 0], [0, 0, 0.25, 0.25, 0.25, 0.25]])
     for layer in range(LAYERS):
         with stream(decoder, layer) as seen:
@@ -298,9 +287,9 @@ def edit_wrongly(monkeypatch) -> Callable[[str], None]:
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2", "llava_next"])
 @pytest.mark.parametrize("wrong", WRONG_EDITS)
-def test_a_wrong_edit_is_refused(folder, edit_wrongly, family: str, wrong: str):
+def test_a_wrong_edit_is_refused(model_path, edit_wrongly, family: str, wrong: str):
     """Also beside a bias that is all that a layer adds, in which it would be lost in rounding."""
-    decoder = load_model(folder(family), "bfloat16", "cpu")
+    decoder = load_model(model_path(family), "bfloat16", "cpu")
     if family == "gpt2":
         decoder.projections[0].weight.mul_(1e-3)
         decoder.projections[0].bias.mul_(10)

@@ -10,11 +10,9 @@ from headpursuit.method.decoder import Decoder, scaled_heads
 from headpursuit.method.heads import Condition
 from headpursuit.method.reading import read, read_rows
 from headpursuit.method.writing import Writing, ask, greedy, respond
-from tiny import LAYERS
+from tiny import FAMILIES, LAYERS
 
-families = pytest.mark.parametrize(
-    "family", ["llama", "mistral", "qwen2", "gemma", "gemma2", "gpt2"]
-)
+families = pytest.mark.parametrize("family", FAMILIES)
 IDS = (torch.arange(12).reshape(2, 6) * 37 + 3) % 400
 MASK = torch.tensor([[1] * 6, [0] * 2 + [1] * 4])
 INPUTS = {"input_ids": IDS, "attention_mask": MASK}

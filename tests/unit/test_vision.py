@@ -29,22 +29,23 @@ from headpursuit.run.files import UserError, read_responses, sha256
 from naive import PLACES, acting, exponential, multiplied, next_token
 from PIL import Image
 from tiny import WORDS, make_model, make_tokenizer
-from tiny_vision import FAMILIES, HEADS, LAYERS, MARKS, SIDE, make_vlm
+from tiny_vision import FAMILIES, HEADS, LAYERS, MARKS, SIDE
 from tokenizers.processors import TemplateProcessing
 
 families = pytest.mark.parametrize("family", FAMILIES)
 TEMPLATE = "{image} What {object} is it? One of {classes}. Answer:"
 STREAMS = range(30, 33)  # by which no image token is written: a plain pass would want an image
 CHOSEN = [(1, 2), (2, 0)]
+GENERATION = {"max_new_tokens": 5, "samples": 1, "temperature": 0.0, "top_p": 1.0, "seed": 0}
 
 
 @pytest.fixture(scope="module")
-def vlm(tmp_path_factory: pytest.TempPathFactory):
+def vlm(model_path):
     """Give a family's model and processor, loaded once; loading proves it by the self-check."""
 
     @cache
     def load(family: str) -> tuple[Decoder, object]:
-        folder = make_vlm(tmp_path_factory.mktemp(family), family)
+        folder = model_path(family)
         return load_model(folder, "float32", "cpu", (LAYERS, HEADS)), vision.load_processor(folder)
 
     return load
@@ -249,7 +250,7 @@ def test_answers_that_are_read_apart_are_written_together(
 ) -> None:
     """Images of other shapes, in one loop, answer as they do alone."""
     images = reader(vlm(family), store(tmp_path, pictures), 1)
-    generation = {"max_new_tokens": 5, "samples": 1, "temperature": 1.0, "top_p": 0.9, "seed": 0}
+    generation = GENERATION | {"temperature": 1.0, "top_p": 0.9}
     conditions = {"baseline": Condition(), "edited": Condition(CHOSEN, 9.0, at)}
     tables = []
     for name, room in (("apart", Room(1)), ("some", Room(4, 0, 1)), ("together", Room(9, 0, 1))):
@@ -304,21 +305,11 @@ def test_cache_is_the_mean_over_image_tokens(vlm, pictures, tmp_path: Path, fami
 def answers(vlm, tmp_path: Path):
     """Write a tiny model's answers about stored images, and read them."""
 
-    def write(path: Path, name: str, size: int = 2, new: int = 4, **changed) -> list[dict]:
-        settings = {
-            "max_new_tokens": new,
-            "samples": 1,
-            "temperature": 0.0,
-            "top_p": 1.0,
-            "seed": 0,
-        }
-        given = {"images": "x", "generation": settings, "seed": 0} | changed
-        decoder, _ = loaded = vlm("llava_next")
-        images, edits = (
-            reader(loaded, path, size),
-            {"baseline": Condition(), "edited": Condition(CHOSEN)},
-        )
-        write_responses(PartFile(tmp_path / name, given, 99), decoder, images, edits)
+    def write(path: Path, name: str, size: int, **changed) -> list[dict]:
+        given = {"generation": GENERATION | changed, "seed": 0}
+        images = reader(vlm("llava_next"), path, size)
+        edits = {"baseline": Condition(), "edited": Condition(CHOSEN)}
+        write_responses(PartFile(tmp_path / name, given, 99), images.decoder, images, edits)
         assert not list(tmp_path.glob(".*"))
         return read_responses([tmp_path / name], SCHEMA.names).to_pylist()
 
@@ -352,10 +343,8 @@ def test_images_are_taken_by_halves_where_memory_does_not_suffice(
 
 def test_answers_are_sampled_whatever_their_batch(pictures, tmp_path: Path, answers) -> None:
     path = store(tmp_path, pictures)
-    of = {"max_new_tokens": 4, "samples": 1, "temperature": 5.0, "top_p": 1.0}
-    one, other = (of | {"seed": seed} for seed in (0, 1))
-    together, alone = (answers(path, f"of-{n}", n, generation=one) for n in (3, 1))
-    assert together == alone != answers(path, "other", generation=other)
+    together, alone = (answers(path, f"of-{n}", n, temperature=5.0) for n in (3, 1))
+    assert together == alone != answers(path, "other", 2, temperature=5.0, seed=1)
 
 
 def test_no_image_tokens_is_refused(vlm, pictures) -> None:

@@ -1,7 +1,5 @@
 """The weights file gives what the model gives, bit by bit, and a damaged one is named."""
 
-from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 
 import pytest
@@ -10,25 +8,14 @@ from headpursuit.method.decoder import FAMILIES as KNOWN
 from headpursuit.method.models import load_model
 from headpursuit.method.weights import HeadWeights, write_weights
 from headpursuit.run.files import UserError
-from tiny import HEADS, LAYERS
-from tiny_vision import FAMILIES as IMAGE_TEXT
-from tiny_vision import make_vlm
+from tiny import FAMILIES, HEADS, LAYERS
 from torch import Tensor
-
-FAMILIES = ["llama", "mistral", "qwen2", "gemma", "gemma2", "gpt2"]
-
-
-@pytest.fixture(scope="module")
-def folder(model_path, tmp_path_factory) -> Callable[[str], Path]:
-    """Give the folder of a tiny model of any family."""
-    images = cache(lambda family: make_vlm(tmp_path_factory.mktemp(family), family))
-    return lambda family: (images if family in IMAGE_TEXT else model_path)(family)
 
 
 @pytest.mark.parametrize("family", KNOWN)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_the_file_has_what_the_model_has(folder, tmp_path: Path, family: str, dtype: str):
-    decoder = load_model(folder(family), dtype, "cpu")
+def test_the_file_has_what_the_model_has(model_path, tmp_path: Path, family: str, dtype: str):
+    decoder = load_model(model_path(family), dtype, "cpu")
     path = tmp_path / "weights/m.safetensors"
     write_weights(path, decoder, {"name": "m", "commit": None})
     write_weights(tmp_path / "again.safetensors", decoder, {"name": "m", "commit": None})
