@@ -6,7 +6,6 @@ docs/api.md has an example of each function. Heads are named ``"L18.H27"`` or (1
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +20,10 @@ from headpursuit.method.activations import Inputs, gather, pooled_inputs, pooled
 from headpursuit.method.batches import InMemory, pad
 from headpursuit.method.check import self_check
 from headpursuit.method.checkpoint import intervention
-from headpursuit.method.decoder import Decoder, ScaledRows, gains, scaled_heads
+from headpursuit.method.decoder import Decoder, ScaledRows, scaled_heads
 from headpursuit.method.decompose import vocabulary
 from headpursuit.method.expected import covered_words, measure_expected
-from headpursuit.method.heads import Condition, Head, draw_control, named_head, named_heads
+from headpursuit.method.heads import Condition, Head, draw_control, named_condition, named_head
 from headpursuit.method.models import load_model, load_tokenizer, local_folder, refuse_foreign
 from headpursuit.method.ranking import METHODS, rank_heads
 from headpursuit.method.responses import Prompts, write_responses
@@ -48,7 +47,6 @@ Texts = Sequence[str] | pd.Series  # of a series, the index names the samples
 BATCH_TOKENS = 4096
 WRITTEN = ("written",)  # of written, lower, title, upper: the cases in which words are looked up
 RESPONSE = ["sample_id", "repeat", "token_ids"]
-READ = ["sample_id", "text", "token_ids", "own_positions"]
 
 
 @dataclass(frozen=True)
@@ -132,23 +130,15 @@ def load(
 def _condition(model: Model, heads: Any, alpha: float = 1.0, at: str = "all") -> Condition:
     """Return heads as a condition; UserError if one is no head of the model."""
     refuse_unknown("at", at, ("all", "prompt", "response"))
-    if not isinstance(alpha, Real):
-        raise UserError(f"alpha is a number, not {alpha!r}.")
-    found = Condition(named_heads(heads), alpha, at)
-    gains(model.decoder, [found])  # refuses what is not there
-    return found
-
-
-def _names(texts: Texts) -> list[str]:
-    """Return the samples' names."""
-    return list(map(str, texts.index if isinstance(texts, pd.Series) else range(len(texts))))
+    return named_condition(heads, alpha, at, *model.decoder.shape)
 
 
 def _prompts(model: Model, texts: Texts) -> pa.Table:
-    """Return what the model reads of each text: :data:`READ`."""
+    """Return what the model reads of each text, as prepare_samples does."""
     if isinstance(texts, str | pd.DataFrame) or not isinstance(texts, Iterable):
         raise UserError("Texts are a list or a series: put a single one into a list.")
-    names, texts = _names(texts), list(texts)
+    texts = texts if isinstance(texts, pd.Series) else pd.Series([*texts], dtype=object)
+    names, texts = [*map(str, texts.index)], texts.tolist()
     if not texts:
         raise UserError("There are no texts.")
     for name, text in zip(names, texts, strict=True):
@@ -157,7 +147,7 @@ def _prompts(model: Model, texts: Texts) -> pa.Table:
     if len(set(names)) < len(names):
         raise UserError("Several texts have one name: the series' index needs a reset_index.")
     table = pa.table({"sample_id": names, "text": texts})
-    return render_prompts(table, "{prompt}", model.tokenizer, model.chat).select(READ)
+    return render_prompts(table, "{prompt}", model.tokenizer, model.chat)
 
 
 @dataclass(frozen=True)
@@ -201,7 +191,7 @@ def cache(
     refuse_unknown("positions", positions, ("prompt", "last", "response"))
     prompts, written = _prompts(model, texts), None
     if positions == "response":
-        written = _paired(model, texts, responses, max_new_tokens)
+        written = _paired(model, prompts, responses, max_new_tokens)
     special = None if special_tokens else tokens_of_no_text(model.tokenizer)
     names, rows, where = pooled_positions(prompts, written, positions, special)
     pooled = pooled_inputs(model.decoder, rows, where, model.tokenizer.pad_token_id, BATCH_TOKENS)
@@ -287,7 +277,8 @@ def scaled(model: Model, heads: Heads, alpha: float = -1.0, at: str = "all") -> 
     Inside it ``model.generate``, ``model.hf`` and all that calls them give the scaled model's.
     """
     refuse_unknown("at", at, ["all"])  # here; respond and measure know where a response begins
-    return scaled_heads(model.decoder, _condition(model, heads).heads, alpha)
+    found = _condition(model, heads, alpha)
+    return scaled_heads(model.decoder, found.heads, found.alpha)
 
 
 def random_heads(model: Model, heads: Heads, seed: int = 0) -> list[Head]:
@@ -332,14 +323,15 @@ def _respond(
 
 
 def _paired(
-    model: Model, texts: Texts, responses: pd.DataFrame | None, max_new_tokens: int
+    model: Model, prompts: pa.Table, responses: pd.DataFrame | None, max_new_tokens: int
 ) -> pa.Table:
-    """Return responses to texts as the library's table; those given are to be theirs."""
+    """Return responses to prompts as the library's table; those given are to be theirs."""
+    names = prompts["sample_id"].to_pylist()
     if responses is None:
-        responses = respond(model, texts, max_new_tokens=max_new_tokens)
+        responses = _respond(model, prompts, {"own": Condition()}, max_new_tokens)["own"]
     if lacking := {*RESPONSE} - {*responses.columns} or (not len(responses) and {"any row"}):
         raise UserError(f"The responses lack {', '.join(sorted(lacking))}; respond gives them.")
-    if strange := sorted(set(responses["sample_id"].astype(str)) - set(_names(texts))):
+    if strange := sorted(set(responses["sample_id"].astype(str)) - set(names)):
         raise UserError(
             f"The responses are not to these texts: there is no text {strange[0]}. The index of a "
             "series of texts names them."
@@ -390,7 +382,7 @@ def measure(
     if not conditions["scaled"].heads:
         raise UserError("No head is named, so nothing would change.")
     prompts = _prompts(model, texts)
-    written = _paired(model, texts, responses, max_new_tokens)
+    written = _paired(model, prompts, responses, max_new_tokens)
     found = []
     if "expected" in measures:
         file = InMemory({}, BATCH_TOKENS)

@@ -188,6 +188,11 @@ def test_a_finished_run_is_read_as_data_frames(made):
     assert own["after"].sum() == row["after"]
 
 
+def test_a_head_that_is_named_twice_counts_once(llama):
+    once, twice = ["L0.H1", (2, 3)], ["L0.H1", (0, 1), (2, 3)]
+    assert hp.random_heads(llama, twice) == hp.random_heads(llama, once)
+
+
 def test_heads_are_scaled_where_it_is_said(llama):
     heads = ["L0.H1", "L1.H2"]
     written = hp.respond(llama, TEXTS, max_new_tokens=6)
@@ -212,6 +217,10 @@ def test_heads_are_scaled_where_it_is_said(llama):
             lambda m, w: hp.load(m.hf.config.name_or_path, dtype="f8"),
             "dtype: 'f8' is none of float32",
         ),
+        (
+            lambda m, w: hp.load(m.hf.config.name_or_path, dtype=torch.float16),
+            "dtype: torch.float16 is none of float32",
+        ),
         (lambda m, w: hp.load(m.hf.config.name_or_path, device="tpu"), "device: 'tpu' is none of"),
         (lambda m, w: hp.load("no/such"), "no such folder, .* hf download no/such"),
         (lambda m, w: hp.load(m.hf, make_sentencepiece()), "another model's: its ids? "),
@@ -225,6 +234,8 @@ def test_heads_are_scaled_where_it_is_said(llama):
         (lambda m, w: w[0, -1], "L0.H-1 does not exist"),
         (lambda m, w: hp.scaled(m, ["H2"]), "'H2' names no head"),
         (lambda m, w: hp.scaled(m, 2), "2 names no head"),
+        (lambda m, w: hp.scaled(m, [(0.5, 1)]), r"\(0.5, 1\) names no head"),
+        (lambda m, w: hp.scaled(m, "L0.H0", float("nan")), "alpha is a number, not nan"),
         (lambda m, w: hp.pursue(w, "L0.H9"), "L0.H9 does not exist"),
         (lambda m, w: hp.rank(w, []), "list of words is empty"),
         (lambda m, w: hp.rank(w, "apple"), "Words come as a list"),
@@ -238,6 +249,7 @@ def test_heads_are_scaled_where_it_is_said(llama):
         (lambda m, w: hp.measure(m, TEXTS, ["apple"], [], measures=[]), "None is none of expected"),
         (lambda m, w: hp.measure(m, TEXTS, ["apple"], "L0.H1", responses=pd.DataFrame()), "lack r"),
         (lambda m, w: hp.measure(m, TEXTS, ["apple"], []), "No head is named"),
+        (lambda m, w: hp.measure(m, TEXTS, [259], "L0.H1"), "259 is no word: words are texts"),
         (lambda m, w: m.generate(5), "a list or a series"),
         (lambda m, w: hp.respond(m, TEXTS, "L0.H0", [0, 5]), r"alpha is a number, not \[0, 5\]"),
         (lambda m, w: hp.pursue(w, ["L0.H0", "L0.H1"]), "One head is asked about, not 2"),
@@ -270,8 +282,7 @@ def shifted():
     return tokenizer
 
 
-@pytest.mark.parametrize("name", ["words", "experiment"])
-def test_what_a_run_lacks_is_told(made, name):
+def test_what_a_run_lacks_is_told(made):
     run = hp.read_run(made)
     with pytest.raises(hp.UserError, match="no experiment nope; there are triviaqa, rtp"):
         run.words("nope")

@@ -15,7 +15,6 @@ from headpursuit.method.models import load_model
 from headpursuit.run.files import UserError
 from safetensors.torch import load_file, save_file
 from tiny import make_model
-from tiny_vision import make_vlm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 HEADS = [(0, 1), (2, 3)]
@@ -57,8 +56,8 @@ def test_any_engine_reads_the_edited_model(
     assert list(tmp_path.glob(".*")) == []
 
 
-def test_an_image_text_models_tower_stays_as_it_is(tmp_path: Path):
-    source = make_vlm(tmp_path / "llava", "llava")
+def test_an_image_text_models_tower_stays_as_it_is(model_path, tmp_path: Path):
+    source = model_path("llava")
     save_scaled(source, HEADS, -1.0, tmp_path / "edited")
     before, after = (
         load_file(path / "model.safetensors") for path in (source, tmp_path / "edited")
@@ -222,6 +221,9 @@ def test_the_recipe_without_this_package_gives_the_same_logits(
         ({"alpha": None}, "lacks a key of theirs: model, revision, layers"),
         ({"heads": [[9, 0]]}, "L9.H0 does not exist: 3 layers x 4 heads"),
         ({"heads": ["one"]}, "names no head"),
+        ({"heads": 5}, "5 names no head"),
+        ({"heads": [5]}, "5 names no head"),
+        ({"alpha": "half"}, "alpha is a number, not 'half'"),
         ({"at": "response"}, "in response alone, and weights act at all positions"),
         (None, "is no readable JSON"),
     ],

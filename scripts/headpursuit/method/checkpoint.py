@@ -3,7 +3,7 @@
 import json
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from headpursuit.method.decoder import Family, family_of, scaled_heads
-from headpursuit.method.heads import Head, named_heads, refuse_absent
+from headpursuit.method.heads import Condition, Head, named_condition, refuse_absent
 from headpursuit.method.models import (
     LOCAL,
     load_model,
@@ -61,18 +61,15 @@ def save_condition(
         _refuse_some_positions(at)
     model = run.config["models"][own["model"]]
     source = run.source_record(model["source"])
-    scaled = {
-        "model": source.get("id", model["source"]),
-        "revision": source.get("commit", source.get("version")),
-        **{"layers": model["layers"], "heads_per_layer": model["heads"]},
-        **{"heads": heads, "alpha": alpha, "at": at},
-    }
-    if to.suffix == ".json":
-        if to.exists():
-            raise UserError(f"{to} exists already; name another file.")
-        write_text(to, json.dumps(scaled) + "\n")
-        return [f"{to}: {len(heads)} heads of {scaled['model']}, times {alpha:g}"]
-    return _save(scaled, model_folder(run.model_record(own["model"]), model), to, check)
+    if to.suffix != ".json":
+        folder = model_folder(run.model_record(own["model"]), model)
+        return _save(folder, heads, alpha, to, check)
+    if to.exists():
+        raise UserError(f"{to} exists already; name another file.")
+    name, revision = source.get("id", model["source"]), source.get("commit", source.get("version"))
+    scaled = (name, revision, model["layers"], model["heads"], heads, alpha, at)
+    write_text(to, json.dumps(dict(zip(INTERVENTION, scaled, strict=True))) + "\n")
+    return [f"{to}: {len(heads)} heads of {name}, times {alpha:g}"]
 
 
 def apply_intervention(file: Path, model: Path, folder: Path, check: bool = False) -> list[str]:
@@ -85,8 +82,8 @@ def apply_intervention(file: Path, model: Path, folder: Path, check: bool = Fals
         UserError: if the file is none, or as :func:`save_scaled`.
     """
     scaled = _read_intervention(file, *_shape(model))
-    _refuse_some_positions(scaled["at"])
-    return _save(scaled, model, folder, check)
+    _refuse_some_positions(scaled.at)
+    return _save(model, scaled.heads, scaled.alpha, folder, check)
 
 
 def _refuse_some_positions(at: str) -> None:
@@ -111,10 +108,10 @@ def intervention(model: Any, file: str | Path) -> dict[str, Any]:
         UserError: if the file is none, or of a model of another shape.
     """
     found = _read_intervention(file, *model.decoder.shape)
-    return {key: found[key] for key in ("heads", "alpha", "at")}
+    return {"heads": found.heads, "alpha": found.alpha, "at": found.at}
 
 
-def _read_intervention(file: str | Path, n_layers: int, n_heads: int) -> dict[str, Any]:
+def _read_intervention(file: str | Path, n_layers: int, n_heads: int) -> Condition:
     """Read what :func:`save_condition` wrote for a model of so many layers and heads a layer."""
     try:
         found = json.loads(Path(file).read_text(encoding="utf-8"))
@@ -130,12 +127,11 @@ def _read_intervention(file: str | Path, n_layers: int, n_heads: int) -> dict[st
             f"{file} is for {plain(found['model'])}, {shape[0]} layers x {shape[1]} heads; this "
             f"model has {n_layers} x {n_heads}."
         )
-    return {**found, "heads": named_heads(map(tuple, found["heads"]))}
+    return named_condition(found["heads"], found["alpha"], found["at"], n_layers, n_heads)
 
 
-def _save(scaled: Mapping[str, Any], model: Path, folder: Path, check: bool) -> list[str]:
-    """Save a model with an intervention, and say so."""
-    heads, alpha = scaled["heads"], scaled["alpha"]
+def _save(model: Path, heads: Sequence[Head], alpha: float, folder: Path, check: bool) -> list[str]:
+    """Save a model with heads scaled, and say so."""
     save_scaled(model, heads, alpha, folder)
     said = [f"{folder}: {model} with {len(heads)} heads times {alpha:g}"]
     if check:

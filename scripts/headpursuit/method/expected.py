@@ -79,7 +79,7 @@ def measure_expected(
         n_scored = [len(records[i]["token_ids"]) for i in batch]
         for row, (i, n) in enumerate(zip(batch, n_scored, strict=True)):
             # The logits at a position speak of the next token.
-            scored[row, len(rows[i]) - n : len(rows[i])] = n > 0
+            scored[row, len(rows[i]) - n : len(rows[i])] = True
         follows = [token for i in batch for token in records[i]["token_ids"]]
         target = torch.tensor(follows, dtype=torch.long, device=device)
         row_of = scored.nonzero()[:, 0]

@@ -3,8 +3,9 @@
 import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from math import inf
-from numbers import Integral
+from math import inf, isfinite
+from numbers import Integral, Real
+from operator import index
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,22 +24,22 @@ FEWER_ATOMS = {"score_5": 5, "score_10": 10, "score_20": 20}
 
 
 def named_heads(heads: Any) -> list[Head]:
-    """Return the heads that a caller names: one or several of ``"L18.H27"`` and (18, 27).
+    """Return the heads that a caller names, each once: ``"L18.H27"``, (18, 27), or several.
 
     Raises:
-        UserError: if one is neither.
+        UserError: if one is no head's name.
     """
     pair = isinstance(heads, tuple) and heads and all(isinstance(own, Integral) for own in heads)
     if pair or not isinstance(heads, Iterable) or isinstance(heads, str):
         heads = [heads]
-    found = []
+    found: dict[Head, None] = {}
     for head in heads:
         try:
-            layer, number = head_of(head) if isinstance(head, str) else head
-            found.append((int(layer), int(number)))
+            layer, number = head_of(head) if isinstance(head, str) else map(index, head)
+            found[layer, number] = None
         except (TypeError, ValueError):
             raise UserError(f"{head!r} names no head: write 'L18.H27', or (18, 27).") from None
-    return found
+    return list(found)
 
 
 def named_head(head: Any) -> Head:
@@ -72,6 +73,19 @@ class Condition(NamedTuple):
     def lowest(self) -> float:
         """The lowest layer of its heads; infinite without any."""
         return min((layer for layer, _ in self.heads), default=inf)
+
+
+def named_condition(heads: Any, alpha: Any, at: str, n_layers: int, n_heads: int) -> Condition:
+    """Return the condition that a caller names, of a model of so many layers and heads a layer.
+
+    Raises:
+        UserError: if a head is none of the model's, or alpha no number.
+    """
+    if not (isinstance(alpha, Real) and isfinite(alpha)):
+        raise UserError(f"alpha is a number, not {alpha!r}.")
+    found = Condition(named_heads(heads), alpha, at)
+    refuse_absent(found.heads, n_layers, n_heads)
+    return found
 
 
 def rank(scores: pd.DataFrame) -> pd.DataFrame:

@@ -224,15 +224,19 @@ def one_token_forms(
     """Return a caller's words, all held out, and their rows, of forms of one token only.
 
     Raises:
-        UserError: if there are no words, or none has a row; with ``strict`` if any has none.
+        UserError: if there are no words, or one is no text; if none has a row, or with ``strict``
+            any has none.
     """
     if isinstance(words, str):
         raise UserError("Words come as a list: put a single one into a list.")
     cases = [cases] if isinstance(cases, str) else cases
     refuse_unknown("cases", cases or [None], [*CASES])
-    table = pd.DataFrame({"word": list(dict.fromkeys(words))}).assign(split="heldout")
-    if table.empty:
+    words = list(dict.fromkeys(words))
+    if not words:
         raise UserError("The list of words is empty.")
+    if strange := [word for word in words if not isinstance(word, str)]:
+        raise UserError(f"{strange[0]!r} is no word: words are texts.")
+    table = pd.DataFrame({"word": words}).assign(split="heldout")
     try:
         made = build_dictionary(table, tokenizer, "single", cases, [True, False])
     except UserError:  # none has a row

@@ -184,9 +184,10 @@ def write_parquet(
         pq.write_table(table, part, write_page_checksum=True)
 
 
-def refuse_unknown(key: str, given: str | Iterable[str], known: Collection[str]) -> None:
+def refuse_unknown(key: str, given: Any, known: Collection[str]) -> None:
     """Raise a UserError unless what is given, one or several, is among the known."""
-    for own in [given] if isinstance(given, str) else given:
+    several = isinstance(given, Iterable) and not isinstance(given, str)
+    for own in given if several else [given]:
         if own not in known:
             raise UserError(f"{key}: {own!r} is none of {', '.join(known)}.")
 
