@@ -62,7 +62,6 @@ def count(
     written: Callable[[Asked], int],
     batch_tokens: int,
     new: int,
-    plain: str = "baseline",
 ) -> Counter:
     """Count what the model does to read and write loops.
 
@@ -72,7 +71,6 @@ def count(
         written: the tokens of a row's response, the end token included if there is one.
         batch_tokens: see :func:`headpursuit.method.writing.respond`.
         new: the most tokens of a response.
-        plain: the condition that scales no head, whose rows a plain pass has read already.
 
     Returns:
         loops, rows; passes (calls of the language model that read) and the tokens of their rows,
@@ -85,7 +83,7 @@ def count(
         found.update(loops=1, rows=len(loop))
         for samples, names in read_together(loop):
             tokens = len(samples) * asked(samples)
-            scaled = [name for name in names if name != plain]
+            scaled = [name for name in names if name != "baseline"]  # which a plain pass has read
             size = max(1, batch_tokens // tokens)
             again = int(samples != last)  # a plain pass serves a batch's later loops, too
             found.update(passes=again - (-len(scaled) // size), read=tokens * (again + len(scaled)))

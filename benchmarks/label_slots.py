@@ -1,13 +1,10 @@
 """How near labelling comes to the ideal time against a server of a fixed latency.
 
-    .venv/bin/python benchmarks/label_slots.py [--responses 200] [--latency 0.2] [--slots 8]
-
 A scripted server on the loopback (tests/labeller/fake_ollama.py) speaks Ollama's HTTP API and
 answers each request after the latency, any number at once. The ideal is responses x latency /
 slots; opening the backend is not counted, writing the journal is.
 """
 
-import argparse
 import os
 import socket
 import subprocess
@@ -23,19 +20,22 @@ from headpursuit.labelling.label import label_responses, open_backend
 from headpursuit.run.config import load_config
 from headpursuit.run.experiments import labeller_of
 
+RESPONSES, LATENCY, SLOTS = 200, 0.2, 8  # latency in seconds
 
-def main(n: int, latency: float, slots: int) -> None:
+
+def main() -> None:
     """Measure how many times the ideal labelling takes, and write it."""
     config = yaml.safe_load((timing.ROOT / "config.yaml").read_text(encoding="utf-8"))
     settings = labeller_of(load_config(config), {})
-    texts = [f"Response {i} is fine." for i in range(n)]
-    columns = {"sample_id": [str(i) for i in range(n)], "repeat": [0] * n, "response": texts}
+    texts = [f"Response {i} is fine." for i in range(RESPONSES)]
+    names = [str(i) for i in range(RESPONSES)]
+    columns = {"sample_id": names, "repeat": [0] * RESPONSES, "response": texts}
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         host = f"127.0.0.1:{probe.getsockname()[1]}"
-    settings |= {"slots": slots, "ollama": {**settings["ollama"], "host": host}}
+    settings |= {"slots": SLOTS, "ollama": {**settings["ollama"], "host": host}}
     command = [sys.executable, timing.ROOT / "tests/labeller/fake_ollama.py", "serve"]
-    env = {**os.environ, "OLLAMA_HOST": host, "FAKE_DELAY": str(latency)}
+    env = {**os.environ, "OLLAMA_HOST": host, "FAKE_DELAY": str(LATENCY)}
     server = subprocess.Popen(command, env=env)
     try:
         with tempfile.TemporaryDirectory() as folder, open_backend(settings, texts) as backend:
@@ -45,21 +45,16 @@ def main(n: int, latency: float, slots: int) -> None:
     finally:
         server.terminate()
         server.wait()
-    if labels["sample_id"].to_pylist() != columns["sample_id"]:
+    if labels["sample_id"].to_pylist() != names:
         raise SystemExit("Not every response was labelled.")
-    ideal = n * latency / slots
+    ideal = RESPONSES * LATENCY / SLOTS
     row = timing.row(
         "labelling through a server", "requests x latency / slots", None, [took], [ideal],
         checked="every response has its reply",
-        n=f"{n} responses, {latency * 1000:g} ms, {slots} slots",
+        n=f"{RESPONSES} responses, {LATENCY * 1000:g} ms, {SLOTS} slots",
     )  # fmt: skip
     timing.write("label_slots", [row])
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--responses", type=int, default=200)
-    parser.add_argument("--latency", type=float, default=0.2, help="seconds")
-    parser.add_argument("--slots", type=int, default=8)
-    asked = parser.parse_args()
-    main(asked.responses, asked.latency, asked.slots)
+    main()

@@ -1,9 +1,5 @@
-"""Write docs/benchmarks.md and its plot from results/bench/*.json.
+"""Write docs/benchmarks.md and its plot from results/bench/*.json."""
 
-python benchmarks/report.py [--to FOLDER]
-"""
-
-import argparse
 import json
 import textwrap
 from pathlib import Path
@@ -162,6 +158,4 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--to", type=Path, default=timing.ROOT / "docs")
-    main(parser.parse_args().to)
+    main(timing.ROOT / "docs")
