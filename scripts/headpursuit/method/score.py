@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -32,12 +31,12 @@ def score_counts(
     Raises:
         UserError: if a condition's responses are not paired with the baseline's.
     """
-    counted, measured = measured_words(words), {}
+    counted, sums, tables = measured_words(words), {}, {}
     for condition, own in responses.items():
         counts = count_words(own["response"], list(words["word"]), **matching)
-        by_sample = own[KEYS].assign(occurrences=counts[:, counted].sum(1))
-        measured[condition] = by_sample.set_index(KEYS), counts.sum(0)
-    return _by_word_and_sample("occurrences", words, measured)
+        sums[condition] = counts.sum(0)
+        tables[condition] = own[KEYS].assign(occurrences=counts[:, counted].sum(1))
+    return _by_word("occurrences", words, sums), _by_sample(tables)
 
 
 def score_lengths(responses: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
@@ -46,12 +45,12 @@ def score_lengths(responses: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     Returns rows of :data:`COLUMNS`: their tokens, and the pairs of neighbouring ones that are
     repeated.
     """
-
-    def measured(own: pd.DataFrame) -> dict[str, pd.Series]:
+    tables = {}
+    for condition, own in responses.items():
         ids = own["token_ids"]
-        return {"tokens": ids.map(len), "repeated": ids.map(repeated_bigrams)}
-
-    return _by_sample(responses, measured)
+        measured = {"tokens": ids.map(len), "repeated": ids.map(repeated_bigrams)}
+        tables[condition] = own[KEYS].assign(**measured)
+    return _by_sample(tables)
 
 
 def score_toxicity(
@@ -63,12 +62,12 @@ def score_toxicity(
     rows of :data:`COLUMNS`: toxicity, how many of a sample's responses are called toxic, and
     toxic_probability, their mean.
     """
-
-    def measured(own: pd.DataFrame) -> dict[str, pd.Series]:
+    tables = {}
+    for condition, own in responses.items():
         toxic = own["response"].map(probability)
-        return {"toxicity": toxic >= threshold, "toxic_probability": toxic / _repeats(own)}
-
-    return _by_sample(responses, measured)
+        measured = {"toxicity": toxic >= threshold, "toxic_probability": toxic / _repeats(own)}
+        tables[condition] = own[KEYS].assign(**measured)
+    return _by_sample(tables)
 
 
 def score_expected(expected: pa.Table, words: pd.DataFrame) -> Scores:
@@ -76,24 +75,13 @@ def score_expected(expected: pa.Table, words: pd.DataFrame) -> Scores:
 
     By word, and by prompt with expected, nll and positions; words are in the order of its masses.
     """
-    counted, measured = measured_words(words), {}
+    counted, sums, tables = measured_words(words), {}, {}
     mass = np.stack(expected["mass"].to_numpy())
     table = expected.drop_columns("mass").to_pandas().assign(expected=mass[:, counted].sum(1))
     for condition, own in table.groupby("condition", sort=False):
-        by_sample = own.set_index(KEYS)[["expected", "nll", "positions"]]
-        measured[condition] = by_sample, mass[own.index].sum(0)
-    return _by_word_and_sample("expected", words, measured)
-
-
-def _by_word_and_sample(measure: str, words: pd.DataFrame, measured: Mapping[str, tuple]) -> Scores:
-    before, words_before = measured["baseline"]
-    by_word, by_sample = [], []
-    for condition, (after, words_after) in measured.items():
-        if condition != "baseline":
-            by_sample.append(_paired(before, after, condition))
-            own = words[["word", "split"]].assign(before=words_before, after=words_after)
-            by_word.append(own.assign(measure=measure, condition=condition)[BY_WORD])
-    return pd.concat(by_word), pd.concat(by_sample)
+        sums[condition] = mass[own.index].sum(0)
+        tables[condition] = own[[*KEYS, "expected", "nll", "positions"]]
+    return _by_word("expected", words, sums), _by_sample(tables)
 
 
 def score_answers(
@@ -111,16 +99,15 @@ def score_answers(
     texts = {text for own in responses.values() for text in own["response"]}
     judged = {text: judge(text, classes, normalise) for text in texts}
     label_of = images.set_index("sample_id")["label"]
-
-    def measured(own: pd.DataFrame) -> dict[str, np.ndarray]:
-        strict, first, names = (
-            np.array(part) for part in zip(*own["response"].map(judged), strict=True)
-        )
+    tables = {}
+    for condition, own in responses.items():
+        parts = zip(*own["response"].map(judged), strict=True)
+        strict, first, names = (np.array(part) for part in parts)
         label = label_of.loc[own["sample_id"]].to_numpy()
-        found = {"exact_match": strict == label, "first_word": first == label}
-        return found | {"several": names == "several", "none": names == "none"}
-
-    return _by_sample(responses, measured)
+        measured = {"exact_match": strict == label, "first_word": first == label}
+        measured |= {"several": names == "several", "none": names == "none"}
+        tables[condition] = own[KEYS].assign(**measured)
+    return _by_sample(tables)
 
 
 def score_f1(
@@ -152,11 +139,11 @@ def _score_texts(
 ) -> pd.DataFrame:
     """Score texts; a sample has the mean of its responses, since tables show means over samples."""
     known = cache(score)  # many conditions leave a response as it was
-
-    def measured(own: pd.DataFrame) -> dict[str, pd.Series]:
-        return {measure: list(map(known, own["sample_id"], own["response"])) / _repeats(own)}
-
-    return _by_sample(responses, measured)
+    tables = {}
+    for condition, own in responses.items():
+        values = list(map(known, own["sample_id"], own["response"])) / _repeats(own)
+        tables[condition] = own[KEYS].assign(**{measure: values})
+    return _by_sample(tables)
 
 
 def _repeats(own: pd.DataFrame) -> pd.Series:
@@ -164,30 +151,34 @@ def _repeats(own: pd.DataFrame) -> pd.Series:
     return own.groupby("sample_id")["repeat"].transform("size")
 
 
-def _by_sample(
-    responses: Mapping[str, pd.DataFrame], measured: Callable[[pd.DataFrame], Mapping[str, Any]]
-) -> pd.DataFrame:
-    """Put each condition's measures, a value a response, beside the baseline's, by sample."""
-    tables = {
-        condition: own[KEYS].assign(**measured(own)).set_index(KEYS)
-        for condition, own in responses.items()
-    }
-    before = tables.pop("baseline")
-    return pd.concat([_paired(before, after, name) for name, after in tables.items()])
+def _by_word(measure: str, words: pd.DataFrame, sums: Mapping[str, np.ndarray]) -> pd.DataFrame:
+    """Put each condition's sums, a value a word, beside the baseline's, as :data:`BY_WORD`."""
+    rows = words[["word", "split"]].assign(measure=measure, before=sums["baseline"])
+    tables = [
+        rows.assign(condition=name, after=own)[BY_WORD]
+        for name, own in sums.items()
+        if name != "baseline"
+    ]
+    return pd.concat(tables)
 
 
-def _paired(before: pd.DataFrame, after: pd.DataFrame, condition: str) -> pd.DataFrame:
-    """Put a condition's measures, a column each, beside the baseline's, by sample.
+def _by_sample(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """Put each condition's measures beside the baseline's, by sample, as :data:`COLUMNS`.
 
-    The responses to one sample are added up: they hang together, so intervals are over samples.
+    Tables have :data:`KEYS` and a column a measure. The responses to one sample are added up: they
+    hang together, so intervals are over samples.
     """
-    if not before.index.equals(after.index):
-        raise UserError(f"{condition}: its samples are not the baseline's, in order.")
-    sums = [table.astype(float).groupby(level=0).sum() for table in (before, after)]
-    rows = sums[0].rename_axis("sample_id").reset_index()
-    rows = rows.melt("sample_id", var_name="measure", value_name="before")
-    after_sums = sums[1].to_numpy().ravel(order="F")
-    return rows.assign(condition=condition, after=after_sums)[COLUMNS]
+    indexed = {name: own.set_index(KEYS).astype(float) for name, own in tables.items()}
+    index = indexed["baseline"].index
+    if wrong := [name for name, own in indexed.items() if not own.index.equals(index)]:
+        raise UserError(f"{wrong[0]}: its samples are not the baseline's, in order.")
+    sums = {name: own.groupby(level=0).sum() for name, own in indexed.items()}
+    before = sums.pop("baseline").rename_axis("sample_id").reset_index()
+    rows = before.melt("sample_id", var_name="measure", value_name="before")
+    return pd.concat(
+        rows.assign(condition=name, after=own.to_numpy().ravel(order="F"))[COLUMNS]
+        for name, own in sums.items()
+    )
 
 
 def repeated_bigrams(tokens: Sequence[int]) -> int:
