@@ -311,7 +311,7 @@ def respond(
 def _respond(
     model: Model, prompts: pa.Table, conditions: Mapping[str, Condition], max_new_tokens: int
 ) -> dict[str, pd.DataFrame]:
-    generation = {"samples": 1, "temperature": 0, "max_new_tokens": max_new_tokens}
+    generation = with_defaults("generation", {"temperature": 0, "max_new_tokens": max_new_tokens})
     file = InMemory({"generation": generation, "seed": 0}, BATCH_TOKENS)
     reader = Prompts(model.decoder, model.tokenizer, prompts, generation, BATCH_TOKENS)
     write_responses(file, model.decoder, reader, conditions)
@@ -326,17 +326,19 @@ def _paired(
     model: Model, prompts: pa.Table, responses: pd.DataFrame | None, max_new_tokens: int
 ) -> pa.Table:
     """Return responses to prompts as the library's table; those given are to be theirs."""
-    names = prompts["sample_id"].to_pylist()
     if responses is None:
         responses = _respond(model, prompts, {"own": Condition()}, max_new_tokens)["own"]
     if lacking := {*RESPONSE} - {*responses.columns} or (not len(responses) and {"any row"}):
         raise UserError(f"The responses lack {', '.join(sorted(lacking))}; respond gives them.")
-    if strange := sorted(set(responses["sample_id"].astype(str)) - set(names)):
+    keys = responses[RESPONSE].astype({"sample_id": str})
+    if strange := sorted({*keys["sample_id"]} - {*prompts["sample_id"].to_pylist()}):
         raise UserError(
             f"The responses are not to these texts: there is no text {strange[0]}. The index of a "
             "series of texts names them."
         )
-    keys = responses[RESPONSE].astype({"sample_id": str})
+    highest = max(map(max, filter(len, keys["token_ids"])), default=0)
+    if highest >= model.hf.get_input_embeddings().num_embeddings:
+        raise UserError(f"The responses are another model's: this one has no token {highest}.")
     return pa.Table.from_pandas(keys, preserve_index=False)
 
 
@@ -375,7 +377,8 @@ def measure(
         the responses before cost: what the intervention does to the model) and positions;
         occurrences, with tokens and repeated (pairs of neighbouring tokens that stood earlier).
     """
-    refuse_unknown("measures", measures or [None], ("expected", "occurrences"))
+    for own in [measures] if isinstance(measures, str) else measures or [None]:
+        refuse_unknown("measures", own, ("expected", "occurrences"))
     strict &= "expected" in measures
     table, dictionary = one_token_forms(model.tokenizer, words, cases, strict)
     conditions = {"baseline": Condition(), "scaled": _condition(model, heads, alpha, at)}

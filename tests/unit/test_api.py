@@ -131,7 +131,7 @@ def test_generate_inside_the_block_is_that_of_edited_weights(loaded, model_path,
     save_scaled(Path(loaded.hf.config.name_or_path), [(0, 1), (2, 3)], -1.0, tmp_path / "edited")
     edited = hp.load(tmp_path / "edited")
     before = loaded.generate(TEXTS)
-    with hp.scaled(loaded, heads):
+    with hp.scaled(loaded, heads, np.float32(-1)):
         ids = loaded.tokenizer(TEXTS[0], return_tensors="pt")
         assert loaded.generate(TEXTS) == edited.generate(TEXTS) != before
         new = loaded.hf.generate(**ids, max_new_tokens=9, do_sample=False)
@@ -252,6 +252,9 @@ def test_heads_are_scaled_where_it_is_said(llama):
         (lambda m, w: hp.measure(m, TEXTS, [259], "L0.H1"), "259 is no word: words are texts"),
         (lambda m, w: m.generate(5), "a list or a series"),
         (lambda m, w: hp.respond(m, TEXTS, "L0.H0", [0, 5]), r"alpha is a number, not \[0, 5\]"),
+        (lambda m, w: hp.respond(m, TEXTS, at=["prompt"]), r"at: \['prompt'\] is none of all"),
+        (lambda m, w: hp.respond(m, TEXTS, max_new_tokens=0), "max_new_tokens: 0 is less than"),
+        (lambda m, w: hp.cache(m, TEXTS, "response", responses=foreign()), "has no token 9999"),
         (lambda m, w: hp.pursue(w, ["L0.H0", "L0.H1"]), "One head is asked about, not 2"),
         (lambda m, w: hp.rank(w, ["apple", 3]), "'apple' is no token id"),
         (lambda m, w: hp.rank(w, [1.5]), "1.5 is no token id"),
@@ -272,6 +275,11 @@ def test_heads_are_scaled_where_it_is_said(llama):
 def test_a_mistake_is_one_exception_that_says_what_is_right(llama, writes, call, said):
     with pytest.raises(hp.UserError, match=said):
         call(llama, writes)
+
+
+def foreign() -> pd.DataFrame:
+    """Give responses of a model of a larger vocabulary."""
+    return pd.DataFrame({"sample_id": [*"01"], "repeat": 0, "token_ids": [[], [5, 9999]]})
 
 
 def shifted():

@@ -83,7 +83,7 @@ def named_condition(heads: Any, alpha: Any, at: str, n_layers: int, n_heads: int
     """
     if not (isinstance(alpha, Real) and isfinite(alpha)):
         raise UserError(f"alpha is a number, not {alpha!r}.")
-    found = Condition(named_heads(heads), alpha, at)
+    found = Condition(named_heads(heads), float(alpha), at)
     refuse_absent(found.heads, n_layers, n_heads)
     return found
 

@@ -230,7 +230,8 @@ def one_token_forms(
     if isinstance(words, str):
         raise UserError("Words come as a list: put a single one into a list.")
     cases = [cases] if isinstance(cases, str) else cases
-    refuse_unknown("cases", cases or [None], [*CASES])
+    for case in cases or [None]:
+        refuse_unknown("cases", case, CASES)
     words = list(dict.fromkeys(words))
     if not words:
         raise UserError("The list of words is empty.")

@@ -14,7 +14,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -185,11 +185,9 @@ def write_parquet(
 
 
 def refuse_unknown(key: str, given: Any, known: Collection[str]) -> None:
-    """Raise a UserError unless what is given, one or several, is among the known."""
-    several = isinstance(given, Iterable) and not isinstance(given, str)
-    for own in given if several else [given]:
-        if own not in known:
-            raise UserError(f"{key}: {own!r} is none of {', '.join(known)}.")
+    """Raise a UserError unless what is given is among the known."""
+    if given not in known:
+        raise UserError(f"{key}: {given!r} is none of {', '.join(known)}.")
 
 
 def refuse_missing(path: str | Path, columns: Collection[str], there: Collection[str]) -> None:
