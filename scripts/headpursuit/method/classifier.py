@@ -1,8 +1,7 @@
 """Text classifiers: how probable a label, such as toxic, is for a response."""
 
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import chain
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
 
@@ -113,9 +112,7 @@ def _positions(model: torch.nn.Module, folder: Path) -> int:
 
 def _same_length(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
     """Yield batches of texts of one length, the longest first, of at most so many tokens."""
-    of_length = defaultdict(list)
-    for i, length in enumerate(lengths):
-        of_length[length].append(i)
-    for length, own in sorted(of_length.items(), reverse=True):
-        size = max(1, batch_tokens // max(length, 1))
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    for length, same in groupby(order, key=lengths.__getitem__):
+        own, size = list(same), max(1, batch_tokens // max(length, 1))
         yield from (own[start : start + size] for start in range(0, len(own), size))
