@@ -18,21 +18,12 @@ from headpursuit.run.config import load_config
 from headpursuit.run.uses import used_models, used_sources
 from headpursuit.run.estimate import job_times, measured
 from headpursuit.run.experiments import (
-    candidate_layers,
-    classifier_of,
-    concept_of,
     conditions,
-    family_of,
     heads_of,
     is_asked,
-    labeller_of,
-    models_of,
     model_record,
-    of_classes,
-    of_images,
+    models_of,
     owners,
-    positions_of,
-    running,
     stage_owners,
     tables_of,
     writes_responses,
@@ -40,6 +31,7 @@ from headpursuit.run.experiments import (
 from headpursuit.run.files import UserError, beside, refuse_braces, refuse_unwritable
 from headpursuit.run.interrupt import end_jobs_on_signals
 from headpursuit.run.lineage import code_hash
+from headpursuit.run.params import claim_facts, hub_ids, pick, ratio_facts, stated
 from headpursuit.run.workload import model_of
 from headpursuit.data.sources import content
 from snakemake.common import __version__ as SNAKEMAKE
@@ -91,7 +83,6 @@ if config["compute"]["image"]:
 
 EXPERIMENTS = config["experiments"]
 OWNERS = owners(config)
-RUNNING = running(config)
 MADE = stage_owners(config)
 COMPUTE = config["compute"]
 PARTS = range(1, COMPUTE["parts"] + 1)
@@ -149,6 +140,22 @@ def source_record(name):
 def model_files(name):
     """The record of a model's files: as downloaded, as converted from GGUF, or as put together."""
     return f"<resources>/{model_record(config, name)}"
+
+
+def files_of_model(wildcards):
+    """The record of the files of an experiment's model."""
+    return model_files(EXPERIMENTS[wildcards.experiment]["model"])
+
+
+def weights_of_model(wildcards):
+    """What ranking needs of an experiment's model."""
+    return f"<results>/weights/{EXPERIMENTS[wildcards.experiment]['model']}.safetensors"
+
+
+def source_of(key):
+    """An input: the record of the source of an experiment's samples, say; nothing without them."""
+    find = lookup(f"{{experiment}}/{key}", within=STATED)
+    return lambda wildcards: source_record(own["source"]) if (own := find(wildcards)) else []
 
 
 def own_path(wildcards):
@@ -213,44 +220,7 @@ def figure(path, result):
 
 # Params
 
-
-def state(name):
-    """What params say of an experiment: its keys, and the entries of the config that these name."""
-    own = EXPERIMENTS[name]
-    samples, model = config["samples"][own["samples"]], config["models"][own["model"]]
-    concept, reads = concept_of(config, own), not of_images(samples)
-    excluded = config["samples"].get(samples.get("excluding"))
-    classifier, batch_tokens = classifier_of(config, own), COMPUTE["batch_tokens"]["reading"]
-    judging = {"name": own["classifier"], "device": COMPUTE["device"], "batch_tokens": batch_tokens}
-    return {
-        **own,
-        "name": own["samples"],  # part of all seeds
-        "samples": samples,
-        "excluded": excluded
-        and {key: excluded.get(key) for key in ("source", "files", "text", "where")},
-        "reader": model if reads else None,
-        "batch_images": None if reads else COMPUTE["batch_images"],
-        "max_new_tokens": own["generation"]["max_new_tokens"] if reads else None,
-        "model": model,
-        "model_files": model_files(own["model"]),
-        "weights": f"<results>/weights/{own['model']}.safetensors",
-        "n_heads": model["heads"],
-        "layers": candidate_layers(own, model),
-        "concept": concept,
-        "key": f"concepts.{own['concept']}",
-        "words_file": concept and concept.get("file"),
-        "labeller": labeller_of(config, concept or {}),
-        "positions": positions_of(config, own),
-        "method": own["methods"][0],
-        "classifier": classifier and {**classifier, **judging},
-        "classifier_files": source_record(classifier["source"]) if classifier else [],
-    }
-
-
-STATED = {name: state(name) for name in EXPERIMENTS}
-# Inputs: the record of the files of an experiment's model, and what ranking needs of it.
-files_of_model = lookup("{experiment}/model_files", within=STATED)
-weights_of_model = lookup("{experiment}/weights", within=STATED)
+STATED = {name: stated(config, name) for name in EXPERIMENTS}
 
 
 def own(*keys):
@@ -268,43 +238,6 @@ def label_params(backend):
         },
         "content": None if backend == "lexicon" else asked,
     }
-
-
-def pick(mapping, *keys):
-    """Some keys of a mapping."""
-    return {key: mapping[key] for key in keys}
-
-
-def ratio_facts(name):
-    """What a table of ratios says of an experiment."""
-    own, chooser = EXPERIMENTS[name], heads_of(config, name)
-    samples = config["samples"][own["samples"]]
-    return {
-        **pick(own, "samples", "model", "concept", "alpha", "at", "signed"),
-        **pick(own, "methods", "k", "draws"),
-        "heads_from": own["heads_from"] and chooser,
-        "ranked_by": EXPERIMENTS[chooser]["methods"][0],
-        "family": family_of(config, name),
-        "captions": not of_classes(samples) and of_images(samples),
-        "iterations": EXPERIMENTS[chooser]["pursuit"]["iterations"],
-        "layers": STATED[chooser]["layers"],
-    }
-
-
-def claim_facts(name):
-    """What the paper's claims ask of an experiment."""
-    own = EXPERIMENTS[name]
-    return {
-        **pick(own, "samples", "concept", "model", "signed"),
-        "reads": "images" if of_images(config["samples"][own["samples"]]) else "prompts",
-        "held_out": concept_of(config, own)["selection_share"] < 1,
-    }
-
-
-def hub_id(model):
-    """A model's Hub repository; its name where it comes from elsewhere."""
-    source = config["sources"][config["models"][model]["source"]]
-    return source["id"] if source["kind"] == "hub" else model
 
 
 # Resources

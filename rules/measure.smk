@@ -88,7 +88,7 @@ rule measure:
         answered=made(
             "<results>/answered/{scores}.json", when=lambda stated: "f1" in stated["measures"]
         ),
-        classifier=lookup("{experiment}/classifier_files", within=STATED),
+        classifier=source_of("classifier"),
     output:
         by_sample="<results>/scores/{experiment}.parquet",
         by_word="<results>/scores/{experiment}.words.parquet",

@@ -1,6 +1,7 @@
 # Tables, figures, and the report's pages.
 
 from headpursuit.publish.settings import differences, labeller_name, unlike_paper
+from headpursuit.run.checks import PAGES
 
 RATIOS = tables_of(config, "ratios")
 HEADS = tables_of(config, "heads")
@@ -11,19 +12,6 @@ SHARED = {
 }
 PUBLISHED = shipped_file("data/published.csv")
 PUBLISHED_TOKENS = shipped_file("data/published_tokens.csv")
-# The report's pages: file, caption, category and what they show. Categories go by their names.
-PAGES = [
-    ("answer", "answer", "0 What was found", "answer"),
-    ("published", "published", "1 Published against reproduced", "overview"),
-    ("claims", "claims", "1 The paper's claims", "verdicts"),
-    ("atlas", "atlas", "2 Atlas of heads", "atlas"),
-    *(
-        (table, "table", f"2 {table}", "table")
-        for table in dict.fromkeys([*RATIOS, *HEADS, *SHARED])
-    ),
-    ("choices", "choices", "3 Choices", "choices in force"),
-    ("run", "run", "4 Time, memory, software", "time, memory, software, sources"),
-]
 
 
 wildcard_constraints:
@@ -57,13 +45,11 @@ rule publish_ratios:
         **by_attempt(mem_mb=2000, runtime=30),
     params:
         experiments=lambda wildcards: {
-            name: ratio_facts(name) | {"differs": differs}
+            name: ratio_facts(config, name) | {"differs": differs}
             for name, differs in differences(config, RATIOS[wildcards.ratios]).items()
         },
         score=config["score"],
-        models=lambda wildcards: {
-            model: hub_id(model) for model in models_of(config, RATIOS[wildcards.ratios])
-        },
+        models=lambda wildcards: hub_ids(config, models_of(config, RATIOS[wildcards.ratios])),
         publish=pick(config["publish"], "spread", "published_heads", "colours"),
         code=code_hash("publish_ratios"),
     message:
@@ -102,7 +88,7 @@ rule publish_heads:
             name: pick(EXPERIMENTS[name], "model", "samples", "vocabulary")
             for name in HEADS[wildcards.heads_table]
         },
-        models={name: hub_id(name) for name in config["models"]},
+        models=hub_ids(config, config["models"]),
         colours=config["publish"]["colours"],
         seed=config["seed"],
         code=code_hash("publish_heads"),
@@ -139,7 +125,9 @@ rule publish_overlap:
         **by_attempt(mem_mb=1000, runtime=10),
     params:
         experiments=lambda wildcards: {
-            name: pick(ratio_facts(name), "model", "heads_from", "ranked_by", "k", "layers")
+            name: pick(
+                ratio_facts(config, name), "model", "heads_from", "ranked_by", "k", "layers"
+            )
             for name in SHARED[wildcards.shared]
         },
         code=code_hash("publish_overlap"),
@@ -176,11 +164,11 @@ rule compare_published:
         **by_attempt(mem_mb=1000, runtime=10),
     params:
         run=config["run"],
-        models={name: hub_id(name) for name in config["models"]},
+        models=hub_ids(config, config["models"]),
         labeller=lambda wildcards: labeller_name(config),  # braces in it are no wildcards
         settings=lambda wildcards: unlike_paper(config),
         published_heads=config["publish"]["published_heads"],
-        experiments={name: claim_facts(name) for name in RUNNING if EXPERIMENTS[name]["concept"]},
+        experiments=claim_facts(config),
         confidence=config["score"]["confidence"],
         code=code_hash("compare_published"),
     message:
@@ -189,6 +177,7 @@ rule compare_published:
         "../scripts/compare_published.py"
 
 
+TABLE_PAGES = {table: (f"2 {table}", "table") for table in [*RATIOS, *HEADS, *SHARED]}
 TABLES = [
     *collect(rules.publish_ratios.output, ratios=RATIOS),
     *collect(rules.publish_heads.output, heads_table=HEADS),
@@ -220,11 +209,11 @@ rule write_pages:
         [
             report(
                 f"<results>/report/{page}.html",
-                caption=f"../report/{caption}.rst",
+                caption=f"../report/{page if page in PAGES else 'table'}.rst",
                 category=category,
                 labels={"result": result},
             )
-            for page, caption, category, result in PAGES
+            for page, (category, result) in (PAGES | TABLE_PAGES).items()
         ],
     log:
         "<logs>/write_pages.log",

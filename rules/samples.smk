@@ -4,12 +4,8 @@
 rule prepare_samples:
     """Draw prompts and render what the model reads; or draw images, class by class."""
     input:
-        data=lambda wildcards: source_record(STATED[wildcards.experiment]["samples"]["source"]),
-        excluded=lambda wildcards: [
-            source_record(own["source"])
-            for own in [STATED[wildcards.experiment]["excluded"]]
-            if own
-        ],
+        data=source_of("samples"),
+        excluded=source_of("excluded"),
         # Images are drawn without a model.
         model=branch(lookup("{experiment}/reader", within=STATED), then=files_of_model),
     output:

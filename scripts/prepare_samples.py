@@ -19,7 +19,7 @@ def main(snakemake):
     rows = read_rows(source_files(data, spec["files"]), spec, f"samples.{params.name}")
     others = ()
     if params.excluded:
-        theirs = source_files(snakemake.input.excluded[0], params.excluded["files"])
+        theirs = source_files(snakemake.input.excluded, params.excluded["files"])
         others = read_rows(theirs, params.excluded, f"samples.{spec['excluding']}")
     folder = model_folder(snakemake.input.model, params.model)
     tokenizer, limit = load_tokenizer(folder), longest_input(folder)

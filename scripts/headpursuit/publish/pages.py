@@ -228,7 +228,7 @@ def first_page(files: Any, config: Config) -> Iterator[Section]:
     said, shown = answer.verdicts(verdicts, cells)
     rows = shown.to_numpy().tolist()
     yield Section("The paper's claims", said, columns=list(shown), rows=rows)
-    others = [*PAGES[1:], *(name for name, own in config["tables"].items() if own)]
+    others = [*PAGES, *(name for name, own in config["tables"].items() if own)][1:]
     show = f"headpursuit open {Path(files.config).parent}"
     yield Section("Further pages", commands=[f"{show} {name}" for name in others])
 

@@ -38,8 +38,15 @@ Entry = Mapping[str, Any]
 # Keys of an entry that name one elsewhere.
 NAMING = {"model": "models", "samples": "samples", "concept": "concepts", "source": "sources"}
 NAMING |= {"heads_from": "experiments", "excluding": "samples", "classifier": "classifiers"}
-# Pages of the report beside those of the tables.
-PAGES = ("answer", "published", "claims", "atlas", "choices", "run")
+# Pages of the report beside those of the tables: category (they go by its name) and label.
+PAGES = {
+    "answer": ("0 What was found", "answer"),
+    "published": ("1 Published against reproduced", "overview"),
+    "claims": ("1 The paper's claims", "verdicts"),
+    "atlas": ("2 Atlas of heads", "atlas"),
+    "choices": ("3 Choices", "choices in force"),
+    "run": ("4 Time, memory, software", "time, memory, software, sources"),
+}
 
 
 def _absent(config: Config, catalogue: str, name: Any) -> tuple[bool, str]:
