@@ -84,8 +84,9 @@ def test_an_unknown_run_is_told_with_those_there_are(command, made, capsys, tmp_
 def test_a_run_of_another_version_is_told(made, capsys, tmp_path):
     config = yaml.safe_load((made / "config.yaml").read_text())
     for name, changed, said in (
-        ("before", {"text": {}, "datasets": {}}, "of an older version, or no run's"),
-        ("other", {**config, "heads": {"k": [16]}}, "of another version: heads: unknown key"),
+        ("before", {"text": {}, "datasets": {}}, "or no run's: datasets: unknown key"),
+        ("other", {**config, "heads": {"k": [16]}}, "version, or no run's: heads: unknown key"),
+        ("another", ["rtp"], "version, or no run's: the config: ['rtp'] is not a mapping"),
         ("broken", None, "is not readable YAML"),
     ):
         folder = tmp_path / "results" / name

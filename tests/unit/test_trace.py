@@ -180,6 +180,12 @@ def test_the_run_stands_for_its_first_table_of_ratios(trace):
     )
 
 
+def test_a_table_is_named_from_within_its_folder(made, trace, monkeypatch):
+    said = trace("tables/figure1.csv", "mnist", "somp", K, "exact_match")
+    monkeypatch.chdir(made / "tables")
+    assert trace("figure1.csv", "mnist", "somp", K, "exact_match", folder=Path()) == said
+
+
 def test_a_row_is_named_as_the_table_shows_it(trace):
     own = trace("tables/table2.csv", "rtp", "somp", K, "expected")
     assert trace("tables/table2.csv", "rtp", "SOMP", K, "Expected") == own

@@ -43,9 +43,6 @@ ROWS = {
 OPTIONAL = {"ratios": 1, "published": 5}
 
 
-AGAIN = "Read the run with the version that made it, or run it again with this one."
-
-
 def run_folder(path: Path) -> Path:
     """Return the folder of the run that a path is, or lies in; a UserError if it is in none."""
     for folder in (path, *path.absolute().parents):
@@ -87,24 +84,23 @@ def _config_of(results: Path) -> dict[str, Any]:
     """Return a run's config, keys that are newer than the run filled in.
 
     Raises:
-        UserError: if it is no config, or one of an older version with other keys.
+        UserError: if it is no config, or one of another version with other keys.
     """
     path = results / "config.yaml"
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, ValueError) as error:
         raise UserError(f"{path} is not readable YAML: {plain(error)}.") from error
-    if not isinstance(config, dict) or "experiments" not in config:
-        raise UserError(
-            f"{path} is of an older version, or no run's: it has no experiments. {AGAIN}"
-        )
-    config = expand(config)
+    config = expand(config) if isinstance(config, dict) else config
     strange = sorted(
         found for error in validator().iter_errors(config) for found in described(error)
     )
     if strange:
         listed = "; ".join(f"{key}: {said}" for key, said in strange[:3])
-        raise UserError(f"{path} is of another version: {listed} {AGAIN}")
+        raise UserError(
+            f"{path} is of another version, or no run's: {listed} Read the run with the version "
+            "that made it, or run it again with this one."
+        )
     return config
 
 
@@ -127,6 +123,11 @@ class Run:
         """Return the file of an experiment's stage, relative to the run's folder."""
         return pattern.format(**self.owners[experiment])
 
+    def written(self, experiment: str, condition: str) -> str:
+        """Return the files (``*``) of the responses under a condition, or of the baseline's."""
+        kind = "baseline" if condition == "baseline" else "scaled"
+        return self.name(f"responses/{{{kind}}}/{kind}/part-*.parquet", experiment)
+
     def path(self, name: str) -> Path:
         """Return a file that has to be there."""
         if not (self.results / name).exists():
@@ -137,7 +138,7 @@ class Run:
         """Read a CSV table."""
         return read_csv(self.path(name), columns)
 
-    def parquet(self, name: str, columns: list[str] | None, **equal: Any) -> pd.DataFrame:
+    def parquet(self, name: str, columns: list[str] | None = None, **equal: Any) -> pd.DataFrame:
         """Read rows of a table, or of all its parts (``*``), whose columns have these values."""
         numbers = range(1, 1 + (self.config["compute"]["parts"] if "*" in name else 1))
         paths = [self.path(name.replace("*", str(number))) for number in numbers]
@@ -236,9 +237,8 @@ class Run:
 
     def responses(self, name: str, condition: str = "baseline") -> pd.DataFrame:
         """Return the responses of the model as it is, or under a condition."""
-        kind = "baseline" if condition == "baseline" else "scaled"
-        pattern = f"responses/{{{kind}}}/{kind}/part-*.parquet"
-        table = self._frame(pattern, name)
+        self.experiment(name)
+        table = self.parquet(self.written(name, condition))
         found = table[table["condition"] == condition]
         if found.empty:
             there = ", ".join(table["condition"].unique())
@@ -258,14 +258,14 @@ class Run:
         return self._frame("scores/{scores}.parquet", name)
 
     def _frame(self, pattern: str, experiment: str | None = None) -> pd.DataFrame:
-        """Return a file as a table, or of all its parts (``*``)."""
+        """Return a file as a table."""
         name = pattern
         if experiment is not None:
             self.experiment(experiment)
             name = self.name(pattern, experiment)
         if name.endswith(".csv"):
             return read_csv(self.path(name), [])
-        return self.parquet(name, None)
+        return self.parquet(name)
 
 
 def read_run(folder: str | Path) -> Run:

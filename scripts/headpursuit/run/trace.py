@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from itertools import product
 from pathlib import Path
 from textwrap import indent
 from typing import Any
@@ -38,8 +37,6 @@ from headpursuit.run.finished import (
 
 WORDS = 3  # that move most, for one sample
 BY_WORD = ("occurrences", "expected")  # measures of words
-BASELINE = "responses/{baseline}/baseline/part-*.parquet"
-SCALED = "responses/{scaled}/scaled/part-*.parquet"
 
 
 def trace(path: Path, wanted: Sequence[str], top: int, unmasked: bool) -> Iterator[str]:
@@ -56,7 +53,7 @@ def trace(path: Path, wanted: Sequence[str], top: int, unmasked: bool) -> Iterat
         UserError: if there is no such table or row, or the files do not add up to it.
     """
     run = Run(run_folder(path), top, unmasked)
-    if path.parent.name != "tables":
+    if path.is_dir():
         if not (ratios := ratio_tables(run.config)):
             raise UserError(f"{run.results} has no table of ratios; name the table to trace.")
         path = Path(f"{ratios[0]}.csv")
@@ -66,31 +63,25 @@ def trace(path: Path, wanted: Sequence[str], top: int, unmasked: bool) -> Iterat
         yield from _head(run, table, wanted)
     else:
         ways = {"ratios": _ratio, "overlaps": _overlap, "published": _published}
-        yield from ways[kind](run, _row(run, table, wanted))
+        yield from ways[kind](run, _row(run, table, kind, wanted))
 
 
 def _kind(run: Run, table: str) -> str:
     """Return the kind of a table, a key of ROWS."""
-    name, *end = Path(table).name.split(".")
-    own = run.config["tables"].get(name)
-    if own and end == ["csv"]:
-        return kind_of(run.config, own)
-    if own and end == ["overlap", "csv"]:
-        return "overlaps"
-    if name == "published" and end == ["csv"]:
-        return "published"
-    there = [path.name for path in run.results.glob("tables/*.csv")]
-    named = product([*run.config["tables"], "published"], ("csv", "overlap.csv"))
-    can = sorted({*there} & {*map(".".join, named)})
+    tables = {name: own for name, own in run.config["tables"].items() if own}
+    kinds = {f"{name}.csv": kind_of(run.config, own) for name, own in tables.items()}
+    kinds |= {f"{name}.overlap.csv": "overlaps" for name in tables} | {"published.csv": "published"}
+    if (name := Path(table).name) in kinds:
+        return kinds[name]
+    can = sorted(path.name for path in run.results.glob("tables/*.csv") if path.name in kinds)
     raise UserError(
         f"{run.results / table}: of the tables, {', '.join(can) or 'none'} can be traced, those of "
         f"{run.results}/config.yaml, which a run without a target writes."
     )
 
 
-def _row(run: Run, table: str, wanted: Sequence[str]) -> pd.Series:
+def _row(run: Run, table: str, kind: str, wanted: Sequence[str]) -> pd.Series:
     """Return the first row of a table that the words name."""
-    kind = _kind(run, table)
     columns = {"heads": ["experiment", "layer"], "published": [*ROWS["published"], "head"]}
     rows = run.csv(table, columns.get(kind, list(ROWS[kind])))
     keys, names = row_keys(rows, kind), row_names(rows, kind)
@@ -124,7 +115,7 @@ def _ratio(run: Run, row: pd.Series) -> Iterator[str]:
     name, method, measure = row["experiment"], row["method"], row["measure"]
     yield f"{name} {method} {row['heads']} {measure}"
     yield from _facts(run, row.drop(["experiment", "method", "heads", "measure"]))
-    first = run.path(run.name(BASELINE.replace("*", "1"), name))
+    first = run.path(run.written(name, "baseline").replace("*", "1"))
     if run.has_images(name) and (question := parquet_metadata(first).get("question")):
         yield f"  asked of each: {run.cover(question)}"
     path, sums = run.name("scores/{scores}.parquet", name), {}
@@ -234,12 +225,12 @@ def _texts(
 ) -> dict[str, list[str]]:
     """Return what each of some samples is, what was written for it, and the words that moved."""
     lines = {sample: [source] for sample, source in _sources(run, name, ids).items()}
-    written = {"before": (BASELINE, "baseline"), "after": (SCALED, condition)}
+    written = {"before": "baseline", "after": condition}
     if measure == "expected":  # the words' probability in what the model wrote before
-        written = {"read": (BASELINE, "baseline")}
+        written = {"read": "baseline"}
     responses = {}
-    for label, (path, own) in written.items():
-        responses[label] = _values(run, run.name(path, name), "response", own, ids)
+    for label, own in written.items():
+        responses[label] = _values(run, run.written(name, own), "response", own, ids)
         for sample, texts in responses[label].items():
             lines[sample].append(f"{label + ':':<7} {' | '.join(map(run.cover, texts))}")
     if measure == "toxicity":
@@ -343,7 +334,7 @@ def _named_head(run: Run, table: str, wanted: Sequence[str]) -> tuple[str, int, 
             return wanted[0], *head_of(wanted[1])
         last = head_name(ranks["layer"].max(), ranks["head"].max())
         raise UserError(f"{plain(wanted[1])} is no head of the model: they are L0.H0 to {last}.")
-    row = _row(run, table, wanted)  # says what rows there are
+    row = _row(run, table, "heads", wanted)  # says what rows there are
     return row["experiment"], row["layer"], row["head"]
 
 
