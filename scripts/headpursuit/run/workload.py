@@ -7,13 +7,11 @@ from typing import Any
 
 from headpursuit.run import roofline, sizes
 from headpursuit.run.experiments import (
-    CHOICE,
     Config,
     classifier_of,
     concept_of,
     conditions,
     graph_of,
-    heads_of,
     labeller_of,
     models_of,
     owners,
@@ -80,28 +78,21 @@ def jobs_of(config: Config, given: Mapping[str, Any], device: Device) -> dict[Ha
         for name in names:
             behind = []
             for earlier in graph[name][stage][1]:
-                owner = named[heads_of(config, name) if earlier in CHOICE else name][earlier]
-                if owner in stages[earlier]:
+                if (owner := named[name][earlier]) in stages[earlier]:
                     behind += [(earlier, owner, part) for part in parts(earlier)]
             if stage in RANKING:
                 behind.append(("weights", config["experiments"][name]["model"], 1))
             job = _job(config, stage, name, given, device)
-            if job is None:  # of a labeller whose size nobody knows
-                job = Job(RULES[stage], 0, None)
             share = len(parts(stage))
             for part in parts(stage):
                 found[stage, name, part] = job.of(share, tuple(behind))
     for name in stages["labels"] if len(run_labellers(config)) > 1 else ():
-        second = _labelling(config, name, 1, given, device)
-        if second is not None:
-            behind = found["labels", name, 1].after
-            found["second", name, 1] = second._replace(rule="label_second").of(1, behind)
+        second = _labelling(config, name, 1, given, device)._replace(rule="label_second")
+        found["second", name, 1] = second.of(1, found["labels", name, 1].after)
     return found
 
 
-def _job(
-    config: Config, stage: str, name: str, given: Mapping[str, Any], device: Device
-) -> Job | None:
+def _job(config: Config, stage: str, name: str, given: Mapping[str, Any], device: Device) -> Job:
     """Return the job of a stage's file, not yet divided into parts."""
     if stage == "labels":
         return _labelling(config, name, 0, given, device)
@@ -136,13 +127,13 @@ def _job(
 
 def _labelling(
     config: Config, name: str, which: int, given: Mapping[str, Any], device: Device
-) -> Job | None:
-    """Return the job that asks the run's first or second labeller; None of one of unknown size."""
+) -> Job:
+    """Return the job that asks the run's first or second labeller; empty without its size."""
     labeller = labeller_of(config, concept_of(config, config["experiments"][name]))
     backend = run_labellers(config)[which]
     parameters = labeller_parameters(labeller, backend)
     if parameters is None:
-        return None
+        return Job("label_responses", 0, None)
     read, written = tokens_of(config, name, "labels", given)
     size = parameters * given["bytes of a labeller's parameter"]
     # Its engine fuses kernels and launches them as one, and reads 512 tokens at once.
