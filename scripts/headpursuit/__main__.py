@@ -116,7 +116,7 @@ def _laid_over(files: Sequence[Path]) -> dict[str, Any]:
     for file in (ROOT / "config.yaml", *files):
         try:
             update_config(config, load_configfile(file))
-        except (WorkflowError, OSError) as error:
+        except (WorkflowError, OSError, ValueError) as error:
             raise UserError(f"{file} cannot be laid over config.yaml: {error}") from error
     return load_config(config, files)
 

@@ -54,13 +54,14 @@ def test_an_estimate_is_that_of_the_merged_config(demo, capsys, tmp_path, monkey
         (None, "No such file"),
         ("a: [\n", "not valid JSON or YAML"),
         ("words\n", "keys at top level"),
+        ("run: caf\udce9\n", "can't decode byte 0xe9"),
         ("experimets: {}\n", "experimets: unknown key; did you mean experiments?"),
     ],
 )
 def test_a_config_that_cannot_be_read_is_one_message(content, said, capsys, tmp_path):
     path = tmp_path / "over.yaml"
     if content:
-        path.write_text(content)
+        path.write_text(content, errors="surrogateescape")
     assert main(["estimate", "--configfile", str(path)]) == 2
     err = capsys.readouterr().err
     assert said in err and "Traceback" not in err

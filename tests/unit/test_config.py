@@ -192,6 +192,7 @@ MISTAKES = [
     # Files.
     ("concepts/months", {"file": "no"}, r"^concepts\.months\.file: there is no file 'no'$"),
     ("concepts/months", {"file": "None.txt"}, r"there is no file 'None\.txt'$"),
+    ("concepts/months", {"file": "May, " * 60}, r"months\.file: 'May, .*': File name too long$"),
     ("concepts/months", {"file": "a{b}"}, r"months\.file: a path with \['\{', '\}'\] is none"),
     ("labeller/prompt", "no.yaml", r"^labeller\.prompt: there is no file 'no\.yaml'$"),
     (

@@ -180,6 +180,7 @@ def test_an_estimate_stands_beside_what_was_measured(demo: dict, tmp_path: Path)
         "respond/rtp/part-1.tsv": "1800\t0\t500\t1\t1\t1\t1\t1\t1\t900\n",
         "respond/rtp/part-2.tsv": "1800\t0\t700\t1\t1\t1\t1\t1\t1\t900\n",
         "write_pages.tsv": "0.1\t0\tNA\t-\t-\t-\t-\t-\tNA\tNA\n",
+        "measure/cut.tsv": "3600\t0",
     }.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(HEAD + row)

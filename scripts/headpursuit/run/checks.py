@@ -58,7 +58,10 @@ def _absent(config: Config, catalogue: str, name: Any) -> tuple[bool, str]:
 def _no_file(path: str, folders: bool = False, find: Callable = beside) -> tuple[bool, str]:
     if signs := sorted(set(path) & set("{}<>\n")):
         return True, f"a path with {shown(signs)} is none for Snakemake; rename what is there"
-    there = find(path).exists() if folders else find(path).is_file()
+    try:
+        there = find(path).exists() if folders else find(path).is_file()
+    except OSError as error:
+        return True, f"{shown(path)}: {error.strerror}"
     home = "; ~ is not expanded, write the folder out" if path.startswith("~") else ""
     return not there, f"there is no file {'or folder ' if folders else ''}{shown(path)}{home}"
 

@@ -188,9 +188,9 @@ def measured(benchmarks: str | Path) -> dict[str, dict[str, float]]:
         nothing = dict.fromkeys(("jobs", "hours", "longest_hours", "cpu_hours", "max_rss_mb"), 0)
         own = found.setdefault(rule, nothing)
         for row in csv.DictReader(path.read_text(encoding="utf-8").splitlines(), delimiter="\t"):
-            # A job too short to be looked at has NA or -.
+            # A job too short to be looked at has NA or -, and a full disk cuts a file off.
             seconds, cpu, memory = (
-                float(row[key]) if row[key][0].isdigit() else 0.0
+                float(row[key]) if (row.get(key) or "")[:1].isdigit() else 0.0
                 for key in ("s", "cpu_time", "max_rss")
             )
             own["jobs"] += 1
