@@ -23,8 +23,8 @@ def changed(config: dict[str, Any], over: dict[str, Any] | None = None) -> dict[
     return load_config(config)
 
 
-def work(config: dict[str, Any], given: dict[str, Any], device: str = "H100") -> dict[str, Any]:
-    return work_of_jobs(jobs_of(config, given, DEVICES[device]))
+def work(config: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    return work_of_jobs(jobs_of(config, given, DEVICES["H100"]))
 
 
 def spans(config: dict[str, Any]) -> dict[str, dict[str, tuple[float, float]]]:
@@ -188,6 +188,7 @@ def test_an_estimate_stands_beside_what_was_measured(demo: dict, tmp_path: Path)
     hours = {"hours": 1.0, "longest_hours": 0.5, "cpu_hours": 0.5}
     assert took["respond"] == {"jobs": 2, **hours, "max_rss_mb": 700.0}
     assert took["write_pages"]["max_rss_mb"] == 0
+    assert took["measure"] == {"jobs": 1, "hours": 1.0, "cpu_hours": 0, "max_rss_mb": 0}
     assert measured(tmp_path / "none") == {}
 
     found = estimate(changed(demo), took)

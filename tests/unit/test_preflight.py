@@ -329,14 +329,12 @@ def test_a_labeller_s_server(tmp_path: Path, monkeypatch, backend, model, served
     assert not said or all(part in lack for part in [*said, host])
 
 
-def test_a_labeller_of_images_is_another_model(tmp_path: Path, monkeypatch):
+def test_a_labeller_of_images_is_another_model(tmp_path: Path):
     over = {"concepts": {"seen": {"keywords": {}}}, "experiments": {"mnist": {"concept": "seen"}}}
     with labeller(MODELS) as host:
         over["labeller"] = {"ollama": {"host": host, "pull": False}}
         over["compute"] = {"check_device": False}
-        both = config(
-            {**over, "experiments": {"mnist": {"concept": "seen"}}}, demo=False, tables=BOTH
-        )
+        both = config(over, demo=False, tables=BOTH)
         both["labeller"]["keywords"]["prompt"] = "no.yaml"
         said = [lack for lack in lacks(both, tmp_path) if "labeller" in lack]
     assert len(said) == 2

@@ -126,7 +126,7 @@ def _concept(config: Config, own: Entry) -> Findings:
 
 def _labeller(config: Config, own: Entry) -> Findings:
     used, lacks = run_labellers(config), "missing; labeller.backend or second needs it"
-    concepts = [concept_of(config, config["experiments"][name]) for name in labelled(config)]
+    concepts = labelled(config).values()
     images = any("keywords" in concept for concept in concepts)
     for key in ("backend", "second"):
         blind = images and own[key] == "lexicon"

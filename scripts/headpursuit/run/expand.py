@@ -10,8 +10,6 @@ from typing import Any
 from headpursuit.run.experiments import Config, merge
 from headpursuit.run.schema import is_choice, shown, validator
 
-MOST_SPLITS = 100  # as in the schema
-
 
 def expand(config: Config) -> dict[str, Any]:
     """Return a config whose experiments have the keys of those they are ``like``, and defaults.
@@ -103,7 +101,8 @@ def _with_variants(config: Config, full: dict[str, Any]) -> tuple[Config, dict[s
 def _splits(name: str, own: Any) -> dict[str, Any]:
     """Return the further experiments that ``splits`` asks for: each splits the words anew."""
     first, n = (own.get(key, 0) if isinstance(own, Mapping) else 0 for key in ("split", "splits"))
-    if not type(first) is type(n) is int or n > MOST_SPLITS:  # the schema tells of it
+    most = validator().schema["$defs"]["experiment"]["properties"]["splits"]["maximum"]
+    if not type(first) is type(n) is int or n > most:  # the schema tells of it
         return {}
     return {
         f"{name}-split{split}": {**own, "split": split, "splits": 1}

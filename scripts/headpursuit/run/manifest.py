@@ -24,8 +24,7 @@ from headpursuit.run.tables import read_cells
 # Where Snakemake keeps its records of files.
 RECORDS = Path(".snakemake/metadata")
 # Files that record how a run went (logs, benchmarks), as opposed to its results.
-ASIDE = ("audit", "logs", "benchmarks", "report", "report.html")
-ASIDE += ("revisions.yaml",)
+ASIDE = ("audit", "logs", "benchmarks", "report", "report.html", "revisions.yaml")
 # The workflow's own files, as far as a checkout has them.
 CODE = ("Snakefile", "config.yaml", "requirements.txt", "CITATION.cff", "LICENSE", "README.md")
 CODE += ("configs", "data", "envs", "profiles", "prompts", "report", "rules", "schemas", "scripts")

@@ -21,7 +21,7 @@ from headpursuit.labelling.ollama import Server, plain_name
 from headpursuit.labelling.openai import open_http
 from headpursuit.labelling.prompt import load_prompt
 from headpursuit.run.estimate import file_bytes, models
-from headpursuit.run.experiments import Config, concept_of, labeller_of
+from headpursuit.run.experiments import Config, labeller_of
 from headpursuit.run.files import UserError
 from headpursuit.run.retry import Busy
 from headpursuit.run.uses import labelled, run_labellers, used_classifiers, used_sources
@@ -224,7 +224,7 @@ def _check_classifiers(config: Config, resources: Path, told: Told) -> None:
 
 def _check_labeller(config: Config, told: Told) -> dict[str, Any]:
     """Check that each labeller's prompt can be read, and its server asked; of images, too."""
-    concepts = [concept_of(config, config["experiments"][name]) for name in labelled(config)]
+    concepts = labelled(config).values()
     asked = {"keywords" in concept: labeller_of(config, concept) for concept in concepts}
     report: dict[str, Any] = {"backend": None}
     for of_images, labeller in sorted(asked.items()):

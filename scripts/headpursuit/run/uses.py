@@ -37,10 +37,10 @@ def used_classifiers(config: Config) -> list[str]:
     return [name for name in names if name in config["classifiers"]]
 
 
-def labelled(config: Config) -> list[str]:
-    """Return the experiments of a run whose words a labeller names, in texts or images."""
+def labelled(config: Config) -> dict[str, dict[str, Any]]:
+    """Return the experiments of a run whose words a labeller names, each with its concept."""
     concepts = {name: concept_of(config, config["experiments"][name]) for name in running(config)}
-    return [name for name, concept in concepts.items() if is_asked(concept)]
+    return {name: concept for name, concept in concepts.items() if is_asked(concept)}
 
 
 def run_labellers(config: Config) -> list[str]:
