@@ -381,7 +381,7 @@ def test_a_key_that_stands_twice_is_named(paper: Config, tmp_path: Path):
     assert re.findall(r"- (\w+): stands in .*mine\.yaml (.*); only the", str(caught.value)) == [
         *(("score", "twice, in lines 2 and 4"), ("a", "twice, in lines 5 and 6"))
     ]
-    path.write_text("a: &a {b: [*a, *a]}\nb: {k: 1}\nc: {k: 1}\n")
+    path.write_text("a: &a {b: [*a, *a]}\nb: &b {k: 1}\nc: {k: 1}\nd: {<<: *a, <<: *b}\n")
     load_config(paper, [path])
 
 

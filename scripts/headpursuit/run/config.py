@@ -85,7 +85,8 @@ def _repeats(file: str | Path) -> Iterator[str]:
         for key, value in node.value:
             nodes.append(value)
             name, line = str(key.value), key.start_mark.line + 1
-            if first := lines.get(name):
+            # Of merges (<<) all count.
+            if (first := lines.get(name)) and not key.tag.endswith(":merge"):
                 yield (
                     f"{plain(name)}: stands in {plain(file)} twice, in lines {first} and {line}; "
                     "only the last would count. Put all of it in one place"
