@@ -229,7 +229,7 @@ class Run:
 
     def table(self, name: str) -> pd.DataFrame:
         """Return a published table, such as ``table2`` or ``concepts.overlap``."""
-        return self._frame(f"tables/{name}.csv")
+        return self.csv(f"tables/{name}.csv", [])
 
     def samples(self, name: str) -> pd.DataFrame:
         """Return an experiment's samples: sample_id, text, rendered, token_ids and others."""
@@ -257,15 +257,10 @@ class Run:
         """Return each measure before and after: condition, sample_id, measure, before, after."""
         return self._frame("scores/{scores}.parquet", name)
 
-    def _frame(self, pattern: str, experiment: str | None = None) -> pd.DataFrame:
-        """Return a file as a table."""
-        name = pattern
-        if experiment is not None:
-            self.experiment(experiment)
-            name = self.name(pattern, experiment)
-        if name.endswith(".csv"):
-            return read_csv(self.path(name), [])
-        return self.parquet(name)
+    def _frame(self, pattern: str, experiment: str) -> pd.DataFrame:
+        self.experiment(experiment)
+        name = self.name(pattern, experiment)
+        return self.csv(name, []) if name.endswith(".csv") else self.parquet(name)
 
 
 def read_run(folder: str | Path) -> Run:
