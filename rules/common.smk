@@ -63,11 +63,8 @@ onstart:
 
 onsuccess:
     # With --quiet nothing is printed, nor where Snakemake is installed alone (--sdm conda).
-    if not {own.name for own in workflow.output_settings.quiet or ()} & {
-        "ALL",
-        "PROGRESS",
-        "RULES",
-    }:
+    quiet = {own.name for own in workflow.output_settings.quiet or ()}
+    if not quiet & {"ALL", "PROGRESS", "RULES"}:
         asked = [sys.executable, "-m", "headpursuit", "claims", "--short"]
         asked.append(workflow.pathvars.apply("<results>"))
         found = subprocess.run(asked, capture_output=True, text=True)
@@ -105,7 +102,6 @@ wildcard_constraints:
     source=any_of(config["sources"]),
     model=any_of(config["models"]),
     experiment=any_of(EXPERIMENTS),
-    table=any_of(config["tables"]),
     part=r"\d+",
 
 
@@ -155,7 +151,7 @@ def weights_of_model(wildcards):
 def source_of(key):
     """An input: the record of the source of an experiment's samples, say; nothing without them."""
     find = lookup(f"{{experiment}}/{key}", within=STATED)
-    return lambda wildcards: source_record(own["source"]) if (own := find(wildcards)) else []
+    return lambda wildcards: source_record(entry["source"]) if (entry := find(wildcards)) else []
 
 
 def own_path(wildcards):
