@@ -7,6 +7,7 @@ import heapq
 import timeit
 from collections.abc import Callable, Hashable, Mapping
 from functools import cache
+from graphlib import TopologicalSorter
 from typing import NamedTuple
 
 # Of a layer of Mistral's proportions in one forward pass, counted by tests/unit/test_roofline.py:
@@ -167,10 +168,11 @@ def wall_seconds(jobs: Mapping[Hashable, Job], places: Mapping[str, int]) -> flo
     def behind(key: Hashable) -> float:
         return jobs[key].seconds + max(map(behind, then[key]), default=0.0)
 
-    waits = {key: len(job.after) for key, job in jobs.items()}
-    ready = [key for key, count in waits.items() if not count]
-    free, now, ends = dict(places), 0.0, []
-    while ready or ends:
+    order = TopologicalSorter({key: job.after for key, job in jobs.items()})
+    order.prepare()
+    ready, free, now, ends = [], dict(places), 0.0, []
+    while order.is_active():
+        ready += order.get_ready()
         for key in sorted(ready, key=behind, reverse=True):
             place = jobs[key].place
             if place is None or free[place]:
@@ -179,12 +181,9 @@ def wall_seconds(jobs: Mapping[Hashable, Job], places: Mapping[str, int]) -> flo
                     free[place] -= 1
                 heapq.heappush(ends, (now + jobs[key].seconds, len(ends), str(key), key))
         now, *_, key = heapq.heappop(ends)
+        order.done(key)
         if (place := jobs[key].place) is not None:
             free[place] += 1
-        for own in then[key]:
-            waits[own] -= 1
-            if not waits[own]:
-                ready.append(own)
     return now
 
 
