@@ -16,6 +16,7 @@ from headpursuit.run.experiments import (
     stage_owners,
     tables_of,
 )
+from headpursuit.run.params import hub_ids
 
 Config = dict[str, Any]
 EFFECTS = ["scaled", "expected", "scores"]
@@ -239,3 +240,8 @@ def test_conditions(paper: Config) -> None:
         "random-k4-d00-a5": ("random-k4-d00", 5, "all"),
         "random-k4-d00-a5-response": ("random-k4-d00", 5, "response"),
     }
+
+
+def test_a_package_is_no_repository_of_the_hub(demo: Config, paper: Config) -> None:
+    assert hub_ids(paper, ["mistral"]) == {"mistral": "mistralai/Mistral-7B-Instruct-v0.2"}
+    assert hub_ids(demo, ["smollm2"]) == {"smollm2": "smollm2"}

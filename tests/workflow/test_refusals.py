@@ -70,16 +70,6 @@ def test_an_older_snakemake_is_told_which_one_is_needed(fresh: Checkout) -> None
     assert "Expecting Snakemake version 9.27.1 or higher" in said and "Traceback" not in said
 
 
-def test_a_package_is_no_repository_of_the_hub(fresh: Checkout) -> None:
-    spec = {"kind": "wheel", "id": "some-package", "version": "1", "sha256": "0" * 64}
-    wheel = {**TINY["models"]["tiny"], "source": "wheel"}
-    fresh.configure("wheel", sources={"wheel": {**spec, "files": ["*"]}}, models={"wheel": wheel})
-    asks = 'include: "Snakefile"\n\nprint("are", hub_id("mistral"), hub_id("wheel"), "there")\n'
-    (fresh.folder / "asks.smk").write_text(asks)
-    said = fresh.snakemake("-n", "-s", "asks.smk", overlay="wheel")
-    assert "are mistralai/Mistral-7B-Instruct-v0.2 wheel there" in said
-
-
 def test_mistakes_of_all_kinds_are_said_at_once(fresh: Checkout) -> None:
     fresh.configure(
         "wrong",
