@@ -91,7 +91,7 @@ def test_hostile_tokens_are_text_in_the_page(made: Path, tmp_path: Path):
         tables=[],
         heads=[path],
     )
-    html = pages.write_page("atlas", files, tmp_path)
+    html = pages.write_page("atlas", read_run(run), files, tmp_path)
     assert html.count("<script") == html.count("</script") == 2
     assert "<img" not in html and "<!--" not in html
     block = re.search(r'id="atlas-data">(.*?)</script>', html, re.DOTALL)[1]

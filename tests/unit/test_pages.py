@@ -12,6 +12,7 @@ from headpursuit.publish.masking import mask_rows
 from headpursuit.publish.settings import shipped_config
 from headpursuit.run.config import load_config
 from headpursuit.run.files import write_json
+from headpursuit.run.finished import read_run
 from headpursuit.run.tables import escape_markdown, write_markdown
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -133,7 +134,7 @@ def files(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
 def test_a_page_shows_its_tables_and_how_to_trace_them(
     made: Path, files: Any, name: str, pictures: int, said: list[str], masked: bool | None
 ) -> None:
-    html = pages.write_page(name, files, made)
+    html = pages.write_page(name, read_run(made), files, made)
     assert html.count('src="data:image/png') == pictures
     for part in said:
         assert part.format(made) in html
@@ -144,7 +145,7 @@ def test_a_page_shows_its_tables_and_how_to_trace_them(
 
 
 def test_the_first_page_has_the_verdicts_beside_the_numbers_and_leads_on(made: Path, files: Any):
-    html = pages.write_page("answer", files, made)
+    html = pages.write_page("answer", read_run(made), files, made)
     assert f"headpursuit open {made} table2\n" in html
     numbers, _ = html.split("The paper&#39;s claims</h2>")
     assert "as many random heads of the same layers" in numbers

@@ -45,7 +45,7 @@ from headpursuit.run.experiments import (
     running,
 )
 from headpursuit.run.files import ROOT, read_json, sha256
-from headpursuit.run.finished import read_run, row_names
+from headpursuit.run.finished import Run, row_names
 from headpursuit.run.manifest import describe_workflow
 from headpursuit.run.rule import describe_host
 from headpursuit.run.tables import read_csv
@@ -91,18 +91,18 @@ def _parts(files: Any, table: str) -> dict[str, Path]:
     return {path.name.partition(".")[2]: path for path in own}
 
 
-def write_page(name: str, files: Any, started_in: Path) -> str:
+def write_page(name: str, run: Run, files: Any, started_in: Path) -> str:
     """Return a page as HTML.
 
     Args:
         name: ``answer``, ``published``, ``claims``, ``atlas``, ``choices``, ``run``, or a table of
             the config.
+        run: the finished run.
         files: the rule's input: ``template``; ``script``, of the atlas; ``config``, the config in
             force, in the run's folder; ``tables``, all tables and figures; ``heads``, what the
             atlas shows; ``provenance``, of each source; ``summaries``, of labels.
         started_in: the folder that Snakemake runs in; paths are shown relative to it.
     """
-    run = read_run(Path(files.config).parent)
     config = run.config
     sources, script, data = list(_parts(files, name).values()), "", None
     if name == "answer":

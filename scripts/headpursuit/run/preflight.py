@@ -205,7 +205,7 @@ def _check_classifiers(config: Config, resources: Path, told: Told) -> None:
         own = config["classifiers"][name]
         spec, path = config["sources"][own["source"]], str(Path(own["path"], "config.json"))
         local, there = spec["kind"] == "local", resources / own["source"] / path
-        there = Path(spec["path"], path).expanduser() if local else there
+        there = Path(spec["path"], path) if local else there
         hub = spec["kind"] == "hub" and not there.exists()
         try:
             text = read_from_hub(own["source"], spec, path) if hub else there.read_bytes()
