@@ -9,7 +9,7 @@ from transformers import LogitsProcessor, TemperatureLogitsWarper, TopPLogitsWar
 
 from headpursuit.run.files import seed_for
 
-AT_ONCE = 2**19  # numbers that are made together on a processor: they fit into its cache
+AT_ONCE = 2**19  # numbers that a processor works on together: they fit into its cache
 TOP = 2**31
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
@@ -41,8 +41,10 @@ class GumbelMax:
         own = log_exponential(
             self.streams[there.cpu().numpy()], step, logits.shape[-1], rows.device
         )
+        size = _at_once(scores)
         # The negative logarithm of an exponential number is a Gumbel number.
-        return (scores - own[rows]).argmax(-1)
+        some = zip(scores.split(size), rows.split(size), strict=True)
+        return torch.cat([(each - own[its]).argmax(-1) for each, its in some])
 
 
 def stream(seed: int, prompt_id: str, sample: int, other: int = 0) -> int:
@@ -64,10 +66,16 @@ def log_exponential(streams: np.ndarray, step: int, width: int, device: torch.de
     )
     tokens = torch.arange(width, dtype=torch.int32, device=device)
     made = torch.empty(len(streams), width, device=device)
-    size = len(streams) if device.type == "cuda" else max(1, AT_ONCE // width)
-    for own, one, other in zip(*(each.split(size) for each in (made, low, high)), strict=True):
+    some = (each.split(_at_once(made)) for each in (made, low, high))
+    for own, one, other in zip(*some, strict=True):
         own.copy_(_uniform(tokens, one, other)).mul_(-1 / TOP).log1p_().neg_().log_()
     return made
+
+
+def _at_once(numbers: Tensor) -> int:
+    """Return how many of the rows are worked on together."""
+    rows, width = numbers.shape
+    return max(1, rows if numbers.is_cuda else AT_ONCE // width)
 
 
 def _splitmix(state: np.ndarray) -> np.ndarray:
