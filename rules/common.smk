@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from functools import reduce
 
 ROOT = Path(str(workflow.current_basedir)).parent
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -30,7 +31,7 @@ from headpursuit.run.experiments import (
 )
 from headpursuit.run.files import UserError, beside, refuse_braces, refuse_unwritable
 from headpursuit.run.interrupt import end_jobs_on_signals
-from headpursuit.run.lineage import code_hash
+from headpursuit.run import lineage
 from headpursuit.run.params import claim_facts, hub_ids, pick, ratio_facts, stated
 from headpursuit.run.workload import model_of
 from headpursuit.data.sources import content
@@ -90,6 +91,7 @@ GPU = 0 if COMPUTE["device"] == "cpu" else 1
 # the end.
 LONGEST = 10
 AWAITED = 20
+SHOWN = 25  # tables, and the rankings that the first of them need: there is soon something to read
 JUDGING = 30  # tells what is wrong with data before the time of a model is spent
 
 
@@ -103,6 +105,15 @@ wildcard_constraints:
     model=any_of(config["models"]),
     experiment=any_of(EXPERIMENTS),
     part=r"\d+",
+
+
+def at(where, within):
+    """What stands at a path of keys and wildcards, as lookup finds it, which searches all keys."""
+    return lambda wildcards: reduce(
+        lambda inside, key: inside[wildcards[key[1:-1]] if key[0] == "{" else key],
+        where.split("/"),
+        within,
+    )
 
 
 # Files
@@ -150,7 +161,7 @@ def weights_of_model(wildcards):
 
 def source_of(key):
     """An input: the record of the source of an experiment's samples, say; nothing without them."""
-    find = lookup(f"{{experiment}}/{key}", within=STATED)
+    find = at(f"{{experiment}}/{key}", STATED)
     return lambda wildcards: source_record(entry["source"]) if (entry := find(wildcards)) else []
 
 
@@ -168,13 +179,13 @@ def shipped_file(name):
 
 def own_file(where, within):
     """An input: a file of the user's own, by where its path stands; nothing where it does not."""
-    find = lookup(where, within=within)
+    find = at(where, within)
     return lambda wildcards: [str(beside(path)) for path in [find(wildcards)] if path]
 
 
 def own_content(where, within):
     """A param: the content of such a file. Jobs run again when it changes; dates mislead."""
-    find = lookup(where, within=within)
+    find = at(where, within)
     return lambda wildcards: content(beside(find(wildcards))) if find(wildcards) else None
 
 
@@ -222,6 +233,11 @@ STATED = {name: stated(config, name) for name in EXPERIMENTS}
 def own(*keys):
     """Params of these names: what is stated of an experiment."""
     return {key: lambda wildcards, key=key: STATED[wildcards.experiment][key] for key in keys}
+
+
+def code_hash(rule):
+    """A param: a hash of the code behind a rule's result, worked out where there is such a job."""
+    return lambda wildcards: lineage.code_hash(rule)
 
 
 def label_params(backend):

@@ -131,7 +131,7 @@ rule build_dictionary:
         "<logs>/build_dictionary/{experiment}.log",
     benchmark:
         "<benchmarks>/build_dictionary/{experiment}.tsv"
-    priority: AWAITED
+    priority: SHOWN
     conda:
         "../envs/model.yaml"
     resources:

@@ -69,7 +69,7 @@ rule measure_expected:
 
 
 # Whether a classifier of texts reads an experiment's responses.
-judged = lookup("{experiment}/classifier", within=STATED)
+judged = at("{experiment}/classifier", STATED)
 
 
 rule measure:
@@ -96,6 +96,7 @@ rule measure:
         "<logs>/measure/{experiment}.log",
     benchmark:
         "<benchmarks>/measure/{experiment}.tsv"
+    priority: SHOWN
     conda:
         "../envs/model.yaml"
     threads: lambda wildcards: COMPUTE["threads"] if judged(wildcards) else 1

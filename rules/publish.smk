@@ -39,6 +39,7 @@ rule publish_ratios:
         "<logs>/publish_ratios/{ratios}.log",
     benchmark:
         "<benchmarks>/publish_ratios/{ratios}.tsv"
+    priority: SHOWN
     conda:
         "../envs/tables.yaml"
     resources:
@@ -79,6 +80,7 @@ rule publish_heads:
         "<logs>/publish_heads/{heads_table}.log",
     benchmark:
         "<benchmarks>/publish_heads/{heads_table}.tsv"
+    priority: SHOWN
     conda:
         "../envs/tables.yaml"
     resources:
@@ -119,6 +121,7 @@ rule publish_overlap:
         "<logs>/publish_overlap/{shared}.log",
     benchmark:
         "<benchmarks>/publish_overlap/{shared}.tsv"
+    priority: SHOWN
     conda:
         "../envs/tables.yaml"
     resources:

@@ -15,7 +15,7 @@ rule rank_heads:
         "<logs>/rank_heads/{experiment}.log",
     benchmark:
         "<benchmarks>/rank_heads/{experiment}.tsv"
-    priority: AWAITED
+    priority: SHOWN
     conda:
         "../envs/model.yaml"
     threads: COMPUTE["threads"]
@@ -97,7 +97,7 @@ rule decompose_heads:
         "<logs>/decompose_heads/{experiment}.log",
     benchmark:
         "<benchmarks>/decompose_heads/{experiment}.tsv"
-    priority: LONGEST
+    priority: AWAITED
     conda:
         "../envs/model.yaml"
     threads: COMPUTE["threads"]
@@ -128,7 +128,7 @@ rule read_lens:
         "<logs>/read_lens/{experiment}.log",
     benchmark:
         "<benchmarks>/read_lens/{experiment}.tsv"
-    priority: LONGEST
+    priority: AWAITED
     conda:
         "../envs/model.yaml"
     threads: COMPUTE["threads"]
@@ -136,7 +136,7 @@ rule read_lens:
         **by_attempt(mem_mb=8000, runtime=240),
     params:
         **own("model"),
-        fold_norm_gain=lookup("{experiment}/pursuit/fold_norm_gain", within=EXPERIMENTS),
+        fold_norm_gain=at("{experiment}/pursuit/fold_norm_gain", EXPERIMENTS),
         vocabulary=lambda wildcards: pick(
             EXPERIMENTS[wildcards.experiment]["vocabulary"], "tokens", "per_sample"
         ),

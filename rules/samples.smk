@@ -7,7 +7,7 @@ rule prepare_samples:
         data=source_of("samples"),
         excluded=source_of("excluded"),
         # Images are drawn without a model.
-        model=branch(lookup("{experiment}/reader", within=STATED), then=files_of_model),
+        model=branch(at("{experiment}/reader", STATED), then=files_of_model),
     output:
         "<results>/samples/{experiment}.parquet",
     log:
@@ -21,7 +21,7 @@ rule prepare_samples:
         **by_attempt(mem_mb=4000, runtime=60),
     params:
         **own("name", "samples", "excluded", "max_new_tokens"),
-        model=lookup("{experiment}/reader", within=STATED),
+        model=at("{experiment}/reader", STATED),
         seed=config["seed"],
         code=code_hash("prepare_samples"),
     message:
@@ -75,7 +75,7 @@ rule cache_activations:
         "<logs>/cache_activations/{experiment}.log",
     benchmark:
         "<benchmarks>/cache_activations/{experiment}.tsv"
-    priority: AWAITED
+    priority: SHOWN
     conda:
         "../envs/model.yaml"
     threads: COMPUTE["threads"]

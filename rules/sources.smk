@@ -73,7 +73,7 @@ rule download_source:
         mem_mb=2000,
         runtime=720,
     params:
-        spec=lookup("sources/{source}", within=config),
+        spec=at("sources/{source}", config),
         content=lambda wildcards: [*map(content, own_path(wildcards))],
     message:
         doing("download_source", "Download {wildcards.source}")
@@ -141,7 +141,7 @@ rule assemble_model:
     input:
         model=lambda wildcards: model_files(BUILDS[wildcards.model]["language_model"]),
         tower=branch(
-            lookup("{model}/trained", within=BUILDS),
+            at("{model}/trained", BUILDS),
             then=own_file("{model}/trained", BUILDS),
             otherwise="<results>/tower/{model}.safetensors",
         ),
@@ -163,7 +163,7 @@ rule assemble_model:
         samples=lambda wildcards: pick(
             config["samples"][BUILDS[wildcards.model]["samples"]], "selection", "evaluation"
         ),
-        tower=lookup("{model}/tower", within=BUILDS),
+        tower=at("{model}/tower", BUILDS),
         content=own_content("{model}/trained", BUILDS),
         code=code_hash("assemble_model"),
     message:
@@ -182,7 +182,7 @@ rule extract_weights:
         "<logs>/extract_weights/{model}.log",
     benchmark:
         "<benchmarks>/extract_weights/{model}.tsv"
-    priority: AWAITED
+    priority: SHOWN
     conda:
         "../envs/model.yaml"
     threads: COMPUTE["threads"]
@@ -190,7 +190,7 @@ rule extract_weights:
         **by_attempt(mem_mb=model_mb, runtime=60),
         gpu=lambda wildcards: GPU if config["models"][wildcards.model]["bits"] else 0,
     params:
-        model=lookup("models/{model}", within=config),
+        model=at("models/{model}", config),
         device=COMPUTE["device"],
         code=code_hash("extract_weights"),
     message:

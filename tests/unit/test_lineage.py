@@ -33,7 +33,7 @@ def copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def forget() -> None:
     lineage.code_hash.cache_clear()
-    lineage._parsed.cache_clear()
+    lineage._read.cache_clear()
     files.shipped.cache_clear()
 
 
@@ -84,15 +84,13 @@ def test_what_changes_no_result_does_not_count(copy: Path):
     ]
     rules = ["rank_heads", "respond", "label_responses"]
     before = {rule: code_hash(rule) for rule in rules}
-    reached = {own for rule in rules for path in lineage.modules(rule) for own in imports(path)}
+    reached = {
+        own for rule in rules for path in lineage.modules(rule) for own in lineage._read(path)[0]
+    }
     for module, old, new in changes:
         assert copy / "headpursuit" / module in reached
         change(copy / "headpursuit" / module, old, new)
     assert before == {rule: code_hash(rule) for rule in rules}
-
-
-def imports(path: Path) -> set[Path]:
-    return lineage._imported(lineage._parsed(path))
 
 
 @pytest.mark.parametrize(

@@ -113,7 +113,7 @@ def modules_of(script: Path) -> set[Path]:
     while waiting:
         path = waiting.pop()
         seen.add(path)
-        waiting |= lineage._imported(lineage._parsed(path)) - seen
+        waiting |= lineage._read(path).imported - seen
     return seen
 
 

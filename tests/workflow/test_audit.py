@@ -281,7 +281,7 @@ def test_newer_code_is_noted_and_a_comment_is_not(
     module = tmp_path / "scripts/headpursuit/method/ranking.py"
     for added, noted in (("# A remark.\n", False), ("CHANGED = True\n", True)):
         module.write_text(module.read_text() + added)
-        lineage._parsed.cache_clear()
+        lineage._read.cache_clear()
         lineage.code_hash.cache_clear()
         code, output = audit("verify", audited.path(""))
         assert (code, output.startswith(SOUND)) == (0, True)

@@ -72,6 +72,12 @@ def test_pictures_logs_and_no_journal(finished: Checkout) -> None:
     assert not list(finished.path("").rglob(".*.journal"))
 
 
+def test_a_table_is_there_before_the_last_response(finished: Checkout) -> None:
+    tables = [path.stat().st_mtime for path in finished.path("tables").glob("*.csv")]
+    scaled = finished.path("responses").glob("*/scaled/*.parquet")
+    assert min(tables) < max(path.stat().st_mtime for path in scaled)
+
+
 def test_the_config_in_force_is_kept(finished: Checkout) -> None:
     config = yaml.safe_load(finished.path("config.yaml").read_text())
     pursuit = config["experiments"]["tools"]["pursuit"]

@@ -14,7 +14,7 @@ from jsonschema.exceptions import ValidationError
 from headpursuit.run.checks import CHECKS
 from headpursuit.run.expand import expand, keep_choices
 from headpursuit.run.experiments import Config
-from headpursuit.run.files import UserError, plain
+from headpursuit.run.files import LOADER, UserError, plain
 from headpursuit.run.schema import described, joined, validator
 
 # Keys of the config before experiments: what says the same now (CHANGELOG.md has all of it).
@@ -70,7 +70,7 @@ def load_config(config: Config, files: Iterable[str | Path] = ()) -> dict[str, A
 def _repeats(file: str | Path) -> Iterator[str]:
     """Name the keys that a file has twice: YAML takes the last and says nothing."""
     try:
-        nodes = [yaml.compose(Path(file).read_text(encoding="utf-8"), yaml.SafeLoader)]
+        nodes = [yaml.compose(Path(file).read_text(encoding="utf-8"), LOADER)]
     except (OSError, yaml.YAMLError):  # what was read all the same, in another form
         return
     looked: set[int] = set()
