@@ -252,6 +252,14 @@ def test_files_that_do_not_add_up_are_said(made, trace, tmp_path, table, column,
     assert "and the table says" in trace(f"tables/{table}.csv", *row, folder=run, fails=True)
 
 
+def test_a_head_that_no_ranking_has_is_said(made, trace, tmp_path):
+    run = shutil.copytree(made, tmp_path / "run")
+    path = run / "heads/rtp/selected.csv"
+    path.write_text(path.read_text().replace("somp-k2,0,1", "somp-k2,9,1"))
+    said = trace("tables/table2.csv", "rtp", "somp", K, folder=run, fails=True)
+    assert "rankings/rtp.csv has no L9.H1" in said and "not of this run" in said
+
+
 @pytest.mark.parametrize(
     ("table", "row", "said"),
     [

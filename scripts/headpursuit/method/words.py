@@ -4,7 +4,7 @@ import logging
 import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from itertools import product
 from numbers import Integral
 from pathlib import Path
@@ -58,17 +58,26 @@ def count_words(
     Every word is counted for itself: a phrase does not hide the words inside it, since one may
     be a selection word and the other held out.
     """
-    words = [normalise(word, case_sensitive) for word in words]
-    patterns = [word_pattern(word, inflections) for word in words]
-    # A plain search for the word's first part is far cheaper than the pattern, and rules most out.
-    probes = ["".join(word.split()[:1]) for word in words]
+    sought = _sought(tuple(words), case_sensitive, inflections)
     texts = [normalise(text, case_sensitive) for text in texts]
-    counts = np.zeros((len(texts), len(words)), dtype=np.int64)
+    counts = np.zeros((len(texts), len(sought)), dtype=np.int64)
     for row, text in enumerate(texts):
-        for column, probe in enumerate(probes):
+        for column, (probe, pattern) in enumerate(sought):
             if probe and probe in text:
-                counts[row, column] = sum(1 for _ in patterns[column].finditer(text))
+                counts[row, column] = sum(1 for _ in pattern.finditer(text))
     return counts
+
+
+@lru_cache(8)  # lists of words
+def _sought(
+    words: tuple[str, ...], case_sensitive: bool, inflections: bool
+) -> list[tuple[str, regex.Pattern[str]]]:
+    """Return each word's first part and its pattern.
+
+    A plain search for the first part is far cheaper than the pattern, and rules most texts out.
+    """
+    own = [normalise(word, case_sensitive) for word in words]
+    return [("".join(word.split()[:1]), word_pattern(word, inflections)) for word in own]
 
 
 def tidy_word(word: str, case_sensitive: bool = False) -> str:

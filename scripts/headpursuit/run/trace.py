@@ -150,6 +150,9 @@ def _heads(run: Run, name: str, method: str, condition: str) -> Iterator[str]:
     if kind == "selected":
         path = run.name("rankings/{rankings}.csv", name)
         ranking = read_ranking(run.path(path), method)
+        if lost := set(heads).difference(zip(ranking["layer"], ranking["head"], strict=True)):
+            of_none = f"{run.results / path} has no {head_name(*min(lost))}"
+            raise UserError(f"{of_none}: it or the heads are not of this run (verify names it).")
         yield f"  as ranked ({path}, dictionary of {ranking['rows'].iloc[0]} rows):"
         offensive = is_offensive(run.config, name) and method != "unrelated"
         yield from _ranked(run, ranking, heads, offensive)
@@ -360,8 +363,7 @@ def _overlap(run: Run, row: pd.Series) -> Iterator[str]:
     yield from _facts(run, row)
     both, rankings, tops = (row["one"], row["other"]), {}, {}
     for name in both:
-        own = run.experiment(name)
-        path = run.name("rankings/{rankings}.csv", name)
+        own, path = run.experiment(name), run.name("rankings/{rankings}.csv", name)
         rankings[name] = read_ranking(run.path(path), own["methods"][0])
         layers = candidate_layers(own, run.config["models"][own["model"]])
         tops[name] = top_heads(rankings[name], row["heads"], *layers)
