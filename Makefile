@@ -13,7 +13,7 @@
 #   make test-slurm      the tiny run on a real SLURM, brought up here (root, Debian)
 #   make test-quantised   a model in 8 bits, with torchao in an environment of its own
 #   make test-report   the report in a headless browser, the research object in its validator
-#   make bench   the measured comparisons, half an hour: docs/benchmarks.md
+#   make bench   the measured comparisons, an hour: docs/benchmarks.md
 #   make paper   the paper's own run: needs a GPU and the Hub (README, "The paper's run")
 #   make docs    docs/choices.md and docs/columns.md out of the schemas
 

@@ -16,7 +16,7 @@ GROUPS = ("pursuit", "caching", "generating", "jobs", "memory", "count", "label_
 INTRODUCTION = """
 # Benchmarks
 
-    make bench    # about half an hour on two free cores
+    make bench    # about an hour on two free cores
 
 measures everything below (but the demo: `.venv/bin/python benchmarks/demo.py`), writes
 `results/bench/*.json` (every single time, the machine, the versions) and this page. A figure is the

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import cache
 
 import numpy as np
 from torch import Tensor, nn
@@ -46,6 +47,7 @@ def next_token(logits: Tensor, numbers: np.ndarray | None, top_p: float = 1.0) -
     return int(kept[(np.log(p) - np.log(numbers))[kept].argmax()])
 
 
+@cache
 def exponential(stream: int, step: int, width: int) -> np.ndarray:
     """Return a step's random numbers, a token at a time, by whole numbers."""
 

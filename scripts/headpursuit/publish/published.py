@@ -102,10 +102,11 @@ def compare(
     if len(ratios):
         found = _counterparts(published, ratios, models, published_heads)
         nearest = dict(found.drop_duplicates("number")[["number", "own"]].to_numpy())
+    texts = {cell: own.to_dict("records") for cell, own in published.groupby(CELL)}
     rows, own_rows = [], ratios.to_dict("records")
     for place, value in enumerate(published.to_dict("records")):
         row = {**value, "published": value["value"]}
-        remarks = list(_oddities(value, published))
+        remarks = list(_oddities(value, texts))
         if place not in nearest:
             remarks.append("not in this run")
         else:
@@ -161,22 +162,22 @@ def compare_tokens(
     return lay_out("tables/published.csv", rows)
 
 
-def _oddities(value: Mapping[str, Any], published: pd.DataFrame) -> Iterator[str]:
-    """Say what is odd about a published value, whatever this run has."""
+def _oddities(value: Mapping[str, Any], texts: Mapping[Any, list[dict]]) -> Iterator[str]:
+    """Say what is odd about a published value, whatever this run has; ``texts`` by their cell."""
     if isinstance(value["note"], str):
         yield value["note"]
     if value["low"] > value["value"] or value["high"] < value["value"]:
         yield "impossible: the published value lies outside its own interval"
 
-    def texts(**changed: Any) -> pd.DataFrame:
-        wanted = {key: value[key] for key in CELL} | changed
-        return published[(published[list(wanted)] == list(wanted.values())).all(axis=1)]
+    def printed(**changed: Any) -> list[dict]:
+        return texts.get(tuple((value | changed)[key] for key in CELL), [])
 
-    for text in texts(statistic=value["statistic"]).itertuples():
-        if text.source != value["source"] and text.value != value["value"]:
-            yield f"{text.source} prints {text.value:.2f}"
+    for text in printed():
+        same = text["statistic"] == value["statistic"]
+        if same and text["source"] != value["source"] and text["value"] != value["value"]:
+            yield f"{text['source']} prints {text['value']:.2f}"
     if value["measure"] == "occurrences":
-        for price in texts(measure="cider", method="random")["value"]:
+        for price in (text["value"] for text in printed(measure="cider", method="random")):
             if price < RUINED:
                 yield (
                     f"{price:.2f} of CIDEr is left with random heads, so what is counted here says "
