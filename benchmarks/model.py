@@ -37,7 +37,7 @@ CACHED, BATCH_TOKENS = 128, 4096  # prompts, and what a batch of them holds, in 
 GENERATED, STEPS = 64, 24  # prompts in one batch, new tokens
 HEADS = [(layer, layer % 9) for layer in range(12, 28, 2)]  # which ones does not matter here
 CONDITIONS, RESPONDED = 13, 50  # conditions of a job (baseline, 2 methods, 10 draws), prompts
-PLANNED = (1.0, 1.5, 2.0)  # GiB, for what is written together
+PLANNED, FILLING = (0.5, 0.75, 1.0), 24  # GiB for a loop, and prompts that fill the largest
 SHARING = 4  # conditions that share a batch beside other libraries' one
 ROUNDS, GENERATING = 5, 3  # of the cache, and of generation, which takes longer
 SAMPLER = GumbelMax(range(GENERATED), 1.0, 1.0)  # at temperature 1, the same numbers each time
@@ -372,7 +372,7 @@ def loop_alone(gib: float) -> dict[str, float]:
     memory_gb = (gib + weights / writing.GIB) / (1 - writing.SPARED)
     file = InMemory({"generation": SAMPLED, "seed": 0}, BATCH_TOKENS)
     file.room = writing.room_of(decoder, BATCH_TOKENS, memory_gb)
-    reader = Prompts(decoder, tokenizer, samples(RESPONDED), SAMPLED, BATCH_TOKENS)
+    reader = Prompts(decoder, tokenizer, samples(FILLING), SAMPLED, BATCH_TOKENS)
     forward(decoder, tokenizer)
     before = timing.memory("VmRSS")
     write_responses(file, decoder, reader, draws(CONDITIONS))
@@ -388,7 +388,7 @@ def memory() -> list[dict]:
             "writing in loops", "the memory planned for it, above the loaded model", "<= 1.15",
             above, [gib * writing.GIB for gib in PLANNED],
             checked="none: memory alone is measured",
-            n=f"{RESPONDED} prompts, {CONDITIONS} conditions, {STEPS} tokens; {PLANNED} GiB",
+            n=f"{FILLING} prompts, {CONDITIONS} conditions, {STEPS} tokens; {PLANNED} GiB",
         )
     ]  # fmt: skip
 

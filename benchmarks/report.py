@@ -57,7 +57,7 @@ NOTES = """
 - A job of all conditions is timed from the start of its process, imports and loading included, and
   set beside generation alone, one condition after the other.
 - The demo's goals are older than its size: it has grown until its counts show an effect
-  ([demo.md](demo.md)), and takes 106 minutes of processor time where AVX-512 is lacking.
+  ([demo.md](demo.md)), and takes 103 minutes of processor time where AVX-512 is lacking.
 """
 COUNTED = """
 ## Counted, not timed
