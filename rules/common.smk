@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from functools import reduce
 
 ROOT = Path(str(workflow.current_basedir)).parent
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -109,11 +108,14 @@ wildcard_constraints:
 
 def at(where, within):
     """What stands at a path of keys and wildcards, as lookup finds it, which searches all keys."""
-    return lambda wildcards: reduce(
-        lambda inside, key: inside[wildcards[key[1:-1]] if key[0] == "{" else key],
-        where.split("/"),
-        within,
-    )
+
+    def find(wildcards):
+        found = within
+        for key in where.split("/"):
+            found = found[wildcards[key[1:-1]] if key[0] == "{" else key]
+        return found
+
+    return find
 
 
 # Files
@@ -232,7 +234,7 @@ STATED = {name: stated(config, name) for name in EXPERIMENTS}
 
 def own(*keys):
     """Params of these names: what is stated of an experiment."""
-    return {key: lambda wildcards, key=key: STATED[wildcards.experiment][key] for key in keys}
+    return {key: at(f"{{experiment}}/{key}", STATED) for key in keys}
 
 
 def code_hash(rule):

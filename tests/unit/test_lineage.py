@@ -84,9 +84,8 @@ def test_what_changes_no_result_does_not_count(copy: Path):
     ]
     rules = ["rank_heads", "respond", "label_responses"]
     before = {rule: code_hash(rule) for rule in rules}
-    reached = {
-        own for rule in rules for path in lineage.modules(rule) for own in lineage._read(path)[0]
-    }
+    paths = {path for rule in rules for path in lineage.modules(rule)}
+    reached = {own for path in paths for own in lineage._read(path).imported}
     for module, old, new in changes:
         assert copy / "headpursuit" / module in reached
         change(copy / "headpursuit" / module, old, new)
