@@ -1,4 +1,4 @@
-"""Sampling: tokens drawn so that a response depends on its sample, and on no other of its batch."""
+"""Choosing tokens: the likeliest, or one drawn so that a response depends on its sample alone."""
 
 from collections.abc import Sequence
 
@@ -12,6 +12,11 @@ from headpursuit.run.files import seed_for
 AT_ONCE = 2**19  # numbers that a processor works on together: they fit into its cache
 TOP = 2**31
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+def greedy(logits: Tensor, samples: Tensor, step: int) -> Tensor:
+    """Take the token of the highest logit; see :data:`headpursuit.method.writing.Pick`."""
+    return _highest(logits)
 
 
 class GumbelMax:
@@ -44,7 +49,7 @@ class GumbelMax:
         size = _at_once(scores)
         # The negative logarithm of an exponential number is a Gumbel number.
         some = zip(scores.split(size), rows.split(size), strict=True)
-        return torch.cat([(each - own[its]).argmax(-1) for each, its in some])
+        return torch.cat([_highest(each - own[its]) for each, its in some])
 
 
 def stream(seed: int, prompt_id: str, sample: int, other: int = 0) -> int:
@@ -70,6 +75,13 @@ def log_exponential(streams: np.ndarray, step: int, width: int, device: torch.de
     for own, one, other in zip(*some, strict=True):
         own.copy_(_uniform(tokens, one, other)).mul_(-1 / TOP).log1p_().neg_().log_()
     return made
+
+
+def _highest(scores: Tensor) -> Tensor:
+    """Return where each row is highest. On a processor numpy takes a quarter of torch's time."""
+    if scores.device.type == "cpu" and scores.dtype == torch.float32:
+        return torch.from_numpy(scores.numpy().argmax(-1))
+    return scores.argmax(-1)
 
 
 def _at_once(numbers: Tensor) -> int:

@@ -243,9 +243,10 @@ def _go_on(
     stopped = torch.zeros_like(rows, dtype=torch.bool)
     for step in range(writing.max_new_tokens):
         logits = decoder.logits(hidden)
-        if (broken := ~logits.amax(-1).isfinite()).any():
-            refuse_broken(decoder, owners[int(rows[broken][0])].condition)
         token = writing.pick(logits, samples[rows], step)
+        # NaN and infinity are taken before any number.
+        if (broken := ~logits.gather(-1, token[:, None])[:, 0].isfinite()).any():
+            refuse_broken(decoder, owners[int(rows[broken][0])].condition)
         tokens[rows, step] = token
         stopped |= torch.isin(token, ends)
         n_stopped = int(stopped.sum())
@@ -268,11 +269,6 @@ def _go_on(
                 use_cache=True,
             ).last_hidden_state[:, -1]
     return tokens
-
-
-def greedy(logits: Tensor, samples: Tensor, step: int) -> Tensor:
-    """Take the token of the highest logit."""
-    return logits.argmax(-1)
 
 
 def until_stop(row: list[int], stops: Sequence[int]) -> tuple[list[int], str]:
