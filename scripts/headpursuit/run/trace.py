@@ -59,11 +59,17 @@ def trace(path: Path, wanted: Sequence[str], top: int, unmasked: bool) -> Iterat
         path = Path(f"{ratios[0]}.csv")
     table = f"tables/{path.name}"
     kind = _kind(run, table)
-    if kind == "heads":
-        yield from _head(run, table, wanted)
-    else:
-        ways = {"ratios": _ratio, "overlaps": _overlap, "published": _published}
-        yield from ways[kind](run, _row(run, table, kind, wanted))
+    ways = {"ratios": _ratio, "overlaps": _overlap, "published": _published}
+    try:
+        if kind == "heads":
+            yield from _head(run, table, wanted)
+        else:
+            yield from ways[kind](run, _row(run, table, kind, wanted))
+    except (LookupError, TypeError, ValueError) as error:
+        raise UserError(
+            f"The files behind this row do not fit each other ({error!r}): one of them is not of "
+            "this run (verify names it)."
+        ) from error
 
 
 def _kind(run: Run, table: str) -> str:
