@@ -239,8 +239,7 @@ class PartFile:
         done = journaled(self.journal, decides, planned, lambda rows: list(chain(*work(rows))))
         new = pa.Table.from_pylist(list(chain(*done)), schema=schema)
         table = pa.concat_tables([*held.values(), new])
-        place = {name: at for at, name in enumerate(conditions)}
-        order = pa.array([place[name] for name in table["condition"].to_pylist()], pa.int64())
+        order = pc.index_in(table["condition"], pa.array(list(conditions), pa.string()))
         by = [(name, "ascending") for name in ("order", "sample_id", "repeat")]
         table = table.append_column("order", order).sort_by(by).drop_columns("order")
         write_parquet(self.path, table, facts)
