@@ -70,15 +70,6 @@ def test_a_folder_with_labels(folder: Path) -> None:
     assert [len(batch) for batch in stream_images(path, "evaluation", 3)] == [3, 3, 2]
 
 
-def test_parts_by_a_column(folder: Path) -> None:
-    parts = {"selection": "train", "evaluation": "test"}
-    own = {part: {"files": "labels.csv", "where": {"split": at}} for part, at in parts.items()}
-    _, table = prepare(folder, spec(**own), (100, 100))
-    rows = table["source"].str.removeprefix("labels.csv:").astype(int)
-    assert rows[table["part"] == "evaluation"].tolist() == list(range(1, 11))
-    assert rows[table["part"] == "selection"].tolist() == list(range(11, 31))
-
-
 PARQUET = {"files": "*.parquet"}
 
 
