@@ -16,7 +16,6 @@ from huggingface_hub import HfApi, close_session
 from snakemake.common.configfile import load_configfile
 from snakemake.utils import update_config
 
-ROOT = Path(__file__).parents[2]
 CANARY = "hf_canaryCANARYcanary0123456789"
 CONFIG, WEIGHTS = b'{"layers": 2}\n', bytes(range(256)) * 200
 FILES = {
@@ -109,9 +108,9 @@ def test_a_dropped_connection_is_resumed_within_the_file(hub: Hub, tmp_path, mon
     assert ranges == [None, "bytes=1000-"]
 
 
-def test_a_runs_commits_are_fetched_again_when_the_hub_has_moved_on(hub: Hub, tmp_path, capsys):
-    """The lock file of one run, laid over its config, gives another the same files."""
-    config = load_config(yaml.safe_load((ROOT / "config.yaml").read_text()))
+def test_a_runs_commits_are_fetched_again(hub: Hub, paper, tmp_path, capsys):
+    """The lock file of one run, laid over its config, gives another the files of then."""
+    config = load_config(paper)
     for name in ("rtp", "tet"):
         config["sources"][config["samples"][name]["source"]] = spec()
     config["sources"] = {name: own | spec() for name, own in config["sources"].items()}

@@ -10,7 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import yaml
+import shipped
 from headpursuit.data.prompts import read_rows, sample_prompts, unique_prompts
 from headpursuit.labelling.prompt import MODES
 from headpursuit.labelling.reply import MAX_ENTRIES, MAX_PHRASE, parse_reply, sift_words
@@ -29,10 +29,8 @@ from headpursuit.run.files import UserError, plain, visible
 from headpursuit.run.tables import escape_latex, escape_markdown
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from snakemake.utils import update_config
 from test_tables import typeset
 
-ROOT = Path(__file__).parents[2]
 few = settings(max_examples=int(os.environ.get("FUZZ_CASES", 60)))
 
 # Text with more of what parsers act on than chance would give.
@@ -59,9 +57,7 @@ def paths(value: Any, at: tuple = ()) -> Iterator[tuple]:
             yield from paths(own, (*at, key))
 
 
-BASE: dict[str, Any] = {}
-for file in ("config.yaml", "configs/demo.yaml"):
-    update_config(BASE, yaml.safe_load((ROOT / file).read_text(encoding="utf-8")))
+BASE = shipped.config("demo")
 PATHS = sorted(paths(BASE), key=str)
 keys = st.one_of(texts, st.integers(), st.booleans(), st.none(), st.sampled_from(list(BASE)))
 scalars = st.one_of(

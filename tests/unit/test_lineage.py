@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from headpursuit.run import files, lineage
 from headpursuit.run.lineage import code_hash
+from test_rules import texts
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = ROOT / "scripts"
@@ -53,8 +54,7 @@ def change(path: Path, old: str, new: str) -> None:
 
 
 def test_the_code_is_a_param_of_every_rule_with_a_result():
-    text = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "rules").glob("*.smk"))
-    blocks = [own for own in re.split(r"^(?:use )?rule ", text, flags=re.M) if "code=" in own]
+    blocks = [own for own in re.split(r"^(?:use )?rule ", texts(), flags=re.M) if "code=" in own]
     hashed = set()
     for block in blocks:
         [code] = re.findall(r'code=code_hash\("(\w+)"\)', block)

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import shipped
 import torch
-import yaml
 from fake_ollama import FakeOllama
 from headpursuit.data import download
 from headpursuit.run import preflight
@@ -18,7 +18,6 @@ from hub_server import Fault, Repo, reached
 from snakemake.utils import update_config
 
 Config = dict[str, Any]
-ROOT = Path(__file__).parents[2]
 CANARY = "hf_canaryCANARYcanary0123456789"
 UNKNOWN = "a GPU that nvidia-smi cannot describe"
 TEXT, BOTH = ["table2"], ["table2", "figure1"]
@@ -29,10 +28,8 @@ IMAGES = {"models": {"smollm2-digits": {"parameters": 7.5e9, "dtype": "bfloat16"
 
 def config(over: Config | None = None, *, demo: bool = True, tables: list[str] = TEXT) -> Config:
     """Return the demo's config, or the paper's, with an overlay, some tables and all keys."""
-    read = yaml.safe_load((ROOT / "config.yaml").read_text())
-    if demo:
-        update_config(read, yaml.safe_load((ROOT / "configs/demo.yaml").read_text()))
-        read["compute"]["device"] = "auto"  # the demo asks for no GPU; these tests do
+    read = shipped.config(*(["demo"] if demo else []))
+    read["compute"]["device"] = "auto"  # the demo asks for no GPU; these tests do
     read["tables"] = {name: read["tables"][name] for name in tables}
     update_config(read, over or {})
     return load_config(read)
