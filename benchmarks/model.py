@@ -24,7 +24,7 @@ from headpursuit.method.decoder import fast_products
 from headpursuit.method.heads import Condition
 from headpursuit.method.models import load_model, load_tokenizer
 from headpursuit.method.responses import Prompts, write_responses
-from headpursuit.method.sampling import GumbelMax
+from headpursuit.method.sampling import GumbelMax, greedy
 from headpursuit.run.files import read_parquet
 from torch import Tensor
 from transformers import LogitsProcessor
@@ -216,7 +216,7 @@ def respond(decoder, tokenizer, conditions, sampled: bool, products=None) -> lis
         positions = (mask.cumsum(1) - 1).clamp_min(0)
         inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
         stops = writing.end_tokens(decoder, tokenizer)
-        pick = SAMPLER if sampled else writing.greedy
+        pick = SAMPLER if sampled else greedy
         how = writing.Writing(STEPS, stops, pick)
         begun = writing.ask(decoder, inputs, conditions)
         (found,) = writing.respond(decoder, [(begun, conditions)], how, BATCH_TOKENS)

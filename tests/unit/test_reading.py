@@ -9,7 +9,8 @@ import torch
 from headpursuit.method.decoder import Decoder, scaled_heads
 from headpursuit.method.heads import Condition
 from headpursuit.method.reading import read, read_rows
-from headpursuit.method.writing import Writing, ask, greedy, respond
+from headpursuit.method.sampling import greedy
+from headpursuit.method.writing import Writing, ask, respond
 from tiny import FAMILIES, LAYERS
 
 families = pytest.mark.parametrize("family", FAMILIES)

@@ -20,9 +20,9 @@ from headpursuit.method.heads import Condition
 from headpursuit.method.models import load_model
 from headpursuit.method.ranking import write_sizes
 from headpursuit.method.responses import SCHEMA, write_responses
-from headpursuit.method.sampling import GumbelMax
+from headpursuit.method.sampling import GumbelMax, greedy
 from headpursuit.method.words import unrelated_tokens
-from headpursuit.method.writing import Writing, end_tokens, greedy, respond, room_of
+from headpursuit.method.writing import Writing, end_tokens, respond, room_of
 from headpursuit.method.writing import ask as begin
 from headpursuit.run.config import load_config
 from headpursuit.run.files import UserError, read_responses, sha256

@@ -17,8 +17,8 @@ from headpursuit.method.batches import (
 )
 from headpursuit.method.decoder import Decoder
 from headpursuit.method.reading import Begun, Conditions
-from headpursuit.method.sampling import GumbelMax, stream
-from headpursuit.method.writing import Pick, Writing, ask, end_tokens, greedy, respond
+from headpursuit.method.sampling import GumbelMax, greedy, stream
+from headpursuit.method.writing import Pick, Writing, ask, end_tokens, respond
 
 SCHEMA = pa.schema(
     {
