@@ -142,7 +142,7 @@ def test_keywords_are_of_the_images_that_choose_heads(paper: dict):
     assert larger["label_responses"]["hours"] == pytest.approx(2 * found["hours"])
 
 
-def test_files_of_a_demo(paper: dict, demo: dict):
+def test_files_of_a_demo(demo: dict):
     found = file_bytes(changed(demo))
     assert found["converted models (resources)"] == 4 * 134515008
     assert found["assembled models (resources)"] == 4 * 135354624
