@@ -1,4 +1,3 @@
-import copy
 import os
 from collections.abc import Callable
 from functools import cache
@@ -6,10 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from hypothesis import HealthCheck, settings
-
-ROOT = Path(__file__).parents[1]
 
 # The same examples in each run, and no clock: a loaded machine is not a failure. FUZZ_CASES asks
 # for more of them, and others each time.
@@ -79,21 +75,17 @@ def tokenizer(model_path: Callable[[str], Path]) -> Any:
 @pytest.fixture
 def paper() -> dict[str, Any]:
     """Give the shipped config.yaml, to be changed at will."""
-    return copy.deepcopy(_shipped("config.yaml"))
+    import shipped
+
+    return shipped.config()
 
 
 @pytest.fixture
-def demo(paper: dict[str, Any]) -> dict[str, Any]:
-    """Give the shipped config.yaml with the demo laid over it as Snakemake does."""
-    from snakemake.utils import update_config
+def demo() -> dict[str, Any]:
+    """Give the same with the demo laid over it."""
+    import shipped
 
-    update_config(paper, _shipped("configs/demo.yaml"))
-    return paper
-
-
-@cache
-def _shipped(name: str) -> dict[str, Any]:
-    return yaml.safe_load((ROOT / name).read_text(encoding="utf-8"))
+    return shipped.config("demo")
 
 
 @pytest.fixture(scope="session")
