@@ -19,7 +19,11 @@ from headpursuit.run.files import UserError, parquet_metadata, read_parquet
 from naive import acting, multiplied
 from tiny import FAMILIES
 
-CONDITIONS = {"baseline": [], "somp-k2": [(0, 1), (2, 3)], "logit_lens-k2": [(1, 0), (1, 1)]}
+CONDITIONS = {
+    "baseline": Condition(),
+    "somp-k2": Condition([(0, 1), (2, 3)]),
+    "logit_lens-k2": Condition([(1, 0), (1, 1)]),
+}
 WORDS = {"apple": [259, 3], "river": [263], "wren": [], "pear": [3, 44, 45]}
 
 
@@ -61,18 +65,12 @@ def measure(model, prompts, responses, tmp_path: Path):
 
     def measure(
         decoder: Decoder | None = None,
-        alpha: float = -1.0,
         batch_tokens: int = 60,
         file: str | None = None,
         **changed: Any,
     ) -> pa.Table:
         given = {"prompts": prompts, "responses": responses, "words": WORDS}
         given |= {"conditions": CONDITIONS} | changed
-        asked = given["conditions"].items()
-        given["conditions"] = {
-            name: own if isinstance(own, Condition) else Condition(own, alpha)
-            for name, own in asked
-        }
         settings = {"model": "tiny", "words": given["words"]}
         own = PartFile(tmp_path / (file or next(files)), settings, batch_tokens)
         measure_expected(own, decoder or model("llama"), **given)
@@ -92,9 +90,8 @@ def test_it_equals_a_walk_with_hooks(model, prompts, responses, measure, family,
     """Conditions of all places and several alphas in one file, whatever the size of batches."""
     decoder = model(family)
     conditions = {
-        f"{name}{alpha}{at}": Condition(heads, alpha, at)
-        for name, heads in CONDITIONS.items()
-        for alpha in (-1.0, 0.0, 5.0)
+        f"{name}{alpha}{at}": CONDITIONS[name]._replace(alpha=alpha, at=at)
+        for name, alpha in (("baseline", -1.0), ("somp-k2", 5.0), ("logit_lens-k2", -1.0))
         for at in ("all", "prompt", "response")
     }
     before = {name: value.clone() for name, value in decoder.model.state_dict().items()}
@@ -122,8 +119,8 @@ def test_words_without_a_form_that_it_sees_have_no_mass(measure):
 
 def test_the_first_token_stands_on_the_prompt_alone(measure):
     """So `at: response` leaves its probability, bit by bit; of longer responses it does not."""
-    heads = CONDITIONS["somp-k2"]
-    table = measure(conditions={"baseline": [], "there": Condition(heads, 5.0, "response")})
+    there = CONDITIONS["somp-k2"]._replace(alpha=5.0, at="response")
+    table = measure(conditions={"baseline": Condition(), "there": there})
     short = np.array([n <= 1 for n in table["positions"].to_pylist()[: len(table) // 2]])
     same = (masses(table, "there") == masses(table, "baseline")).all(axis=1)
     assert (same == short).all() and short.any()
@@ -133,7 +130,7 @@ def test_logits_that_are_not_finite_are_refused_by_name(model_path, measure):
     decoder = load_model(model_path("gemma"), "float16", "cpu")
     decoder.projections[2].weight.mul_(1000)
     with pytest.raises(UserError, match=r"^somp-k2: its logits are not finite in float16"):
-        measure(decoder, alpha=1000.0)
+        measure(decoder, conditions={"somp-k2": Condition([(0, 1), (2, 3)], 1000.0)})
 
 
 @pytest.mark.parametrize(
@@ -156,7 +153,7 @@ def test_covered_words_have_one_token_that_starts_a_word(tokenizer, rows, leadin
 
 def test_only_what_a_file_lacks_is_measured(measure, tmp_path, monkeypatch):
     """The file is as if made at once; test_responses.py has all that decides what is kept."""
-    asked = {"conditions": {"b": [(1, 0)], **CONDITIONS}, "batch_tokens": 10_000}
+    asked = {"conditions": {"b": Condition([(1, 0)]), **CONDITIONS}, "batch_tokens": 10_000}
     whole = measure(**asked, file="whole")
     measure(batch_tokens=10_000, file="kept")
     measured, scored = [], module.word_mass

@@ -21,7 +21,7 @@ from naive import acting, exponential, multiplied, next_token
 from tiny import FAMILIES, LAYERS
 
 GREEDY = {"max_new_tokens": 8, "samples": 1, "temperature": 0.0, "top_p": 1.0, "seed": 0}
-SAMPLED = GREEDY | {"temperature": 0.7, "top_p": 0.9, "samples": 2, "seed": 3}
+SAMPLED = GREEDY | {"temperature": 0.7, "top_p": 0.9, "samples": 2}
 # How tokens are sampled has nothing to do with the family.
 every_way = pytest.mark.parametrize(
     ("family", "generation"),
@@ -111,7 +111,7 @@ def test_heads_are_scaled_at_their_places_alone(model, tokenizer, run, family, g
         expected = []
         for n, ids in enumerate(tokenizer(TEXTS)["input_ids"]):
             for repeat in range(generation["samples"]):
-                numbers = stream(0, f"p{n}", repeat, generation["seed"])
+                numbers = stream(0, f"p{n}", repeat)
                 own = one_by_one(decoder, ids, numbers, generation, stops, *scaling[:3])
                 text = tokenizer.decode(own[0], skip_special_tokens=True)
                 expected.append((f"p{n}", repeat, text, len(own[0]), own[1], own[0]))
@@ -144,9 +144,11 @@ def test_logits_that_are_not_finite_are_refused_by_name(model_path, run, at: str
 
 def test_batches_do_not_matter(model, run, monkeypatch):
     whole = run(model("llama"), SAMPLED, CONDITIONS, "a")
-    for size in (1, 10_000):
+    # Of 50 tokens, conditions are read two at a time, and the last alone.
+    for size, room in ((1, None), (50, Room(10**3, 0, 1)), (10_000, None)):
         monkeypatch.setattr(sampling, "AT_ONCE", size)
-        assert run(model("llama"), SAMPLED, CONDITIONS, f"{size}", batch_tokens=size) == whole
+        how = {"batch_tokens": size, "room": room}
+        assert run(model("llama"), SAMPLED, CONDITIONS, f"{size}", **how) == whole
 
 
 @every_way
@@ -177,6 +179,15 @@ def test_parts_make_up_the_whole(model, run, tmp_path: Path, parts: int):
         run(model("llama"), SAMPLED, file=f"{part}", batch_tokens=40, part=(part, parts))
     paths = [tmp_path / f"{part}" for part in range(1, parts + 1)]
     assert read_responses(paths, SCHEMA.names).select(SCHEMA.names) == whole
+
+
+def test_repeats_and_prompts_have_numbers_of_their_own(model, run):
+    settings = SAMPLED | {"temperature": 2.0, "top_p": 1.0}
+    table = run(model("llama"), settings, texts=["river"] * 2)
+    others = run(model("llama"), settings | {"seed": 1}, texts=["river"] * 2, file="other")
+    found = [tuple(own) for each in (table, others) for own in each["token_ids"].to_pylist()]
+    assert len(set(found)) == 8
+    assert stream(0, "a", 0) != stream(1, "a", 0)
 
 
 # Where a response ends

@@ -146,7 +146,7 @@ def test_heads_are_scaled_at_their_places_alone(vlm, pictures, family: str, samp
     Images of other shapes and conditions of all places share batches.
     """
     decoder, _ = vlm(family)
-    conditions = {"baseline": Condition()}
+    conditions = {"baseline": Condition(), "same": Condition(CHOSEN, 1.0)}
     conditions |= {
         f"{alpha}{at}": Condition(CHOSEN, alpha, at) for alpha in (-1, 9) for at in PLACES
     }

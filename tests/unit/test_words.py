@@ -56,7 +56,7 @@ def count(text: str, word: str, **options: bool) -> int:
         ("a.b a+b", "a.b", 1),
         ("$$$ $$$", "$$$", 2),
         ("(river)", "(river)", 1),
-        ("\u01f0 J\u030c", "\u01f0", 2),  # of which folding makes two characters
+        ("J\u030c\u0323", "\u01f0\u0323", 1),  # folding leaves their marks in another order
         ("anything", "", 0),
         ("a b", " ", 0),
         ("", "apple", 0),
