@@ -3,6 +3,7 @@
 import tracemalloc
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,7 @@ from tiny import HEADS, LAYERS
 from torch import Tensor
 
 TEXTS = ["apple", "river stone cloud", "the window of a garden\nis open", "silver " * 9]
-FAMILIES = ["llama", "gemma2", "gpt2"]
-POSITIONS = ["prompt", "last", "response"]
+WHERE = [[0, 1], [1, 3], [2, 3, 4, 5, 6], [9]]  # what is averaged of each
 
 
 @pytest.fixture
@@ -33,30 +33,17 @@ def prompts(tokenizer) -> pa.Table:
     return pa.table({"sample_id": list("abcd"), "token_ids": tokenizer(TEXTS)["input_ids"]})
 
 
-@pytest.fixture
-def responses() -> pa.Table:
-    return pa.table(
-        {
-            "sample_id": ["a", "a", "b", "c", "c", "d"],
-            "repeat": [0, 1, 0, 0, 1, 0],
-            "token_ids": [[5, 6, 7], [8], [], [9, 10, 11, 12, 13], [14, 15], [16]],
-        }
-    )
-
-
-def naive(decoder: Decoder, prompt: list[int], response: list[int], positions: str) -> list[Tensor]:
+def naive(decoder: Decoder, ids: list[int], where: list[int]) -> list[Tensor]:
     """Read what each layer's output projection reads of one sample, and average it.
 
     Gemma 2 normalises what comes out, and so what each position gives has its own weight.
     """
-    ids = prompt + (response if positions == "response" else [])
-    first = {"prompt": 0, "last": len(prompt) - 1, "response": len(prompt)}[positions]
     seen = []
     kind = decoder.model.config.model_type
 
     def keep(module, args, output):
         scale = (output[0].square().mean(-1, keepdim=True) + 1e-6).rsqrt()
-        seen.append((args[0][0] * (scale if kind == "gemma2" else 1))[first:].mean(0))
+        seen.append((args[0][0] * (scale if kind == "gemma2" else 1))[where].mean(0))
 
     with ExitStack() as stack, torch.inference_mode():
         for layer in decoder.layers:
@@ -66,28 +53,16 @@ def naive(decoder: Decoder, prompt: list[int], response: list[int], positions: s
     return seen
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("positions", POSITIONS)
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2"])
 @pytest.mark.parametrize("batch_tokens", [1, 30, 1000])
 def test_the_cache_holds_the_mean_of_each_sample(
-    model, prompts, responses, tmp_path: Path, family: str, positions: str, batch_tokens: int
+    model, prompts, tmp_path: Path, family: str, batch_tokens: int
 ):
-    decoder = model(family)
-    names, rows, where = pooled_positions(prompts, responses, positions)
-    path = tmp_path / "cache.parquet"
-    pooled = pooled_inputs(decoder, rows, where, 0, batch_tokens)
-    write_cache(path, pooled, names, "float32", {"heads": HEADS})
-
-    of = dict(zip(prompts["sample_id"].to_pylist(), prompts["token_ids"].to_pylist(), strict=True))
-    if positions == "response":
-        samples = {
-            f"{r['sample_id']}/{r['repeat']}": (of[r["sample_id"]], r["token_ids"])
-            for r in responses.to_pylist()
-            if r["token_ids"]
-        }
-    else:
-        samples = {name: (ids, []) for name, ids in of.items()}
-    expected = {name: naive(decoder, *own, positions) for name, own in samples.items()}
+    decoder, path = model(family), tmp_path / "cache.parquet"
+    rows = prompts["token_ids"].to_pylist()
+    pooled = pooled_inputs(decoder, rows, WHERE, 0, batch_tokens)
+    write_cache(path, pooled, list("abcd"), "float32", {"heads": HEADS})
+    expected = dict(zip("abcd", map(partial(naive, decoder), rows, WHERE), strict=True))
     assert len({tuple(read_layer(path, layer)[0]) for layer in range(LAYERS)}) == 1
     for layer in range(LAYERS):
         found, z = read_layer(path, layer)
@@ -97,25 +72,31 @@ def test_the_cache_holds_the_mean_of_each_sample(
             np.testing.assert_allclose(own.ravel(), expected[name][layer], atol=2e-5)
 
 
-def test_special_tokens_and_the_template_do_not_count(model, prompts, responses, tokenizer):
+def test_special_tokens_and_the_template_do_not_count(prompts):
     """Unless the config says so; the last token is the last, whatever it is."""
     special = {7, 8}
+    ids = prompts["token_ids"].to_pylist()
     own = prompts.append_column("own_positions", pa.array([[1], [1, 3], [], [2]]))
-    names, rows, where = pooled_positions(own, None, "prompt", special)
-    assert names == ["a", "b", "d"]  # nothing of c is its own
-    assert where == [[1], [1, 3], [2]]
-    assert rows == [prompts["token_ids"][i].as_py() for i in (0, 1, 3)]
-    assert pooled_positions(own, None, "prompt")[2] == [list(range(len(row.as_py())))
-                                                        for row in own["token_ids"]]  # fmt: skip
-    last = [[len(row.as_py()) - 1] for row in own["token_ids"]]
-    assert pooled_positions(own, None, "last", special)[2] == last
-    names, _, where = pooled_positions(own, responses, "response", special)
-    assert names == ["a/0", "c/0", "c/1", "d/0"]  # a/1 is a special token alone
-    first = len(rows[0])
-    assert where[0] == [first, first + 1]
-    z = next(z for _, _, z in pooled_inputs(model("llama"), rows[1:2], [[1, 3]], 0, 99))
-    both = [naive(model("llama"), rows[1][:end], [], "last")[0] for end in (2, 4)]
-    torch.testing.assert_close(z[0], sum(both) / 2, atol=1e-5, rtol=1e-5)
+    positions = partial(pooled_positions, own, None)
+    # Nothing of c is its own.
+    some = (["a", "b", "d"], [ids[0], ids[1], ids[3]], [[1], [1, 3], [2]])
+    assert positions("prompt", special) == some
+    assert positions("prompt") == (list("abcd"), ids, [list(range(len(row))) for row in ids])
+    last = (list("abcd"), ids, [[len(row) - 1] for row in ids])
+    assert positions("last", special) == positions("last") == last
+    responses = pa.table(
+        {
+            "sample_id": ["a", "a", "b", "c"],
+            "repeat": [0, 1, 0, 1],
+            "token_ids": [[5, 6, 7], [8], [], [9]],
+        }
+    )
+    read = [ids[0] + [5, 6, 7], ids[0] + [8], ids[2] + [9]]  # of b's there is nothing
+    first, other = len(ids[0]), len(ids[2])
+    where = [[first, first + 1, first + 2], [first], [other]]
+    assert pooled_positions(own, responses, "response") == (["a/0", "a/1", "c/1"], read, where)
+    some = (["a/0", "c/1"], [read[0], read[2]], [[first, first + 1], [other]])
+    assert pooled_positions(own, responses, "response", special) == some
 
 
 def test_no_response_at_all_is_refused(prompts):

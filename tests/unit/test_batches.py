@@ -8,27 +8,23 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from headpursuit.method.activations import pooled_inputs, pooled_positions
 from headpursuit.method.batches import (
     Asked,
     Halving,
     PartFile,
     Room,
     journaled,
-    pad,
     plan_batches,
     plan_loops,
     read_together,
 )
 from headpursuit.method.decoder import Decoder
-from headpursuit.method.expected import measure_expected
 from headpursuit.method.heads import Condition
 from headpursuit.method.responses import Prompts, write_responses
-from headpursuit.run.files import UserError, read_parquet
+from headpursuit.run.files import UserError
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -38,9 +34,13 @@ CPU = (
     "you tried to allocate 3221225472 bytes. Error code 12 (Cannot allocate memory)"
 )
 CUDA = "CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of 79.1 GiB."
+MAPPED = "unable to mmap 99 bytes from file <m.safetensors>: Cannot allocate memory (12)"
+CUBLAS = "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"
 LACKS = {
     "3221225472 bytes": RuntimeError(CPU),
     "2.50 GiB": torch.OutOfMemoryError(CUDA),
+    "mmap 99 bytes": RuntimeError(MAPPED),
+    "cublasCreate": RuntimeError(CUBLAS),
     "memory ran out": MemoryError(),
 }
 
@@ -88,15 +88,6 @@ def test_loops_hold_all_and_not_too_much(
             (asked.sample, asked.condition) for asked in loop
         )
         assert len(read) == len({asked.batch for asked in loop})
-
-
-@pytest.mark.parametrize(
-    ("left", "expected"), [(True, [[9, 9, 1], [2, 3, 4]]), (False, [[1, 9, 9], [2, 3, 4]])]
-)
-def test_padding(left: bool, expected: list):
-    ids, mask = pad([[1], [2, 3, 4]], 9, left=left, device="cpu")
-    assert ids.tolist() == expected
-    assert mask.tolist() == [[int(i != 9) for i in row] for row in expected]
 
 
 # Where memory does not suffice
@@ -187,37 +178,33 @@ def test_halved_batches_give_the_same_responses(model, tokenizer, prompts, tmp_p
         responses("none")
 
 
-def test_halved_batches_give_the_same_cache_and_masses(model, prompts, tmp_path):
-    decoder = model("llama")
-    _, rows, where = pooled_positions(prompts, None, "prompt")
-    responses = prompts.append_column("repeat", pa.array([0] * len(prompts)))
+LIMIT = """
+import resource
+from pathlib import Path
 
-    def cached() -> dict[tuple[int, int], np.ndarray]:
-        pooled = pooled_inputs(decoder, rows, where, 0, 10_000)
-        return {
-            (i, layer): z for own, layer, values in pooled for i, z in zip(own, values, strict=True)
-        }
+def limit(mib):
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    most = pages * resource.getpagesize() + mib * 2**20
+    resource.setrlimit(resource.RLIMIT_AS, (most, most))
+"""
 
-    def masses(name: str) -> pa.Table:
-        words, some = {"apple": [259, 3]}, {"baseline": Condition(), "somp-k1": Condition([(1, 0)])}
-        file = PartFile(tmp_path / name, {}, 10_000)
-        measure_expected(file, decoder, prompts, responses, words, some)
-        return read_parquet(file.path, None)
 
-    cache, table = cached(), masses("whole")
-    with rows_at_most(decoder, 2) as failed:
-        halved, other = cached(), masses("halved")
-    assert failed == [7, 4, 7, 4, 4]  # the last are two rows under two conditions
-    assert halved.keys() == cache.keys()
-    for key, z in cache.items():
-        np.testing.assert_allclose(halved[key], z, atol=1e-5)
-    assert other.drop_columns(["nll", "mass"]) == table.drop_columns(["nll", "mass"])
-    mass = [np.stack(own["mass"].to_numpy()) for own in (table, other)]
-    np.testing.assert_allclose(*mass, atol=1e-6)
+def limited(code: str, *arguments: object) -> list[str]:
+    """Run code in a process, in which limit(n) lets it allocate only n MiB more; say its lines."""
+    done = subprocess.run(
+        [sys.executable, "-c", LIMIT + code, *map(str, arguments)],
+        env={"PYTHONPATH": str(ROOT / "scripts"), "PATH": "", "MALLOC_ARENA_MAX": "1"}
+        | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
 
 
 STARVED = """
-import logging, resource, sys
+import logging, sys
 from pathlib import Path
 import pyarrow as pa
 import torch
@@ -244,31 +231,15 @@ def respond_to(n):
 
 respond_to(2)  # what is imported and kept on first use
 if room:
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    limit = pages * resource.getpagesize() + room * 2**20
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    limit(room)
 print("responses", hash(tuple(map(tuple, respond_to(150)["token_ids"].to_pylist()))))
 """
 
 
-def starved(model: Path, folder: Path, room: int) -> list[str]:
-    """Respond in a process that can allocate only so many MiB more; 0: as many as it likes."""
-    folder.mkdir()
-    done = subprocess.run(
-        [sys.executable, "-c", STARVED, model, folder, str(room)],
-        env={"PYTHONPATH": str(ROOT / "scripts"), "PATH": "", "MALLOC_ARENA_MAX": "1"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()
-
-
 @pytest.mark.long
 def test_a_process_that_really_runs_out_of_memory_goes_on(model_path, tmp_path: Path):
-    plenty = starved(model_path("llama"), tmp_path / "a", 0)
-    little = starved(model_path("llama"), tmp_path / "b", 60)
+    plenty = limited(STARVED, model_path("llama"), tmp_path / "a", 0)
+    little = limited(STARVED, model_path("llama"), tmp_path / "b", 60)
     said = "memory does not suffice for a batch of 150"
     assert [any(said in line for line in lines) for lines in (plenty, little)] == [False, True]
     assert little[-1] == plenty[-1]

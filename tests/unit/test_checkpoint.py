@@ -181,37 +181,32 @@ def write_shared(path: Path, **changes: object) -> Path:
     return path
 
 
-def test_a_small_file_of_heads_is_applied_to_a_model(model_path, tmp_path: Path, capsys):
-    file, folder = write_shared(tmp_path / "heads.json"), tmp_path / "edited"
-    assert main(["apply", str(file), str(model_path("llama")), str(folder), "--check"]) == 0
-    assert "with 2 heads times 0\nlargest difference" in capsys.readouterr().out
-    assert compare_logits(model_path("llama"), HEADS, 0.0, folder) == 0
-    model = hp.load(model_path("llama"))
-    with hp.scaled(model, **hp.intervention(model, file)), torch.inference_mode():
-        assert torch.equal(
-            model.hf(IDS).logits, AutoModelForCausalLM.from_pretrained(folder)(IDS).logits
-        )
+def test_a_small_file_of_heads_is_applied_to_a_model(
+    model_path, tmp_path: Path, capsys, monkeypatch
+):
+    """By the command, in Python, and by the code of docs/recipes.md without this package."""
+    monkeypatch.chdir(tmp_path)  # where the recipe looks for its file, and for its model's folder
+    own, folder = str(model_path("llama")), tmp_path / "edited"
+    file = write_shared(tmp_path / "heads.json", model=own)
+    assert main(["apply", str(file), own, str(folder), "--check"]) == 0
+    said = "with 2 heads times 0\nlargest difference from the logits of scaled rows: 0\n"
+    assert said in capsys.readouterr().out
+    [code] = [own for own in code_blocks(ROOT / "docs/recipes.md") if "pre_hook" in own]
+    names: dict[str, Any] = {}
+    exec(code, names)
+    model = hp.load(own)
+    with torch.inference_mode():
+        plain = model.hf(IDS).logits
+        with hp.scaled(model, **hp.intervention(model, file)):
+            scaled = model.hf(IDS).logits
+        for other in (AutoModelForCausalLM.from_pretrained(folder), names["model"]):
+            assert torch.equal(other(IDS).logits, scaled)
+    assert not torch.allclose(scaled, plain, atol=1e-2)
     in_response = write_shared(tmp_path / "response.json", at="response")
     with pytest.raises(hp.UserError, match="at: 'response' is none of all"):
         hp.scaled(model, **hp.intervention(model, in_response))
     written = hp.respond(model, ["apple river"], **hp.intervention(model, in_response))
     assert len(written) == 1
-
-
-def test_the_recipe_without_this_package_gives_the_same_logits(
-    model_path, tmp_path: Path, monkeypatch
-):
-    """The code of docs/recipes.md, on a folder in the place of a repository."""
-    monkeypatch.chdir(tmp_path)
-    file = write_shared(tmp_path / "heads.json", model=str(model_path("llama")))
-    [code] = [own for own in code_blocks(ROOT / "docs/recipes.md") if "pre_hook" in own]
-    names: dict[str, Any] = {}
-    exec(code, names)
-    model = hp.load(model_path("llama"))
-    with hp.scaled(model, **hp.intervention(model, file)), torch.inference_mode():
-        assert torch.equal(model.hf(IDS).logits, names["model"](IDS).logits)
-    with torch.inference_mode():
-        assert not torch.allclose(model.hf(IDS).logits, names["model"](IDS).logits, atol=1e-2)
 
 
 @pytest.mark.parametrize(

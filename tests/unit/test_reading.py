@@ -55,20 +55,6 @@ def test_what_is_read_again_is_what_a_whole_pass_gives(model, family: str, first
 
 
 @torch.inference_mode()
-def test_what_is_added_to_one_reader_s_cache_is_not_in_the_others(model):
-    decoder = model("llama")
-    plain = read(decoder, {1, LAYERS}, True, **INPUTS)
-    kept = [layer.keys.clone() for layer in plain.cache.layers]
-    for first in (1, LAYERS):
-        cache = read_rows(decoder, plain, first).cache
-        decoder.model(IDS[:, :1], past_key_values=cache)
-        assert cache.get_seq_length() == IDS.shape[1] + 1
-    assert all(
-        torch.equal(a, layer.keys) for a, layer in zip(kept, plain.cache.layers, strict=True)
-    )
-
-
-@torch.inference_mode()
 def test_rows_that_have_stopped_leave_the_batch(model):
     """As soon as they are half of it; the others end as they do alone."""
     decoder = model("llama")

@@ -4,7 +4,6 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 from headpursuit.method.score import (
-    repeated_bigrams,
     score_answers,
     score_counts,
     score_expected,
@@ -12,8 +11,6 @@ from headpursuit.method.score import (
     score_toxicity,
 )
 from headpursuit.run.files import UserError
-from hypothesis import given
-from hypothesis import strategies as st
 
 MATCHING = {"case_sensitive": False, "inflections": False}
 WORDS = pd.DataFrame(
@@ -131,13 +128,3 @@ def test_answers_by_image():
         "several": [("a", 0, 0), ("b", 0, 1)],
         "none": [("a", 0, 1), ("b", 0, 0)],
     }
-
-
-@given(st.lists(st.integers(0, 4), max_size=30))
-def test_repetition_counts_pairs_that_stood_before(tokens: list[int]):
-    seen, repeated = set(), 0
-    for i in range(len(tokens) - 1):
-        pair = (tokens[i], tokens[i + 1])
-        repeated += pair in seen
-        seen.add(pair)
-    assert repeated_bigrams(tokens) == repeated

@@ -109,16 +109,6 @@ def test_equals_direct(norm: str, center: bool, normalise: bool, n: int, v: int)
     assert len(found.support) == (0 if (n, center) == (1, True) else min(12, v))
 
 
-@large
-def test_norm_centring_and_lengths_matter() -> None:
-    """The parity above would say little if the options made no difference."""
-    z, w_o, dictionary = draw(3, v=1500)
-    dictionary *= torch.linspace(0.1, 3, 1500, dtype=torch.float64)[:, None]
-    plain = pursue(z, w_o, dictionary, 6)
-    for option in ({"norm": "l2"}, {"center": False}, {"normalise_atoms": True}):
-        assert pursue(z, w_o, dictionary, 6, **option).support != plain.support
-
-
 @norms
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_low_precision_input_gives_the_float64_support(norm: str, dtype: torch.dtype) -> None:
@@ -182,22 +172,6 @@ def test_each_of_few_directions_is_taken_once_and_a_zero_row_never(dtype, normal
     assert pursue(z, w_o, 0 * dictionary, 3, normalise_atoms=normalise) == Pursuit([], [])
 
 
-@large
-@dtypes
-def test_planted_head_is_recovered_in_order(dtype: torch.dtype) -> None:
-    g = torch.Generator().manual_seed(1)
-    d, head_dim, n = 256, 32, 400
-    dictionary = torch.nn.functional.normalize(torch.randn(3000, d, generator=g))
-    w_o = 0.01 * torch.randn(d, head_dim, generator=g)
-    planted = [2718, 31, 1414]
-    w_o[:, :3] = dictionary[planted].T
-    z = torch.randn(n, head_dim, generator=g)
-    z[:, :3] *= torch.tensor([4.0, 2.0, 1.0])
-    found = pursue(z.to(dtype), w_o.to(dtype), dictionary.to(dtype), 3)
-    assert found.support == planted
-    assert found.explained[-1] > 0.95
-
-
 def test_layer_is_its_heads_even_in_small_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     parts = [draw(seed)[:2] for seed in range(5)]
     dictionary = draw(0)[2]
@@ -250,39 +224,8 @@ def test_small_integers_full_of_exact_ties(seed: int, n: int, h: int, v: int, l1
     assert_direct(arrays, 20, norm="l1" if l1 else "l2", center=False)
 
 
-@few
-@given(st.integers(0, 10_000), st.integers(2, 50), st.integers(1, 12), st.integers(1, 70))
-def test_explained_variance_is_that_of_the_projection(seed, n, head_dim, v) -> None:
-    """Whatever the order of the samples; and all of it once the atoms span the stream."""
-    z, w_o, dictionary = draw(seed, n=n, head_dim=head_dim, d=30, v=v)
-    found = pursue(z, w_o, dictionary, 35)
-    assert_rising(found)
-    assert len(found.support) == min(v, 30)
-    assert v < 30 or found.explained[-1] == pytest.approx(1, abs=1e-12)
-    h, atoms = written(z, w_o), dictionary[found.support]
-    for k, share in enumerate(found.explained, start=1):
-        residual, expected = refit(h, atoms[:k])
-        assert share == pytest.approx(expected, abs=1e-9)
-        assert (residual @ atoms[:k].T).abs().max() <= 1e-9 * h.norm()
-    assert_same(pursue(z.flip(0), w_o, dictionary, 8), pursue(z, w_o, dictionary, 8))
-
-
 # What real caches and vocabularies may hold: dead and twin rows, rows that nearly lie in a plane,
-# float16 caches, scales far from 1. How exactly the residual has to be orthogonal to the support,
-# relative to the residual's and the atoms' lengths, is stated for each kind.
-
-ORTHOGONAL = 1e-9
-
-
-def residual_cosines(z: Tensor, w_o: Tensor, atoms: Tensor) -> float:
-    """Return the largest |cosine| between an atom and what a float64 fit on all leaves of H."""
-    h = written(z, w_o)
-    rows = atoms.double() / atoms.double().norm(dim=1, keepdim=True)
-    _, s, vt = torch.linalg.svd(rows, full_matrices=False)
-    basis = vt[s > s[0] * 1e-14]
-    rest = h - (h @ basis.T) @ basis
-    return float((rest @ rows.T).abs().max() / h.norm())
-
+# scales far from 1.
 
 # Each kind's rank, where the pursuit has to end; None where it is not determined.
 ILL = {"duplicate": 24, "opposite": 24, "near_collinear": 40, "low_rank": 5, "lengths": 40}
@@ -309,17 +252,12 @@ def ill_dictionary(kind: str, seed: int) -> Tensor:
 @dtypes
 @pytest.mark.parametrize("every", [1, 24])  # 24 leaves four rows, all much alike
 def test_ill_dictionaries(kind: str, dtype: torch.dtype, norm: str, every: int) -> None:
-    z, w_o, dictionary = arrays = [
-        a.to(dtype) for a in (*draw(30, n=40)[:2], ill_dictionary(kind, 31)[::every])
-    ]
-    # As far as the choice is determined, it is the direct algorithm's.
-    found = assert_direct(arrays, 60, 1e-6, norm=norm)
+    arrays = [a.to(dtype) for a in (*draw(30, n=40)[:2], ill_dictionary(kind, 31)[::every])]
+    found = assert_direct(arrays, 60, 1e-9, norm=norm)
     assert_rising(found)
     assert found.support
     if every == 1 and ILL[kind]:
         assert len(found.support) == ILL[kind]
-    for k in range(1, len(found.support) + 1):
-        assert residual_cosines(z, w_o, dictionary[found.support[:k]]) <= ORTHOGONAL, k
 
 
 @norms
@@ -341,15 +279,3 @@ def test_denormal_numbers() -> None:
         assert_direct(arrays, 8)
     for least in (1e-42, 1e-45, 0.0):
         assert_rising(pursue(z, w_o, dictionary * least, 8))
-
-
-@large
-@norms
-@pytest.mark.parametrize("center", [True, False])
-def test_a_float16_cache(norm: str, center: bool) -> None:
-    """The cache is rounded once; from there on all is as exact as from float32."""
-    z, w_o, dictionary = draw(34, n=120, head_dim=16, d=64, v=400)
-    for scale in (1e-4, 1.0, 1e4):
-        cached = (z * scale).clamp(-6e4, 6e4).half().float()
-        arrays = [cached, w_o.float(), dictionary.float()]
-        assert_direct(arrays, 12, norm=norm, center=center)

@@ -15,7 +15,8 @@ from torch import Tensor
 @pytest.mark.parametrize("family", KNOWN)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_the_file_has_what_the_model_has(model_path, tmp_path: Path, family: str, dtype: str):
-    decoder = load_model(model_path(family), dtype, "cpu")
+    decoder = load_model(model_path(family), dtype, "cpu", (LAYERS, HEADS))  # it is checked there
+    assert decoder.model.dtype == getattr(torch, dtype) and not decoder.model.training
     path = tmp_path / "weights/m.safetensors"
     write_weights(path, decoder, {"name": "m", "commit": None})
     write_weights(tmp_path / "again.safetensors", decoder, {"name": "m", "commit": None})

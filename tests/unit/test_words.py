@@ -28,48 +28,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import TEMPLATES, make_asking, make_sentencepiece
 
-# Letters of several scripts, marks, what joins and what parts words.
-SIGNS = "aeAEßıİiIéÉсжк0٣_ '’-.,@\u0301\u0307\u093f\u0915\n\t\u00a0\u3000"
-LETTERS = st.text(alphabet="aeAEßiIéк0_'’-\u0301\u093f\u0915", min_size=1, max_size=4)
-
 
 def count(text: str, word: str, **options: bool) -> int:
     return int(count_words([text], [word], **options)[0, 0])
-
-
-def in_word(char: str) -> bool:
-    return unicodedata.category(char) in {
-        *("Lu", "Ll", "Lt", "Lm", "Lo", "Mn", "Mc", "Me", "Nd", "Pc")
-    }
-
-
-def naive_count(text: str, word: str) -> int:
-    """Walk through the text and look at what stands before and after each occurrence."""
-
-    def plain(string: str) -> str:
-        folded = unicodedata.normalize("NFC", string).casefold().replace("’", "'")
-        return unicodedata.normalize("NFC", folded)
-
-    text, word = (" ".join(plain(string).split()) for string in (f"| {text} |", word))
-    found = at = 0
-    while word and at < len(text):
-        end = at + len(word)
-        alone = not in_word(text[at - 1 : at] or " ") and not in_word(text[end : end + 1] or " ")
-        if text[at:end] == word and alone:
-            found, at = found + 1, end
-        else:
-            at += 1
-    return found
-
-
-@given(st.text(alphabet=SIGNS, max_size=30), st.lists(LETTERS, min_size=1, max_size=3))
-def test_counting_equals_a_walk_through_the_text(text: str, parts: list[str]):
-    words = [" ".join(parts), *parts]
-    inside = [text, f"{text} {words[0]} {text}", words[0].join(text), f"{text}{words[0]}"]
-    expected = [[naive_count(own, word) for word in words] for own in inside]
-    assert count_words(inside, words).tolist() == expected
-    assert (count_words(inside, words, inflections=True) >= expected).all()
-    assert (count_words(inside, words, case_sensitive=True) <= expected).all()
 
 
 @pytest.mark.parametrize(
@@ -95,6 +56,7 @@ def test_counting_equals_a_walk_through_the_text(text: str, parts: list[str]):
         ("a.b a+b", "a.b", 1),
         ("$$$ $$$", "$$$", 2),
         ("(river)", "(river)", 1),
+        ("J\u030c\u0323", "\u01f0\u0323", 1),  # folding leaves their marks in another order
         ("anything", "", 0),
         ("a b", " ", 0),
         ("", "apple", 0),
@@ -117,26 +79,19 @@ def test_phrases_case_and_inflections():
 @pytest.mark.parametrize(
     ("case_sensitive", "expected"),
     [
-        (False, ["Apple", "stone cold", "apple[31m"]),
-        (True, ["Apple", "stone cold", "apple[31m", "APPLE", "apple"]),
+        (False, ["Apple", "stone cold", "apple[31m", "#stone", r"\stone #"]),
+        (True, ["Apple", "stone cold", "apple[31m", "#stone", r"\stone #", "APPLE", "apple"]),
     ],
 )
 def test_words_of_a_list_keep_their_case_and_are_distinct(tmp_path, case_sensitive, expected):
+    r"""A line that begins with # is a comment, one that begins with \# is a word."""
     path = tmp_path / "words.txt"
     path.write_bytes(
-        "\ufeffApple\r\n\r\n  stone \t cold\r\n# a\napple\x1b[31m\r\nAPPLE\napple\n #\n".encode()
+        "\ufeffApple\r\n\r\n  stone \t cold\r\n#stone\n # stone\napple\x1b[31m\r\n"
+        "\\#stone\n\\stone #\nAPPLE\napple\n #\n".encode()
     )
     words = read_word_list(path, "concepts.x.file")
     assert distinct_words(words, case_sensitive) == expected
-
-
-@pytest.mark.parametrize(
-    ("line", "words"),
-    [("#stone", []), (" # stone", []), (r"\#stone", ["#stone"]), (r"\stone #", [r"\stone #"])],
-)
-def test_a_line_that_begins_with_a_hash_is_a_comment(tmp_path: Path, line: str, words: list[str]):
-    (tmp_path / "words.txt").write_text(f"{line}\nriver\n")
-    assert read_word_list(tmp_path / "words.txt", "concepts.x.file") == [*words, "river"]
 
 
 @pytest.mark.parametrize(
