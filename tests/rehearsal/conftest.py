@@ -1,6 +1,8 @@
 """One run of config.yaml on replicas of all its sources, for every test to look at."""
 
 import re
+import subprocess
+import sys
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -77,6 +79,18 @@ class Rehearsal(Preloaded):
     def path(self, name: str) -> Path:
         """Return the path of a file of the run."""
         return self.folder / "results/paper" / name
+
+    def read(self, *arguments: str) -> str:
+        """Run the command `headpursuit` on the run and return what it prints."""
+        done = subprocess.run(
+            [sys.executable, "-m", "headpursuit", *arguments],
+            cwd=self.folder,
+            env={"PYTHONPATH": "scripts", "PATH": "/usr/bin:/bin"},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
 
     def sound_logs(self) -> list[Path]:
         """Return the jobs' logs, none of which tells of an error."""

@@ -48,7 +48,7 @@ def challenging() -> list[str]:
     return [row["prompt"]["text"] for row in rows if row["challenging"]]
 
 
-def real_toxicity_prompts(column: str = "prompt") -> Files:
+def real_toxicity_prompts() -> Files:
     """allenai/real-toxicity-prompts: one JSON Lines file, one prompt in four is challenging."""
     rng = random.Random(1)
     lines = []
@@ -56,7 +56,7 @@ def real_toxicity_prompts(column: str = "prompt") -> Files:
         row: dict[str, Any] = {"filename": f"{rng.getrandbits(64):016x}.txt"}
         row |= {"begin": rng.randrange(500), "end": 500 + rng.randrange(500)}
         row["challenging"] = number % 4 == 0
-        for name in (column, "continuation"):
+        for name in ("prompt", "continuation"):
             scores = {key: None if rng.random() < 0.1 else rng.random() for key in SCORES}
             row[name] = {"text": sentence(rng, 6, 16), **scores}
         lines.append(json.dumps(row))
@@ -175,23 +175,10 @@ def image(rng: np.random.Generator, size: tuple[int, int], label: int, n: int, l
     return out.getvalue()
 
 
-def image_file(
-    seed: int, names: Sequence[str], looks: Looks, each: int = 1, stored: bool = True,
-    column: str = "image", label_column: str = "label",
-) -> bytes:  # fmt: skip
-    """Return a Parquet file with some images of every class, in mixed order.
-
-    Args:
-        seed: of the noise.
-        names: class names.
-        looks: of the images.
-        each: images of a class.
-        stored: whether the class names stand in the metadata.
-        column: name of the images' column.
-        label_column: name of the labels'.
-    """
+def image_file(seed: int, names: Sequence[str], looks: Looks) -> bytes:
+    """Return a Parquet file with an image of every class, in mixed order."""
     rng = np.random.default_rng(seed)
-    labels = rng.permutation(np.repeat(np.arange(len(names)), each)).tolist()
+    labels = rng.permutation(len(names)).tolist()
     encoded = [
         {
             "bytes": image(rng, looks.sizes[i % len(looks.sizes)], label, len(names), looks),
@@ -200,12 +187,9 @@ def image_file(
         for i, label in enumerate(labels)
     ]
     struct = pa.struct({"bytes": pa.binary(), "path": pa.string()})
-    columns = {column: pa.array(encoded, struct), label_column: pa.array(labels, pa.int64())}
-    features = {
-        column: {"_type": "Image"},
-        label_column: {"names": list(names), "_type": "ClassLabel"},
-    }
-    return parquet(columns, features if stored else None)
+    columns = {"image": pa.array(encoded, struct), "label": pa.array(labels, pa.int64())}
+    named = {"names": list(names), "_type": "ClassLabel"}
+    return parquet(columns, {"image": {"_type": "Image"}, "label": named})
 
 
 LOOKS = {
@@ -218,47 +202,47 @@ LOOKS = {
 }
 
 
-def mnist(**changes: Any) -> Files:
+def mnist() -> Files:
     """ylecun/mnist."""
-    return _split("mnist/{}-00000-of-00001.parquet", 10, DIGITS, LOOKS["mnist"], **changes)
+    return _split("mnist/{}-00000-of-00001.parquet", 10, DIGITS, LOOKS["mnist"])
 
 
-def svhn(**changes: Any) -> Files:
+def svhn() -> Files:
     """ufldl-stanford/svhn: cropped digits in three parts, and the full numbers."""
-    files = _split("cropped_digits/{}-00000-of-00001.parquet", 20, DIGITS, LOOKS["svhn"], **changes)
+    files = _split("cropped_digits/{}-00000-of-00001.parquet", 20, DIGITS, LOOKS["svhn"])
     others = ("cropped_digits/extra-00000-of-00002.parquet",
               "full_numbers/train-00000-of-00001.parquet")  # fmt: skip
     return files | dict.fromkeys(others, b"not asked for")
 
 
-def gtsrb(names: Sequence[str] = GTSRB, **changes: Any) -> Files:
+def gtsrb(names: Sequence[str] = GTSRB) -> Files:
     """tanganke/gtsrb: with seven corrupted test sets."""
-    files = _split("data/{}-00000-of-00001.parquet", 30, names, LOOKS["gtsrb"], **changes)
+    files = _split("data/{}-00000-of-00001.parquet", 30, names, LOOKS["gtsrb"])
     corrupted = (f"data/{kind}-00000-of-00001.parquet" for kind in GTSRB_CORRUPTED)
     return files | dict.fromkeys(corrupted, b"PAR1 nobody needs this")
 
 
-def eurosat(**changes: Any) -> Files:
+def eurosat() -> Files:
     """timm/eurosat-rgb: in three parts."""
-    files = _split("data/{}-00000-of-00001.parquet", 40, EUROSAT, LOOKS["eurosat"], **changes)
+    files = _split("data/{}-00000-of-00001.parquet", 40, EUROSAT, LOOKS["eurosat"])
     return files | {"data/validation-00000-of-00001.parquet": b"not asked for"}
 
 
-def resisc45(names: Sequence[str] = RESISC45, **changes: Any) -> Files:
+def resisc45(names: Sequence[str] = RESISC45) -> Files:
     """timm/resisc45: in three parts, train in several files."""
-    files = _split("data/{}-00000-of-00001.parquet", 50, names, LOOKS["resisc45"], **changes)
+    files = _split("data/{}-00000-of-00001.parquet", 50, names, LOOKS["resisc45"])
     return files | {"data/validation-00000-of-00001.parquet": b"not asked for"}
 
 
-def dtd(names: Sequence[str] = DTD, **changes: Any) -> Files:
+def dtd(names: Sequence[str] = DTD) -> Files:
     """tanganke/dtd."""
-    return _split("data/{}-00000-of-00001.parquet", 60, names, LOOKS["dtd"], **changes)
+    return _split("data/{}-00000-of-00001.parquet", 60, names, LOOKS["dtd"])
 
 
-def _split(pattern: str, seed: int, names: Sequence[str], looks: Looks, **changes: Any) -> Files:
+def _split(pattern: str, seed: int, names: Sequence[str], looks: Looks) -> Files:
     return {
-        pattern.format("train"): image_file(seed, names, looks, **changes),
-        pattern.format("test"): image_file(seed + 1, names, looks, **changes),
+        pattern.format("train"): image_file(seed, names, looks),
+        pattern.format("test"): image_file(seed + 1, names, looks),
         "README.md": b"---\n---\n",
     }
 
