@@ -314,10 +314,6 @@ def test_ten_lines_reproduce_one_bar(finished: Checkout, monkeypatch: pytest.Mon
 # What runs again
 
 
-def test_second_run_does_nothing(finished: Checkout) -> None:
-    assert finished.planned() == {}
-
-
 def test_a_copied_checkout_has_nothing_to_do(checkout: Checkout) -> None:
     assert checkout.planned() == {}
 
