@@ -1,15 +1,14 @@
 import copy
 import os
+import shutil
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
+from headpursuit.run.files import shipped
 from hypothesis import HealthCheck, settings
-
-ROOT = Path(__file__).parents[1]
 
 # The same examples in each run, and no clock: a loaded machine is not a failure. FUZZ_CASES asks
 # for more of them, and others each time.
@@ -79,7 +78,7 @@ def tokenizer(model_path: Callable[[str], Path]) -> Any:
 @pytest.fixture
 def paper() -> dict[str, Any]:
     """Give the shipped config.yaml, to be changed at will."""
-    return copy.deepcopy(_shipped("config.yaml"))
+    return copy.deepcopy(shipped("config.yaml"))
 
 
 @pytest.fixture
@@ -87,13 +86,8 @@ def demo(paper: dict[str, Any]) -> dict[str, Any]:
     """Give the shipped config.yaml with the demo laid over it as Snakemake does."""
     from snakemake.utils import update_config
 
-    update_config(paper, _shipped("configs/demo.yaml"))
+    update_config(paper, copy.deepcopy(shipped("configs/demo.yaml")))
     return paper
-
-
-@cache
-def _shipped(name: str) -> dict[str, Any]:
-    return yaml.safe_load((ROOT / name).read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="session")
@@ -102,3 +96,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from made_run import make_run
 
     return make_run(tmp_path_factory.mktemp("runs") / "made")
+
+
+@pytest.fixture
+def run(made: Path, tmp_path: Path) -> Path:
+    """Give a copy of the run made by hand, to be changed at will."""
+    return shutil.copytree(made, tmp_path / "run")

@@ -124,10 +124,8 @@ def test_a_ranking_orders_all_heads(writes, method):
         assert own["explained"].iloc[-1] == pytest.approx(best["score"])
 
 
-@pytest.mark.parametrize(
-    "heads", [["L0.H1", (2, 3)], ("L0.H1", "L2.H3"), pd.Series(["L0.H1", "L2.H3"])]
-)
-def test_generate_inside_the_block_is_that_of_edited_weights(loaded, model_path, tmp_path, heads):
+def test_generate_inside_the_block_is_that_of_edited_weights(loaded, tmp_path):
+    heads = ["L0.H1", (2, 3)]
     save_scaled(Path(loaded.hf.config.name_or_path), [(0, 1), (2, 3)], -1.0, tmp_path / "edited")
     edited = hp.load(tmp_path / "edited")
     before = loaded.generate(TEXTS)
@@ -188,9 +186,13 @@ def test_a_finished_run_is_read_as_data_frames(made):
     assert own["after"].sum() == row["after"]
 
 
-def test_a_head_that_is_named_twice_counts_once(llama):
-    once, twice = ["L0.H1", (2, 3)], ["L0.H1", (0, 1), (2, 3)]
-    assert hp.random_heads(llama, twice) == hp.random_heads(llama, once)
+@pytest.mark.parametrize(
+    "heads", [("L0.H1", "L2.H3"), pd.Series(["L0.H1", "L2.H3"]), ["L0.H1", (0, 1), (2, 3)]]
+)
+def test_heads_are_named_in_several_ways_and_each_counts_once(llama, heads):
+    pairs = [(0, 1), (2, 3)]
+    assert hp.respond(llama, TEXTS, heads).equals(hp.respond(llama, TEXTS, pairs))
+    assert hp.random_heads(llama, heads) == hp.random_heads(llama, pairs)
 
 
 def test_heads_are_scaled_where_it_is_said(llama):

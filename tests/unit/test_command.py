@@ -127,8 +127,7 @@ def test_the_report_or_a_page_opens_in_the_browser(made: Path, tmp_path: Path, b
     assert "has no page table9; there are answer, table2." in capsys.readouterr().err
 
 
-def test_without_a_browser_the_path_is_said(made: Path, tmp_path: Path, capsys, monkeypatch):
-    run = shutil.copytree(made, tmp_path / "run")
+def test_without_a_browser_the_path_is_said(run: Path, capsys, monkeypatch):
     (run / "report.html").touch()
     monkeypatch.setattr("webbrowser._tryorder", [])
     assert main(["open", str(run)]) == 0
