@@ -94,7 +94,7 @@ def test_a_run_that_has_the_effects_supports_them(tmp_path: Path):
     write_csv(tmp_path / "tables/claims.csv", table)
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(12))
 @pytest.mark.parametrize("count", [0.05, 0.5])
 def test_random_heads_in_somps_place_support_nothing(seed: int, count: float):
     """Nor does chance make the two rankings share heads."""
