@@ -6,6 +6,7 @@ import json
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -202,49 +203,34 @@ LOOKS = {
 }
 
 
-def mnist() -> Files:
-    """ylecun/mnist."""
-    return _split("mnist/{}-00000-of-00001.parquet", 10, DIGITS, LOOKS["mnist"])
+# Of each: its repository, the folder of its train and test files, seed, class names, other files.
+IMAGES = {
+    "mnist": ("ylecun/mnist", "mnist", 10, DIGITS, []),
+    "svhn": ("ufldl-stanford/svhn", "cropped_digits", 20, DIGITS, [
+        "cropped_digits/extra-00000-of-00002.parquet",
+        "full_numbers/train-00000-of-00001.parquet",
+    ]),
+    "gtsrb": ("tanganke/gtsrb", "data", 30, GTSRB, [
+        f"data/{kind}-00000-of-00001.parquet" for kind in GTSRB_CORRUPTED
+    ]),
+    "eurosat": ("timm/eurosat-rgb", "data", 40, EUROSAT, [
+        "data/validation-00000-of-00001.parquet"
+    ]),
+    "resisc45": ("timm/resisc45", "data", 50, RESISC45, [
+        "data/validation-00000-of-00001.parquet"
+    ]),
+    "dtd": ("tanganke/dtd", "data", 60, DTD, []),
+}  # fmt: skip
 
 
-def svhn() -> Files:
-    """ufldl-stanford/svhn: cropped digits in three parts, and the full numbers."""
-    files = _split("cropped_digits/{}-00000-of-00001.parquet", 20, DIGITS, LOOKS["svhn"])
-    others = ("cropped_digits/extra-00000-of-00002.parquet",
-              "full_numbers/train-00000-of-00001.parquet")  # fmt: skip
-    return files | dict.fromkeys(others, b"not asked for")
-
-
-def gtsrb(names: Sequence[str] = GTSRB) -> Files:
-    """tanganke/gtsrb: with seven corrupted test sets."""
-    files = _split("data/{}-00000-of-00001.parquet", 30, names, LOOKS["gtsrb"])
-    corrupted = (f"data/{kind}-00000-of-00001.parquet" for kind in GTSRB_CORRUPTED)
-    return files | dict.fromkeys(corrupted, b"PAR1 nobody needs this")
-
-
-def eurosat() -> Files:
-    """timm/eurosat-rgb: in three parts."""
-    files = _split("data/{}-00000-of-00001.parquet", 40, EUROSAT, LOOKS["eurosat"])
-    return files | {"data/validation-00000-of-00001.parquet": b"not asked for"}
-
-
-def resisc45(names: Sequence[str] = RESISC45) -> Files:
-    """timm/resisc45: in three parts, train in several files."""
-    files = _split("data/{}-00000-of-00001.parquet", 50, names, LOOKS["resisc45"])
-    return files | {"data/validation-00000-of-00001.parquet": b"not asked for"}
-
-
-def dtd(names: Sequence[str] = DTD) -> Files:
-    """tanganke/dtd."""
-    return _split("data/{}-00000-of-00001.parquet", 60, names, LOOKS["dtd"])
-
-
-def _split(pattern: str, seed: int, names: Sequence[str], looks: Looks) -> Files:
-    return {
-        pattern.format("train"): image_file(seed, names, looks),
-        pattern.format("test"): image_file(seed + 1, names, looks),
-        "README.md": b"---\n---\n",
+def image_set(dataset: str, names: Sequence[str] = ()) -> Files:
+    """Return the files of one of :data:`IMAGES`, with all classes or the ``names`` alone."""
+    _, folder, seed, listed, others = IMAGES[dataset]
+    made = {
+        f"{folder}/{part}-00000-of-00001.parquet": image_file(own, names or listed, LOOKS[dataset])
+        for own, part in ((seed, "train"), (seed + 1, "test"))
     }
+    return made | dict.fromkeys(others, b"not asked for") | {"README.md": b"---\n---\n"}
 
 
 # What Flickr30k's images show, one after the other: quantities, sentiments and colours.
@@ -297,10 +283,5 @@ DATASETS: dict[str, Callable[[], Files]] = {
     "allenai/real-toxicity-prompts": real_toxicity_prompts,
     "convoicon/Thoroughly_Engineered_Toxicity": thoroughly_engineered_toxicity,
     "mandarjoshi/trivia_qa": trivia_qa,
-    "ylecun/mnist": mnist,
-    "ufldl-stanford/svhn": svhn,
-    "tanganke/gtsrb": gtsrb,
-    "timm/eurosat-rgb": eurosat,
-    "timm/resisc45": resisc45,
-    "tanganke/dtd": dtd,
+    **{repository: partial(image_set, name) for name, (repository, *_) in IMAGES.items()},
 }

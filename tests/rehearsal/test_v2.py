@@ -59,7 +59,7 @@ def v2_files(folder: Path) -> dict[str, dict[str, bytes]]:
     """Return the files of all repositories, by their ids."""
     made = {name: own() for name, own in replica_sources.DATASETS.items()}
     for dataset in ("gtsrb", "resisc45", "dtd"):
-        few = getattr(replica_sources, dataset)(CLASSES[dataset])
+        few = replica_sources.image_set(dataset, CLASSES[dataset])
         made[SEED["sources"][dataset]["id"]] = few
     made["AnyModal/flickr30k"] = replica_sources.flickr30k()
     made[MISTRAL] = replica_models.mistral(folder / "mistral", questions=60)
