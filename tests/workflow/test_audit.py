@@ -198,44 +198,42 @@ def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
 
 
-@pytest.mark.parametrize(
-    ("name", "damage", "said"),
-    [
-        ("results/tiny/activations/rtp.parquet", flip, ["changed"]),
-        ("results/tiny/words/rtp.csv", drop_row, ["rows are now"]),
-        (
-            "results/tiny/rankings/rtp.csv",
-            swap_columns,
-            ["columns are now atoms, rows", "its columns are in another order; it has atoms"],
-        ),
-        ("results/tiny/words/rtp.csv", swap_values, ["changed", "column split, row 1: "]),
-        ("results/tiny/scores/rtp.parquet", truncate, ["no longer readable"]),
-        ("results/tiny/heads/rtp/selected.csv", Path.unlink, ["missing"]),
-        ("resources/tiny-words/provenance.json", flip, ["changed"]),
-        ("own/model/model.safetensors", flip, ["changed"]),
-        ("own/words.csv", Path.unlink, ["missing"]),
-        ("data/published.csv", drop_row, ["rows are now"]),
-    ],
-)
-def test_damage_is_named_with_what_stands_on_it(
-    audited: Checkout, audit: Audit, name: str, damage: Callable[[Path], None], said: list[str]
-) -> None:
-    path = audited.folder / name
-    before, stat = path.read_bytes(), path.stat()
+# Of each file: how it is damaged, and what is said of it, line by line.
+DAMAGE: dict[str, tuple[Callable[[Path], None], list[str]]] = {
+    "results/tiny/activations/rtp.parquet": (flip, ["changed"]),
+    "results/tiny/rankings/rtp.csv": (
+        swap_columns,
+        ["columns are now atoms, rows", "its columns are in another order; it has atoms"],
+    ),
+    "results/tiny/words/rtp.csv": (swap_values, ["changed", "column split, row 1: "]),
+    "results/tiny/scores/rtp.parquet": (truncate, ["no longer readable"]),
+    "results/tiny/heads/rtp/selected.csv": (Path.unlink, ["missing"]),
+    "resources/tiny-words/provenance.json": (flip, ["changed"]),
+    "own/model/model.safetensors": (flip, ["changed"]),
+    "own/words.csv": (Path.unlink, ["missing"]),
+    "data/published.csv": (drop_row, ["rows are now"]),
+}
+
+
+def test_damage_is_named_with_what_stands_on_it(audited: Checkout, audit: Audit) -> None:
+    paths = {name: audited.folder / name for name in DAMAGE}
+    before = {path: (path.read_bytes(), path.stat()) for path in paths.values()}
     try:
-        damage(path)
+        for name, (damage, _) in DAMAGE.items():
+            damage(paths[name])
         code, output = audit("verify", audited.path(""))
     finally:
-        path.write_bytes(before)
-        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))  # other tests share the run
+        for path, (content, stat) in before.items():  # other tests share the run
+            path.write_bytes(content)
+            os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     assert code == 1
     lines = output.splitlines()
-    assert len(lines) == len(said), output
-    for line, part in zip(lines, said, strict=True):
-        assert line.startswith(f"{name}: ")
-        assert part in line
-    assert "results/tiny/tables/table2.csv" in lines[0]
-    assert "results/tiny/tables/published.csv" in lines[0]
+    assert len(lines) == sum(len(said) for _, said in DAMAGE.values()), output
+    for name, (_, said) in DAMAGE.items():
+        own = [line for line in lines if line.startswith(f"{name}: ")]
+        assert all(part in line for line, part in zip(own, said, strict=True)), own
+        assert "results/tiny/tables/table2.csv" in own[0]
+        assert "results/tiny/tables/published.csv" in own[0]
 
 
 def test_a_run_as_it_was_and_a_file_of_unknown_origin(audited: Checkout, audit: Audit) -> None:
