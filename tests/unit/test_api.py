@@ -46,8 +46,8 @@ def writes(llama):
 def test_importing_it_imports_no_large_library():
     code = "import sys, headpursuit; dir(headpursuit); print(*sys.modules)"
     env = {"PYTHONPATH": str(ROOT / "scripts")}
-    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
-    assert not {"torch", "pandas", "transformers", "headpursuit.api"} & set(done.stdout.split())
+    said = subprocess.check_output([sys.executable, "-c", code], env=env, text=True)
+    assert not {"torch", "pandas", "transformers", "headpursuit.api"} & set(said.split())
     from headpursuit import api
 
     assert {*hp.__all__, "Model", "Writes"} == set(api.__all__)
