@@ -14,8 +14,9 @@ import replica_images
 import replica_models
 import replica_sources
 import yaml
-from checkout import ROOT, Preloaded, copy_workflow
+from checkout import Preloaded, copy_workflow
 from fake_ollama import FakeOllama, keywords
+from headpursuit.run.files import shipped
 from hub_server import Hub, Repo, serve
 from replica_vlms import GEMMA
 
@@ -27,7 +28,7 @@ GATED = {MISTRAL, GEMMA, "convoicon/Thoroughly_Engineered_Toxicity"}
 # The commits that the shipped config pins.
 COMMITS = {
     own["id"]: own["revision"]
-    for own in yaml.safe_load((ROOT / "config.yaml").read_text())["sources"].values()
+    for own in shipped("config.yaml")["sources"].values()
     if own["revision"] != "main"
 }
 # What a machine needs, and nothing of what is run.

@@ -20,12 +20,13 @@ import torch
 import yaml
 from conftest import JUDGE, LLAVA, MISTRAL, Rehearsal, replicas
 from headpursuit.method.vision import load_processor, render_question
+from headpursuit.run.files import shipped
 from headpursuit.run.sizes import qwen_tokens
 from headpursuit.run.tables import read_csv
 from PIL import Image
 from replica_models import write
 from replica_names import DIGITS, DTD, EUROSAT, GTSRB, RESISC45
-from replica_tokenizer import ROOT, as_json
+from replica_tokenizer import as_json
 from replica_vlms import CAPTIONS, GEMMA, QWEN, VICUNA, make, qwen_files, real_config
 from transformers import AutoConfig, AutoModelForImageTextToText
 
@@ -35,8 +36,7 @@ SMALLER = {
     "samples": {"triviaqa": {"sample": 60}, "triviaqa-validation": {"sample": 40}},
     "experiments": {"colours-captions": {"generation": {"max_new_tokens": 8}}},
 }
-SEED = yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8"))
-SHIPPED = yaml.safe_load((ROOT / "configs/v2.yaml").read_text(encoding="utf-8"))
+SEED, SHIPPED = shipped("config.yaml"), shipped("configs/v2.yaml")
 
 
 class Full(Rehearsal):

@@ -5,14 +5,12 @@ import subprocess
 import sys
 
 import pytest
-import yaml
 from checkout import TINY, Checkout, Preloaded, make_checkout
-from headpursuit.run.config import load_config
+from headpursuit.publish.settings import shipped_config
 from headpursuit.run.estimate import work
 from headpursuit.run.experiments import stage_owners
 from headpursuit.run.roofline import DEVICES
 from headpursuit.run.workload import IN_PARTS, LOW, RULES, jobs_of
-from snakemake.utils import update_config
 
 pytestmark = pytest.mark.xdist_group("workflow")
 
@@ -39,12 +37,7 @@ def test_a_shipped_config_needs_no_network_gpu_or_secret_and_plans_what_is_recko
     for name in ("HF_ENDPOINT", "HTTPS_PROXY", "HTTP_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     planned = fresh.planned(overlay=overlay)
-    config = yaml.safe_load((fresh.folder / "config.yaml").read_text())
-    if overlay:
-        update_config(
-            config, yaml.safe_load((fresh.folder / f"configs/{overlay}.yaml").read_text())
-        )
-    config = load_config(config)
+    config = shipped_config(*([f"configs/{overlay}.yaml"] if overlay else []))
     files, parts = stage_owners(config), config["compute"]["parts"]
     for rule, stage in STAGE_OF.items():
         assert planned[rule] == len(files[stage]) * (parts if stage in IN_PARTS else 1), rule
