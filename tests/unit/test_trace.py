@@ -201,6 +201,8 @@ def test_a_head_is_traced_to_its_samples(trace):
     assert "triviaqa-0" in said.split("farthest")[1]
     other = trace("tables/table1.csv", "triviaqa", "L0.H3")  # not in the table
     assert other.startswith("triviaqa L0.H3")
+    none = trace("tables/table1.csv", "triviaqa", "L1.H2", "--top", "0")
+    assert "samples (activations/triviaqa.parquet): 5" in none and "triviaqa-0" not in none
 
 
 def test_shared_heads_are_traced_to_both_rankings(trace):
