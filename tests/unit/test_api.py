@@ -246,6 +246,7 @@ def test_heads_are_scaled_where_it_is_said(llama):
         (lambda m, w: hp.respond(m, TEXTS, "L0.H0", [0, 5]), r"alpha is a number, not \[0, 5\]"),
         (lambda m, w: hp.respond(m, TEXTS, max_new_tokens=0), "max_new_tokens: 0 is less than"),
         (lambda m, w: hp.cache(m, TEXTS, "response", responses=foreign()), "has no token 9999"),
+        (lambda m, w: hp.cache(m, TEXTS, "response", responses=TEXTS), "lack repeat, sample_id"),
         (lambda m, w: hp.pursue(w, ["L0.H0", "L0.H1"]), "One head is asked about, not 2"),
         (lambda m, w: hp.rank(w, ["apple", 3]), "'apple' is no token id"),
         (lambda m, w: hp.rank(w, [1.5]), "1.5 is no token id"),
