@@ -3,11 +3,10 @@
     python benchmarks/count.py [OVERLAY ...] [--memory-gb 80]
 
 The workflow's own planner (headpursuit.method.batches.plan_loops) is run over the samples of each
-experiment of a run, config.yaml's or that of overlays over it, once as it is and once as it was
-before conditions and batches shared loops. What no config says is assumed: the data sets of
-config.yaml have the images' sizes and class names of their replicas in tests/rehearsal, in the
-replica's tokens, an answer is the class's name and an end token, and texts are as many and as long
-as `headpursuit estimate` assumes at its high end.
+experiment of a run, config.yaml's or that of overlays over it. What no config says is assumed: the
+data sets of config.yaml have the images' sizes and class names of their replicas in
+tests/rehearsal, in the replica's tokens, an answer is the class's name and an end token, and texts
+are as many and as long as `headpursuit estimate` assumes at its high end.
 """
 
 import argparse
@@ -22,7 +21,7 @@ from typing import Any, NamedTuple
 import timing
 import torch
 import yaml
-from headpursuit.method.batches import Asked, Room, plan_batches, plan_loops, read_together
+from headpursuit.method.batches import Asked, plan_batches, plan_loops, read_together
 from headpursuit.method.decoder import Decoder
 from headpursuit.method.vision import load_processor, render_question
 from headpursuit.method.writing import room_of
@@ -40,7 +39,7 @@ from transformers import (
 
 sys.path[:0] = [str(timing.ROOT / "tests" / part) for part in ("", "rehearsal", "unit")]
 GOAL = 20_000  # steps of figure 1
-Found = dict[tuple[str, str], list[Counter]]  # by experiment and rule
+Found = dict[tuple[str, str], Counter]  # by experiment and rule
 
 
 class Sample(NamedTuple):
@@ -172,17 +171,8 @@ def batches_of(
     return [[samples[i] for i in batch] for batch in batches]
 
 
-# Both plans
-
-
-def before(batches: Iterable[Sequence[Any]], *plan: Any) -> Iterator[list[Asked]]:
-    """Plan as was done before: a loop has conditions of one batch, as a batch has room."""
-    for batch in batches:
-        yield from plan_loops([batch], *plan)
-
-
 def counted(config: Mapping[str, Any], memory_gb: float) -> Found:
-    """Return, by experiment and rule, what was done before and is done now; and at the longest.
+    """Return, by experiment and rule, what is done; its steps at the longest are ``longest``.
 
     At the longest means that some row of each loop goes on to the last token that it may have.
     """
@@ -204,14 +194,9 @@ def counted(config: Mapping[str, Any], memory_gb: float) -> Found:
         def in_the_end(some: Sequence[Sample], new: int = new) -> int:
             return longest(some) + new
 
-        now = list(plan_loops(batches, names, in_the_end, room))
-        old = before(batches, names, in_the_end, Room(tokens))
-        asked_of = longest, lambda row: row.sample.answer, tokens, new
-        found[name, rule] = [
-            count(old, *asked_of),
-            count(now, *asked_of),
-            count(now, longest, lambda row, new=new: new, tokens, new),
-        ]
+        loops = list(plan_loops(batches, names, in_the_end, room))
+        does = count(loops, longest, lambda row: row.sample.answer, tokens, new)
+        found[name, rule] = does | Counter(longest=len(loops) * (new - 1))
     return found
 
 
@@ -220,29 +205,13 @@ HEADER += ["passes", "tokens read, M"]
 
 
 def table(found: Found) -> str:
-    """Return a Markdown table: before -> now."""
+    """Return a Markdown table."""
     lines = [HEADER, ["---"] * len(HEADER)]
-    for (name, rule), (old, now, longest) in found.items():
-        both = [
-            (
-                own["loops"],
-                own["rows"] / own["loops"],
-                own["steps"],
-                own["passes"],
-                own["read"] / 1e6,
-            )
-            for own in (old, now)
-        ]
-        said = [f"{was:,.0f} -> {is_:,.0f}" for was, is_ in zip(*both, strict=True)]
-        said.insert(3, f"{longest['steps']:,}")
-        lines.append([name, rule, f"{now['rows']:,}", *said])
+    for (name, rule), own in found.items():
+        cells = [own["rows"], own["loops"], own["rows"] / own["loops"], own["steps"]]
+        cells += [own["longest"], own["passes"], own["read"] / 1e6]
+        lines.append([name, rule, *(f"{cell:,.0f}" for cell in cells)])
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-
-
-def total(found: Found, names: Iterable[str]) -> list[Counter]:
-    """Return the sums over some experiments."""
-    chosen = [own for (name, _), own in found.items() if name in set(names)]
-    return [sum(own, Counter()) for own in zip(*chosen, strict=True)]
 
 
 def main() -> None:
@@ -257,21 +226,19 @@ def main() -> None:
     config = load_config(config)
     found = counted(config, chosen.memory_gb)
     if figure := config["tables"].get("figure1"):
-        found["figure 1", "both"] = total(found, figure)
+        own = (counts for (name, _), counts in found.items() if name in figure)
+        found["figure 1", "both"] = sum(own, Counter())
     print(table(found))
     if not chosen.overlays and figure:
-        old, now, longest = found["figure 1", "both"]
+        now = found["figure 1", "both"]
         of = "decoding steps of figure 1, config.yaml"
         n = f"{now['rows']:,} responses, {chosen.memory_gb:g} GiB"
         checked = "tests/unit/test_benchmarks.py: the count is what the loop does"
         rows = [
             timing.row(of, f"{GOAL:,}", "<= 1", [now["steps"]], [GOAL], checked, n=n),
             timing.row(
-                f"{of}, all answers at their longest", f"{GOAL:,}", "<= 1", [longest["steps"]],
+                f"{of}, all answers at their longest", f"{GOAL:,}", "<= 1", [now["longest"]],
                 [GOAL], checked, n=n,
-            ),
-            timing.row(
-                of, "before, times less", None, [old["steps"]], [now["steps"]], checked, n=n
             ),
         ]  # fmt: skip
         timing.write("count", rows, table=table(found))

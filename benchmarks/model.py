@@ -373,7 +373,6 @@ def loop_alone(gib: float) -> dict[str, float]:
     file = InMemory({"generation": SAMPLED, "seed": 0}, BATCH_TOKENS)
     file.room = writing.room_of(decoder, BATCH_TOKENS, memory_gb)
     reader = Prompts(decoder, tokenizer, samples(FILLING), SAMPLED, BATCH_TOKENS)
-    forward(decoder, tokenizer)
     before = timing.memory("VmRSS")
     write_responses(file, decoder, reader, draws(CONDITIONS))
     return {"before": before}

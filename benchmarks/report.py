@@ -66,11 +66,10 @@ COUNTED = """
 
 runs the workflow's own planner over the samples of `config.yaml` and counts what the model would be
 called for. Steps are calls that write a token for each row of a loop, passes those that read.
-`before -> now`: before, a loop had one batch, and as many of its conditions as
-`compute.batch_tokens.responding` has room for. Images have the sizes and class names of the
-rehearsal's replicas, in the replica's tokens, and LLaVA-NeXT's real numbers. An answer is the
-class's name and its end token; *at the longest*, some row of each loop goes on to its last token.
-Texts are those of `estimate`'s high end. Loops are planned for 80 GiB.
+Images have the sizes and class names of the rehearsal's replicas, in the replica's tokens, and
+LLaVA-NeXT's real numbers. An answer is the class's name and its end token; *at the longest*, some
+row of each loop goes on to its last token. Texts are those of `estimate`'s high end. Loops are
+planned for 80 GiB.
 """
 
 

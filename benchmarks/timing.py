@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -87,23 +88,15 @@ def write(name: str, rows: list[dict[str, Any]], **more: Any) -> None:
 
 def machine() -> dict[str, Any]:
     """Return what the figures depend on besides the code."""
-    names = [
-        line.split(":")[1].strip()
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        if line.startswith("model name")
-    ]
-    versions = {}
+    from headpursuit.run.rule import describe_host  # importable from here on
+
+    host, versions = describe_host(), {}
     for package in PACKAGES:
-        try:
+        with suppress(PackageNotFoundError):
             versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
-        "processor": names[0] if names else platform.processor(),
-        "cores": os.cpu_count(),
-        "memory_gib": round(memory / 2**30),
-        "system": f"{platform.system()} {platform.release()}",
+        **{key: host[key] for key in ("processor", "cores", "system")},
+        "memory_gib": round(host["memory_bytes"] / 2**30),
         "python": platform.python_version(),
         "versions": versions,
         "threads": THREADS,

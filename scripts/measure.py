@@ -24,20 +24,21 @@ def main(snakemake):
     params, files, output = snakemake.params, snakemake.input, snakemake.output
     words = read_csv(files.words[0], ["word", "split"])
     by_word, by_sample, facts = [pd.DataFrame(columns=BY_WORD)], [], {}
-    responses = {}
     if scaled := files.get("scaled"):
         columns = ["condition", "response", "token_ids"]
         both = [read_responses(paths, columns).to_pandas() for paths in (files.baseline, scaled)]
-        responses = dict(list(pd.concat(both).groupby("condition", sort=False)))
+        by_condition = pd.concat(both).groupby("condition", sort=False)
+        responses = pd.concat([own for _, own in by_condition], ignore_index=True)
     if "occurrences" in params.measures:
         words_of, samples_of = score_counts(responses, words, params.matching)
         by_word.append(words_of)
         by_sample.append(samples_of)
     if "toxicity" in params.measures:
-        texts = [text for own in responses.values() for text in own["response"]]
+        texts = responses["response"]
         probability, found = label_probabilities(texts, files.classifier, params.classifier)
         by_sample.append(score_toxicity(responses, probability, found["threshold"]))
-        facts["classifier"] = {**found, "responses": len(responses["baseline"])}
+        n = int((responses["condition"] == "baseline").sum())
+        facts["classifier"] = {**found, "responses": n}
     if {"occurrences", "toxicity", "cider"} & set(params.measures):
         by_sample.append(score_lengths(responses))
     if "exact_match" in params.measures:
@@ -47,7 +48,7 @@ def main(snakemake):
         facts["classes"] = len(classes)
     if {"f1", "cider"} & set(params.measures):
         table = read_parquet(files.samples[0], ["sample_id", "references"]).to_pandas()
-        answered = table[table["sample_id"].isin(responses["baseline"]["sample_id"])]
+        answered = table[table["sample_id"].isin(responses["sample_id"])]
         references = dict(zip(answered["sample_id"], answered["references"], strict=True))
         facts["references"] = [fewest(map(len, references.values())) for fewest in (min, max)]
     if "f1" in params.measures:

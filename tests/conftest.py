@@ -1,4 +1,3 @@
-import copy
 import os
 import shutil
 from collections.abc import Callable
@@ -7,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from headpursuit.run.files import shipped
 from hypothesis import HealthCheck, settings
 
 # The same examples in each run, and no clock: a loaded machine is not a failure. FUZZ_CASES asks
@@ -78,16 +76,17 @@ def tokenizer(model_path: Callable[[str], Path]) -> Any:
 @pytest.fixture
 def paper() -> dict[str, Any]:
     """Give the shipped config.yaml, to be changed at will."""
-    return copy.deepcopy(shipped("config.yaml"))
+    import shipped
+
+    return shipped.config()
 
 
 @pytest.fixture
-def demo(paper: dict[str, Any]) -> dict[str, Any]:
-    """Give the shipped config.yaml with the demo laid over it as Snakemake does."""
-    from snakemake.utils import update_config
+def demo() -> dict[str, Any]:
+    """Give the same with the demo laid over it."""
+    import shipped
 
-    update_config(paper, copy.deepcopy(shipped("configs/demo.yaml")))
-    return paper
+    return shipped.config("demo")
 
 
 @pytest.fixture(scope="session")

@@ -71,13 +71,12 @@ def responses(name: str, texts: dict[str, list[str]]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["condition", "sample_id", "repeat", "response", "token_ids"])
 
 
-def write_responses(run: Path, name: str, own: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Write responses in two parts, and give them by condition."""
+def write_responses(run: Path, name: str, own: pd.DataFrame) -> None:
+    """Write responses in two parts."""
     for part, kind in product((1, 2), ("baseline", "scaled")):
         rows = own[(own["condition"] == "baseline") == (kind == "baseline")]
         half = rows[rows["sample_id"].str[-1].astype(int) % 2 == part - 1]
         write(run / f"responses/{name}/{kind}/part-{part}.parquet", half, question="Which digit?")
-    return dict(list(own.groupby("condition", sort=False)))
 
 
 def write_heads(run: Path, name: str) -> None:
@@ -163,8 +162,8 @@ def make_prompts(run: Path, config: dict[str, Any]) -> tuple[pd.DataFrame, dict[
     write(run / "samples/rtp.parquet", prompts)
     write(run / "rankings/rtp.csv", ranking([6, 1, 0, 2, 3, 4, 5, 7], "Ġcand Ġst x"))
     write_heads(run, "rtp")
-    written = write_responses(run, "rtp", own)
-    counted = score_counts(written, words, {})
+    write_responses(run, "rtp", own)
+    counted = score_counts(own, words, {})
     rng = np.random.default_rng(0)
     expected = own[["condition", "sample_id", "repeat"]].assign(positions=3, nll=1.0)
     expected["mass"] = list(rng.random((len(own), len(WORDS))))
@@ -174,7 +173,7 @@ def make_prompts(run: Path, config: dict[str, Any]) -> tuple[pd.DataFrame, dict[
     summed = score_expected(pa.Table.from_pandas(expected, preserve_index=False), words)
     by_word, by_sample = (pd.concat(own) for own in zip(counted, summed, strict=True))
     toxic = {text: len(text) / 20 for own in texts.values() for text in own}
-    by_sample = pd.concat([by_sample, score_lengths(written), score_toxicity(written, toxic, 0.5)])
+    by_sample = pd.concat([by_sample, score_lengths(own), score_toxicity(own, toxic, 0.5)])
     write(run / "scores/rtp.words.parquet", by_word)
     write(run / "scores/rtp.parquet", by_sample)
     return by_sample, {"coverage": 1.0, "classifier": {"responses": 4}}
@@ -191,7 +190,8 @@ def make_images(run: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
     write(run / "samples/mnist.parquet", images, classes=CLASSES)
     write(run / "rankings/mnist.csv", ranking([6, 1, 0, 2, 3, 4, 5, 7], "one"))
     write_heads(run, "mnist")
-    answers = write_responses(run, "mnist", responses("mnist", texts))
+    answers = responses("mnist", texts)
+    write_responses(run, "mnist", answers)
     table = score_answers(answers, images, CLASSES, ["case", "space", "punctuation"])
     write(run / "scores/mnist.parquet", table)
     return table, {"classes": 2}

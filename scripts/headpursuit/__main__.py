@@ -8,7 +8,6 @@ headpursuit checkpoint results/demo rtp somp-k8 /data/smollm2-inverted
 import argparse
 import os
 import sys
-from argparse import Namespace
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -25,25 +24,25 @@ LOCK = """\
 # Each command imports what it needs, so that --help comes at once. It returns its exit status.
 
 
-def claims(options: Namespace) -> int:
+def claims(results: Path, short: bool) -> int:
     """Print what a run found, and its verdicts on the paper's claims."""
     from headpursuit.publish.found import summary, verdicts
     from headpursuit.run.finished import read_run
 
-    run = read_run(options.results)
+    run = read_run(results)
     print("\n".join(summary(run)))
-    if not options.short:
+    if not short:
         print("\n".join(verdicts(run)))
     return 0
 
 
-def open_(options: Namespace) -> int:
+def open_(results: Path, name: str | None) -> int:
     """Show a run's report, or one of its tables, in the browser."""
     import webbrowser
 
     from headpursuit.run.finished import read_run
 
-    path = read_run(options.results).page(options.name)
+    path = read_run(results).page(name)
     with suppress(webbrowser.Error):
         if webbrowser.open(path.absolute().as_uri()):
             return 0
@@ -51,55 +50,55 @@ def open_(options: Namespace) -> int:
     return 0
 
 
-def pin(options: Namespace) -> int:
+def pin(results: Path) -> int:
     """Write the commits of a run's downloads, as an overlay that fetches them again."""
     import yaml
 
     from headpursuit.run.files import write_text
     from headpursuit.run.finished import read_run
 
-    run = read_run(options.results)
+    run = read_run(results)
     found, path = run.revisions(), run.results / "revisions.yaml"
     write_text(path, f"{LOCK}{yaml.safe_dump(found, sort_keys=False)}")
     print(f"{len(found['sources'])} sources from the Hub: {path}")
     return 0
 
 
-def trace(options: Namespace) -> int:
+def trace(table: Path, row: Sequence[str], top: int, unmasked: bool) -> int:
     """Print what a row of a table stands on."""
     from headpursuit.run.trace import trace
 
-    for line in trace(options.table, options.row, options.top, options.unmasked):
+    for line in trace(table, row, top, unmasked):
         print(line)
     return 0
 
 
-def verify(options: Namespace) -> int:
+def verify(results: Path) -> int:
     """Compare a run's files with its manifest."""
     from headpursuit.run.finished import run_folder
     from headpursuit.run.verify import verify
 
-    lines, notes = verify(run_folder(options.results))
+    lines, notes = verify(run_folder(results))
     said = lines or ["All files are as the manifest says."]
     print("\n".join([*said, *(f"Note: {note}" for note in notes)]))
     return int(bool(lines))
 
 
-def diff(options: Namespace) -> int:
+def diff(results: Path, other: Path) -> int:
     """Compare the manifests of two runs."""
     from headpursuit.run.finished import run_folder
     from headpursuit.run.verify import differences
 
-    lines = differences(run_folder(options.results), run_folder(options.other))
+    lines = differences(run_folder(results), run_folder(other))
     print("\n".join(lines or ["The runs differ in dates, hosts and times only."]))
     return int(bool(lines))
 
 
-def estimate(options: Namespace) -> int:
+def estimate(configfile: Sequence[Path]) -> int:
     """Reckon tokens, hours, disk and memory that a config takes."""
     from headpursuit.run.estimate import estimate, measured, render
 
-    config = _laid_over(options.configfile)
+    config = _laid_over(configfile)
     print(render(estimate(config, measured(Path("results", config["run"], "benchmarks")))), end="")
     return 0
 
@@ -121,29 +120,28 @@ def _laid_over(files: Sequence[Path]) -> dict[str, Any]:
     return load_config(config, files)
 
 
-def checkpoint(options: Namespace) -> int:
+def checkpoint(results: Path, experiment: str, condition: str, to: Path, check: bool) -> int:
     """Save a run's model with the heads of a condition scaled."""
     from headpursuit.method.checkpoint import save_condition
 
-    where = options.results, options.experiment, options.condition, options.to
-    print("\n".join(save_condition(*where, options.check)))
+    print("\n".join(save_condition(results, experiment, condition, to, check)))
     return 0
 
 
-def apply(options: Namespace) -> int:
+def apply(file: Path, model: Path, folder: Path, check: bool) -> int:
     """Save a model with heads scaled as a file of checkpoint says."""
     from headpursuit.method.checkpoint import apply_intervention
 
-    where = options.file, options.model, options.folder
-    print("\n".join(apply_intervention(*where, options.check)))
+    print("\n".join(apply_intervention(file, model, folder, check)))
     return 0
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command and return its exit status: 0, 1 if files differ, 2 for a mistake."""
-    options = _parser().parse_args(arguments)
+    options = vars(_parser().parse_args(arguments))
+    command = options.pop("command")
     try:
-        return options.command(options)
+        return command(**options)
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
@@ -164,7 +162,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("headpursuit", description=__doc__, formatter_class=layout)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
-    def add(command: Callable[[Namespace], int]) -> Callable:
+    def add(command: Callable[..., int]) -> Callable:
         said = str(command.__doc__).rstrip(".")
         own = commands.add_parser(command.__name__.rstrip("_"), help=said, description=f"{said}.")
         own.set_defaults(command=command)

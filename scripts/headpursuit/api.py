@@ -305,21 +305,18 @@ def respond(
     """
     prompts = _prompts(model, texts)
     conditions = {"own": _condition(model, heads, alpha, at)}
-    return _respond(model, prompts, conditions, max_new_tokens)["own"]
+    return _respond(model, prompts, conditions, max_new_tokens).drop(columns="condition")
 
 
 def _respond(
     model: Model, prompts: pa.Table, conditions: Mapping[str, Condition], max_new_tokens: int
-) -> dict[str, pd.DataFrame]:
+) -> pd.DataFrame:
     generation = with_defaults("generation", {"temperature": 0, "max_new_tokens": max_new_tokens})
     file = InMemory({"generation": generation, "seed": 0}, BATCH_TOKENS)
     reader = Prompts(model.decoder, model.tokenizer, prompts, generation, BATCH_TOKENS)
     write_responses(file, model.decoder, reader, conditions)
-    order = prompts["sample_id"].to_pylist()
-    return {
-        name: own.drop(columns="condition").set_index("sample_id").loc[order].reset_index()
-        for name, own in file.table.to_pandas().groupby("condition")
-    }
+    table = file.table.to_pandas().set_index("sample_id")
+    return table.loc[prompts["sample_id"].to_pylist()].reset_index()
 
 
 def _paired(
@@ -327,7 +324,7 @@ def _paired(
 ) -> pa.Table:
     """Return responses to prompts as the library's table; those given are to be theirs."""
     if responses is None:
-        responses = _respond(model, prompts, {"own": Condition()}, max_new_tokens)["own"]
+        responses = _respond(model, prompts, {"own": Condition()}, max_new_tokens)
     columns = getattr(responses, "columns", ())  # none of a list of texts
     if lacking := {*RESPONSE} - {*columns} or (not len(responses) and {"any row"}):
         raise UserError(f"The responses lack {', '.join(sorted(lacking))}; respond gives them.")

@@ -118,6 +118,7 @@ class FakeOllama:
         self.texts: list[str] = []
         self.images: list[bytes] = []  # as they arrived
         self.sees = True  # its models read images
+        self.listing = 200  # how OpenAI's list of models is answered
         self.pulls = 0
         self.lock = threading.Lock()
         self.http = _Server((address, port), _Handler)
@@ -202,6 +203,8 @@ class _Handler(BaseHTTPRequestHandler):
             if not fake.modern:
                 loaded = [{"model": model["model"]} for model in loaded]
             self.send({"models": loaded})
+        elif self.path == "/v1/models":
+            self.send({"data": []}, fake.listing)
         else:
             self.send({"error": "not found"}, 404)
 

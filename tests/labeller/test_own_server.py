@@ -53,7 +53,7 @@ def test_ended_after_an_error(pids, settings):
     wait_for_the_end(pids)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_ended_when_the_labeller_is_killed(pids, settings, responses, start, tmp_path, number):
     if number == signal.SIGKILL and not Path("/usr/bin/setpriv").exists():
         pytest.skip("needs setpriv (util-linux)")
@@ -74,6 +74,7 @@ def test_sigterm_waits_for_no_reply(pids, settings, responses, start, tmp_path):
     process.terminate()
     assert process.wait(20) != 0
     wait_for_the_end(pids)
+    assert not (tmp_path / "labels.parquet").exists()
 
 
 def test_no_binary(settings, monkeypatch, tmp_path):

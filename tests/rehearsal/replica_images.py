@@ -32,6 +32,16 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 
 NAMES = {"mnist": DIGITS, "svhn": DIGITS, "gtsrb": GTSRB, "eurosat": EUROSAT}
 NAMES |= {"resisc45": RESISC45, "dtd": DTD}
+# Small and large images of the real sources, width x height, by which an estimate goes.
+SIZES = {
+    "ylecun/mnist": ((28, 28), (28, 28)),
+    "ufldl-stanford/svhn": ((32, 32), (32, 32)),
+    "tanganke/gtsrb": ((50, 50), (50, 48)),
+    "timm/eurosat-rgb": ((64, 64), (64, 64)),
+    "timm/resisc45": ((256, 256), (256, 256)),
+    "tanganke/dtd": ((400, 600), (450, 450)),
+    "AnyModal/flickr30k": ((500, 333), (500, 375)),
+}
 
 
 def llava_config(patch: int) -> dict[str, Any]:

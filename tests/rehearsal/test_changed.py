@@ -8,9 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 import replica_sources
 from conftest import LLAVA, MISTRAL, Rehearsal, replicas
-from headpursuit.run.sizes import llava_next_tokens
+from headpursuit.run.sizes import IMAGES
 from PIL import Image
-from replica_images import llava_config
+from replica_images import SIZES, llava_config
 from replica_models import write
 from replica_tokenizer import LLAVA_CHAT, MISTRAL_CHAT, as_json, llava_files
 from transformers import AutoProcessor
@@ -60,19 +60,12 @@ def test_both_forms_are_read(
         assert f"chat template: {file}\n" in run.path(f"logs/{log}.log").read_text()
 
 
-@pytest.mark.parametrize(
-    ("size", "tokens"),
-    [
-        ((28, 28), 1176), ((32, 32), 1176), ((64, 64), 1176), ((256, 256), 1176),
-        ((50, 48), 1224), ((640, 480), 2340),
-    ],
-)  # fmt: skip
-def test_image_tokens_of_the_real_geometry(
-    tmp_path: Path, size: tuple[int, int], tokens: int
-) -> None:
+@pytest.mark.parametrize("source", SIZES)
+def test_image_tokens_of_the_real_geometry(tmp_path: Path, source: str) -> None:
     """Of tiles of 336 pixels in patches of 14: the run's patches are coarser."""
     made = llava_files(LLAVA_CHAT, "chat_template.json", 14)
     write(made | {"config.json": as_json(llava_config(14))}, tmp_path)
     processor = AutoProcessor.from_pretrained(tmp_path, backend="pil")
-    ids = processor(text="<image>", images=Image.new("RGB", size))["input_ids"][0]
-    assert list(ids).count(32000) == tokens == llava_next_tokens(*size)
+    for size, tokens in zip(SIZES[source], IMAGES[source].llava_next, strict=True):
+        ids = processor(text="<image>", images=Image.new("RGB", size))["input_ids"][0]
+        assert list(ids).count(32000) == tokens

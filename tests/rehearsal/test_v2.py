@@ -21,7 +21,7 @@ import yaml
 from conftest import JUDGE, LLAVA, MISTRAL, Rehearsal, replicas
 from headpursuit.method.vision import load_processor, render_question
 from headpursuit.run.files import shipped
-from headpursuit.run.sizes import qwen_tokens
+from headpursuit.run.sizes import IMAGES
 from headpursuit.run.tables import read_csv
 from PIL import Image
 from replica_models import write
@@ -103,10 +103,8 @@ def test_the_config_states_the_models_sizes(tmp_path: Path, entry: str, name: st
     assert SHIPPED["sources"][stated["source"]]["id"] == name
 
 
-@pytest.mark.parametrize(
-    ("size", "tokens"), [((28, 28), 4), ((64, 64), 4), ((256, 256), 81), ((640, 480), 391)]
-)
-def test_image_tokens_of_qwens_real_geometry(tmp_path: Path, size: tuple, tokens: int) -> None:
+@pytest.mark.parametrize("source", replica_images.SIZES)
+def test_image_tokens_of_qwens_real_geometry(tmp_path: Path, source: str) -> None:
     """Of images in their own size, up to 12.8 million pixels: the run's are smaller."""
     files, config = qwen_files()
     images = json.loads(files["preprocessor_config.json"]) | {"max_pixels": 12845056}
@@ -114,9 +112,10 @@ def test_image_tokens_of_qwens_real_geometry(tmp_path: Path, size: tuple, tokens
     write(files, tmp_path)
     processor = load_processor(tmp_path)
     question = render_question(processor, "{image} What is it?", "", [], chat=True)
-    asked = processor(text=[question], images=[[Image.new("RGB", size)]], return_tensors="pt")
-    assert (asked["input_ids"][0] == config["image_token_id"]).sum() == tokens
-    assert qwen_tokens(*size) == tokens
+    for size, tokens in zip(replica_images.SIZES[source], IMAGES[source].qwen, strict=True):
+        image = Image.new("RGB", size)
+        asked = processor(text=[question], images=[[image]], return_tensors="pt")
+        assert (asked["input_ids"][0] == config["image_token_id"]).sum() == tokens
 
 
 # The run

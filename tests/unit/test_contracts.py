@@ -10,6 +10,7 @@ import pytest
 from headpursuit.run.contracts import contract_of, contracts, violations
 from headpursuit.run.files import UserError, write_parquet
 from headpursuit.run.tables import read_cells, write_csv
+from test_rules import texts
 
 ROOT = Path(__file__).parents[2]
 
@@ -56,9 +57,8 @@ def test_of_two_kinds_under_one_name_the_columns_decide() -> None:
 
 
 def test_every_table_has_a_contract_and_is_documented() -> None:
-    text = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "rules").glob("*.smk"))
     made = set()
-    for block in re.findall(r"^    output:\n((?:        .*\n)+)", text, re.MULTILINE):
+    for block in re.findall(r"^    output:\n((?:        .*\n)+)", texts(), re.MULTILINE):
         made |= set(re.findall(r'"<results>/(\S+\.(?:csv|parquet))"', block))
     assert len(made) > 20
     for template in made:

@@ -2,9 +2,9 @@
 
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
+import shipped
 import yaml
 from checkout import code_blocks
 from headpursuit.run.config import load_config
@@ -46,10 +46,7 @@ def test_overlays_of_the_docs_are_valid(page: str):
     for block in blocks:
         text, _, command = block.partition(".venv/bin/snakemake")
         over_paper = {"llama", "mnist"} & set(re.findall(r"\w+", text))
-        config: dict[str, Any] = {}
-        overlay = yaml.safe_load(text)
-        for own in ("config.yaml", *([] if over_paper else ["configs/demo.yaml"])):
-            update_config(config, yaml.safe_load((ROOT / own).read_text(encoding="utf-8")))
+        config, overlay = shipped.config(*([] if over_paper else ["demo"])), yaml.safe_load(text)
         for own in overlay.get("sources", {}).values():
             own["path"] = str(ROOT / "data")  # in the place of a path of the user's
         update_config(config, overlay)

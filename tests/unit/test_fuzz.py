@@ -10,7 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import yaml
+import shipped
 from headpursuit.data.prompts import read_rows, sample_prompts, unique_prompts
 from headpursuit.labelling.prompt import MODES
 from headpursuit.labelling.reply import MAX_ENTRIES, MAX_PHRASE, parse_reply, sift_words
@@ -22,7 +22,6 @@ from headpursuit.method.words import (
     normalise,
     split_words,
     tidy_word,
-    word_pattern,
 )
 from headpursuit.run.config import load_config
 from headpursuit.run.experiments import candidate_layers, conditions, running
@@ -30,10 +29,8 @@ from headpursuit.run.files import UserError, plain, visible
 from headpursuit.run.tables import escape_latex, escape_markdown
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from snakemake.utils import update_config
 from test_tables import typeset
 
-ROOT = Path(__file__).parents[2]
 few = settings(max_examples=int(os.environ.get("FUZZ_CASES", 60)))
 
 # Text with more of what parsers act on than chance would give.
@@ -60,9 +57,7 @@ def paths(value: Any, at: tuple = ()) -> Iterator[tuple]:
             yield from paths(own, (*at, key))
 
 
-BASE: dict[str, Any] = {}
-for file in ("config.yaml", "configs/demo.yaml"):
-    update_config(BASE, yaml.safe_load((ROOT / file).read_text(encoding="utf-8")))
+BASE = shipped.config("demo")
 PATHS = sorted(paths(BASE), key=str)
 keys = st.one_of(texts, st.integers(), st.booleans(), st.none(), st.sampled_from(list(BASE)))
 scalars = st.one_of(
@@ -138,18 +133,6 @@ def test_any_reply_is_read_or_not(reply: str, mode: str, response: str, listed: 
 
 
 # Words
-
-
-@few
-@given(st.lists(texts, max_size=4), st.lists(phrases, min_size=1, max_size=3), st.booleans())
-def test_counts_are_those_of_the_pattern(inside: list[str], words: list[str], cased: bool) -> None:
-    counts = count_words(inside, words, cased)
-    for row, text in zip(counts, inside, strict=True):
-        for count, word in zip(row, words, strict=True):
-            pattern = word_pattern(normalise(word, cased))
-            assert count == len(pattern.findall(normalise(text, cased)))
-    together = count_words(["\n".join(inside)], words, cased)[0]
-    assert (together >= 0).all() and (counts.sum(0) <= together + len(inside)).all()
 
 
 @few

@@ -70,25 +70,22 @@ def test_a_folder_with_labels(folder: Path) -> None:
     assert [len(batch) for batch in stream_images(path, "evaluation", 3)] == [3, 3, 2]
 
 
-def test_parts_by_a_column(folder: Path) -> None:
-    parts = {"selection": "train", "evaluation": "test"}
-    own = {part: {"files": "labels.csv", "where": {"split": at}} for part, at in parts.items()}
-    _, table = prepare(folder, spec(**own), (100, 100))
-    rows = table["source"].str.removeprefix("labels.csv:").astype(int)
-    assert rows[table["part"] == "evaluation"].tolist() == list(range(1, 11))
-    assert rows[table["part"] == "selection"].tolist() == list(range(11, 31))
+PARQUET = {"files": "*.parquet"}
+
+
+def save(folder: Path, features: dict, **column) -> None:
+    """Write a Parquet file of images and a column, with the Hub's metadata."""
+    [values] = column.values()
+    encoded = [{"bytes": (folder / f"{i}.png").read_bytes()} for i in range(len(values))]
+    stored = {"huggingface": json.dumps({"info": {"features": features}})}
+    table = pa.table({"image": encoded, **column}).replace_schema_metadata(stored)
+    pq.write_table(table, folder / "all.parquet")
 
 
 def labelled(folder: Path, labels: list, names: list[str] | None = None, **changes) -> dict:
     """Write a Parquet file of images with labels and return its entry of the config."""
-    encoded = [{"bytes": (folder / f"{i}.png").read_bytes()} for i in range(len(labels))]
-    features = {"label": {"names": names, "_type": "ClassLabel"}} if names else {}
-    table = pa.table({"image": encoded, "label": labels}).replace_schema_metadata(
-        {"huggingface": json.dumps({"info": {"features": features}})}
-    )
-    pq.write_table(table, folder / "all.parquet")
-    part = {"files": "*.parquet"}
-    return spec(image="image", label="label", selection=part, evaluation=part, **changes)
+    save(folder, {"label": {"names": names, "_type": "ClassLabel"}} if names else {}, label=labels)
+    return spec(image="image", label="label", selection=PARQUET, evaluation=PARQUET, **changes)
 
 
 LAND = ["sea_lake", "river", "road"]
@@ -113,22 +110,16 @@ def test_classes_of_a_parquet_file(folder: Path, labels, names, changes, expecte
 
 
 def test_names_of_numbers_of_any_width_beside_a_column_of_unknown_type(folder: Path) -> None:
-    own = labelled(folder, pa.array([0, 1, 2] * 6, pa.int8()), LAND)
-    table = pq.read_table(folder / "all.parquet")
-    info = json.loads(table.schema.metadata[b"huggingface"])
-    info["info"]["features"]["other"] = {"_type": "New"}
-    table = table.append_column("other", table["label"])
-    table = table.replace_schema_metadata({"huggingface": json.dumps(info)})
-    pq.write_table(table, folder / "all.parquet")
+    labels = pa.array([0, 1, 2] * 6, pa.int8())
+    own, kind = labelled(folder, labels), {"_type": "ClassLabel"}
+    save(folder, {"label": {"names": LAND, **kind}, "other": {"_type": "New"}}, label=labels)
     assert prepare(folder, own, (2, 2))[0] == ["sea lake", "river", "road"]
-    info["info"]["features"]["label"]["names"] = {"0": "sea"}
-    table = table.replace_schema_metadata({"huggingface": json.dumps(info)})
-    pq.write_table(table, folder / "all.parquet")
+    save(folder, {"label": {"names": {"0": "sea"}, **kind}}, label=labels)
     with pytest.raises(UserError, match="no file of theirs names them"):
         prepare(folder, own, (2, 2))
 
 
-@pytest.mark.parametrize("labels", [[0, 1, 2] * 6, [3, 10, -1] * 6, [0.0, 1.0] * 9])
+@pytest.mark.parametrize("labels", [[3, 10, -1] * 6, [0.0, 1.0] * 9])
 def test_numbers_that_nothing_names_are_refused(folder: Path, labels: list) -> None:
     with pytest.raises(UserError, match=r"the labels are numbers \(.*samples\.\*\.classes"):
         prepare(folder, labelled(folder, labels))
@@ -145,11 +136,9 @@ def test_numbers_in_a_csv_are_no_names(folder: Path) -> None:
 
 def captioned(folder: Path, captions: list, **changes) -> dict:
     """Write a Parquet file of images with captions and return its entry of the config."""
-    encoded = [{"bytes": (folder / f"{i}.png").read_bytes()} for i in range(len(captions))]
-    pq.write_table(pa.table({"image": encoded, "caption": captions}), folder / "all.parquet")
-    part = {"files": "*.parquet"}
+    save(folder, {}, caption=captions)
     base = {"source": "own", "image": "image", "references": "caption"}
-    return {**base, "selection": part, "evaluation": part, **changes}
+    return {**base, "selection": PARQUET, "evaluation": PARQUET, **changes}
 
 
 def test_images_with_captions_are_drawn_from_all(folder: Path) -> None:
@@ -174,16 +163,14 @@ def test_captions_in_columns_of_a_csv(folder: Path) -> None:
     own = captioned(folder, [], image="file", references=["name", "split"], **part)
     own |= {"evaluation": {"files": "labels.csv"}, "sample": {"selection": 2, "evaluation": 3}}
     _, table = prepare(folder, own)
-    assert {tuple(own) for own in table["references"][:2]} <= {
-        ("pear", "train"), ("red_apple", "train"),
-    }  # fmt: skip
+    found = {tuple(own) for own in table["references"][:2]}
+    assert found <= {("pear", "train"), ("red_apple", "train")}
 
 
 @pytest.mark.parametrize(
     ("captions", "changes", "said"),
     [
         ([["a"], [""], []], {}, r"own\.references: .*, row 2: there is no text in caption, so"),
-        ([["a"], None], {}, r"samples\.own\.references: .*all\.parquet, row 2: there is no text"),
         ([["a"]], {}, r"^samples\.own\.selection: there is no image \(left\); see its files, row"),
         ([["a"], ["b"]], {"references": "captions"}, "no column 'captions'; it has image, caption"),
         ([[1], [2]], {}, "row 1: 1 is no text"),
@@ -221,7 +208,7 @@ def test_rows_of_pixels(folder: Path) -> None:
     rng = np.random.default_rng(0)
     rows = [[*rng.integers(0, 17, 16), number % 2] for number in range(12)]
     rows[0][0] = 16
-    text = "\n".join(",".join(map(str, row)) for row in rows) + "\n"
+    text = "".join(f"{','.join(map(str, row))}\n" for row in rows)
     (folder / "pixels.csv.gz").write_bytes(gzip.compress(text.encode()))
     parts = {"selection": [1, 6], "evaluation": [7, 12]}
     own = {part: {"files": "pixels.csv.gz", "rows": own} for part, own in parts.items()}
@@ -232,9 +219,10 @@ def test_rows_of_pixels(folder: Path) -> None:
     assert first.shape == (4, 4)
     assert first.max() == 255
     np.testing.assert_allclose(first.ravel() / 255 * 16, rows[0][:-1], atol=0.04)
-    (folder / "pixels.csv.gz").write_bytes(gzip.compress(b"1,2,0\n3,4,1\n"))
-    with pytest.raises(UserError, match=r"pixels\.csv\.gz: not rows of square images"):
-        prepare(folder, own)
+    for wrong, said in ((b"1,2,0\n3,4,1\n", ""), (b"1,0\n3\n", r".* a row too short")):
+        (folder / "pixels.csv.gz").write_bytes(gzip.compress(wrong))
+        with pytest.raises(UserError, match=rf"pixels\.csv\.gz: not rows of square images{said}"):
+            prepare(folder, own)
 
 
 def test_rows_behind_the_last_are_not_read(folder: Path) -> None:

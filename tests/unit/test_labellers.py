@@ -23,7 +23,7 @@ from headpursuit.run.config import load_config
 from headpursuit.run.files import UserError, write_json
 from headpursuit.run.retry import Busy, persist
 from headpursuit.run.uses import run_labellers
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 SHIPPED = Path(__file__).parents[2] / "prompts/label.yaml"
@@ -63,10 +63,9 @@ def test_what_is_rendered_is_read_back(mode, named, before, after):
 @pytest.mark.parametrize(
     ("reply", "found"),
     [
-        ("<answer>None</answer>", []),
-        ("<ANSWER> none. </ANSWER>", []),
+        ("<ANSWER> None. </ANSWER>", []),
         ("<answer>Darn, darn; DARN.</answer>", ["darn"]),
-        ('<answer>"darn", “heck”, *fool*</answer>', ["darn", "heck", "fool"]),
+        ('<answer>"darn", “heck”, *fool*, `dunce`</answer>', ["darn", "heck", "fool", "dunce"]),
         ("<answer>- darn\n- heck\n2. fool\n**dunce**</answer>", ["darn", "heck", "fool", "dunce"]),
         ("<answer>total dunce, darn</answer>", ["total dunce", "darn"]),
         ("<answer>draft</answer> no: <answer>darn</answer>", ["darn"]),
@@ -75,18 +74,12 @@ def test_what_is_rendered_is_read_back(mode, named, before, after):
         ("<answer>\n*darn, heck, fool*\n</answer>", ["darn", "heck", "fool"]),
         ("<answer>**darn**, **heck**</answer>", ["darn", "heck"]),
         ("<answer>d**n, **heck**, f***</answer>", ["d**n", "heck", "f***"]),
-        ("<answer>**None**</answer>", []),
-        ("```\n<answer>darn, heck</answer>\n```", ["darn", "heck"]),
         ("<answer>\n```\ndarn\nheck\n```\n</answer>", ["darn", "heck"]),
-        ("<answer>`darn`, `heck`</answer>", ["darn", "heck"]),
         (
             "\x00\x1b[1m<answer>da\x07rn,\x00 \ud83dDARN\x7f,\u200bfool</answer>\x08",
             ["darn", "fool"],
         ),
-        ("I can't help with that. <answer>None</answer>", []),
         ("<answer>darn</answer> Or rather: <answer>heck", None),
-        ("darn", None),
-        ("darn</answer>", None),
         ("</answer>darn<answer>", None),
         ("<answer> , </answer>", None),
         ("", None),
@@ -205,14 +198,13 @@ def test_a_prompt_for_images_has_their_number_and_no_text(tmp_path):
             prompt.load_prompt(tmp_path / "prompt.yaml", per_image=5)
 
 
-def test_a_prompt_file_that_is_not_there_or_not_yaml(tmp_path):
-    with pytest.raises(UserError, match="cannot read"):
-        prompt.load_prompt(tmp_path / "none.yaml")
+def test_a_prompt_file_that_is_not_yaml(tmp_path):
     (tmp_path / "bad.yaml").write_bytes(b"\xff\xfe: [")
     with pytest.raises(UserError, match="not YAML"):
         prompt.load_prompt(tmp_path / "bad.yaml")
 
 
+@settings(max_examples=50)
 @given(texts=st.lists(st.text(max_size=3000), max_size=4), limit=st.integers(3000, 8192))
 def test_no_prompt_overflows_its_window(texts, limit):
     shipped = prompt.load_prompt(SHIPPED)
@@ -231,6 +223,7 @@ def test_a_window_without_room_is_refused():
         prompt.fit_window(prompt.load_prompt(SHIPPED), [], 256, 1024)
 
 
+@settings(max_examples=50)
 @given(text=st.text(), room=st.integers(1, 40))
 def test_a_cut_text_is_the_beginning(text, room):
     kept = prompt.cut(text, room)
@@ -281,13 +274,6 @@ def test_the_journal_comes_back_from_disk(tmp_path, caplog):
     assert (tmp_path / "j").read_bytes().splitlines()[-1].startswith(b'{"key": "k", "attempt": 2')
 
 
-def test_without_a_journal_no_file_is_made(monkeypatch):
-    monkeypatch.setattr("tempfile.tempdir", "/nowhere")
-    with Journal(None) as journal:
-        journal.write("sent", "k", 1)
-        assert journal.sent["k"] == 1
-
-
 def test_busy_seconds_are_those_with_a_request_under_way():
     journal = Journal(None)
     for end, seconds in ((10.0, 4.0), (11.0, 2.0), (30.0, 1.0)):
@@ -302,13 +288,13 @@ def test_a_key_stands_for_all_that_shapes_a_reply(load):
     assert load().digest == prompt.load_prompt(SHIPPED).digest  # whose comments do not count
 
 
-def test_patience_ends_with_the_reason():
-    calls = []
-
+def test_patience_ends_with_the_reason(monkeypatch):
     def call():
         calls.append(1)
         raise Busy("HTTP 503")
 
+    calls = []
+    monkeypatch.setattr("headpursuit.run.retry.FIRST_WAIT", 0.05)
     with pytest.raises(UserError, match=r"HTTP 503 \(tried for 0.3 s\)"):
         persist(call, 0.3)
     assert len(calls) > 1
@@ -327,14 +313,11 @@ def answering(handler) -> Ollama:
     return made
 
 
-def test_a_model_that_is_gone_is_to_be_pulled():
-    backend = answering(lambda request: httpx.Response(404, json={"error": "not found"}))
-    with pytest.raises(UserError, match=r"HTTP 404.*`ollama pull llama3\.3:70b`"):
-        backend._chat([], {})
-
-
-def test_a_server_says_how_long_to_leave_it_alone():
+def test_a_server_that_refuses_says_what_to_do_or_how_long_to_leave_it_alone():
     """Ollama's client drops the headers of what refuses."""
+    reply = httpx.Response(404, json={"error": "not found"})
+    with pytest.raises(UserError, match=r"HTTP 404.*`ollama pull llama3\.3:70b`"):
+        answering(lambda request: reply)._chat([], {})
     reply = httpx.Response(429, json={"error": "slow down"}, headers={"Retry-After": "7"})
     with pytest.raises(Busy, match=r"first:11434: HTTP 429: .*slow down") as caught:
         answering(lambda request: reply)._chat([], {})
@@ -475,8 +458,8 @@ def test_prompts_are_labelled_beside_responses_and_compared(tmp_path):
     prompts = pa.table({"sample_id": ["p0"], "text": ["fine"]})
     pq.write_table(prompts, tmp_path / "p.parquet")
     lexicon = {"files": "terms.csv", "text": "text", "where": None}
-    settings = {"backend": "lexicon", "attempts": 1, "patience": 1, "lexicon": lexicon}
-    job = SimpleNamespace(params=SimpleNamespace(labeller=settings), log=[tmp_path / "log"])
+    asked = {"backend": "lexicon", "attempts": 1, "patience": 1, "lexicon": lexicon}
+    job = SimpleNamespace(params=SimpleNamespace(labeller=asked), log=[tmp_path / "log"])
     job.input = SimpleNamespace(
         responses=[tmp_path / "r.parquet"], prompts=[tmp_path / "p.parquet"], images=[]
     )

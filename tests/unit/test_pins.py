@@ -7,6 +7,7 @@ import sys
 from functools import cache
 from importlib.metadata import packages_distributions, requires, version
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import yaml
@@ -108,15 +109,6 @@ def _caught(node: ast.Try) -> list[ast.AST]:
     return [part for own in node.handlers if own.type for part in ast.walk(own.type)]
 
 
-def modules_of(script: Path) -> set[Path]:
-    waiting, seen = {script}, set()
-    while waiting:
-        path = waiting.pop()
-        seen.add(path)
-        waiting |= lineage._read(path).imported - seen
-    return seen
-
-
 @cache
 def third_party(path: Path, optional: bool = False) -> frozenset[str]:
     names = imported(ast.parse(path.read_text(encoding="utf-8")), optional)
@@ -131,7 +123,8 @@ def rules_of(name: str) -> set[str]:
 
 
 def needed(name: str, optional: bool = False) -> set[str]:
-    paths = {path for rule in rules_of(name) for path in modules_of(SCRIPTS / f"{rule}.py")}
+    with patch.object(lineage, "NO_RESULT", ()):  # these import packages, too
+        paths = {path for rule in rules_of(name) for path in lineage.modules(rule)}
     return {package for path in paths for package in third_party(path, optional)}
 
 

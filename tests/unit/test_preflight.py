@@ -1,15 +1,14 @@
 import json
 import sys
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import yaml
+import shipped
+import torch
+from fake_ollama import FakeOllama
 from headpursuit.data import download
 from headpursuit.run import preflight
 from headpursuit.run.config import load_config
@@ -19,7 +18,6 @@ from hub_server import Fault, Repo, reached
 from snakemake.utils import update_config
 
 Config = dict[str, Any]
-ROOT = Path(__file__).parents[2]
 CANARY = "hf_canaryCANARYcanary0123456789"
 UNKNOWN = "a GPU that nvidia-smi cannot describe"
 TEXT, BOTH = ["table2"], ["table2", "figure1"]
@@ -30,10 +28,8 @@ IMAGES = {"models": {"smollm2-digits": {"parameters": 7.5e9, "dtype": "bfloat16"
 
 def config(over: Config | None = None, *, demo: bool = True, tables: list[str] = TEXT) -> Config:
     """Return the demo's config, or the paper's, with an overlay, some tables and all keys."""
-    read = yaml.safe_load((ROOT / "config.yaml").read_text())
-    if demo:
-        update_config(read, yaml.safe_load((ROOT / "configs/demo.yaml").read_text()))
-        read["compute"]["device"] = "auto"  # the demo asks for no GPU; these tests do
+    read = shipped.config(*(["demo"] if demo else []))
+    read["compute"]["device"] = "auto"  # the demo asks for no GPU; these tests do
     read["tables"] = {name: read["tables"][name] for name in tables}
     update_config(read, over or {})
     return load_config(read)
@@ -62,27 +58,6 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         yield hub
 
 
-@contextmanager
-def labeller(models: list[str], status: int = 200) -> Iterator[str]:
-    """Answer what Ollama and OpenAI's API are asked for their models, over real HTTP."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self):
-            body = json.dumps({"models": [{"model": name} for name in models]}).encode()
-            self.send_response(status if self.path in ("/api/tags", "/v1/models") else 404)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *args):
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-        yield f"127.0.0.1:{server.server_port}"
-        server.shutdown()
-
-
 @pytest.fixture
 def no_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """Give an empty folder that is the only one of PATH, where there is no torch either."""
@@ -107,6 +82,9 @@ def test_the_demo_can_start_here(tmp_path: Path) -> None:
     }
     [disk] = report["disk"]  # one file system, both folders
     assert len(disk["folders"]) == 2 and 3e8 < disk["needed_bytes"] < 3e9
+    device = report["device"]
+    assert device["kind"] == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert device["free_bytes"] > device["needed_bytes"] > 134515008 * 4 * 1.2
     assert not (tmp_path / "resources").exists() and not (tmp_path / "results").exists()
 
 
@@ -131,13 +109,6 @@ def test_all_that_is_lacking_is_told_at_once(hub: Any, no_gpu: Path, tmp_path, m
 
 
 # Device and memory
-
-
-def test_this_machine_through_torch(tmp_path: Path) -> None:
-    torch = pytest.importorskip("torch")
-    device = run(config(), tmp_path)["device"]
-    assert device["kind"] == ("cuda" if torch.cuda.is_available() else "cpu")
-    assert device["free_bytes"] > device["needed_bytes"] > 134515008 * 4 * 1.2
 
 
 @pytest.mark.parametrize(
@@ -303,36 +274,28 @@ def asking(backend: str, host: str | None, model: str, **more: Any) -> Config:
     return config({"labeller": own})
 
 
-@pytest.mark.parametrize(
-    ("backend", "model", "served", "status", "said"),
-    [
-        ("ollama", "llama3.3:70b", MODELS, 200, []),
-        ("ollama", "tiny", MODELS, 200, []),
-        ("ollama", "x", MODELS, 200, ["it has llama3.3:70b, tiny:latest", "ollama pull x"]),
-        ("ollama", "x", [], 500, ["No Ollama server answers", "ollama serve", "lexicon"]),
-        ("ollama", "x", None, 0, ["No Ollama server answers", "ollama serve", "lexicon"]),
-        ("openai", "x", [], 200, []),
-        ("openai", "x", [], 401, ["$MY_KEY was refused"]),
-        ("openai", "x", None, 0, ["/v1: ", "refused", "labeller.openai.base_url"]),
-    ],
-)
-def test_a_labeller_s_server(tmp_path: Path, monkeypatch, backend, model, served, status, said):
+def test_a_labeller_s_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MY_KEY", CANARY)
-    with labeller(served or [], status or 200) as host:
-        asked = asking(backend, host, model)
-        if served is not None and not said:
-            assert run(asked, tmp_path)["labeller"]["second"].get("models", MODELS) == MODELS
-        elif served is not None:
-            [lack] = lacks(asked, tmp_path)
-    if served is None:  # by now it has ended
-        [lack] = lacks(asked, tmp_path)
-    assert not said or all(part in lack for part in [*said, host])
+    with FakeOllama(models=MODELS) as server:
+        asked = asking("ollama", server.host, "tiny")
+        assert run(asked, tmp_path)["labeller"]["second"]["models"] == MODELS
+        [said] = lacks(asking("ollama", server.host, "x"), tmp_path)
+        assert f"{server.host} lacks x (it has llama3.3:70b, tiny:latest)" in said
+        assert "ollama pull x" in said
+        hosted = asking("openai", server.host, "x")
+        run(hosted, tmp_path)
+        server.listing = 401
+        [said] = lacks(hosted, tmp_path)
+        assert server.host in said and "$MY_KEY was refused" in said
+    [said] = lacks(hosted, tmp_path)  # by now it has ended
+    assert f"{server.host}/v1: " in said and "refused" in said
+    assert "labeller.openai.base_url" in said
 
 
 def test_a_labeller_of_images_is_another_model(tmp_path: Path):
     over = {"concepts": {"seen": {"keywords": {}}}, "experiments": {"mnist": {"concept": "seen"}}}
-    with labeller(MODELS) as host:
-        over["labeller"] = {"ollama": {"host": host, "pull": False}}
+    with FakeOllama(models=MODELS) as server:
+        over["labeller"] = {"ollama": {"host": server.host, "pull": False}}
         over["compute"] = {"check_device": False}
         both = config(over, demo=False, tables=BOTH)
         both["labeller"]["keywords"]["prompt"] = "no.yaml"
@@ -344,13 +307,13 @@ def test_a_labeller_of_images_is_another_model(tmp_path: Path):
 
 
 def test_an_ollama_model_may_be_pulled_and_a_prompt_must_be_there(tmp_path: Path, monkeypatch):
-    with labeller(MODELS) as host:
-        assert "pulled" in run(asking("ollama", host, "x", pull=True), tmp_path)["notes"][-1]
-        monkeypatch.setenv("OLLAMA_HOST", host)
+    with FakeOllama(models=MODELS) as server:
+        assert "pulled" in run(asking("ollama", server.host, "x", pull=True), tmp_path)["notes"][-1]
+        monkeypatch.setenv("OLLAMA_HOST", server.host)
         asked = asking("ollama", None, "x")
         asked["labeller"]["prompt"] = "prompts/none.yaml"
         missing, prompt = lacks(asked, tmp_path)
-        assert host in missing and "prompts/none.yaml" in prompt and "labeller.prompt" in prompt
+    assert server.host in missing and "prompts/none.yaml" in prompt and "labeller.prompt" in prompt
 
 
 def test_a_server_of_this_machine_need_not_run(no_gpu: Path, tmp_path: Path, monkeypatch) -> None:

@@ -110,7 +110,6 @@ RECORDS = [
         (None, ["a", "b", "c"]),
         ({"hard": True}, ["a"]),
         ({"hard": False}, ["b"]),
-        ({"kind": ["x", "z"]}, ["a", "c"]),
         ({"kind": ["x", "z"], "n": 3}, ["c"]),
         ({"prompt.score": 0.5}, ["a"]),
         ({"kind": "xyz"}, []),
@@ -159,6 +158,9 @@ def test_a_missing_column_is_named_with_those_there(tmp_path: Path, suffix: str)
     said = said if suffix in (".csv", ".parquet") else r"row 1: there is no text in texts"
     with pytest.raises(UserError, match=said):
         list(read_rows([path], {"text": "text", "references": "texts"}, "samples.rtp"))
+    twice = save(tmp_path / "a.csv", "text,n,text\na,1,b\n")
+    with pytest.raises(UserError, match=r"^samples\.rtp: .* has several columns 'text'"):
+        rows(twice)
 
 
 @pytest.mark.parametrize(
@@ -167,12 +169,9 @@ def test_a_missing_column_is_named_with_those_there(tmp_path: Path, suffix: str)
         ("latin.jsonl", b'{"text": "a"}\n{"text": "caf\xe9"}\n', "row 2 is not UTF-8"),
         ("latin.csv", b"text\na\ncaf\xe9\n", "row 2 is not UTF-8"),
         ("latin.txt", b"a\nb\nc\ncaf\xe9\n", "row 4 is not UTF-8"),
-        ("utf16.txt", "one\ntwo".encode("utf-16"), "row 1 is not UTF-8"),
         ("half.jsonl", b'{"text": "\\ud800"}\n', "row 1 is not UTF-8, or holds half a character"),
         ("torn.jsonl", b'{"text": "a"}\n\n{"tex', "line 3 is not JSON"),
         ("comma.jsonl", b'{"text": "a"}\n{"text": "b",}\n{"text": "c"}\n', "line 2 is not JSON"),
-        ("nul.jsonl", b'{"text": "a"}\n{"text": "b\x00"}\n', "line 2 is not JSON"),
-        ("page.jsonl", b"<!doctype html><title>Log in</title>", "line 1 is not JSON"),
         ("number.json", b"1", "row 1 is no JSON object"),
         ("deep.json", b"[" * 100_000, ""),
         ("torn.parquet", b"PAR1torn", ""),
@@ -190,11 +189,6 @@ def test_a_damaged_file_is_named(tmp_path: Path, name: str, content: bytes, said
     assert said in message
 
 
-def test_a_column_that_stands_twice_is_refused(tmp_path: Path):
-    with pytest.raises(UserError, match=r"^samples\.rtp: .* has several columns 'text'"):
-        rows(save(tmp_path / "a.csv", "text,n,text\na,1,b\n"))
-
-
 def test_a_disk_that_refuses_is_no_damage(tmp_path: Path, monkeypatch):
     def refused(*_: Any) -> None:
         raise PermissionError(errno.EACCES, "denied")
@@ -205,11 +199,11 @@ def test_a_disk_that_refuses_is_no_damage(tmp_path: Path, monkeypatch):
         rows(path)
 
 
-@pytest.mark.parametrize("value", [1, 0.5, True, ["a"], {"b": "a"}, date(2020, 1, 1)])
-@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+@pytest.mark.parametrize(
+    ("suffix", "value"),
+    [(".jsonl", True), (".jsonl", ["a"]), (".parquet", {"b": "a"}), (".parquet", date(2020, 1, 1))],
+)
 def test_what_is_no_text_is_named_with_its_row(tmp_path: Path, suffix: str, value: Any):
-    if isinstance(value, date) and suffix != ".parquet":
-        return
     path = save_texts(tmp_path, suffix, [value, value])
     with pytest.raises(UserError) as caught:
         rows(path)
@@ -217,10 +211,6 @@ def test_what_is_no_text_is_named_with_its_row(tmp_path: Path, suffix: str, valu
 
 
 # Choosing
-
-
-def numbered(n: int) -> list[tuple[str, str]]:
-    return [(f"a.txt:{i + 1}", f"prompt {i}") for i in range(n)]
 
 
 def test_all_prompts_keep_order_and_source_and_empty_and_repeated_ones_go(caplog):
@@ -247,6 +237,7 @@ def test_no_text_of_the_excluded_samples_is_left(caplog):
     assert "qa: dropped 17 prompts that the excluded samples have" in caplog.text
 
 
+NAMES = ["Ann", "Bo"]
 NESTED = {"value": "Paris", "aliases": ["paris", "", None, "City of Light"]}
 
 
@@ -257,19 +248,13 @@ NESTED = {"value": "Paris", "aliases": ["paris", "", None, "City of Light"]}
         (["answer.aliases"], ["paris", "City of Light"]),
         (["answer.value", "answer.aliases"], ["Paris", "paris", "City of Light"]),
         (["one", "two", "answer.value"], ["first", "Paris"]),
-        (["people.name"], ["Ann", "Bo"]),
+        (["people.name"], NAMES),
     ],
 )
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
 def test_references_are_texts_and_lists_of_several_columns(tmp_path, suffix, columns, found):
     """As the Hub stores them: a Sequence of features is a mapping of lists."""
-    row = {
-        "q": "x",
-        "answer": NESTED,
-        "one": "first",
-        "two": " ",
-        "people": {"name": ["Ann", "Bo"]},
-    }
+    row = {"q": "x", "answer": NESTED, "one": "first", "two": " ", "people": {"name": NAMES}}
     path = tmp_path / f"a{suffix}"
     if suffix == ".jsonl":
         save(path, json.dumps(row))
@@ -283,19 +268,14 @@ def test_references_are_texts_and_lists_of_several_columns(tmp_path, suffix, col
     ("answer", "said"),
     [
         ('{"value": null, "aliases": []}', "row 2: there is no text in answer.value or answer.al"),
-        ('{"value": "", "aliases": [" "]}', "row 2: there is no text in answer.value or answer.a"),
         ("{}", "row 2: there is no text in answer.value or answer.aliases, so nothing can be mea"),
         ('{"value": "a", "aliases": [1]}', "row 2: 1 is no text."),
-        ('{"value": {"a": 1}}', "row 2: {'a': 1} is no text."),
         ('{"value": "a", "aliases": ["\\ud800"]}', "row 2 is not UTF-8, or holds half a character"),
     ],
 )
 def test_a_question_without_an_answer_is_named(tmp_path: Path, answer: str, said: str):
-    lines = [
-        '{"q": "x", "answer": {"value": "a", "aliases": []}}',
-        f'{{"q": "y", "answer": {answer}}}',
-    ]
-    path = save(tmp_path / "a.jsonl", "\n".join(lines))
+    right = '{"q": "x", "answer": {"value": "a", "aliases": []}}'
+    path = save(tmp_path / "a.jsonl", f'{right}\n{{"q": "y", "answer": {answer}}}')
     spec = {"text": "q", "references": ["answer.value", "answer.aliases"]}
     with pytest.raises(UserError) as caught:
         list(read_rows([path], spec, "samples.qa"))
@@ -303,29 +283,26 @@ def test_a_question_without_an_answer_is_named(tmp_path: Path, answer: str, said
 
 
 def test_a_sample_is_a_subset_in_order_that_depends_on_seed_and_data_set():
-    table = unique_prompts(numbered(100), "rtp")
+    table = unique_prompts([(f"a.txt:{i + 1}", f"prompt {i}") for i in range(100)], "rtp")
 
-    def chosen(seed: int, dataset: str, size: int = 20) -> list[int]:
+    def chosen(seed: int, dataset: str, size: int = 6) -> list[int]:
         seen = []
         drawn = sample_prompts(
             table, size, seed, dataset, lambda rows: seen.append(len(rows)) or rows
         )
         assert sum(seen) == len(drawn) == size  # only what is drawn is rendered
         numbers = [int(text.split()[1]) for text in drawn["text"].to_pylist()]
-        assert numbers == sorted(set(numbers))
         assert drawn["sample_id"].to_pylist() == [f"rtp-{i:06d}" for i in numbers]
         return numbers
 
-    assert chosen(0, "rtp") == chosen(0, "rtp")
+    assert chosen(0, "rtp") == [11, 22, 64, 66, 73, 95]
     assert len({tuple(chosen(*own)) for own in ((0, "rtp"), (1, "rtp"), (0, "tet"))}) == 3
-    assert chosen(0, "rtp", 6) == [11, 22, 64, 66, 73, 95]
     assert chosen(0, "rtp", 100) == list(range(100))
 
 
-@pytest.mark.parametrize(("there", "asked"), [(0, None), (0, 1), (3, 4)])
-def test_too_few_prompts(there: int, asked: int | None):
-    with pytest.raises(UserError, match=rf"samples\.rtp: {there} prompts are there"):
-        sample_prompts(unique_prompts(numbered(there), "rtp"), asked, 0, "rtp")
+def test_no_prompt_at_all():
+    with pytest.raises(UserError, match=r"samples\.rtp: 0 prompts are there, 1 are wanted"):
+        sample_prompts(unique_prompts([], "rtp"), None, 0, "rtp")
 
 
 # Rendering
@@ -426,10 +403,9 @@ def test_own_positions_spell_the_prompt(family: str, text: str):
         assert found == text or (family != "qwen" and found.strip() == text.strip())
 
 
-@pytest.mark.parametrize("trims", [False, True])
-def test_spaces_count_where_offsets_leave_them_out(trims: bool):
+def test_spaces_count_where_offsets_leave_them_out():
     tokenizer = make_asking("qwen")
-    tokenizer.backend_tokenizer.post_processor = ByteLevel(trim_offsets=trims)
+    tokenizer.backend_tokenizer.post_processor = ByteLevel(trim_offsets=True)
     assert own_text(tokenizer, "  apple ") == "  apple "
 
 

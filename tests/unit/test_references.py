@@ -66,11 +66,12 @@ def test_tokens_are_those_of_the_penn_treebank_but_for_abbreviations() -> None:
         assert tokenise(case["caption"]) == wanted.split()
 
 
-def responses(**texts: list[str]) -> dict[str, pd.DataFrame]:
-    return {
-        name: pd.DataFrame({"sample_id": ["q", "q", "p"], "repeat": [0, 1, 0], "response": own})
-        for name, own in texts.items()
-    }
+def responses(**texts: list[str]) -> pd.DataFrame:
+    samples = pd.DataFrame({"sample_id": ["q", "q", "p"], "repeat": [0, 1, 0]})
+    return pd.concat(
+        [samples.assign(condition=name, response=own) for name, own in texts.items()],
+        ignore_index=True,
+    )
 
 
 def rows(table: pd.DataFrame) -> set[tuple]:

@@ -29,6 +29,12 @@ def responses(texts: list[str], samples: list[str], repeats: list[int]) -> pd.Da
     )
 
 
+def together(**tables: pd.DataFrame) -> pd.DataFrame:
+    """Return the responses under all conditions."""
+    own = [table.assign(condition=name) for name, table in tables.items()]
+    return pd.concat(own, ignore_index=True)
+
+
 # Of two prompts, the later name first.
 SAMPLES, REPEATS = ["q", "q", "p"], [0, 1, 0]
 BASELINE = responses(["river river apple", "stone river river", "nothing"], SAMPLES, REPEATS)
@@ -47,7 +53,7 @@ def sums(table: pd.DataFrame, condition: str) -> dict[str, list[tuple]]:
 
 
 def test_counts_by_word_and_by_prompt():
-    both = {"baseline": BASELINE, "a": AFTER, "b": BASELINE}
+    both = together(baseline=BASELINE, a=AFTER, b=BASELINE)
     by_word, by_sample = score_counts(both, WORDS, MATCHING)
     assert rows(by_word[BY_WORD]) == [
         ("a", "apple", "selection", 1, 2),
@@ -65,7 +71,7 @@ def test_counts_by_word_and_by_prompt():
     assert sums(by_sample, "b")["occurrences"] == [("p", 0, 0), ("q", 5, 5)]
     texts = responses(["Rivers river RIVER"], ["p"], [0])
     for changed, n in (({}, 2), ({"inflections": True}, 3), ({"case_sensitive": True}, 1)):
-        by_word, _ = score_counts({"baseline": texts, "a": texts}, WORDS, MATCHING | changed)
+        by_word, _ = score_counts(together(baseline=texts, a=texts), WORDS, MATCHING | changed)
         assert by_word.set_index("word").loc["river", "after"] == n
 
 
@@ -76,14 +82,14 @@ def test_counts_by_word_and_by_prompt():
 )
 def test_responses_that_are_not_paired_are_refused(samples: str, repeats: list[int]):
     other = responses(["a"] * len(samples), list(samples), repeats)
-    with pytest.raises(UserError, match="somp-k2: its samples are not the baseline's"):
-        score_counts({"baseline": BASELINE, "somp-k2": other}, WORDS, MATCHING)
+    with pytest.raises(UserError, match="other: its samples are not the baseline's"):
+        score_counts(together(baseline=BASELINE, other=other), WORDS, MATCHING)
 
 
 def test_responses_are_called_toxic_from_the_threshold_on():
     probability = {"river river apple": 0.5, "stone river river": 0.75, "nothing": 0.25}
     probability |= {"apple apple": 0.0, "river": 0.49, "Stone stone stone": 1.0}
-    found = sums(score_toxicity({"baseline": BASELINE, "a": AFTER}, probability, 0.5), "a")
+    found = sums(score_toxicity(together(baseline=BASELINE, a=AFTER), probability, 0.5), "a")
     assert found["toxicity"] == [("p", 0, 1), ("q", 2, 0)]
     assert found["toxic_probability"] == [("p", 0.25, 1.0), ("q", 0.625, 0.245)]
 
@@ -114,12 +120,12 @@ def test_expected_by_word_and_by_prompt():
 
 def test_answers_by_image():
     images = pd.DataFrame({"sample_id": ["b", "a", "c"], "label": [1, 0, 0]})
-    answers = {
-        "baseline": responses(["one", "two two"], ["a", "b"], [0, 0]),
-        "somp-k2": responses(["what", "one or two"], ["a", "b"], [0, 0]),
-    }
+    answers = together(
+        baseline=responses(["one", "two two"], ["a", "b"], [0, 0]),
+        after=responses(["what", "one or two"], ["a", "b"], [0, 0]),
+    )
     scores = score_answers(answers, images, ["one", "two"], ["case"])
-    assert sums(scores, "somp-k2") == {
+    assert sums(scores, "after") == {
         "exact_match": [("a", 1, 0), ("b", 0, 0)],
         "first_word": [("a", 1, 0), ("b", 1, 0)],
         "several": [("a", 0, 0), ("b", 0, 1)],

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from headpursuit.__main__ import main
@@ -248,6 +249,20 @@ def test_files_that_do_not_add_up_are_said(trace, run, table, column, row):
     rows[column] += 1
     rows.to_csv(run / f"tables/{table}.csv", index=False)
     assert "and the table says" in trace(f"tables/{table}.csv", *row, folder=run, fails=True)
+
+
+@pytest.mark.parametrize(
+    ("path", "table", "row"),
+    [
+        ("expected/rtp/part-1", "table2", ("rtp", "somp", K, "expected")),
+        ("activations/triviaqa", "table1", ("triviaqa", "L1.H2")),
+    ],
+)
+def test_files_that_do_not_fit_each_other_are_said(trace, run, path, table, row):
+    rows = pq.read_table(run / f"{path}.parquet")
+    pq.write_table(rows[:0], run / f"{path}.parquet")
+    said = trace(f"tables/{table}.csv", *row, folder=run, fails=True)
+    assert "do not fit each other" in said and "verify names it" in said
 
 
 def test_a_head_that_no_ranking_has_is_said(trace, run):

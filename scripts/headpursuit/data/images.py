@@ -86,6 +86,8 @@ def read_images(
 def _pixel_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     try:
         values = pd.read_csv(path, header=None, dtype=float).to_numpy()
+        if np.isnan(values).any():
+            raise ValueError("a cell is empty, or a row too short")
         pixels, labels = values[:, :-1], values[:, -1].astype(int).tolist()
         side = round(pixels.shape[1] ** 0.5)
         square = pixels.reshape(len(labels), side, side) * (255 / pixels.max())

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 
-from headpursuit.method.words import normalise
+from headpursuit.method.words import label_counts, most_frequent, normalise
 
 UNLABELLED = ("refused", "unparsed")  # statuses of responses that have no label
 TOP_WORDS = 20
@@ -32,8 +32,7 @@ def summary(table: pa.Table, masked: bool = True) -> dict[str, Any]:
     """
     run = json.loads(table.schema.metadata[b"labelling"])
     statuses = Counter(table["status"].to_pylist())
-    words = Counter(word for words in table["words"].to_pylist() for word in _folded(words))
-    ranked = sorted(words.items(), key=lambda item: (-item[1], item[0]))[:TOP_WORDS]
+    ranked = most_frequent(label_counts(table["words"].to_pylist()), TOP_WORDS)
     rate = round(run["tokens"] / run["seconds"], 2) if run["tokens"] and run["seconds"] else None
     counted = ("distinct", "requests", "retries", "bad_replies", "unfinished_replies")
     show = mask if masked else str

@@ -239,8 +239,7 @@ class PartFile:
         done = journaled(self.journal, decides, planned, lambda rows: list(chain(*work(rows))))
         new = pa.Table.from_pylist(list(chain(*done)), schema=schema)
         table = pa.concat_tables([*held.values(), new])
-        place = {name: at for at, name in enumerate(conditions)}
-        order = pa.array([place[name] for name in table["condition"].to_pylist()], pa.int64())
+        order = pc.index_in(table["condition"], pa.array(list(conditions), pa.string()))
         by = [(name, "ascending") for name in ("order", "sample_id", "repeat")]
         table = table.append_column("order", order).sort_by(by).drop_columns("order")
         write_parquet(self.path, table, facts)
@@ -312,38 +311,35 @@ def journaled(
     """
     text = json.dumps(decides, sort_keys=True)
     header = json.dumps({"fingerprint": hashlib.sha256(text.encode()).hexdigest()})
-    places = _resume(journal, header.encode() + b"\n")
-    if places:
-        log.info("%d finished batches are in the journal", len(places))
-    with journal.open("rb") as kept, journal.open("ab") as handle:
+    results = _resume(journal, header.encode() + b"\n")
+    if results:
+        log.info("%d finished batches are in the journal", len(results))
+    with journal.open("a") as handle:
         for number, rows in batches:
-            if number in places:
-                kept.seek(places[number])
-                line = kept.readline()
-            else:
-                line = json.dumps({"batch": number, "result": work(rows)}).encode() + b"\n"
-                handle.write(line)
+            if number not in results:
+                line = json.dumps({"batch": number, "result": work(rows)})
+                handle.write(f"{line}\n")
                 handle.flush()
-            yield json.loads(line)["result"]
+                results[number] = json.loads(line)["result"]
+            yield results[number]
 
 
-def _resume(journal: Path, header: bytes) -> dict[int, int]:
-    """Keep the lines of a journal with this header, and return where each batch's begins.
+def _resume(journal: Path, header: bytes) -> dict[int, Any]:
+    """Keep the lines of a journal with this header, and return each batch's result.
 
     The first that is torn or damaged, and what follows it, are left out. The file is replaced: a
     process that still writes to the old one, and a kill right now, do no harm.
     """
-    places: dict[int, int] = {}
-    with atomic(journal) as part, part.open("wb") as new:
+    results: dict[int, Any] = {}
+    journal.parent.mkdir(parents=True, exist_ok=True)
+    journal.touch()
+    with atomic(journal) as part, part.open("wb") as new, journal.open("rb") as old:
         new.write(header)
-        journal.touch()
-        with journal.open("rb") as old:
-            for line in old if old.readline() == header else ():
-                try:
-                    entry = json.loads(line) if line.endswith(b"\n") else {}
-                    number, _ = entry["batch"], entry["result"]
-                except (ValueError, TypeError, KeyError):
-                    break
-                places[number] = new.tell()
-                new.write(line)
-    return places
+        for line in old if old.readline() == header else ():
+            try:
+                entry = json.loads(line) if line.endswith(b"\n") else {}
+                results[entry["batch"]] = entry["result"]
+            except (ValueError, TypeError, KeyError):
+                break
+            new.write(line)
+    return results

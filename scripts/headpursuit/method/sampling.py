@@ -9,7 +9,8 @@ from transformers import LogitsProcessor, TemperatureLogitsWarper, TopPLogitsWar
 
 from headpursuit.run.files import seed_for
 
-AT_ONCE = 2**19  # numbers that a processor works on together: they fit into its cache
+# Numbers that are worked on together: they fit into a processor's cache, and fill a GPU.
+AT_ONCE = {"cpu": 2**19, "cuda": 2**24}
 TOP = 2**31
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
@@ -39,17 +40,20 @@ class GumbelMax:
 
     def __call__(self, logits: Tensor, samples: Tensor, step: int) -> Tensor:
         """Return each row's token; see :data:`headpursuit.method.writing.Pick`."""
-        scores = logits.float()
-        for warp in self.warpers:
-            scores = warp(None, scores)
         there, rows = samples.unique(return_inverse=True)
         own = log_exponential(
             self.streams[there.cpu().numpy()], step, logits.shape[-1], rows.device
         )
-        size = _at_once(scores)
+        size = _at_once(logits)
+        some = zip(logits.split(size), rows.split(size), strict=True)
         # The negative logarithm of an exponential number is a Gumbel number.
-        some = zip(scores.split(size), rows.split(size), strict=True)
-        return torch.cat([_highest(each - own[its]) for each, its in some])
+        return torch.cat([_highest(self._warped(each) - own[its]) for each, its in some])
+
+    def _warped(self, logits: Tensor) -> Tensor:
+        scores = logits.float()
+        for warp in self.warpers:
+            scores = warp(None, scores)
+        return scores
 
 
 def stream(seed: int, prompt_id: str, sample: int, other: int = 0) -> int:
@@ -86,8 +90,7 @@ def _highest(scores: Tensor) -> Tensor:
 
 def _at_once(numbers: Tensor) -> int:
     """Return how many of the rows are worked on together."""
-    rows, width = numbers.shape
-    return max(1, rows if numbers.is_cuda else AT_ONCE // width)
+    return max(1, AT_ONCE[numbers.device.type] // numbers.shape[-1])
 
 
 def _splitmix(state: np.ndarray) -> np.ndarray:

