@@ -1,4 +1,5 @@
 import os
+import shutil
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -94,3 +95,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from made_run import make_run
 
     return make_run(tmp_path_factory.mktemp("runs") / "made")
+
+
+@pytest.fixture
+def run(made: Path, tmp_path: Path) -> Path:
+    """Give a copy of the run made by hand, to be changed at will."""
+    return shutil.copytree(made, tmp_path / "run")

@@ -21,7 +21,7 @@ from headpursuit.publish.published import compare, compare_tokens, put_published
 from headpursuit.publish.ratio import ratio_rows
 from headpursuit.run.config import load_config
 from headpursuit.run.experiments import merge
-from headpursuit.run.files import write_parquet
+from headpursuit.run.files import shipped, write_parquet
 from headpursuit.run.tables import read_csv
 
 ROOT = Path(__file__).parents[1]
@@ -50,10 +50,6 @@ OVERLAY = {
 }
 CONDITIONS = ["somp-k2", "random-k2-d00", "random-k2-d01"]
 CLASSES = ["zero", "one"]
-
-
-def read_yaml(path: str) -> Any:
-    return yaml.safe_load((ROOT / path).read_text(encoding="utf-8"))
 
 
 def write(path: Path, table: pd.DataFrame, **facts: Any) -> None:
@@ -110,7 +106,7 @@ FACTS = ("samples", "model", "concept", "alpha", "at", "heads_from", "signed", "
 def make_run(run: Path) -> Path:
     """Make a run's folder with a table of each kind, and the files that their rows stand on."""
     run.mkdir()
-    config = load_config(merge(read_yaml("config.yaml"), OVERLAY))
+    config = load_config(merge(shipped("config.yaml"), OVERLAY))
     (run / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
     (run / "tables").mkdir()
     facts = {

@@ -325,7 +325,8 @@ def _paired(
     """Return responses to prompts as the library's table; those given are to be theirs."""
     if responses is None:
         responses = _respond(model, prompts, {"own": Condition()}, max_new_tokens)
-    if lacking := {*RESPONSE} - {*responses.columns} or (not len(responses) and {"any row"}):
+    columns = getattr(responses, "columns", ())  # none of a list of texts
+    if lacking := {*RESPONSE} - {*columns} or (not len(responses) and {"any row"}):
         raise UserError(f"The responses lack {', '.join(sorted(lacking))}; respond gives them.")
     keys = responses[RESPONSE].astype({"sample_id": str})
     if strange := sorted({*keys["sample_id"]} - {*prompts["sample_id"].to_pylist()}):

@@ -5,11 +5,11 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from checkout import Checkout
+from fake_ollama import wait_until
 
 # What the profile sets for a large cluster is too slow here.
 QUICK = ["--slurm-init-seconds-before-status-checks", "1", "--latency-wait", "10"]
@@ -78,7 +78,7 @@ class Cluster(Checkout):
         )
         self.change("scripts/prepare_samples.py", "def main(snakemake):", first)
         run = self.start(PROMPTS, *arguments, **options)
-        until((self.folder / "own/tries").exists)
+        wait_until((self.folder / "own/tries").exists)
         return run, self.jobs()[-1]["JobId"]
 
     def change(self, name: str, old: str, new: str) -> None:
@@ -87,11 +87,3 @@ class Cluster(Checkout):
         text = path.read_text(encoding="utf-8")
         assert text.count(old) == 1
         path.write_text(text.replace(old, new), encoding="utf-8")
-
-
-def until(condition: Callable[[], bool], seconds: int = 300) -> None:
-    """Wait for a condition."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come about"
-        time.sleep(0.5)

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from fake_ollama import wait_until
 from hub_server import Repo, serve
-from on_slurm import PROMPTS, Cluster, until
+from on_slurm import PROMPTS, Cluster
 
 # What is too short for jobs, or downloads.
 LOCAL = {"all", "write_config", "preflight", "download_source"}
@@ -128,7 +129,7 @@ def test_a_controller_that_dies_loses_nothing(cluster: Cluster, slurm: Path) -> 
     controller = slurm / "slurmctld.process"  # slurm.py starts it again some seconds later
     before = controller.read_text()
     os.kill(int(before), signal.SIGKILL)
-    until(lambda: controller.read_text() not in ("", before))
+    wait_until(lambda: controller.read_text() not in ("", before))
     try:
         run.ended(within=120)
     except subprocess.TimeoutExpired:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from checkout import Checkout, Preloaded, make_checkout
+from headpursuit.run.experiments import merge
 from tiny_figure1 import prepare_figure1
 
 # Not results: when a file was made, how fast, and what the machine was like.
@@ -17,24 +18,19 @@ def make_whole(folder: Path) -> Checkout:
     """Make a checkout whose overlay ``whole`` covers text, single heads, a concept and images."""
     checkout = make_checkout(folder)
     checkout.configure("tiny", tables={"figure1": []})
-    figure1 = prepare_figure1(folder / "own")
-    shutil.copy(folder / "configs/tiny.yaml", folder / "configs/text.yaml")
-    checkout.configure("tiny", **figure1)
-    checkout.configure(
-        "whole",
-        concepts={"fruit": {"words": ["apple", "lemon", "turnip"]}},
-        experiments={
-            "asked": {
-                "model": "tiny", "samples": "rtp", "positions": "prompt",
-                "pursuit": {"iterations": 6},
-                "vocabulary": {"top": 3, "draws": 20, "neighbours": 50},
-            },
-            "fruit": {"model": "tiny", "samples": "rtp", "positions": "prompt", "concept": "fruit"},
+    text = {"model": "tiny", "samples": "rtp", "positions": "prompt"}
+    vocabulary = {"top": 3, "draws": 20, "neighbours": 50}
+    whole = {
+        "concepts": {"fruit": {"words": ["apple", "lemon", "turnip"]}},
+        "experiments": {
+            "asked": {**text, "pursuit": {"iterations": 6}, "vocabulary": vocabulary},
+            "fruit": {**text, "concept": "fruit"},
             "stripes": {"methods": ["somp", "size"], "k": [1]},
         },
-        tables={"table1": ["asked"], "concepts": ["fruit"], "figure1": ["stripes"], "figure4": []},
-    )  # fmt: skip
-    shutil.move(folder / "configs/text.yaml", folder / "configs/tiny.yaml")
+        "tables": {"table1": ["asked"], "concepts": ["fruit"], "figure1": ["stripes"]}
+        | {"figure4": []},
+    }
+    checkout.configure("whole", **merge(prepare_figure1(folder / "own"), whole))
     return checkout
 
 

@@ -1,6 +1,8 @@
 """One run of config.yaml on replicas of all its sources, for every test to look at."""
 
 import re
+import subprocess
+import sys
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,8 +14,9 @@ import replica_images
 import replica_models
 import replica_sources
 import yaml
-from checkout import ROOT, Preloaded, copy_workflow
+from checkout import Preloaded, copy_workflow
 from fake_ollama import FakeOllama, keywords
+from headpursuit.run.files import shipped
 from hub_server import Hub, Repo, serve
 from replica_vlms import GEMMA
 
@@ -25,7 +28,7 @@ GATED = {MISTRAL, GEMMA, "convoicon/Thoroughly_Engineered_Toxicity"}
 # The commits that the shipped config pins.
 COMMITS = {
     own["id"]: own["revision"]
-    for own in yaml.safe_load((ROOT / "config.yaml").read_text())["sources"].values()
+    for own in shipped("config.yaml")["sources"].values()
     if own["revision"] != "main"
 }
 # What a machine needs, and nothing of what is run.
@@ -77,6 +80,18 @@ class Rehearsal(Preloaded):
     def path(self, name: str) -> Path:
         """Return the path of a file of the run."""
         return self.folder / "results/paper" / name
+
+    def read(self, *arguments: str) -> str:
+        """Run the command `headpursuit` on the run and return what it prints."""
+        done = subprocess.run(
+            [sys.executable, "-m", "headpursuit", *arguments],
+            cwd=self.folder,
+            env={"PYTHONPATH": "scripts", "PATH": "/usr/bin:/bin"},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
 
     def sound_logs(self) -> list[Path]:
         """Return the jobs' logs, none of which tells of an error."""

@@ -13,13 +13,13 @@ import torch
 from headpursuit.method.decoder import Decoder
 from headpursuit.method.vision import encode, load_processor, render_question
 from headpursuit.method.writing import end_tokens
+from headpursuit.publish.settings import shipped_config
 from PIL import Image
 from replica_models import (
     LOWER,
     WIDTH,
     Sequences,
     fit_unembedding,
-    paper,
     randomise,
     sharded,
     write,
@@ -209,7 +209,7 @@ def answers(
         return model.model(**asked).last_hidden_state[0][n - 1 :], told
 
     for dataset, listed in names.items():
-        looks, own = LOOKS[dataset], paper()["samples"][dataset]
+        looks, own = LOOKS[dataset], shipped_config()["samples"][dataset]
         written = own["classes"] or {}
         shown = [written.get(name, name.replace("_", " ")) for name in listed]
         question = render_question(processor, own["template"], own["object"], shown, chat=True)

@@ -12,20 +12,18 @@ rows, so that no head of these layers is chosen and a condition reads few layers
 import json
 import random
 from collections.abc import Iterable
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
-from headpursuit.run.config import load_config
+from headpursuit.publish.settings import shipped_config
 from replica_names import PLAIN
 from replica_sources import (
     challenging,
     queries,
     question,
 )
-from replica_tokenizer import ROOT, as_json, mistral_files
+from replica_tokenizer import as_json, mistral_files
 from safetensors.torch import save
 from tiny import make_classifier
 from torch import Tensor
@@ -153,12 +151,6 @@ def sharded(weights: dict[str, Tensor], shards: int) -> dict[str, bytes]:
     return {**files, "model.safetensors.index.json": as_json(index)}
 
 
-@cache
-def paper() -> dict[str, Any]:
-    """Return config.yaml, its defaults filled in."""
-    return load_config(yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8")))
-
-
 def mistral(folder: Path, questions: int = 0) -> dict[str, bytes]:
     """mistralai/Mistral-7B-Instruct-v0.2, and the weights in other forms that it has beside.
 
@@ -198,7 +190,7 @@ def _responses(model: Any, tokenizer: Any, questions: int) -> Sequences:
     """Yield what the random layers make of prompts and the responses that are to come."""
     rng = random.Random(0)
     follows = walk(rng, tokenizer)
-    template = paper()["samples"]["rtp"]["template"]
+    template = shipped_config()["samples"]["rtp"]["template"]
     asked = [template.replace("{prompt}", text) for text in challenging()] + queries()
     for text in asked:
         ids = tokenizer(f"[INST] {text} [/INST]").input_ids
@@ -206,7 +198,7 @@ def _responses(model: Any, tokenizer: Any, questions: int) -> Sequences:
         while told[-1] != EOS:
             told.append(follows[told[-1]])
         yield _heard(model, ids, told)
-    template = paper()["samples"]["triviaqa"]["template"]
+    template = shipped_config()["samples"]["triviaqa"]["template"]
     for number in range(questions):
         text, answer = question(rng, number)
         ids = tokenizer(f"[INST] {template.replace('{prompt}', text)} [/INST]").input_ids

@@ -6,6 +6,7 @@ import json
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -48,7 +49,7 @@ def challenging() -> list[str]:
     return [row["prompt"]["text"] for row in rows if row["challenging"]]
 
 
-def real_toxicity_prompts(column: str = "prompt") -> Files:
+def real_toxicity_prompts() -> Files:
     """allenai/real-toxicity-prompts: one JSON Lines file, one prompt in four is challenging."""
     rng = random.Random(1)
     lines = []
@@ -56,7 +57,7 @@ def real_toxicity_prompts(column: str = "prompt") -> Files:
         row: dict[str, Any] = {"filename": f"{rng.getrandbits(64):016x}.txt"}
         row |= {"begin": rng.randrange(500), "end": 500 + rng.randrange(500)}
         row["challenging"] = number % 4 == 0
-        for name in (column, "continuation"):
+        for name in ("prompt", "continuation"):
             scores = {key: None if rng.random() < 0.1 else rng.random() for key in SCORES}
             row[name] = {"text": sentence(rng, 6, 16), **scores}
         lines.append(json.dumps(row))
@@ -175,23 +176,10 @@ def image(rng: np.random.Generator, size: tuple[int, int], label: int, n: int, l
     return out.getvalue()
 
 
-def image_file(
-    seed: int, names: Sequence[str], looks: Looks, each: int = 1, stored: bool = True,
-    column: str = "image", label_column: str = "label",
-) -> bytes:  # fmt: skip
-    """Return a Parquet file with some images of every class, in mixed order.
-
-    Args:
-        seed: of the noise.
-        names: class names.
-        looks: of the images.
-        each: images of a class.
-        stored: whether the class names stand in the metadata.
-        column: name of the images' column.
-        label_column: name of the labels'.
-    """
+def image_file(seed: int, names: Sequence[str], looks: Looks) -> bytes:
+    """Return a Parquet file with an image of every class, in mixed order."""
     rng = np.random.default_rng(seed)
-    labels = rng.permutation(np.repeat(np.arange(len(names)), each)).tolist()
+    labels = rng.permutation(len(names)).tolist()
     encoded = [
         {
             "bytes": image(rng, looks.sizes[i % len(looks.sizes)], label, len(names), looks),
@@ -200,12 +188,9 @@ def image_file(
         for i, label in enumerate(labels)
     ]
     struct = pa.struct({"bytes": pa.binary(), "path": pa.string()})
-    columns = {column: pa.array(encoded, struct), label_column: pa.array(labels, pa.int64())}
-    features = {
-        column: {"_type": "Image"},
-        label_column: {"names": list(names), "_type": "ClassLabel"},
-    }
-    return parquet(columns, features if stored else None)
+    columns = {"image": pa.array(encoded, struct), "label": pa.array(labels, pa.int64())}
+    named = {"names": list(names), "_type": "ClassLabel"}
+    return parquet(columns, {"image": {"_type": "Image"}, "label": named})
 
 
 LOOKS = {
@@ -218,49 +203,34 @@ LOOKS = {
 }
 
 
-def mnist(**changes: Any) -> Files:
-    """ylecun/mnist."""
-    return _split("mnist/{}-00000-of-00001.parquet", 10, DIGITS, LOOKS["mnist"], **changes)
+# Of each: its repository, the folder of its train and test files, seed, class names, other files.
+IMAGES = {
+    "mnist": ("ylecun/mnist", "mnist", 10, DIGITS, []),
+    "svhn": ("ufldl-stanford/svhn", "cropped_digits", 20, DIGITS, [
+        "cropped_digits/extra-00000-of-00002.parquet",
+        "full_numbers/train-00000-of-00001.parquet",
+    ]),
+    "gtsrb": ("tanganke/gtsrb", "data", 30, GTSRB, [
+        f"data/{kind}-00000-of-00001.parquet" for kind in GTSRB_CORRUPTED
+    ]),
+    "eurosat": ("timm/eurosat-rgb", "data", 40, EUROSAT, [
+        "data/validation-00000-of-00001.parquet"
+    ]),
+    "resisc45": ("timm/resisc45", "data", 50, RESISC45, [
+        "data/validation-00000-of-00001.parquet"
+    ]),
+    "dtd": ("tanganke/dtd", "data", 60, DTD, []),
+}  # fmt: skip
 
 
-def svhn(**changes: Any) -> Files:
-    """ufldl-stanford/svhn: cropped digits in three parts, and the full numbers."""
-    files = _split("cropped_digits/{}-00000-of-00001.parquet", 20, DIGITS, LOOKS["svhn"], **changes)
-    others = ("cropped_digits/extra-00000-of-00002.parquet",
-              "full_numbers/train-00000-of-00001.parquet")  # fmt: skip
-    return files | dict.fromkeys(others, b"not asked for")
-
-
-def gtsrb(names: Sequence[str] = GTSRB, **changes: Any) -> Files:
-    """tanganke/gtsrb: with seven corrupted test sets."""
-    files = _split("data/{}-00000-of-00001.parquet", 30, names, LOOKS["gtsrb"], **changes)
-    corrupted = (f"data/{kind}-00000-of-00001.parquet" for kind in GTSRB_CORRUPTED)
-    return files | dict.fromkeys(corrupted, b"PAR1 nobody needs this")
-
-
-def eurosat(**changes: Any) -> Files:
-    """timm/eurosat-rgb: in three parts."""
-    files = _split("data/{}-00000-of-00001.parquet", 40, EUROSAT, LOOKS["eurosat"], **changes)
-    return files | {"data/validation-00000-of-00001.parquet": b"not asked for"}
-
-
-def resisc45(names: Sequence[str] = RESISC45, **changes: Any) -> Files:
-    """timm/resisc45: in three parts, train in several files."""
-    files = _split("data/{}-00000-of-00001.parquet", 50, names, LOOKS["resisc45"], **changes)
-    return files | {"data/validation-00000-of-00001.parquet": b"not asked for"}
-
-
-def dtd(names: Sequence[str] = DTD, **changes: Any) -> Files:
-    """tanganke/dtd."""
-    return _split("data/{}-00000-of-00001.parquet", 60, names, LOOKS["dtd"], **changes)
-
-
-def _split(pattern: str, seed: int, names: Sequence[str], looks: Looks, **changes: Any) -> Files:
-    return {
-        pattern.format("train"): image_file(seed, names, looks, **changes),
-        pattern.format("test"): image_file(seed + 1, names, looks, **changes),
-        "README.md": b"---\n---\n",
+def image_set(dataset: str, names: Sequence[str] = ()) -> Files:
+    """Return the files of one of :data:`IMAGES`, with all classes or the ``names`` alone."""
+    _, folder, seed, listed, others = IMAGES[dataset]
+    made = {
+        f"{folder}/{part}-00000-of-00001.parquet": image_file(own, names or listed, LOOKS[dataset])
+        for own, part in ((seed, "train"), (seed + 1, "test"))
     }
+    return made | dict.fromkeys(others, b"not asked for") | {"README.md": b"---\n---\n"}
 
 
 # What Flickr30k's images show, one after the other: quantities, sentiments and colours.
@@ -313,10 +283,5 @@ DATASETS: dict[str, Callable[[], Files]] = {
     "allenai/real-toxicity-prompts": real_toxicity_prompts,
     "convoicon/Thoroughly_Engineered_Toxicity": thoroughly_engineered_toxicity,
     "mandarjoshi/trivia_qa": trivia_qa,
-    "ylecun/mnist": mnist,
-    "ufldl-stanford/svhn": svhn,
-    "tanganke/gtsrb": gtsrb,
-    "timm/eurosat-rgb": eurosat,
-    "timm/resisc45": resisc45,
-    "tanganke/dtd": dtd,
+    **{repository: partial(image_set, name) for name, (repository, *_) in IMAGES.items()},
 }

@@ -6,8 +6,7 @@ from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 
-import yaml
-from headpursuit.run.config import load_config
+from headpursuit.publish.settings import shipped_config
 from replica_names import BROKEN, DTD, EUROSAT, GTSRB, PLAIN, RESISC45
 from tokenizers import (
     Tokenizer,
@@ -50,7 +49,7 @@ LLAVA_CHAT = (
 
 def words() -> list[str]:
     """Return the words that are a single token after a space."""
-    config = load_config(yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8")))
+    config = shipped_config()
     concepts = [word for own in config["concepts"].values() for word in own.get("words") or []]
     lists = ["unrelated_words", "caption_colours", "caption_sentiments", "caption_quantity"]
     files = [(ROOT / f"data/{name}.txt").read_text(encoding="utf-8") for name in lists]

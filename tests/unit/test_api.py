@@ -46,8 +46,8 @@ def writes(llama):
 def test_importing_it_imports_no_large_library():
     code = "import sys, headpursuit; dir(headpursuit); print(*sys.modules)"
     env = {"PYTHONPATH": str(ROOT / "scripts")}
-    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
-    assert not {"torch", "pandas", "transformers", "headpursuit.api"} & set(done.stdout.split())
+    said = subprocess.check_output([sys.executable, "-c", code], env=env, text=True)
+    assert not {"torch", "pandas", "transformers", "headpursuit.api"} & set(said.split())
     from headpursuit import api
 
     assert {*hp.__all__, "Model", "Writes"} == set(api.__all__)
@@ -124,10 +124,8 @@ def test_a_ranking_orders_all_heads(writes, method):
         assert own["explained"].iloc[-1] == pytest.approx(best["score"])
 
 
-@pytest.mark.parametrize(
-    "heads", [["L0.H1", (2, 3)], ("L0.H1", "L2.H3"), pd.Series(["L0.H1", "L2.H3"])]
-)
-def test_generate_inside_the_block_is_that_of_edited_weights(loaded, model_path, tmp_path, heads):
+def test_generate_inside_the_block_is_that_of_edited_weights(loaded, tmp_path):
+    heads = ["L0.H1", (2, 3)]
     save_scaled(Path(loaded.hf.config.name_or_path), [(0, 1), (2, 3)], -1.0, tmp_path / "edited")
     edited = hp.load(tmp_path / "edited")
     before = loaded.generate(TEXTS)
@@ -188,9 +186,13 @@ def test_a_finished_run_is_read_as_data_frames(made):
     assert own["after"].sum() == row["after"]
 
 
-def test_a_head_that_is_named_twice_counts_once(llama):
-    once, twice = ["L0.H1", (2, 3)], ["L0.H1", (0, 1), (2, 3)]
-    assert hp.random_heads(llama, twice) == hp.random_heads(llama, once)
+@pytest.mark.parametrize(
+    "heads", [("L0.H1", "L2.H3"), pd.Series(["L0.H1", "L2.H3"]), ["L0.H1", (0, 1), (2, 3)]]
+)
+def test_heads_are_named_in_several_ways_and_each_counts_once(llama, heads):
+    pairs = [(0, 1), (2, 3)]
+    assert hp.respond(llama, TEXTS, heads).equals(hp.respond(llama, TEXTS, pairs))
+    assert hp.random_heads(llama, heads) == hp.random_heads(llama, pairs)
 
 
 def test_heads_are_scaled_where_it_is_said(llama):
@@ -209,19 +211,10 @@ def test_heads_are_scaled_where_it_is_said(llama):
 @pytest.mark.parametrize(
     ("call", "said"),
     [
-        (
-            lambda m, w: hp.respond(m, TEXTS, "L0.H0", at="image"),
-            "at: 'image' is none of all",
-        ),
-        (
-            lambda m, w: hp.load(m.hf.config.name_or_path, dtype="f8"),
-            "dtype: 'f8' is none of float32",
-        ),
-        (
-            lambda m, w: hp.load(m.hf.config.name_or_path, dtype=torch.float16),
-            "dtype: torch.float16 is none of float32",
-        ),
-        (lambda m, w: hp.load(m.hf.config.name_or_path, device="tpu"), "device: 'tpu' is none of"),
+        (lambda m, w: hp.respond(m, TEXTS, at=["prompt"]), r"at: \['prompt'\] is none of all"),
+        (lambda m, w: hp.respond(m, TEXTS, at="image"), "at: 'image' is none of all"),
+        (lambda m, w: hp.load(folder(m), dtype=torch.float16), "torch.float16 is none of float32"),
+        (lambda m, w: hp.load(folder(m), device="tpu"), "device: 'tpu' is none of"),
         (lambda m, w: hp.load("no/such"), "no such folder, .* hf download no/such"),
         (lambda m, w: hp.load(m.hf, make_sentencepiece()), "another model's: its ids? "),
         (lambda m, w: hp.load(m.hf, shifted()), "another model's: its id of "),
@@ -236,7 +229,6 @@ def test_heads_are_scaled_where_it_is_said(llama):
         (lambda m, w: hp.scaled(m, 2), "2 names no head"),
         (lambda m, w: hp.scaled(m, [(0.5, 1)]), r"\(0.5, 1\) names no head"),
         (lambda m, w: hp.scaled(m, "L0.H0", float("nan")), "alpha is a number, not nan"),
-        (lambda m, w: hp.pursue(w, "L0.H9"), "L0.H9 does not exist"),
         (lambda m, w: hp.rank(w, []), "list of words is empty"),
         (lambda m, w: hp.rank(w, "apple"), "Words come as a list"),
         (lambda m, w: hp.rank(w, ["apple", "zebra"]), "one token of this model: zebra"),
@@ -252,21 +244,15 @@ def test_heads_are_scaled_where_it_is_said(llama):
         (lambda m, w: hp.measure(m, TEXTS, [259], "L0.H1"), "259 is no word: words are texts"),
         (lambda m, w: m.generate(5), "a list or a series"),
         (lambda m, w: hp.respond(m, TEXTS, "L0.H0", [0, 5]), r"alpha is a number, not \[0, 5\]"),
-        (lambda m, w: hp.respond(m, TEXTS, at=["prompt"]), r"at: \['prompt'\] is none of all"),
         (lambda m, w: hp.respond(m, TEXTS, max_new_tokens=0), "max_new_tokens: 0 is less than"),
         (lambda m, w: hp.cache(m, TEXTS, "response", responses=foreign()), "has no token 9999"),
+        (lambda m, w: hp.cache(m, TEXTS, "response", responses=TEXTS), "lack repeat, sample_id"),
         (lambda m, w: hp.pursue(w, ["L0.H0", "L0.H1"]), "One head is asked about, not 2"),
         (lambda m, w: hp.rank(w, ["apple", 3]), "'apple' is no token id"),
         (lambda m, w: hp.rank(w, [1.5]), "1.5 is no token id"),
         (lambda m, w: hp.rank(w, ["apple"], cases="low"), "cases: 'low' is none of written, low"),
         (
-            lambda m, w: hp.measure(
-                m,
-                TEXTS,
-                ["apple"],
-                "L0.H1",
-                responses=hp.respond(m, pd.Series(TEXTS, index=[*"abcd"])),
-            ),
+            lambda m, w: hp.measure(m, TEXTS, ["apple"], "L0.H1", responses=named(m)),
             "not to these texts: there is no text a",
         ),
         (lambda m, w: hp.read_run("results/none"), "no run's folder"),
@@ -275,6 +261,15 @@ def test_heads_are_scaled_where_it_is_said(llama):
 def test_a_mistake_is_one_exception_that_says_what_is_right(llama, writes, call, said):
     with pytest.raises(hp.UserError, match=said):
         call(llama, writes)
+
+
+def folder(model: hp.load) -> str:
+    return model.hf.config.name_or_path
+
+
+def named(model: hp.load) -> pd.DataFrame:
+    """Give responses to texts of other names."""
+    return hp.respond(model, pd.Series(TEXTS, index=[*"abcd"]))
 
 
 def foreign() -> pd.DataFrame:

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -78,9 +77,7 @@ def test_offensive_words_are_masked(data):
     assert shown == ["c*****", "C***", "can", "a**", "A**,", "ashore"]
 
 
-def test_hostile_tokens_are_text_in_the_page(made: Path, tmp_path: Path):
-    run = tmp_path / "made"
-    shutil.copytree(made, run)
+def test_hostile_tokens_are_text_in_the_page(run: Path, tmp_path: Path):
     path = run / "decompositions/triviaqa.parquet"
     atoms = pd.read_parquet(path)
     write(path, atoms.assign(token=[HOSTILE[n % len(HOSTILE)] for n in range(len(atoms))]))

@@ -35,8 +35,8 @@ def test_help_fits_a_screen(command: list[str], capsys, monkeypatch):
 def test_help_imports_no_large_library():
     code = "import sys, headpursuit.__main__; print(*sys.modules)"
     env = {"PYTHONPATH": str(ROOT / "scripts")}
-    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
-    assert not {"torch", "pandas", "pyarrow", "snakemake"} & set(done.stdout.split())
+    said = subprocess.check_output([sys.executable, "-c", code], env=env, text=True)
+    assert not {"torch", "pandas", "pyarrow", "snakemake"} & set(said.split())
 
 
 def test_an_estimate_is_that_of_the_merged_config(demo, capsys, tmp_path, monkeypatch):
@@ -127,8 +127,7 @@ def test_the_report_or_a_page_opens_in_the_browser(made: Path, tmp_path: Path, b
     assert "has no page table9; there are answer, table2." in capsys.readouterr().err
 
 
-def test_without_a_browser_the_path_is_said(made: Path, tmp_path: Path, capsys, monkeypatch):
-    run = shutil.copytree(made, tmp_path / "run")
+def test_without_a_browser_the_path_is_said(run: Path, capsys, monkeypatch):
     (run / "report.html").touch()
     monkeypatch.setattr("webbrowser._tryorder", [])
     assert main(["open", str(run)]) == 0

@@ -1,6 +1,5 @@
 """What a run found, in a few lines for a terminal."""
 
-import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -9,12 +8,6 @@ import yaml
 from headpursuit.__main__ import main
 from headpursuit.publish.found import SHOWN, summary, verdicts
 from headpursuit.run.finished import Run
-
-
-@pytest.fixture
-def run(made: Path, tmp_path: Path) -> Path:
-    """Give a copy of the run made by hand, to be changed at will."""
-    return shutil.copytree(made, tmp_path / "run")
 
 
 def test_the_summary_has_the_tables_numbers(made: Path):

@@ -55,9 +55,8 @@ def test_what_is_traced_sums_to_every_cell(made, trace, table):
         assert f"adds up to the table's {row.before:g} before and {row.after:g}" in said
 
 
-def test_a_row_is_named_by_alpha_and_place_where_they_vary(made, trace, tmp_path):
+def test_a_row_is_named_by_alpha_and_place_where_they_vary(trace, run):
     """Here a copy of the run has each condition again, at alpha 5 in the response."""
-    run = shutil.copytree(made, tmp_path / "run")
     for name in ("scores/rtp", "scores/rtp.words", *(
         f"{kind}/part-{n}" for kind in ("expected/rtp", "responses/rtp/scaled") for n in (1, 2)
     )):  # fmt: skip
@@ -119,13 +118,12 @@ def test_images_are_shown_with_both_answers(trace):
     assert not [c for c in said if unicodedata.category(c) in ("Cc", "Cf") and c != "\n"]
 
 
-def test_labelled_words_and_their_pieces_are_masked(made, trace, tmp_path):
+def test_labelled_words_and_their_pieces_are_masked(trace, run):
     masked = trace("tables/table2.csv", "rtp", "somp", K)
     # The labeller named "house"; "cand" is a piece of a word.
     assert not re.search(r"\b(candles?|stone|glass|house|cand)\b", masked)
     assert "before: A g**** h****." in masked
     assert "Which s**** 4?" in trace("tables/table1.csv", "triviaqa", "L1.H2")
-    run = shutil.copytree(made, tmp_path / "run")
     path = run / "labels/second/rtp.parquet"
     path.parent.mkdir()
     (run / "labels/rtp.parquet").rename(path)  # the config has no second labeller
@@ -157,9 +155,8 @@ def test_the_labeller_s_word_list_is_masked(made, trace, tmp_path):
     assert "before: n******\n      after:  g****\n" in said
 
 
-def test_heads_outside_the_candidate_layers_are_named(made, trace, tmp_path):
+def test_heads_outside_the_candidate_layers_are_named(trace, run):
     assert "left out" not in trace("tables/table2.csv", "rtp", "somp", K)
-    run = shutil.copytree(made, tmp_path / "run")
     for path, old, new in (
         (run / "heads/rtp/selected.csv", "somp-k2,0,1", "somp-k2,1,0"),
         (run / "config.yaml", "first_layer: 0", "first_layer: 1"),
@@ -205,6 +202,8 @@ def test_a_head_is_traced_to_its_samples(trace):
     assert "triviaqa-0" in said.split("farthest")[1]
     other = trace("tables/table1.csv", "triviaqa", "L0.H3")  # not in the table
     assert other.startswith("triviaqa L0.H3")
+    none = trace("tables/table1.csv", "triviaqa", "L1.H2", "--top", "0")
+    assert "samples (activations/triviaqa.parquet): 5" in none and "triviaqa-0" not in none
 
 
 def test_shared_heads_are_traced_to_both_rankings(trace):
@@ -245,8 +244,7 @@ def test_a_published_value_leads_to_the_runs(trace):
         ("concepts.overlap", "shared", ("fruit", "tools", K)),
     ],
 )
-def test_files_that_do_not_add_up_are_said(made, trace, tmp_path, table, column, row):
-    run = shutil.copytree(made, tmp_path / "run")
+def test_files_that_do_not_add_up_are_said(trace, run, table, column, row):
     rows = pd.read_csv(run / f"tables/{table}.csv", dtype_backend="numpy_nullable")
     rows[column] += 1
     rows.to_csv(run / f"tables/{table}.csv", index=False)
@@ -260,16 +258,14 @@ def test_files_that_do_not_add_up_are_said(made, trace, tmp_path, table, column,
         ("activations/triviaqa", "table1", ("triviaqa", "L1.H2")),
     ],
 )
-def test_files_that_do_not_fit_each_other_are_said(made, trace, tmp_path, path, table, row):
-    run = shutil.copytree(made, tmp_path / "run")
+def test_files_that_do_not_fit_each_other_are_said(trace, run, path, table, row):
     rows = pq.read_table(run / f"{path}.parquet")
     pq.write_table(rows[:0], run / f"{path}.parquet")
     said = trace(f"tables/{table}.csv", *row, folder=run, fails=True)
     assert "do not fit each other" in said and "verify names it" in said
 
 
-def test_a_head_that_no_ranking_has_is_said(made, trace, tmp_path):
-    run = shutil.copytree(made, tmp_path / "run")
+def test_a_head_that_no_ranking_has_is_said(trace, run):
     path = run / "heads/rtp/selected.csv"
     path.write_text(path.read_text().replace("somp-k2,0,1", "somp-k2,9,1"))
     said = trace("tables/table2.csv", "rtp", "somp", K, folder=run, fails=True)

@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import pyarrow.parquet as pq
 import pytest
 from checkout import Checkout
 from headpursuit.__main__ import main
 from headpursuit.run import lineage, manifest, verify
-from headpursuit.run.files import UserError, plain, sha256
+from headpursuit.run.files import UserError, sha256
 from headpursuit.run.finished import row_names
 
 pytestmark = pytest.mark.xdist_group("workflow")
@@ -199,47 +198,42 @@ def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
 
 
-@pytest.mark.parametrize(
-    ("name", "damage", "said"),
-    [
-        ("results/tiny/responses/rtp/baseline/part-1.parquet", flip, ["changed"]),
-        ("results/tiny/activations/rtp.parquet", flip, ["changed"]),
-        ("results/tiny/labels/rtp.parquet", flip, ["changed"]),
-        ("results/tiny/words/rtp.csv", drop_row, ["rows are now"]),
-        (
-            "results/tiny/rankings/rtp.csv",
-            swap_columns,
-            ["columns are now atoms, rows", "its columns are in another order; it has atoms"],
-        ),
-        ("results/tiny/words/rtp.csv", swap_values, ["changed", "column split, row 1: "]),
-        ("results/tiny/scores/rtp.parquet", truncate, ["no longer readable"]),
-        ("results/tiny/heads/rtp/selected.csv", Path.unlink, ["missing"]),
-        ("resources/tiny-words/provenance.json", flip, ["changed"]),
-        ("own/prompts.jsonl", flip, ["changed"]),
-        ("own/model/model.safetensors", flip, ["changed"]),
-        ("own/words.csv", Path.unlink, ["missing"]),
-        ("data/published.csv", drop_row, ["rows are now"]),
-    ],
-)
-def test_damage_is_named_with_what_stands_on_it(
-    audited: Checkout, audit: Audit, name: str, damage: Callable[[Path], None], said: list[str]
-) -> None:
-    path = audited.folder / name
-    before, stat = path.read_bytes(), path.stat()
+# Of each file: how it is damaged, and what is said of it, line by line.
+DAMAGE: dict[str, tuple[Callable[[Path], None], list[str]]] = {
+    "results/tiny/activations/rtp.parquet": (flip, ["changed"]),
+    "results/tiny/rankings/rtp.csv": (
+        swap_columns,
+        ["columns are now atoms, rows", "its columns are in another order; it has atoms"],
+    ),
+    "results/tiny/words/rtp.csv": (swap_values, ["changed", "column split, row 1: "]),
+    "results/tiny/scores/rtp.parquet": (truncate, ["no longer readable"]),
+    "results/tiny/heads/rtp/selected.csv": (Path.unlink, ["missing"]),
+    "resources/tiny-words/provenance.json": (flip, ["changed"]),
+    "own/model/model.safetensors": (flip, ["changed"]),
+    "own/words.csv": (Path.unlink, ["missing"]),
+    "data/published.csv": (drop_row, ["rows are now"]),
+}
+
+
+def test_damage_is_named_with_what_stands_on_it(audited: Checkout, audit: Audit) -> None:
+    paths = {name: audited.folder / name for name in DAMAGE}
+    before = {path: (path.read_bytes(), path.stat()) for path in paths.values()}
     try:
-        damage(path)
+        for name, (damage, _) in DAMAGE.items():
+            damage(paths[name])
         code, output = audit("verify", audited.path(""))
     finally:
-        path.write_bytes(before)
-        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))  # other tests share the run
+        for path, (content, stat) in before.items():  # other tests share the run
+            path.write_bytes(content)
+            os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     assert code == 1
     lines = output.splitlines()
-    assert len(lines) == len(said), output
-    for line, part in zip(lines, said, strict=True):
-        assert line.startswith(f"{name}: ")
-        assert part in line
-    assert "results/tiny/tables/table2.csv" in lines[0]
-    assert "results/tiny/tables/published.csv" in lines[0]
+    assert len(lines) == sum(len(said) for _, said in DAMAGE.values()), output
+    for name, (_, said) in DAMAGE.items():
+        own = [line for line in lines if line.startswith(f"{name}: ")]
+        assert all(part in line for line, part in zip(own, said, strict=True)), own
+        assert "results/tiny/tables/table2.csv" in own[0]
+        assert "results/tiny/tables/published.csv" in own[0]
 
 
 def test_a_run_as_it_was_and_a_file_of_unknown_origin(audited: Checkout, audit: Audit) -> None:
@@ -307,12 +301,6 @@ def test_without_a_manifest(audit: Audit, tmp_path: Path, content: str | None, s
     assert (code, said in output) == (2, True)
 
 
-def test_no_run(audit: Audit, tmp_path: Path) -> None:
-    for command in (["verify", tmp_path], ["trace", tmp_path / "tables/table2.csv"]):
-        code, output = audit(*command)
-        assert (code, "no run's folder" in output) == (2, True)
-
-
 # The way from a number to its prompts
 
 
@@ -341,25 +329,3 @@ def test_every_row_of_every_table_is_traced(
         assert ("\nThis adds up to the table's " in output) == (
             kind in ("ratios", "overlaps") or (kind == "published" and "  own: " in output)
         )
-
-
-def test_trace_shows_the_responses_that_were_written(audited: Checkout, audit: Audit) -> None:
-    command = ["trace", audited.path(""), "rtp", "somp", "2", "--top", "99"]
-    code, output = audit(*command, "--unmasked")
-    assert code == 0
-    scores = pq.read_table(audited.path("scores/rtp.parquet")).to_pandas()
-    own = scores[(scores["condition"] == "somp-k2") & (scores["measure"] == "occurrences")]
-    moved = own[own["before"] != own["after"]]
-    assert len(moved)
-    for mark, name in (("before: ", "baseline"), ("after:  ", "scaled")):
-        parts = sorted(audited.path(f"responses/rtp/{name}").glob("part-*.parquet"))
-        texts = pd.concat(pd.read_parquet(part) for part in parts)
-        texts = texts[texts["condition"].isin(["baseline", "somp-k2"])]
-        for sample in moved["sample_id"]:
-            block = output.split(f"    {sample}: ")[1].split("\n    rtp-")[0]
-            [response] = texts[texts["sample_id"] == sample]["response"]
-            assert plain(response) in block.split(mark)[1]
-    masked, shown = audit(*command)[1].lower(), output.lower()
-    words = pd.read_csv(audited.path("words/rtp.csv"))["word"]
-    assert not [word for word in words if re.search(rf"\b{re.escape(word)}\b", masked)]
-    assert [word for word in words if re.search(rf"\b{re.escape(word)}\b", shown)]

@@ -51,7 +51,7 @@ ELSEWHERE = {
     "models.*.bits": "test_estimate.py",
     "models.*.gguf": "test_convert.py",
     "models.*.build": "test_run.py",
-    "models.*.build.trained": "test_refusals.py",
+    "models.*.build.trained": "test_config.py",
     "experiments.*.concept": "test_run.py",
     "experiments.*.at": "test_run.py",
     "experiments.*.classifier": "test_run.py",

@@ -18,6 +18,7 @@ from headpursuit.method.captions import cider
 from headpursuit.method.heads import named_heads
 from headpursuit.publish.found import summary
 from headpursuit.run.contracts import contract_of, contracts
+from headpursuit.run.estimate import estimate, measured, render
 from headpursuit.run.experiments import condition_name
 from headpursuit.run.files import parquet_metadata
 from headpursuit.run.finished import Run
@@ -311,11 +312,19 @@ def test_ten_lines_reproduce_one_bar(finished: Checkout, monkeypatch: pytest.Mon
     )
 
 
+@long
+def test_an_estimate_stands_beside_what_the_run_took(finished: Checkout) -> None:
+    config = yaml.safe_load(finished.path("config.yaml").read_text())
+    found = estimate(config, measured(finished.path("benchmarks")))
+    rules = found["rules"]
+    assert {"respond", "intervene", "measure_expected"} <= set(rules)
+    del rules["measure"]  # of which those with a classifier of texts are reckoned, and others run
+    for rule in rules.values():
+        assert rule.get("jobs", rule["measured"]["jobs"]) == rule["measured"]["jobs"]
+    assert "# What the run `tiny` takes" in render(found)
+
+
 # What runs again
-
-
-def test_second_run_does_nothing(finished: Checkout) -> None:
-    assert finished.planned() == {}
 
 
 def test_a_copied_checkout_has_nothing_to_do(checkout: Checkout) -> None:

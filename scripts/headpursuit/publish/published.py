@@ -1,5 +1,6 @@
 """Published against reproduced: every value of the paper beside this run's."""
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -102,9 +103,11 @@ def compare(
     if len(ratios):
         found = _counterparts(published, ratios, models, published_heads)
         nearest = dict(found.drop_duplicates("number")[["number", "own"]].to_numpy())
-    texts = {cell: own.to_dict("records") for cell, own in published.groupby(CELL)}
-    rows, own_rows = [], ratios.to_dict("records")
-    for place, value in enumerate(published.to_dict("records")):
+    values, own_rows = published.to_dict("records"), ratios.to_dict("records")
+    rows, texts = [], defaultdict(list)
+    for value in values:
+        texts[tuple(value[key] for key in CELL)].append(value)
+    for place, value in enumerate(values):
         row = {**value, "published": value["value"]}
         remarks = list(_oddities(value, texts))
         if place not in nearest:

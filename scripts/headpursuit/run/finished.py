@@ -23,7 +23,7 @@ from headpursuit.run.experiments import (
     owners,
     running,
 )
-from headpursuit.run.files import UserError, plain, read_json, read_parquet
+from headpursuit.run.files import LOADER, UserError, plain, read_json, read_parquet
 from headpursuit.run.schema import described, validator
 from headpursuit.run.tables import read_csv
 from headpursuit.run.uses import used_sources
@@ -88,7 +88,7 @@ def _config_of(results: Path) -> dict[str, Any]:
     """
     path = results / "config.yaml"
     try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        config = yaml.load(path.read_text(encoding="utf-8"), LOADER)
     except (yaml.YAMLError, ValueError) as error:
         raise UserError(f"{path} is not readable YAML: {plain(error)}.") from error
     config = expand(config) if isinstance(config, dict) else config

@@ -357,7 +357,7 @@ def _farthest(run: Run, name: str, layer: int, head: int) -> Iterator[str]:
     )
     far = table.sort_values("distance", ascending=False, kind="stable").head(run.top)
     samples = far["sample_id"].str.split("/").str[0]
-    sources = _sources(run, name, samples)
+    sources = _sources(run, name, samples) if len(far) else {}
     for place, sample, distance in zip(far["sample_id"], samples, far["distance"], strict=True):
         yield f"    {place}  {distance:.3f}  {sources[sample]}"
 
