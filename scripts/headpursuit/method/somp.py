@@ -34,7 +34,7 @@ STOP = 1e-7  # correlations that are this share of ||H|| ||atom|| are nil: nothi
 
 _UNIT = {"highest": 2**-24, "high": 2**-11, "medium": 2**-8}  # of torch's float32 products
 _ELEMENTS = 2**27  # of the arrays of the heads that are pursued together
-_SMALL = 200  # atoms: up to here, all scores are cheaper than the bounds that spare most of them
+_SMALL = 500  # atoms: up to here, all scores are cheaper than the bounds that spare most of them
 _FIRST = 32  # atoms screened before all others, so that few others need it
 _BLOCK = 2**20  # correlations in memory at once
 _CACHED = 2**22  # elements of the dictionary that are read at once
