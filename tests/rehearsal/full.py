@@ -36,6 +36,7 @@ from replica_tokenizer import as_json, mistral_files  # noqa: E402
 MISTRAL = MISTRAL_CONFIG | {"hidden_size": 4096, "intermediate_size": 14336}
 SHARD_BYTES = 5e9  # as the Hub's
 PROMPTS, RESPONSE, SAMPLES, ATOMS = 8, 4, 1000, 50
+PATIENCE = 7200  # seconds that a slow processor may take
 # What differs from config.yaml: a local model and prompts, words without a labeller, few of each.
 OVERLAY = {
     "run": "full",
@@ -130,6 +131,7 @@ def decompose_layer() -> dict[str, float]:
 def run(folder: Path) -> Checkout:
     """Build the model and run the workflow's jobs on it in a checkout."""
     checkout = make_checkout(folder / "checkout")
+    checkout.patience = PATIENCE
     model = checkout.folder / "own/mistral"
     model.mkdir()
     print(f"building {make_model(model) / 1e9:.3f} billion weights", flush=True)
