@@ -27,8 +27,7 @@ def main(snakemake):
     if scaled := files.get("scaled"):
         columns = ["condition", "response", "token_ids"]
         both = [read_responses(paths, columns).to_pandas() for paths in (files.baseline, scaled)]
-        by_condition = pd.concat(both).groupby("condition", sort=False)
-        responses = pd.concat([own for _, own in by_condition], ignore_index=True)
+        responses = pd.concat(both, ignore_index=True)
     if "occurrences" in params.measures:
         words_of, samples_of = score_counts(responses, words, params.matching)
         by_word.append(words_of)

@@ -133,6 +133,17 @@ def test_nested_blocks_undo_themselves_in_turn_and_after_an_error(model):
     assert torch.equal(logits(decoder), plain)
 
 
+@torch.inference_mode()
+def test_capped_logits_are_there_once(model):
+    """As a loop's memory is planned; that they are the model's own is checked on loading."""
+    decoder, made = model("gemma2"), []
+    head = decoder.model.get_output_embeddings()
+    with head.register_forward_hook(lambda module, args, output: made.append(output)):
+        found = decoder.logits(torch.ones(2, decoder.model.config.hidden_size))
+    assert decoder.model.config.final_logit_softcapping
+    assert found.data_ptr() == made[0].data_ptr()
+
+
 @pytest.mark.parametrize("has_it", [True, False])
 def test_products_run_in_bfloat16_where_the_processor_has_it(model, monkeypatch, has_it: bool):
     decoder = model("llama")

@@ -146,7 +146,7 @@ def test_batches_do_not_matter(model, run, monkeypatch):
     whole = run(model("llama"), SAMPLED, CONDITIONS, "a")
     # Of 50 tokens, conditions are read two at a time, and the last alone.
     for size, room in ((1, None), (50, Room(10**3, 0, 1)), (10_000, None)):
-        monkeypatch.setattr(sampling, "AT_ONCE", size)
+        monkeypatch.setattr(sampling, "AT_ONCE", {"cpu": size})
         how = {"batch_tokens": size, "room": room}
         assert run(model("llama"), SAMPLED, CONDITIONS, f"{size}", **how) == whole
 
