@@ -219,7 +219,8 @@ def test_rows_of_pixels(folder: Path) -> None:
     assert first.shape == (4, 4)
     assert first.max() == 255
     np.testing.assert_allclose(first.ravel() / 255 * 16, rows[0][:-1], atol=0.04)
-    for wrong, said in ((b"1,2,0\n3,4,1\n", ""), (b"1,0\n3\n", r".* a row too short")):
+    cases = {b"1,2,0\n3,4,1\n": "", b"1,0\n3\n": ".* too short", b"inf,0\n": ".* not finite"}
+    for wrong, said in cases.items():
         (folder / "pixels.csv.gz").write_bytes(gzip.compress(wrong))
         with pytest.raises(UserError, match=rf"pixels\.csv\.gz: not rows of square images{said}"):
             prepare(folder, own)

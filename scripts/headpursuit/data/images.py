@@ -86,11 +86,11 @@ def read_images(
 def _pixel_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     try:
         values = pd.read_csv(path, header=None, dtype=float).to_numpy()
-        if np.isnan(values).any():
-            raise ValueError("a cell is empty, or a row too short")
+        if not np.isfinite(values).all():
+            raise ValueError("a cell is empty or not finite, or a row too short")
         pixels, labels = values[:, :-1], values[:, -1].astype(int).tolist()
         side = round(pixels.shape[1] ** 0.5)
-        square = pixels.reshape(len(labels), side, side) * (255 / pixels.max())
+        square = pixels.reshape(len(labels), side, side) * (255 / (pixels.max() or 1))
         images = np.round(square).astype(np.uint8)
     except (ValueError, OSError, EOFError) as error:
         if refusal(error, path):
