@@ -44,6 +44,7 @@ OVERLAY = {
         "mistral-7b-instruct-v0.2": {"kind": "local", "path": "own/mistral"},
         "real-toxicity-prompts": {"kind": "local", "path": "own/prompts.jsonl"},
     },
+    "samples": {"rtp": {"sample": PROMPTS}},
     "concepts": {"own": {"file": "own/words.txt"}},
     "defaults": {
         "generation": {"max_new_tokens": RESPONSE},

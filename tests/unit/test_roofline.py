@@ -8,6 +8,7 @@ import torch
 from headpursuit.method.decoder import Decoder
 from headpursuit.method.reading import new_cache
 from headpursuit.method.writing import Rows, gather
+from headpursuit.run import roofline
 from headpursuit.run.roofline import (
     DEVICES,
     KERNELS,
@@ -141,6 +142,15 @@ def test_a_part_has_its_share_and_loads_again() -> None:
     part = job.of(3, ("a",))
     assert (part.seconds, part.read, part.written) == (5, 10, 20)
     assert part.cost == (1, 2, 3) and part.after == ("a",)
+
+
+@pytest.mark.parametrize(("has_it", "used"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_products_are_measured_as_models_have_them(monkeypatch, has_it: bool, used) -> None:
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: has_it)
+    done = []
+    monkeypatch.setattr(roofline, "_best", lambda work: done.append(work()) or 1.0)
+    processor.__wrapped__(1, "bfloat16", None)
+    assert done[0].dtype == used
 
 
 def test_this_machines_processor_is_measured() -> None:

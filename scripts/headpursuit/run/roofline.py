@@ -194,16 +194,19 @@ def wall_seconds(jobs: Mapping[Hashable, Job], places: Mapping[str, int]) -> flo
 def processor(threads: int, dtype: str, products: str | None) -> Device:
     """Measure this machine's processor: a large matrix product, and a copy in memory.
 
-    It multiplies in ``products`` where it is fast in it, else in the model's ``dtype``. Where there
-    is no torch, numpy multiplies, in float32.
+    It multiplies in ``products`` where it is fast in it, else in the model's ``dtype``, or float32
+    where it lacks that: as models do. Where there is no torch, numpy multiplies, in float32.
     """
     size = 1024
     try:
         import torch
 
+        half = {"bfloat16": "bf16", "float16": "fp16"}.get(dtype)
         torch.set_num_threads(threads)
         if products and torch.cpu.get_capabilities().get("avx512_bf16", False):
             dtype = products
+        elif half and not getattr(torch.ops.mkldnn, f"_is_mkldnn_{half}_supported")():
+            dtype = "float32"
         a = torch.ones(size, size, dtype=getattr(torch, dtype))
         here, there = torch.ones(2**24), torch.ones(2**24)
         product, copy = (lambda: a @ a), (lambda: there.copy_(here))
