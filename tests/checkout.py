@@ -10,6 +10,8 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,6 +108,14 @@ class Preloaded(Checkout):
     """
 
     program: ClassVar[list[str | Path]] = [sys.executable, ROOT / "tests/preloaded.py"]
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 300) -> None:
+    """Wait for what another process or thread is about to do."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def code_blocks(path: Path) -> list[str]:

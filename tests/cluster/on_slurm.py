@@ -8,8 +8,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from checkout import Checkout
-from fake_ollama import wait_until
+from checkout import Checkout, wait_until
 
 # What the profile sets for a large cluster is too slow here.
 QUICK = ["--slurm-init-seconds-before-status-checks", "1", "--latency-wait", "10"]

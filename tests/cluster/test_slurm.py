@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from fake_ollama import wait_until
+from checkout import wait_until
 from hub_server import Repo, serve
 from on_slurm import PROMPTS, Cluster
 

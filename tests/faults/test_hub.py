@@ -11,8 +11,7 @@ from threading import Event
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from checkout import Checkout
-from fake_ollama import wait_until
+from checkout import Checkout, wait_until
 from hub_server import Fault, Repo, serve
 
 TOKEN = "hf_canaryCANARYcanary0123456789"

@@ -11,9 +11,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from checkout import Checkout, Preloaded
+from checkout import Checkout, Preloaded, wait_until
 from conftest import copied, results
-from fake_ollama import wait_until
 from pyarrow import parquet
 
 RESUMED, SEPARATE = 24, 6  # kills of one run that goes on each time, and of runs of their own

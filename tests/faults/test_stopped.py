@@ -6,9 +6,8 @@ import time
 from pathlib import Path
 
 import pytest
-from checkout import Checkout
+from checkout import Checkout, wait_until
 from conftest import copied, group
-from fake_ollama import wait_until
 
 # The jobs of this run would take hours.
 SLOW = {

@@ -3,9 +3,8 @@
 from pathlib import Path
 
 import pytest
-from checkout import Checkout
+from checkout import Checkout, wait_until
 from conftest import copied, results
-from fake_ollama import wait_until
 
 
 def locked(checkout: Checkout) -> bool:

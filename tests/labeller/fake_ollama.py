@@ -83,14 +83,6 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 300) -> None:
-    """Wait for what another process or thread is about to do."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 class FakeOllama:
     """The server; ``faults`` are taken one a chat request, the last one for ever if ``stuck``."""
 

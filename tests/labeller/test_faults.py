@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from fake_ollama import DIGEST, FakeOllama, free_port, usual_reply, wait_until
+from checkout import wait_until
+from fake_ollama import DIGEST, FakeOllama, free_port, usual_reply
 from headpursuit.labelling.audit import summary
 from headpursuit.run.files import UserError
 

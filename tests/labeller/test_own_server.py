@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from fake_ollama import wait_until
+from checkout import wait_until
 from headpursuit.labelling.label import label_responses, open_backend
 from headpursuit.run.files import UserError
 

@@ -17,7 +17,8 @@ from pathlib import Path
 import httpx
 import pyarrow.parquet as pq
 import pytest
-from fake_ollama import free_port, wait_until
+from checkout import wait_until
+from fake_ollama import free_port
 from headpursuit.labelling.label import open_backend
 from headpursuit.method.words import normalise
 from test_keywords import encoded, images

@@ -12,7 +12,8 @@ from pathlib import Path
 import pandas as pd
 import pyarrow.parquet as pq
 import yaml
-from fake_ollama import FakeOllama, wait_until
+from checkout import wait_until
+from fake_ollama import FakeOllama
 from headpursuit.run.files import write_parquet
 
 ROOT = Path(__file__).parents[2]
